@@ -1,0 +1,36 @@
+"""nearzip compresses neural networks and the updates between their versions within a bound, and proves it kept.
+
+>>> import numpy as np, nearzip as nz
+>>> old = {"w": np.arange(8, dtype=np.float32)}
+>>> new = {"w": old["w"] + np.float32(0.01)}
+>>> archive = nz.compress(new, base=old, bound=nz.Absolute(0.001))
+>>> bool(np.abs(nz.decompress(archive, base=old)["w"] - new["w"]).max() <= 0.001)
+True
+"""
+
+from nearzip import errors
+from nearzip.api import compress, compress_file, decompress, decompress_file, methods, open
+from nearzip.archive import Archive, Reader
+from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms
+from nearzip.limits import Limits
+from nearzip.version import __version__
+
+__all__ = [
+    "Absolute",
+    "Archive",
+    "Bound",
+    "Limits",
+    "Lossless",
+    "PointwiseRelative",
+    "Reader",
+    "Relative",
+    "Rms",
+    "__version__",
+    "compress",
+    "compress_file",
+    "decompress",
+    "decompress_file",
+    "errors",
+    "methods",
+    "open",
+]

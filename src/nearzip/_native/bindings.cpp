@@ -1,0 +1,175 @@
+// The Python face of the native core. Every call releases the GIL while it works; damage becomes ValueError.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <bit>
+#include <optional>
+#include <tuple>
+
+#include "floats.hpp"
+#include "symbols.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace nearzip;
+
+static_assert(std::endian::native == std::endian::little, "the format is little-endian; big-endian hosts need swaps");
+
+namespace {
+
+template <class T>
+using Input = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Output = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+nb::bytes to_bytes(const Bytes &b) { return nb::bytes(reinterpret_cast<const char *>(b.data()), b.size()); }
+
+void check_parts(const Parts &parts, size_t n) {
+    uint64_t sum = 0;
+    for (uint64_t p : parts) {
+        if (p > n - sum) throw nb::value_error("parts do not add up to the number of values");
+        sum += p;
+    }
+    if (sum != n) throw nb::value_error("parts do not add up to the number of values");
+}
+
+void same_size(size_t a, size_t b) {
+    if (a != b) throw nb::value_error("arrays differ in size");
+}
+
+template <class T>
+const T *data_or_null(const std::optional<Input<T>> &base, size_t n) {
+    if (!base) return nullptr;
+    same_size(base->size(), n);
+    return base->data();
+}
+
+template <class T>
+nb::bytes py_encode_symbols(Input<T> symbols, const Parts &parts, bool planes) {
+    check_parts(parts, symbols.size());
+    Bytes out;
+    {
+        nb::gil_scoped_release nogil;
+        encode_symbols<T>(symbols.data(), symbols.size(), parts, planes ? Split::planes : Split::magnitude, out);
+    }
+    return to_bytes(out);
+}
+
+template <class T>
+void py_decode_symbols(Input<uint8_t> data, const Parts &parts, Output<T> out) {
+    check_parts(parts, out.size());
+    nb::gil_scoped_release nogil;
+    decode_symbols<T>({data.data(), data.size()}, out.data(), out.size(), parts);
+}
+
+nb::bytes py_encode_tokens(Input<uint8_t> tokens, const Parts &parts) {
+    check_parts(parts, tokens.size());
+    Bytes out;
+    {
+        nb::gil_scoped_release nogil;
+        encode_tokens(tokens.data(), tokens.size(), parts, out);
+    }
+    return to_bytes(out);
+}
+
+void py_decode_tokens(Input<uint8_t> data, const Parts &parts, Output<uint8_t> out) {
+    check_parts(parts, out.size());
+    nb::gil_scoped_release nogil;
+    decode_tokens({data.data(), data.size()}, out.data(), out.size(), parts);
+}
+
+template <class F>
+void py_quantize(Input<F> x, std::optional<Input<F>> base, double step, Output<int32_t> out) {
+    same_size(x.size(), out.size());
+    const F *b = data_or_null(base, x.size());
+    nb::gil_scoped_release nogil;
+    quantize<F>(x.data(), b, x.size(), step, out.data());
+}
+
+template <class F>
+void py_dequantize(Input<int32_t> symbols, std::optional<Input<F>> base, double step, Output<F> out) {
+    same_size(symbols.size(), out.size());
+    const F *b = data_or_null(base, out.size());
+    nb::gil_scoped_release nogil;
+    dequantize<F>(symbols.data(), b, out.size(), step, out.data());
+}
+
+template <class U>
+void py_ordered_delta(Input<U> x, Input<U> base, bool floats, Output<U> out) {
+    same_size(x.size(), out.size());
+    same_size(base.size(), out.size());
+    nb::gil_scoped_release nogil;
+    ordered_delta<U>(x.data(), base.data(), x.size(), floats, out.data());
+}
+
+template <class U>
+void py_undo_ordered_delta(Input<U> symbols, Input<U> base, bool floats, Output<U> out) {
+    same_size(symbols.size(), out.size());
+    same_size(base.size(), out.size());
+    nb::gil_scoped_release nogil;
+    undo_ordered_delta<U>(symbols.data(), base.data(), out.size(), floats, out.data());
+}
+
+template <class F>
+std::vector<uint64_t> py_outside(Input<F> x, Input<F> y, double tolerance, bool relative) {
+    same_size(x.size(), y.size());
+    nb::gil_scoped_release nogil;
+    return relative ? outside_relative<F>(x.data(), y.data(), x.size(), tolerance)
+                    : outside<F>(x.data(), y.data(), x.size(), tolerance);
+}
+
+template <class F>
+std::tuple<uint64_t, double, double, double> py_statistics(Input<F> x) {
+    nb::gil_scoped_release nogil;
+    const Statistics s = statistics<F>(x.data(), x.size());
+    return {s.finite, s.low, s.high, s.sum_squares};
+}
+
+template <class T>
+void bind_symbols(nb::module_ &m) {
+    m.def("encode_symbols", &py_encode_symbols<T>, "symbols"_a, "parts"_a, "planes"_a);
+    m.def("decode_symbols", &py_decode_symbols<T>, "data"_a, "parts"_a, "out"_a);
+}
+
+template <class F>
+void bind_floats(nb::module_ &m) {
+    m.def("quantize", &py_quantize<F>, "x"_a, "base"_a.none(), "step"_a, "out"_a);
+    m.def("dequantize", &py_dequantize<F>, "symbols"_a, "base"_a.none(), "step"_a, "out"_a);
+    m.def("outside", &py_outside<F>, "x"_a, "y"_a, "tolerance"_a, "relative"_a);
+    m.def("statistics", &py_statistics<F>, "x"_a);
+}
+
+template <class U>
+void bind_bits(nb::module_ &m) {
+    m.def("ordered_delta", &py_ordered_delta<U>, "x"_a, "base"_a, "floats"_a, "out"_a);
+    m.def("undo_ordered_delta", &py_undo_ordered_delta<U>, "symbols"_a, "base"_a, "floats"_a, "out"_a);
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+    m.doc() = "Native core of nearzip: entropy coding and fused passes over tensors. See the stages for their use.";
+    nb::register_exception_translator([](const std::exception_ptr &p, void *) {
+        try {
+            std::rethrow_exception(p);
+        } catch (const Corrupt &e) {
+            PyErr_SetString(PyExc_ValueError, e.what());
+        }
+    });
+    m.def("encode_tokens", &py_encode_tokens, "tokens"_a, "parts"_a);
+    m.def("decode_tokens", &py_decode_tokens, "data"_a, "parts"_a, "out"_a);
+    bind_symbols<int32_t>(m);
+    bind_symbols<uint8_t>(m);
+    bind_symbols<uint16_t>(m);
+    bind_symbols<uint32_t>(m);
+    bind_symbols<uint64_t>(m);
+    bind_floats<float>(m);
+    bind_floats<double>(m);
+    bind_bits<uint8_t>(m);
+    bind_bits<uint16_t>(m);
+    bind_bits<uint32_t>(m);
+    bind_bits<uint64_t>(m);
+}

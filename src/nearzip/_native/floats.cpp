@@ -1,0 +1,185 @@
+#include "floats.hpp"
+
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+namespace nearzip {
+namespace {
+
+constexpr double kShift = 6755399441055744.0;  // 1.5 * 2^52: adding it leaves the nearest integer in the low bits
+constexpr double kLargest = 1073741824.0;      // 2^30
+
+template <class U>
+NZ_INLINE U ordered(U u, bool floats) {
+    constexpr U sign = U(U(1) << (8 * sizeof(U) - 1));
+    if (!floats) return u;
+    return U(u & sign ? ~u : u | sign);
+}
+
+template <class U>
+NZ_INLINE U unordered(U u, bool floats) {
+    constexpr U sign = U(U(1) << (8 * sizeof(U) - 1));
+    if (!floats) return u;
+    return U(u & sign ? u ^ sign : ~u);
+}
+
+template <class U>
+NZ_INLINE U zigzag(U d) {
+    constexpr int top = 8 * sizeof(U) - 1;
+    return U(U(d << 1) ^ U(U(0) - U(d >> top)));
+}
+
+template <class U>
+NZ_INLINE U unzigzag(U z) {
+    return U(U(z >> 1) ^ U(U(0) - U(z & 1)));
+}
+
+template <class U, bool floats>
+NZ_INLINE void ordered_delta_loop(const U *x, const U *base, size_t n, U *symbols) {
+    for (size_t i = 0; i < n; ++i) symbols[i] = zigzag(U(ordered(x[i], floats) - ordered(base[i], floats)));
+}
+
+template <class U, bool floats>
+NZ_INLINE void undo_loop(const U *symbols, const U *base, size_t n, U *out) {
+    for (size_t i = 0; i < n; ++i)
+        out[i] = unordered(U(ordered(base[i], floats) + unzigzag(symbols[i])), floats);
+}
+
+// |difference| is the double nearest to |x - y|, so only a tie with the tolerance needs the rounding error itself
+// (Knuth's error-free difference).
+template <class F>
+bool exceeds(F xf, F yf, double tolerance) {
+    const double x = xf, y = yf;
+    const double difference = x - y;
+    if (!std::isfinite(difference)) return true;
+    if (std::fabs(difference) != tolerance) return std::fabs(difference) > tolerance;
+    const double back = difference + y;
+    const double error = (x - back) - (y - (back - difference));
+    return difference > 0 ? error > 0 : error < 0;
+}
+
+constexpr size_t kStretch = 4096;
+
+template <class F, class Suspicious, class Exceeds>
+NZ_INLINE std::vector<uint64_t> collect(size_t n, Suspicious suspicious, Exceeds exceeds) {
+    std::vector<uint64_t> found;
+    for (size_t begin = 0; begin < n; begin += kStretch) {
+        const size_t end = begin + kStretch < n ? begin + kStretch : n;
+        if (!suspicious(begin, end)) continue;
+        for (size_t i = begin; i < end; ++i)
+            if (exceeds(i)) found.push_back(i);
+    }
+    return found;
+}
+
+template <class F>
+NZ_CLONES uint64_t count_not_below(const F *x, const F *y, size_t begin, size_t end, double tolerance) {
+    uint64_t count = 0;
+    for (size_t i = begin; i < end; ++i) count += !(std::fabs(double(x[i]) - double(y[i])) < tolerance);
+    return count;
+}
+
+template <class F>
+NZ_CLONES uint64_t count_not_below_relative(const F *x, const F *y, size_t begin, size_t end, double tolerance) {
+    uint64_t count = 0;
+    for (size_t i = begin; i < end; ++i)
+        count += !(std::fabs(double(x[i]) - double(y[i])) < tolerance * std::fabs(double(x[i])));
+    return count;
+}
+
+}  // namespace
+
+template <class F>
+NZ_CLONES void quantize(const F *x, const F *base, size_t n, double step, int32_t *symbols) {
+    for (size_t i = 0; i < n; ++i) {
+        const double ratio = (double(x[i]) - (base ? double(base[i]) : 0.0)) / step;
+        const double kept = std::fabs(ratio) < kLargest ? ratio : 0.0;
+        const double shifted = kept + kShift;
+        int64_t bits;
+        std::memcpy(&bits, &shifted, 8);
+        symbols[i] = int32_t(bits);
+    }
+}
+
+template <class F>
+NZ_CLONES void dequantize(const int32_t *symbols, const F *base, size_t n, double step, F *out) {
+    if (base)
+        for (size_t i = 0; i < n; ++i) out[i] = F(double(base[i]) + double(symbols[i]) * step);
+    else
+        for (size_t i = 0; i < n; ++i) out[i] = F(double(symbols[i]) * step);
+}
+
+template <class U>
+NZ_CLONES void ordered_delta(const U *x, const U *base, size_t n, bool floats, U *symbols) {
+    if (floats)
+        ordered_delta_loop<U, true>(x, base, n, symbols);
+    else
+        ordered_delta_loop<U, false>(x, base, n, symbols);
+}
+
+template <class U>
+NZ_CLONES void undo_ordered_delta(const U *symbols, const U *base, size_t n, bool floats, U *out) {
+    if (floats)
+        undo_loop<U, true>(symbols, base, n, out);
+    else
+        undo_loop<U, false>(symbols, base, n, out);
+}
+
+template <class F>
+std::vector<uint64_t> outside(const F *x, const F *y, size_t n, double tolerance) {
+    return collect<F>(
+        n, [&](size_t b, size_t e) { return count_not_below<F>(x, y, b, e, tolerance) != 0; },
+        [&](size_t i) { return exceeds(x[i], y[i], tolerance); });
+}
+
+template <class F>
+std::vector<uint64_t> outside_relative(const F *x, const F *y, size_t n, double tolerance) {
+    // The product is rounded: its lower neighbour is certainly not above the exact bound. Among subnormals a
+    // relative step down may be nothing, hence the subtraction of the smallest double.
+    const auto limit = [&](size_t i) {
+        const double product = tolerance * std::fabs(double(x[i]));
+        return product * (1 - std::numeric_limits<double>::epsilon()) - std::numeric_limits<double>::denorm_min();
+    };
+    return collect<F>(
+        n, [&](size_t b, size_t e) { return count_not_below_relative<F>(x, y, b, e, tolerance * (1 - 1e-12)) != 0; },
+        [&](size_t i) { return x[i] == y[i] && std::isfinite(x[i]) ? false : exceeds(x[i], y[i], limit(i)); });
+}
+
+template <class F>
+Statistics statistics(const F *x, size_t n) {
+    Statistics s;
+    s.low = std::numeric_limits<double>::infinity();
+    s.high = -s.low;
+    for (size_t i = 0; i < n; ++i) {
+        const double v = x[i];
+        if (!std::isfinite(v)) continue;
+        ++s.finite;
+        s.low = v < s.low ? v : s.low;
+        s.high = v > s.high ? v : s.high;
+        s.sum_squares += v * v;
+    }
+    if (!s.finite) s.low = s.high = 0;
+    return s;
+}
+
+#define NZ_FLOATS(F)                                                                             \
+    template void quantize<F>(const F *, const F *, size_t, double, int32_t *);                  \
+    template void dequantize<F>(const int32_t *, const F *, size_t, double, F *);                \
+    template std::vector<uint64_t> outside<F>(const F *, const F *, size_t, double);             \
+    template std::vector<uint64_t> outside_relative<F>(const F *, const F *, size_t, double);    \
+    template Statistics statistics<F>(const F *, size_t);
+NZ_FLOATS(float)
+NZ_FLOATS(double)
+#undef NZ_FLOATS
+
+#define NZ_BITS(U)                                                               \
+    template void ordered_delta<U>(const U *, const U *, size_t, bool, U *);     \
+    template void undo_ordered_delta<U>(const U *, const U *, size_t, bool, U *);
+NZ_BITS(uint8_t)
+NZ_BITS(uint16_t)
+NZ_BITS(uint32_t)
+NZ_BITS(uint64_t)
+#undef NZ_BITS
+
+}  // namespace nearzip

@@ -1,0 +1,42 @@
+// Passes over tensors' values: quantized differences, order-preserving integers, statistics, the bound check.
+//
+// Every pass is plain IEEE arithmetic in the order written here; the build forbids contraction, so that each machine
+// gets the same bits (docs/format.md, "Arithmetic").
+#pragma once
+
+#include "common.hpp"
+
+namespace nearzip {
+
+// symbols[i] = nearest integer to (x - base) / step, ties to even; 0 where that is not finite or beyond 2^30.
+// `base` may be null (no base: zero). F: float, double.
+template <class F>
+void quantize(const F *x, const F *base, size_t n, double step, int32_t *symbols);
+
+// out[i] = base + symbols * step in double precision, rounded to F.
+template <class F>
+void dequantize(const int32_t *symbols, const F *base, size_t n, double step, F *out);
+
+// Order-preserving integers of floats (or plain integers), the difference to the base's modulo 2^bits, zigzag coded.
+// U: uint8_t, uint16_t, uint32_t, uint64_t, the bits of the values.
+template <class U>
+void ordered_delta(const U *x, const U *base, size_t n, bool floats, U *symbols);
+template <class U>
+void undo_ordered_delta(const U *symbols, const U *base, size_t n, bool floats, U *out);
+
+// Indices i with |x[i] - y[i]| > tolerance, in exact arithmetic; every NaN and infinity counts.
+template <class F>
+std::vector<uint64_t> outside(const F *x, const F *y, size_t n, double tolerance);
+
+// Likewise for |x - y| > tolerance * |x|.
+template <class F>
+std::vector<uint64_t> outside_relative(const F *x, const F *y, size_t n, double tolerance);
+
+struct Statistics {
+    uint64_t finite = 0;
+    double low = 0, high = 0, sum_squares = 0;  // over the finite values
+};
+template <class F>
+Statistics statistics(const F *x, size_t n);
+
+}  // namespace nearzip

@@ -1,0 +1,186 @@
+#include "symbols.hpp"
+
+#include <memory>
+#include <type_traits>
+
+namespace nearzip {
+namespace {
+
+constexpr uint64_t kDirect = 128;  // values below are tokens as they are
+constexpr int kDirectBits = 7;
+
+template <class T>
+using Unsigned = std::make_unsigned_t<T>;
+
+template <class T>
+NZ_INLINE Unsigned<T> fold(T v) {
+    if constexpr (std::is_signed_v<T>)
+        return (Unsigned<T>(v) << 1) ^ Unsigned<T>(v >> (8 * sizeof(T) - 1));
+    else
+        return v;
+}
+
+template <class T>
+NZ_INLINE T unfold(Unsigned<T> z) {
+    if constexpr (std::is_signed_v<T>)
+        return T((z >> 1) ^ (Unsigned<T>(0) - (z & 1)));
+    else
+        return z;
+}
+
+// Bits behind the leading one that go into a token: as many as 128 tokens hold up to the longest value. Two keep the
+// loss on a smooth distribution below 0.1 %, more serve distributions with an edge; past five the table grows for nothing.
+constexpr int kMostLeadingBits = 5;
+
+int leading_bits(int longest) {
+    int m = kMostLeadingBits;
+    while (m > 0 && (longest - kDirectBits) << m > 128) --m;
+    return m;
+}
+
+// ---- by magnitude ----------------------------------------------------------------------------------------------
+
+template <class T>
+NZ_CLONES Unsigned<T> fold_small(const T *symbols, size_t n, uint8_t *tokens) {
+    Unsigned<T> any = 0;
+    for (size_t i = 0; i < n; ++i) {
+        const Unsigned<T> z = fold(symbols[i]);
+        any = Unsigned<T>(any | z);
+        tokens[i] = uint8_t(z);
+    }
+    return any;
+}
+
+template <class T>
+void split_large(const T *symbols, size_t n, int m, uint8_t *tokens, BitWriter &raw) {
+    for (size_t i = 0; i < n; ++i) {
+        const uint64_t z = fold(symbols[i]);
+        if (z < kDirect) continue;
+        const int length = bit_length(z), rest = length - 1 - m;
+        const uint64_t leading = (z >> rest) & ((1u << m) - 1);
+        tokens[i] = uint8_t(kDirect + (uint64_t(length - kDirectBits - 1) << m) + leading);
+        raw.put(z & ((uint64_t(1) << rest) - 1), rest);
+    }
+}
+
+template <class T>
+void encode_magnitude(const T *symbols, size_t n, const Parts &parts, Bytes &out) {
+    std::unique_ptr<uint8_t[]> tokens(new uint8_t[n + 1]);
+    Bytes raw;
+    const uint64_t any = fold_small<T>(symbols, n, tokens.get());
+    const int m = any < kDirect ? 0 : leading_bits(bit_length(any));
+    if (any >= kDirect) {
+        BitWriter bits(raw);
+        split_large(symbols, n, m, tokens.get(), bits);
+        bits.finish();
+    }
+    out.push_back(uint8_t(m));
+    Bytes coded;
+    encode_tokens(tokens.get(), n, parts, coded);
+    put_varint(out, coded.size());
+    out.insert(out.end(), coded.begin(), coded.end());
+    out.insert(out.end(), raw.begin(), raw.end());
+}
+
+template <class T>
+NZ_CLONES uint8_t unfold_small(const uint8_t *tokens, size_t n, T *out) {
+    uint8_t any = 0;
+    for (size_t i = 0; i < n; ++i) {
+        any |= tokens[i];
+        out[i] = unfold<T>(Unsigned<T>(tokens[i]));
+    }
+    return any;
+}
+
+template <class T>
+void join_large(const uint8_t *tokens, size_t n, int m, T *out, BitReader &raw) {
+    constexpr int longest = 8 * int(sizeof(T));
+    for (size_t i = 0; i < n; ++i) {
+        if (tokens[i] < kDirect) continue;
+        const unsigned above = tokens[i] - unsigned(kDirect);
+        const int length = int(above >> m) + kDirectBits + 1;
+        if (length > longest) throw Corrupt("symbol too large for its type");
+        const int rest = length - 1 - m;
+        const uint64_t leading = (uint64_t(1) << m) | (above & ((1u << m) - 1));
+        out[i] = unfold<T>(Unsigned<T>(leading << rest | raw.get(rest)));
+    }
+}
+
+template <class T>
+void decode_magnitude(View in, T *out, size_t n, const Parts &parts) {
+    const int m = in.take(1).data[0];
+    in = in.drop(1);
+    if (m > kMostLeadingBits) throw Corrupt("symbol split out of range");
+    const uint64_t size = get_varint(in);
+    if (size > in.size) throw Corrupt("stream ends early");
+    std::unique_ptr<uint8_t[]> tokens(new uint8_t[n + 1]);
+    decode_tokens(in.take(size_t(size)), tokens.get(), n, parts);
+    in = in.drop(size_t(size));
+    BitReader raw(in);
+    if (unfold_small<T>(tokens.get(), n, out) >= kDirect) join_large(tokens.get(), n, m, out, raw);
+    if (raw.finish() != in.size) throw Corrupt("raw bits are too long");
+}
+
+// ---- by byte planes --------------------------------------------------------------------------------------------
+
+template <class T>
+void encode_planes(const T *symbols, size_t n, const Parts &parts, Bytes &out) {
+    std::unique_ptr<uint8_t[]> plane(new uint8_t[n + 1]);
+    for (int shift = 8 * (int(sizeof(T)) - 1); shift >= 0; shift -= 8) {
+        for (size_t i = 0; i < n; ++i) plane[i] = uint8_t(fold(symbols[i]) >> shift);
+        Bytes coded;
+        encode_tokens(plane.get(), n, parts, coded);
+        put_varint(out, coded.size());
+        out.insert(out.end(), coded.begin(), coded.end());
+    }
+}
+
+template <class T>
+void decode_planes(View in, T *out, size_t n, const Parts &parts) {
+    std::unique_ptr<uint8_t[]> plane(new uint8_t[n + 1]);
+    std::memset(static_cast<void *>(out), 0, n * sizeof(T));
+    for (int shift = 8 * (int(sizeof(T)) - 1); shift >= 0; shift -= 8) {
+        const uint64_t size = get_varint(in);
+        if (size > in.size) throw Corrupt("stream ends early");
+        decode_tokens(in.take(size_t(size)), plane.get(), n, parts);
+        in = in.drop(size_t(size));
+        for (size_t i = 0; i < n; ++i) out[i] = T(Unsigned<T>(out[i]) | Unsigned<T>(Unsigned<T>(plane[i]) << shift));
+    }
+    if (in.size) throw Corrupt("byte planes are too long");
+    for (size_t i = 0; i < n; ++i) out[i] = unfold<T>(Unsigned<T>(out[i]));
+}
+
+}  // namespace
+
+template <class T>
+void encode_symbols(const T *symbols, size_t n, const Parts &parts, Split split, Bytes &out) {
+    out.push_back(uint8_t(split));
+    if (split == Split::planes)
+        encode_planes(symbols, n, parts, out);
+    else
+        encode_magnitude(symbols, n, parts, out);
+}
+
+template <class T>
+void decode_symbols(View in, T *out, size_t n, const Parts &parts) {
+    const uint8_t split = in.take(1).data[0];
+    in = in.drop(1);
+    if (split == uint8_t(Split::planes))
+        decode_planes(in, out, n, parts);
+    else if (split == uint8_t(Split::magnitude))
+        decode_magnitude(in, out, n, parts);
+    else
+        throw Corrupt("unknown way to split symbols");
+}
+
+#define NZ_SYMBOLS(T)                                                                        \
+    template void encode_symbols<T>(const T *, size_t, const Parts &, Split, Bytes &);       \
+    template void decode_symbols<T>(View, T *, size_t, const Parts &);
+NZ_SYMBOLS(int32_t)
+NZ_SYMBOLS(uint8_t)
+NZ_SYMBOLS(uint16_t)
+NZ_SYMBOLS(uint32_t)
+NZ_SYMBOLS(uint64_t)
+#undef NZ_SYMBOLS
+
+}  // namespace nearzip

@@ -1,0 +1,21 @@
+// Integers of 8 to 64 bits as byte tokens and raw bits. Layout: docs/format.md, "Symbol streams".
+#pragma once
+
+#include "rans.hpp"
+
+namespace nearzip {
+
+enum class Split : uint8_t {
+    magnitude = 0,  // small values are tokens, larger ones a token for the leading bits and the rest raw
+    planes = 1,     // one token stream per byte of the value, most significant first
+};
+
+// T: int32_t (zigzag coded), uint8_t, uint16_t, uint32_t, uint64_t.
+template <class T>
+void encode_symbols(const T *symbols, size_t n, const Parts &parts, Split split, Bytes &out);
+
+// Throws Corrupt unless `in` is exactly one stream of n symbols.
+template <class T>
+void decode_symbols(View in, T *out, size_t n, const Parts &parts);
+
+}  // namespace nearzip

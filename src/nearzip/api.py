@@ -1,0 +1,297 @@
+"""The public functions: compress and decompress, in memory and from file to file."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nearzip.archive import Archive, Keep, Progress, Reader, WriteReport, write_archive
+from nearzip.bounds import Bound, parse_bound
+from nearzip.errors import CorruptError, Error, UsageError
+from nearzip.files import check_writable, open_checkpoint, write_checkpoint
+from nearzip.limits import Limits
+from nearzip.recipes import Recipe, recipe_type, recipe_types
+from nearzip.storage import atomic_file, check_free, open_source
+from nearzip.tensors import Array, Checkpoint
+
+__all__ = ["compress", "compress_file", "decompress", "decompress_file", "methods", "open"]
+
+Path = str | os.PathLike[str]
+
+
+def methods() -> dict[str, str]:
+    """Name and one-line description of every method, plug-ins' included.
+
+    Examples
+    --------
+    >>> print(methods()["lzma"])
+    Baseline: LZMA2 on raw bytes, lossless.
+    """
+    return {name: recipe.summary() for name, recipe in recipe_types().items()}
+
+
+def _bound(bound: Bound | str | None) -> Bound | None:
+    if bound is None or isinstance(bound, Bound):
+        return bound
+    if isinstance(bound, str):
+        return parse_bound(bound)
+    raise UsageError(f"a bound is nearzip.Lossless(), Absolute(e), .. or a string such as 'abs:1e-3', not {bound!r}")
+
+
+def _checkpoint(tensors: Any, metadata: Mapping[str, str] | None = None) -> Checkpoint:
+    if isinstance(tensors, Checkpoint):
+        return tensors
+    for key, value in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise UsageError(f"metadata maps strings to strings; {key!r} is not such a pair")
+    return Checkpoint.of(tensors, metadata)
+
+
+def compress(
+    tensors: Mapping[str, Any],
+    base: Mapping[str, Any] | None = None,
+    method: str = "nearzip",
+    bound: Bound | str | None = None,
+    plan: None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Archive:
+    """Compress named tensors, against what the reader already holds if `base` is given.
+
+    Parameters
+    ----------
+    tensors, base : mapping of str to array
+        NumPy arrays or torch tensors of any shape; float64, float32, float16, bfloat16, float8_e4m3fn, float8_e5m2,
+        integers, bool, complex. `base` is what the reader holds: the `restored` of an earlier archive, not the
+        original it was made from.
+    method : str
+        One of `methods()`.
+    bound : Bound, str or None
+        What is promised for every element; None: lossless for "nearzip", the paper's default for the others.
+    plan : None
+        Reserved for accuracy budgets.
+    options : mapping
+        The method's own settings.
+    metadata : mapping of str to str
+        Kept in the archive as it is.
+    threads : int or None
+        None: `NEARZIP_THREADS`, or all processors. The bytes do not depend on it.
+    progress : callable
+        Called with bytes done and bytes in all.
+
+    Raises
+    ------
+    UsageError
+        Unsupported input, or a bound that the method cannot promise.
+    UnknownMethodError
+        No such method.
+
+    Examples
+    --------
+    >>> import numpy as np, nearzip as nz
+    >>> old = {"w": np.linspace(0, 1, 10_000, dtype=np.float32)}
+    >>> new = {"w": old["w"] + np.float32(0.003)}
+    >>> archive = nz.compress(new, base=old, bound=nz.Absolute(1e-3))
+    >>> restored = nz.decompress(archive.to_bytes(), base=old)
+    >>> bool(abs(restored["w"] - new["w"]).max() <= 1e-3), archive.nbytes < 500
+    (True, True)
+    """
+    if plan is not None:
+        raise UsageError("plans come with accuracy budgets, which this release does not have; give a bound")
+    recipe = recipe_type(method).from_options(options)
+    source = _checkpoint(tensors, metadata)
+    restored: dict[str, Array] = {}
+    stream = io.BytesIO()
+    report = write_archive(
+        source,
+        None if base is None else _checkpoint(base),
+        recipe,
+        _bound(bound),
+        stream,
+        restored.__setitem__,
+        threads,
+        progress,
+    )
+    return Archive(stream.getvalue(), {name: restored[name] for name in source.specs}, report)
+
+
+def open(
+    archive: Archive | bytes | Path,
+    base: Mapping[str, Any] | Checkpoint | None = None,
+    limits: Limits | None = None,
+    *,
+    threads: int | None = None,
+) -> Reader:
+    """Open an archive (bytes, path, or a URL that fsspec reads) without decoding it: a mapping of lazy tensors.
+
+    Raises CorruptError, NewerFormatError or LimitError if its index cannot be trusted, NotFoundError if it is not
+    there. Use as a context manager.
+    """
+    source = open_source(archive.to_bytes() if isinstance(archive, Archive) else archive)
+    try:
+        return Reader(source, None if base is None else _checkpoint(base), limits, threads)
+    except BaseException:
+        source.close()
+        raise
+
+
+def decompress(
+    archive: Archive | bytes | Path,
+    base: Mapping[str, Any] | None = None,
+    limits: Limits | None = None,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Array]:
+    """All tensors of an archive, bit for bit what `archive.restored` was when it was made.
+
+    Parameters
+    ----------
+    archive : Archive, bytes, path or URL
+    base : mapping of str to array
+        What the archive was made against, if anything; ignored if it needs none.
+    limits : Limits
+        What reading may take; see `Limits`.
+
+    Raises
+    ------
+    WrongBaseError
+        The base is missing or another one.
+    CorruptError, TruncatedError, NewerFormatError, LimitError
+        The archive is damaged, cut short, too new, or larger than the limits.
+    """
+    with open(archive, base, limits, threads=threads) as reader:
+        tensors = dict(reader.stream(progress=progress))
+        return {name: tensors[name] for name in reader}
+
+
+# ---- file to file ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What `compress_file` did."""
+
+    n_bytes_in: int
+    n_bytes: int
+    write: WriteReport
+
+    @property
+    def ratio(self) -> float:
+        return self.n_bytes_in / self.n_bytes
+
+
+def _open_input(path: Path, limits: Limits | None = None) -> Checkpoint:
+    """A checkpoint file, or an archive that needs no base."""
+    if str(path).lower().endswith(".nz"):
+        reader = open(path, limits=limits)
+        specs = {spec.name: spec for spec in reader.index.tensors}
+        if reader.index.base_id is not None:
+            reader.close()
+            raise UsageError(f"{os.fspath(path)}: is an update; decompress it with its base first")
+        return Checkpoint(specs, reader.__getitem__, reader.metadata(), reader.index.tree, close=reader.close)
+    return open_checkpoint(path)
+
+
+def compress_file(
+    src: Path,
+    dst: Path,
+    base: Path | None = None,
+    method: str = "nearzip",
+    bound: Bound | str | None = None,
+    plan: None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    restored: Path | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> FileReport:
+    """Compress a checkpoint file, tensor by tensor; memory does not grow with the file.
+
+    `src` and `base`: .safetensors, .pt, .pth, .bin, .npz, or an .nz archive that needs no base. `restored`: also write
+    what a reader will get, the next base. Outputs are written whole or not at all and overwritten only with `force`.
+    The other parameters and the errors are `compress`'s.
+    """
+    if plan is not None:
+        raise UsageError("plans come with accuracy budgets, which this release does not have; give a bound")
+    recipe = recipe_type(method).from_options(options)
+    wanted = _bound(bound)
+    recipe.resolve_bound(wanted)
+    for output in (dst, restored):
+        if output is not None:
+            check_free(output, force)
+    source = _open_input(src)
+    reference = None if base is None else _open_input(base)
+    try:
+        if restored is None:
+            report, n_bytes = _write_file(source, reference, recipe, wanted, dst, None, force, threads, progress)
+        else:
+            with write_checkpoint(restored, source.specs, source.metadata, source.tree, force) as writer:
+                report, n_bytes = _write_file(
+                    source, reference, recipe, wanted, dst, writer.write, force, threads, progress
+                )
+    finally:
+        source.close()
+        if reference is not None:
+            reference.close()
+    return FileReport(source.n_bytes, n_bytes, report)
+
+
+def _write_file(
+    source: Checkpoint,
+    base: Checkpoint | None,
+    recipe: Recipe,
+    bound: Bound | None,
+    dst: Path,
+    write: Keep | None,
+    force: bool,
+    threads: int | None,
+    progress: Progress | None,
+) -> tuple[WriteReport, int]:
+    with atomic_file(dst, force=force) as stream:
+        report = write_archive(source, base, recipe, bound, stream, write, threads, progress)
+    return report, report.n_bytes
+
+
+def decompress_file(
+    src: Path,
+    dst: Path,
+    base: Path | None = None,
+    limits: Limits | None = None,
+    *,
+    keep_going: bool = False,
+    force: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Error]:
+    """Restore an archive to a checkpoint file whose ending names the format, tensor by tensor.
+
+    With `keep_going`, tensors that cannot be read are left out and returned with their errors; without it the first
+    of them is raised and nothing is written. The errors are `decompress`'s.
+    """
+    check_free(dst, force)
+    reference = None if base is None else _open_input(base, limits)
+    try:
+        with open(src, reference, limits, threads=threads) as reader:
+            damage: dict[str, Error] = dict(reader.damage()) if keep_going else {}
+            specs = {spec.name: spec for spec in reader.index.tensors if spec.name not in damage}
+            if damage and not specs:
+                raise CorruptError(
+                    f"{os.fspath(src)}: no tensor can be read; the first error: {next(iter(damage.values()))}"
+                )
+            check_writable(dst, specs)
+            tree = None if damage else reader.index.tree
+            with write_checkpoint(dst, specs, reader.metadata(), tree, force) as writer:
+                for name, array in reader.stream(set(specs), progress):
+                    writer.write(name, array)
+            return damage
+    finally:
+        if reference is not None:
+            reference.close()

@@ -1,0 +1,471 @@
+"""Compress and restore in memory and from file to file: the codec over all tensors, into and out of a container."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from nearzip.bounds import Bound
+from nearzip.codec import decode_block, encode_block
+from nearzip.container import BlockEntry, Index, Segment, Source, Writer, read_index
+from nearzip.digests import content_id, digest, join_pieces, piece_digests, tensor_digest
+from nearzip.errors import CorruptError, LimitError, NotFoundError, WrongBaseError
+from nearzip.layout import Block, Draft, context_of, draft_segments, find_ties, read_block, segment_blocks
+from nearzip.limits import Limits
+from nearzip.parallel import default_threads, ordered_map
+from nearzip.recipes import Recipe
+from nearzip.storage import atomic_file
+from nearzip.tensors import Array, Checkpoint, TensorSpec
+from nearzip.version import __version__
+
+__all__ = ["Archive", "Reader", "TensorReport", "write_archive"]
+
+#: Called with bytes done and bytes in all.
+Progress = Callable[[int, int], None]
+#: Takes each restored tensor as soon as it is complete.
+Keep = Callable[[str, Array], None]
+
+
+# ---- encoding --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Task:
+    draft: Draft
+    block: Block
+    first: bool
+    last: bool
+
+
+@dataclass(frozen=True)
+class _Done:
+    task: _Task
+    payload: bytes
+    pipeline: Any
+    restored: Array
+    n_patched: int
+    pieces: list[list[bytes]]  # digests of pieces of the restored tensors
+    base_pieces: list[list[bytes]]
+
+
+@dataclass
+class WriteReport:
+    """What happened while an archive was written."""
+
+    index: Index
+    n_bytes: int
+    n_patched: int
+    #: Tensors coded without a base although one was given, and why.
+    alone: dict[str, str] = field(default_factory=dict)
+
+
+def _pieces(block: Block, values: Array) -> list[list[bytes]]:
+    """Digests of the block's pieces, tensor by tensor."""
+    if len(block.tensors) == 1:
+        return [piece_digests(values)]
+    ends = np.cumsum(block.parts)
+    return [piece_digests(values[end - n : end]) for n, end in zip(block.parts, ends, strict=True)]
+
+
+def _tasks(drafts: Iterator[Draft]) -> Iterator[_Task]:
+    for draft in drafts:
+        blocks = segment_blocks(draft.tensors, draft.block_bytes)
+        for i, block in enumerate(blocks):
+            yield _Task(draft, block, i == 0, i + 1 == len(blocks))
+
+
+class _Assembler:
+    """Puts blocks of one segment together: its arrays and the digests of its tensors."""
+
+    def __init__(self, tensors: tuple[TensorSpec, ...]):
+        self._tensors = tensors
+        self._arrays: list[Array] = []
+        self._pieces: list[list[bytes]] = [[] for _ in tensors]
+
+    def add(self, values: Array | None, pieces: list[list[bytes]]) -> None:
+        if values is not None:
+            self._arrays.append(values)
+        for mine, more in zip(self._pieces, pieces, strict=True):
+            mine.extend(more)
+
+    def digests(self) -> list[bytes]:
+        return [join_pieces(pieces) for pieces in self._pieces]
+
+    def tensors(self) -> Iterator[tuple[str, Array]]:
+        values = self._arrays[0] if len(self._arrays) == 1 else np.concatenate(self._arrays)
+        at = 0
+        for spec in self._tensors:
+            yield spec.name, values[at : at + spec.n_elements].reshape(spec.shape)
+            at += spec.n_elements
+
+
+def write_archive(
+    source: Checkpoint,
+    base: Checkpoint | None,
+    recipe: Recipe,
+    bound: Bound | None,
+    stream: BinaryIO,
+    keep: Keep | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> WriteReport:
+    """Encode every tensor of `source`, block by block, and write the archive to `stream`.
+
+    `keep` gets each tensor as a reader will. Memory: a few blocks, and what `keep` holds.
+    """
+    threads = threads or default_threads()
+    resolved = recipe.resolve_bound(bound)
+    if not recipe.uses_base:
+        base = None
+    ties = find_ties(source)
+    tied_to = _inverted(ties)
+    names = [name for name in source.specs if name not in ties]
+    writer = Writer(stream)
+    segments: list[Segment] = []
+    contents: dict[str, bytes] = {}
+    base_contents: dict[str, bytes] = {}
+    entries: list[BlockEntry] = []
+    n_patched = done_bytes = 0
+    drafts = draft_segments(source, base, names, recipe, resolved, threads)
+    assembler = base_assembler = _Assembler(())
+
+    for done in ordered_map(lambda task: _encode(task, source, base), _tasks(drafts), threads):
+        draft = done.task.draft
+        if done.task.first:
+            entries = []
+            assembler, base_assembler = _Assembler(draft.tensors), _Assembler(draft.tensors)
+        entries.append(writer.add_block(done.payload, done.pipeline))
+        assembler.add(done.restored if keep else None, done.pieces)
+        n_patched += done.n_patched
+        done_bytes += done.restored.nbytes
+        if draft.with_base:
+            base_assembler.add(None, done.base_pieces)
+        if done.task.last:
+            own = assembler.digests()
+            contents.update(zip((spec.name for spec in draft.tensors), own, strict=True))
+            base_digest = None
+            if draft.with_base:
+                theirs = base_assembler.digests()
+                base_contents.update(zip((spec.name for spec in draft.tensors), theirs, strict=True))
+                base_digest = digest(b"".join(theirs))
+            segments.append(
+                Segment(draft.tensors, draft.block_bytes, tuple(entries), digest(b"".join(own)), base_digest)
+            )
+            if keep:
+                for name, array in assembler.tensors():
+                    for each in (name, *tied_to.get(name, ())):
+                        keep(each, array)
+        if progress:
+            progress(done_bytes, source.n_bytes)
+
+    contents.update({name: contents[target] for name, target in ties.items()})
+    specs = tuple(source.specs.values())
+    index = Index(
+        tensors=specs,
+        segments=tuple(segments),
+        id=content_id((spec, contents[spec.name]) for spec in specs),
+        base_id=_base_id(base, base_contents),
+        aliases=ties,
+        gone=tuple(name for name in base.specs if name not in source.specs) if base else (),
+        metadata=dict(source.metadata),
+        tree=source.tree,
+        method={"name": recipe.name, "options": recipe.options()},
+        bound=resolved.to_json(),
+        writer=f"nearzip {__version__}",
+    )
+    return WriteReport(index, writer.finish(index), n_patched, _coded_alone(source, base, ties))
+
+
+def _inverted(aliases: Mapping[str, str]) -> dict[str, list[str]]:
+    """Aliases by the tensor that they stand for."""
+    found: dict[str, list[str]] = {}
+    for alias, target in aliases.items():
+        found.setdefault(target, []).append(alias)
+    return found
+
+
+def _coded_alone(source: Checkpoint, base: Checkpoint | None, ties: Mapping[str, str]) -> dict[str, str]:
+    if base is None:
+        return {}
+    reasons = {}
+    for name, spec in source.specs.items():
+        other = base.specs.get(name)
+        if name in ties or spec.same_kind(other):
+            continue
+        if other is None:
+            reasons[name] = "new"
+        else:
+            reasons[name] = f"was {other.dtype} {list(other.shape)}, is {spec.dtype} {list(spec.shape)}"
+    return reasons
+
+
+def _base_id(base: Checkpoint | None, known: Mapping[str, bytes]) -> str | None:
+    """Identity of the whole base, None if no tensor of it was used."""
+    if base is None or not known:
+        return None
+    return content_id((spec, known.get(name) or tensor_digest(base.read(name))) for name, spec in base.specs.items())
+
+
+def _encode(task: _Task, source: Checkpoint, base: Checkpoint | None) -> _Done:
+    draft, block = task.draft, task.block
+    context = context_of(block, base if draft.with_base else None)
+    encoded = encode_block(read_block(source, block), context, draft.pipeline, draft.tolerances)
+    base_pieces = _pieces(block, context.require_base()) if draft.with_base else []
+    return _Done(
+        task,
+        encoded.payload,
+        encoded.pipeline,
+        encoded.restored,
+        encoded.n_patched,
+        _pieces(block, encoded.restored),
+        base_pieces,
+    )
+
+
+# ---- decoding --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """What `inspect` shows of a tensor: how it is coded and, for one that stands alone, its bytes in the file."""
+
+    spec: TensorSpec
+    stages: tuple[str, ...]
+    with_base: bool
+    n_bytes: float
+    alias_of: str | None = None
+
+
+class Reader(Mapping[str, Array]):
+    """An open archive: a mapping of names to arrays that are decoded when asked for.
+
+    Decoding one tensor reads its segment and nothing else: its own blocks, or the block that it shares with other
+    small tensors. Use as a context manager, or call `close`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        base: Checkpoint | None = None,
+        limits: Limits | None = None,
+        threads: int | None = None,
+    ):
+        self._source = source
+        self._base = base
+        self._threads = threads or default_threads()
+        limits = limits or Limits()
+        self.index = read_index(source, limits)
+        self._check_size(limits)
+        self._segment_of = {spec.name: s for s in self.index.segments for spec in s.tensors}
+        self._cached: tuple[Segment, dict[str, Array]] | None = None
+
+    # mapping
+
+    def __iter__(self) -> Iterator[str]:
+        return (spec.name for spec in self.index.tensors)
+
+    def __len__(self) -> int:
+        return len(self.index.tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._segment_of or name in self.index.aliases
+
+    def __getitem__(self, name: str) -> Array:
+        """Decode one tensor. Raises NotFoundError, CorruptError, WrongBaseError."""
+        target = self.index.aliases.get(name, name)
+        segment = self._segment_of.get(target)
+        if segment is None:
+            raise NotFoundError(f"{self._source.name}: no tensor {name!r}")
+        if self._cached is None or self._cached[0] is not segment:
+            arrays = dict(next(self._decode([segment])))
+            # Only groups are worth keeping: their next tensor is likely to be asked for.
+            self._cached = (segment, arrays) if len(segment.tensors) > 1 else None
+        else:
+            arrays = self._cached[1]
+        array = arrays[target]
+        return array.copy() if len(segment.tensors) > 1 else array
+
+    def metadata(self) -> dict[str, str]:
+        """The plain strings that came with the tensors."""
+        return dict(self.index.metadata)
+
+    # whole archive
+
+    def stream(self, names: set[str] | None = None, progress: Progress | None = None) -> Iterator[tuple[str, Array]]:
+        """Decode all tensors (or those of `names`), a segment at a time and in the file's order, aliases behind."""
+        wanted = [s for s in self.index.segments if names is None or any(spec.name in names for spec in s.tensors)]
+        total = sum(spec.n_bytes for s in wanted for spec in s.tensors)
+        done = 0
+        tied_to = _inverted(self.index.aliases)
+        for pairs in self._decode(wanted):
+            for name, array in pairs:
+                for each in (name, *tied_to.get(name, ())):
+                    if names is None or each in names:
+                        yield each, array
+                done += array.nbytes
+            if progress:
+                progress(done, total)
+
+    def damage(self) -> dict[str, CorruptError | WrongBaseError]:
+        """Decode everything and keep nothing: the error of each tensor that cannot be read."""
+        found: dict[str, CorruptError | WrongBaseError] = {}
+        for segment in self.index.segments:
+            error = self._error_of(segment)
+            if error is not None:
+                found.update({spec.name: error for spec in segment.tensors})
+        found.update({alias: found[name] for alias, name in self.index.aliases.items() if name in found})
+        return found
+
+    def tensor_reports(self) -> list[TensorReport]:
+        """How each tensor is coded and what it costs; a shared block's bytes are split by number of values."""
+        reports = {}
+        for segment in self.index.segments:
+            n_bytes = sum(block.length for block in segment.blocks)
+            n = sum(spec.n_elements for spec in segment.tensors)
+            for spec in segment.tensors:
+                stages = tuple(stage.id for stage in segment.blocks[0].pipeline.stages)
+                share = n_bytes * spec.n_elements / n if n else 0.0
+                reports[spec.name] = TensorReport(spec, stages, segment.base_digest is not None, share)
+        specs = {spec.name: spec for spec in self.index.tensors}
+        for alias, target in self.index.aliases.items():
+            reports[alias] = TensorReport(specs[alias], (), False, 0.0, target)
+        return [reports[spec.name] for spec in self.index.tensors]
+
+    def close(self) -> None:
+        self._source.close()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # inside
+
+    def _check_size(self, limits: Limits) -> None:
+        base = self._base.specs if self._base else {}
+        alone = sum(s.n_bytes for s in self.index.tensors if not s.same_kind(base.get(s.name)))
+        needed = alone if limits.output_bytes is None else self.index.n_bytes
+        if needed > limits.allowed_output(self._source.size):
+            raise LimitError(
+                f"{self._source.name}: declares {needed} bytes of tensors; the limit is "
+                f"{limits.allowed_output(self._source.size)}. If you trust the file, raise Limits(output_bytes=...)"
+            )
+
+    def _base_for(self, segment: Segment) -> Checkpoint:
+        name = self._source.name
+        if self._base is None:
+            raise WrongBaseError(f"{name}: was made against a base with id {self.index.base_id}; give that base")
+        for spec in segment.tensors:
+            other = self._base.specs.get(spec.name)
+            if not spec.same_kind(other):
+                is_there = "has no such tensor" if other is None else f"has it as {other.dtype} {list(other.shape)}"
+                raise WrongBaseError(
+                    f"{name}: tensor {spec.name!r} ({spec.dtype} {list(spec.shape)}) needs a base with id "
+                    f"{self.index.base_id}; the one given {is_there}"
+                )
+        return self._base
+
+    def _error_of(self, segment: Segment) -> CorruptError | WrongBaseError | None:
+        try:
+            next(self._decode([segment]))
+        except (CorruptError, WrongBaseError) as error:
+            return error
+        return None
+
+    def _decode_block(self, work: tuple[Segment, BlockEntry, Block, int]) -> tuple[Array, Any, Any]:
+        segment, entry, block, number = work
+        payload = self._source.read(entry.offset, entry.length)
+        where = f"{self._source.name}: {segment.label}, block {number}"
+        if digest(payload) != entry.digest:
+            raise CorruptError(f"{where}: the file is damaged here (checksum differs)")
+        base = self._base_for(segment) if segment.base_digest is not None else None
+        context = context_of(block, base)
+        try:
+            values = decode_block(payload, context, entry.pipeline)
+        except CorruptError as error:
+            raise CorruptError(f"{where}: {error}") from None
+        base_pieces = _pieces(block, context.require_base()) if base else []
+        return values, _pieces(block, values), base_pieces
+
+    def _decode(self, segments: list[Segment]) -> Iterator[list[tuple[str, Array]]]:
+        work = (
+            (segment, entry, block, number)
+            for segment in segments
+            for number, (entry, block) in enumerate(
+                zip(segment.blocks, segment_blocks(segment.tensors, segment.block_bytes), strict=True)
+            )
+        )
+        results = ordered_map(self._decode_block, work, self._threads)
+        for segment in segments:
+            assembler, base_assembler = _Assembler(segment.tensors), _Assembler(segment.tensors)
+            for _ in segment.blocks:
+                values, pieces, base_pieces = next(results)
+                assembler.add(values, pieces)
+                if segment.base_digest is not None:
+                    base_assembler.add(None, base_pieces)
+            if segment.base_digest is not None and digest(b"".join(base_assembler.digests())) != segment.base_digest:
+                raise WrongBaseError(
+                    f"{self._source.name}: {segment.label}: the base given is not the one that this archive was made "
+                    f"against (id {self.index.base_id})"
+                )
+            if digest(b"".join(assembler.digests())) != segment.digest:
+                raise CorruptError(f"{self._source.name}: {segment.label}: decoded values differ from what was written")
+            yield list(assembler.tensors())
+
+
+class Archive:
+    """A compressed network in memory, as `compress` makes it.
+
+    Attributes
+    ----------
+    nbytes : int
+        Length of the archive.
+    ratio : float
+        Bytes of the original tensors over bytes of the archive.
+    restored : dict of arrays
+        What a reader will get, bit for bit: the base for the next version.
+    id, base_id : str, str or None
+        Identities of `restored` and of the base it needs.
+    """
+
+    def __init__(self, data: bytes, restored: dict[str, Array], report: WriteReport):
+        self._data = data
+        self.restored = restored
+        self.report = report
+
+    @property
+    def nbytes(self) -> int:
+        return len(self._data)
+
+    @property
+    def ratio(self) -> float:
+        return self.report.index.n_bytes / len(self._data)
+
+    @property
+    def id(self) -> str:
+        return self.report.index.id
+
+    @property
+    def base_id(self) -> str | None:
+        return self.report.index.base_id
+
+    def to_bytes(self) -> bytes:
+        """The archive, as `decompress` reads it."""
+        return self._data
+
+    def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
+        """Write the archive to a file, whole or not at all. Raises UsageError if it exists, unless `force`."""
+        with atomic_file(path, force=force) as stream:
+            stream.write(self._data)
+
+    def __repr__(self) -> str:
+        n = len(self.report.index.tensors)
+        return f"<nearzip.Archive of {n} tensors, {self.nbytes} bytes, ratio {self.ratio:.2f}>"

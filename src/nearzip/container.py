@@ -1,0 +1,432 @@
+"""The bytes of one archive: header, blocks, index, footer. docs/format.md is the specification.
+
+Reading goes from the outside in: header, footer, index, each under its checksum, before anything is believed. Blocks
+follow each other without holes, so their places are sums of lengths and cannot overlap.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Protocol
+
+import zstandard
+
+from nearzip.digests import DIGEST_BYTES, PIECE_BYTES, digest
+from nearzip.errors import CorruptError, LimitError, NewerFormatError, TruncatedError
+from nearzip.limits import Limits
+from nearzip.stages import Pipeline, pipeline_from_json
+from nearzip.stages.external import unpack_zstd
+from nearzip.tensors import DTYPES, TensorSpec
+
+__all__ = ["BlockEntry", "Index", "Segment", "Source", "Writer", "read_index"]
+
+MAGIC = b"\x89NZIP\r\n\x1a"
+CLOSING = b"\x1a\nNZEND\x89"
+#: What this release writes, and the newest that it reads.
+FORMAT_VERSION = 1
+_HEADER = struct.Struct("<8sHHI")  # magic, version of the writer, oldest reader that will do, reserved (0)
+HEADER_BYTES = _HEADER.size + 8
+_FOOTER = struct.Struct("<QQQ")  # length of the file, length of the index as stored, as JSON
+FOOTER_BYTES = _FOOTER.size + DIGEST_BYTES + len(CLOSING)
+_INDEX_LEVEL = 19
+_MOST_BLOCK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class BlockEntry:
+    """One block: where it stands in the file, its checksum, the pipeline that reads it."""
+
+    offset: int
+    length: int
+    digest: bytes
+    pipeline: Pipeline
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What decodes alone: one tensor in blocks of `block_bytes`, or several tensors in one block.
+
+    `base_digest` is None for a segment without a base. Digests cover the digests of the segment's tensors, in order.
+    """
+
+    tensors: tuple[TensorSpec, ...]
+    block_bytes: int
+    blocks: tuple[BlockEntry, ...]
+    digest: bytes
+    base_digest: bytes | None
+
+    @property
+    def label(self) -> str:
+        """For messages: the tensors' names, shortened."""
+        names = [repr(spec.name) for spec in self.tensors]
+        return ", ".join(names) if len(names) < 5 else f"{', '.join(names[:3])} and {len(names) - 3} more"
+
+
+@dataclass(frozen=True)
+class Index:
+    """Everything about an archive but the blocks."""
+
+    tensors: tuple[TensorSpec, ...]
+    segments: tuple[Segment, ...]
+    id: str
+    base_id: str | None
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    gone: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    tree: str | None = None
+    method: Mapping[str, Any] = field(default_factory=dict)
+    bound: Mapping[str, Any] = field(default_factory=dict)
+    writer: str = ""
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all tensors as a reader gets them."""
+        return sum(spec.n_bytes for spec in self.tensors)
+
+
+# ---- places to read from ---------------------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """Random access to an archive's bytes."""
+
+    name: str
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes | memoryview: ...
+
+    def close(self) -> None: ...
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------
+
+
+def _b64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode().rstrip("=")
+
+
+def _to_json(index: Index) -> bytes:
+    number = {spec.name: i for i, spec in enumerate(index.tensors)}
+    pipelines: dict[Pipeline, int] = {}
+    segments = [
+        {
+            "tensors": [number[spec.name] for spec in segment.tensors],
+            "block_bytes": segment.block_bytes,
+            "digest": _b64(segment.digest),
+            "base": None if segment.base_digest is None else _b64(segment.base_digest),
+            "blocks": [
+                [pipelines.setdefault(block.pipeline, len(pipelines)), block.length, _b64(block.digest)]
+                for block in segment.blocks
+            ],
+        }
+        for segment in index.segments
+    ]
+    document = {
+        "writer": index.writer,
+        "method": index.method,
+        "bound": index.bound,
+        "id": index.id,
+        "base": index.base_id,
+        "metadata": index.metadata,
+        "tree": index.tree,
+        "gone": index.gone,
+        "tensors": [[spec.name, spec.dtype, spec.shape] for spec in index.tensors],
+        "aliases": {number[name]: number[target] for name, target in index.aliases.items()},
+        "pipelines": [pipeline.to_json() for pipeline in pipelines],
+        "segments": segments,
+    }
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def header_bytes() -> bytes:
+    head = _HEADER.pack(MAGIC, FORMAT_VERSION, FORMAT_VERSION, 0)
+    return head + digest(head)[:8]
+
+
+class Writer:
+    """Writes an archive front to back."""
+
+    def __init__(self, stream: BinaryIO):
+        self._stream = stream
+        self._header = header_bytes()
+        self._offset = 0
+        self._write(self._header)
+
+    def _write(self, data: bytes) -> None:
+        self._stream.write(data)
+        self._offset += len(data)
+
+    def add_block(self, payload: bytes, pipeline: Pipeline) -> BlockEntry:
+        """Append a block and say where it stands."""
+        entry = BlockEntry(self._offset, len(payload), digest(payload), pipeline)
+        self._write(payload)
+        return entry
+
+    def finish(self, index: Index) -> int:
+        """Write index and footer; returns the length of the archive in bytes."""
+        document = _to_json(index)
+        stored = zstandard.ZstdCompressor(level=_INDEX_LEVEL).compress(document)
+        total = self._offset + len(stored) + FOOTER_BYTES
+        lengths = _FOOTER.pack(total, len(stored), len(document))
+        self._write(stored)
+        self._write(lengths + digest(self._header, stored, lengths) + CLOSING)
+        return self._offset
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------
+
+
+def read_index(source: Source, limits: Limits) -> Index:
+    """Check everything but the blocks, and read the index.
+
+    Raises
+    ------
+    TruncatedError, CorruptError
+        The file ends early, or its bytes are not what a writer wrote.
+    NewerFormatError
+        It needs a newer reader.
+    LimitError
+        It declares more than `limits` allow.
+    """
+    header = _read_header(source)
+    stored, n_document = _read_footer(source, header, limits)
+    try:
+        document = unpack_zstd(stored, n_document)
+    except CorruptError as error:
+        raise CorruptError(f"{source.name}: index: {error}") from None
+    if len(document) != n_document:
+        raise CorruptError(f"{source.name}: index has another length than the footer says")
+    try:
+        return _Parser(limits).index(_load_json(document, limits.depth), source.size - FOOTER_BYTES - len(stored))
+    except (CorruptError, LimitError, NewerFormatError) as error:
+        raise type(error)(f"{source.name}: {error}") from None
+
+
+def _read_header(source: Source) -> bytes:
+    name = source.name
+    header = bytes(source.read(0, min(source.size, HEADER_BYTES)))
+    if not header:
+        raise TruncatedError(f"{name}: the file is empty")
+    if not header.startswith(MAGIC[: len(header)]):
+        raise CorruptError(f"{name}: not a nearzip archive")
+    if source.size < HEADER_BYTES + FOOTER_BYTES:
+        raise TruncatedError(f"{name}: ends after {source.size} bytes, shorter than any archive")
+    _, version, oldest_reader, reserved = _HEADER.unpack(header[: _HEADER.size])
+    if digest(header[: _HEADER.size])[:8] != header[_HEADER.size :]:
+        raise CorruptError(f"{name}: the header is damaged")
+    if oldest_reader > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"{name}: needs a reader of format {oldest_reader} (written as {version}); this release reads up to "
+            f"{FORMAT_VERSION}: upgrade nearzip"
+        )
+    if reserved or version < oldest_reader or oldest_reader < 1:
+        raise CorruptError(f"{name}: the header makes no sense")
+    return header
+
+
+def _read_footer(source: Source, header: bytes, limits: Limits) -> tuple[bytes, int]:
+    name = source.name
+    footer = bytes(source.read(source.size - FOOTER_BYTES, FOOTER_BYTES))
+    if not footer.endswith(CLOSING):
+        raise TruncatedError(f"{name}: does not end as an archive does; cut short, or its end is damaged")
+    lengths, expected = footer[: _FOOTER.size], footer[_FOOTER.size : -len(CLOSING)]
+    total, n_stored, n_document = _FOOTER.unpack(lengths)
+    if total != source.size or n_stored > source.size - HEADER_BYTES - FOOTER_BYTES:
+        raise CorruptError(f"{name}: the file is not as long as its footer says")
+    if max(n_document, n_stored) > limits.index_bytes:
+        raise LimitError(f"{name}: the index takes {n_document} bytes; the limit is {limits.index_bytes}")
+    stored = bytes(source.read(source.size - FOOTER_BYTES - n_stored, n_stored))
+    if digest(header, stored, lengths) != expected:
+        raise CorruptError(f"{name}: the index is damaged")
+    return stored, n_document
+
+
+def _load_json(document: bytes, depth: int) -> Any:
+    _check_depth(document, depth)
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise CorruptError("index: a key stands twice")
+        return found
+
+    def no_constants(text: str) -> Any:
+        raise CorruptError(f"index: {text} is not a number here")
+
+    try:
+        return json.loads(document.decode(), object_pairs_hook=no_duplicates, parse_constant=no_constants)
+    except (ValueError, RecursionError) as error:
+        raise CorruptError(f"index: {error}") from None
+
+
+def _check_depth(document: bytes, limit: int) -> None:
+    """Refuse deep nesting before the parser recurses into it."""
+    depth = 0
+    for bracket in re.finditer(rb"[\[\]{}]", re.sub(rb'"(?:[^"\\]|\\.)*"', b"", document)):
+        depth += 1 if bracket[0] in b"[{" else -1
+        if depth > limit:
+            raise CorruptError(f"index: nested deeper than {limit}")
+
+
+class _Parser:
+    """From JSON to an Index, believing nothing."""
+
+    def __init__(self, limits: Limits):
+        self._limits = limits
+
+    def index(self, document: Any, end_of_blocks: int) -> Index:
+        d = _fields(document, _INDEX_FIELDS)
+        tensors = self._tensors(d["tensors"])
+        pipelines = [pipeline_from_json(p) for p in d["pipelines"]]
+        aliases = self._aliases(d["aliases"], tensors)
+        segments, end = self._segments(d["segments"], tensors, pipelines)
+        if end != end_of_blocks:
+            raise CorruptError("index: blocks and file differ in length")
+        named = [spec.name for segment in segments for spec in segment.tensors] + list(aliases)
+        if sorted(named) != sorted(spec.name for spec in tensors) or set(aliases.values()) & set(aliases):
+            raise CorruptError("index: a tensor stands in no segment, or in two")
+        _strings(d["gone"])
+        _strings(d["metadata"].values())
+        base_id = d["base"]
+        if (base_id is not None and type(base_id) is not str) or (
+            base_id is None and any(s.base_digest is not None for s in segments)
+        ):
+            raise CorruptError("index: segments have a base, the archive has none")
+        return Index(
+            tensors, tuple(segments), d["id"], base_id, aliases, tuple(d["gone"]), d["metadata"], d["tree"],
+            d["method"], d["bound"], d["writer"],
+        )  # fmt: skip
+
+    def _tensors(self, items: Any) -> tuple[TensorSpec, ...]:
+        limits = self._limits
+        if len(items) > limits.tensors:
+            raise LimitError(f"{len(items)} tensors; the limit is {limits.tensors}")
+        specs = tuple(self._tensor(item) for item in items)
+        if len({spec.name for spec in specs}) != len(specs):
+            raise CorruptError("index: two tensors have one name")
+        return specs
+
+    def _tensor(self, item: Any) -> TensorSpec:
+        limits = self._limits
+        if type(item) is not list or len(item) != 3:
+            raise CorruptError("index: a tensor is not name, dtype and shape")
+        name, dtype, shape = item
+        if type(name) is not str or type(dtype) is not str or type(shape) is not list:
+            raise CorruptError("index: a tensor is not name, dtype and shape")
+        if dtype not in DTYPES:
+            raise NewerFormatError(f"tensor {name!r} has dtype {dtype[:80]!r}, which this release does not know")
+        try:
+            n_name = len(name.encode())
+        except UnicodeEncodeError:
+            raise CorruptError("index: a tensor's name is not valid Unicode") from None
+        if n_name > limits.name_bytes or len(shape) > limits.rank:
+            raise LimitError(f"a tensor's name takes {n_name} bytes, its rank is {len(shape)}; the limits are "
+                             f"{limits.name_bytes} and {limits.rank}")  # fmt: skip
+        if not all(type(n) is int and 0 <= n < 1 << 62 for n in shape) or math.prod(n or 1 for n in shape) >= 1 << 62:
+            raise CorruptError(f"index: tensor {name!r} has no possible shape")
+        return TensorSpec(name, dtype, tuple(shape))
+
+    def _aliases(self, document: Any, tensors: tuple[TensorSpec, ...]) -> dict[str, str]:
+        aliases = {}
+        for key, target in document.items():
+            if not key.isdecimal() or str(int(key[:20])) != key:
+                raise CorruptError("index: an alias is not a tensor's number")
+            one, other = _pick(tensors, int(key)), _pick(tensors, target)
+            if (one.dtype, one.shape) != (other.dtype, other.shape):
+                raise CorruptError("index: an alias differs from its tensor in dtype or shape")
+            aliases[one.name] = other.name
+        return aliases
+
+    def _segments(
+        self, items: Any, tensors: tuple[TensorSpec, ...], pipelines: list[Pipeline]
+    ) -> tuple[list[Segment], int]:
+        segments = []
+        offset = HEADER_BYTES
+        for item in items:
+            d = _fields(item, _SEGMENT_FIELDS)
+            specs = tuple(_pick(tensors, i) for i in d["tensors"])
+            blocks = []
+            for block in d["blocks"]:
+                if type(block) is not list or len(block) != 3 or type(block[1]) is not int or block[1] < 0:
+                    raise CorruptError("index: a block is not pipeline, length and digest")
+                pipeline = _pick(pipelines, block[0])
+                if pipeline.needs_base and d["base"] is None:
+                    raise CorruptError("index: a pipeline needs a base, its segment has none")
+                blocks.append(BlockEntry(offset, block[1], _digest(block[2]), pipeline))
+                offset += block[1]
+            base = None if d["base"] is None else _digest(d["base"])
+            segment = Segment(specs, d["block_bytes"], tuple(blocks), _digest(d["digest"]), base)
+            _check_blocks(segment)
+            segments.append(segment)
+        return segments, offset
+
+
+def _check_blocks(segment: Segment) -> None:
+    total = sum(spec.n_bytes for spec in segment.tensors)
+    if not 0 < segment.block_bytes <= _MOST_BLOCK_BYTES or segment.block_bytes % PIECE_BYTES:
+        raise CorruptError("index: block size out of range")
+    expected = max(1, -(-total // segment.block_bytes))
+    if not segment.tensors or len({spec.dtype for spec in segment.tensors}) != 1:
+        raise CorruptError("index: a segment holds no tensor, or several dtypes")
+    if len(segment.blocks) != expected or (expected > 1 and len(segment.tensors) > 1):
+        raise CorruptError("index: blocks and tensors of a segment do not match")
+
+
+_INDEX_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "writer": str,
+    "method": dict,
+    "bound": dict,
+    "id": str,
+    "base": (str, type(None)),
+    "metadata": dict,
+    "tree": (str, type(None)),
+    "gone": list,
+    "tensors": list,
+    "aliases": dict,
+    "pipelines": list,
+    "segments": list,
+}
+_SEGMENT_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "tensors": list,
+    "block_bytes": int,
+    "digest": str,
+    "base": (str, type(None)),
+    "blocks": list,
+}
+
+
+def _fields(document: Any, expected: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    if type(document) is not dict or set(document) != set(expected):
+        raise CorruptError("index: fields are missing or unknown")
+    for name, kind in expected.items():
+        if not isinstance(document[name], kind) or isinstance(document[name], bool) is not (kind is bool):
+            raise CorruptError(f"index: field {name!r} has the wrong type")
+    return document
+
+
+def _strings(values: Iterable[Any]) -> None:
+    if not all(type(value) is str for value in values):
+        raise CorruptError("index: a text is not a string")
+
+
+def _pick(items: Any, number: Any) -> Any:
+    if type(number) is not int or not 0 <= number < len(items):
+        raise CorruptError("index: a number points nowhere")
+    return items[number]
+
+
+def _digest(text: Any) -> bytes:
+    try:
+        raw = base64.b64decode(text + "==", validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        raise CorruptError("index: a digest is not base64") from None
+    if len(raw) != DIGEST_BYTES or _b64(raw) != text:
+        raise CorruptError("index: a digest has another length")
+    return raw

@@ -1,0 +1,60 @@
+"""Checksums of tensors and the identity of a whole checkpoint (docs/format.md, "Digests").
+
+XXH3-128 guards against damage at the speed of memory. It is no signature: who can write a file can make it match.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+
+import numpy as np
+import xxhash
+
+from nearzip.tensors import Array, TensorSpec
+
+__all__ = ["DIGEST_BYTES", "PIECE_BYTES", "content_id", "digest", "piece_digests", "tensor_digest"]
+
+DIGEST_BYTES = 16
+#: A tensor's digest is taken over pieces of this size, so that blocks can be checked in parallel.
+PIECE_BYTES = 4 << 20
+
+
+def digest(*parts: bytes | memoryview) -> bytes:
+    """XXH3-128 of the parts, one after the other."""
+    if len(parts) == 1:
+        return xxhash.xxh3_128_digest(parts[0])
+    state = xxhash.xxh3_128()
+    for part in parts:
+        state.update(part)
+    return state.digest()
+
+
+def _bytes_of(array: Array) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
+
+
+def piece_digests(values: Array) -> list[bytes]:
+    """Digests of consecutive pieces of a contiguous array that starts at a piece's border; one for an empty array."""
+    data = _bytes_of(values)
+    return [digest(data[at : at + PIECE_BYTES]) for at in range(0, max(1, len(data)), PIECE_BYTES)]
+
+
+def join_pieces(pieces: list[bytes]) -> bytes:
+    """The digest of a tensor from those of its pieces."""
+    return pieces[0] if len(pieces) == 1 else digest(b"".join(pieces))
+
+
+def tensor_digest(array: Array) -> bytes:
+    """Digest of a contiguous array's bytes: of its pieces' digests if there are several."""
+    return join_pieces(piece_digests(array))
+
+
+def content_id(tensors: Iterable[tuple[TensorSpec, bytes]]) -> str:
+    """Identity of a checkpoint: names, dtypes, shapes and content, whatever their order, as 32 hexadecimal digits."""
+    state = xxhash.xxh3_128()
+    for spec, content in sorted(tensors, key=lambda item: item[0].name):
+        head = json.dumps([spec.name, spec.dtype, list(spec.shape)]).encode()
+        state.update(struct.pack("<I", len(head)) + head + content)
+    return state.hexdigest()

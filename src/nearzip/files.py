@@ -1,0 +1,342 @@
+"""Checkpoint files: .safetensors, .pt/.pth/.bin and .npz, read and written tensor by tensor.
+
+Reading never runs code from a file: .pt goes through PyTorch's weights-only loader, .npz without pickle. Nested
+dictionaries (.pt) are flattened to dotted names; a plain JSON tree remembers the nesting, numbers and strings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import safetensors
+
+from nearzip.errors import CorruptError, UsageError, missing_extra
+from nearzip.storage import atomic_file, naming_errors
+from nearzip.tensors import Array, Checkpoint, TensorSpec, as_array, dtype_of
+
+__all__ = ["ENDINGS", "CheckpointWriter", "check_writable", "open_checkpoint", "write_checkpoint"]
+
+#: File name endings that can be read and written.
+ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".npz")
+_TORCH = (".pt", ".pth", ".bin")
+
+
+class CheckpointWriter(Protocol):
+    """Takes the announced tensors in any order, each once."""
+
+    def write(self, name: str, array: Array) -> None: ...
+
+
+def _ending(path: str | os.PathLike[str]) -> str:
+    ending = Path(path).suffix.lower()
+    if ending not in ENDINGS:
+        raise UsageError(f"{os.fspath(path)}: unknown ending {ending!r}; use one of {', '.join(ENDINGS)}")
+    return ending
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a checkpoint by its ending; tensors are read when asked for, from mapped memory where the format allows.
+
+    Raises
+    ------
+    NotFoundError, UsageError
+        No such file; an ending or content that is not supported.
+    CorruptError
+        The file is damaged, truncated or empty.
+    """
+    ending = _ending(path)
+    readers: dict[str, Callable[[str], Checkpoint]] = {".safetensors": _open_safetensors, ".npz": _open_npz}
+    with naming_errors("read", path):
+        if os.path.isdir(path):
+            raise IsADirectoryError
+        if os.stat(path).st_size == 0:
+            raise CorruptError(f"{os.fspath(path)}: the file is empty")
+        return readers.get(ending, _open_torch)(os.fspath(path))
+
+
+def check_writable(path: str | os.PathLike[str], specs: Mapping[str, TensorSpec]) -> None:
+    """Raise UsageError if the format of `path` cannot hold these tensors, before any work is done."""
+    ending = _ending(path)
+    unable = {".safetensors": {"complex128"}, ".npz": {"bfloat16", "float8_e4m3fn", "float8_e5m2"}}.get(ending, set())
+    for spec in specs.values():
+        if spec.dtype in unable:
+            raise UsageError(
+                f"{os.fspath(path)}: {ending} cannot hold tensor {spec.name!r} of dtype {spec.dtype}; "
+                "write .safetensors or .pt"
+            )
+    if ending in _TORCH:
+        _import_torch(path)
+
+
+@contextlib.contextmanager
+def write_checkpoint(
+    path: str | os.PathLike[str],
+    specs: Mapping[str, TensorSpec],
+    metadata: Mapping[str, str] | None = None,
+    tree: str | None = None,
+    force: bool = False,
+) -> Iterator[CheckpointWriter]:
+    """A writer for the format that the ending names. The file appears when the block ends, whole or not at all."""
+    check_writable(path, specs)
+    ending = _ending(path)
+    with atomic_file(path, force=force) as stream:
+        if ending == ".safetensors":
+            yield _SafetensorsWriter(stream, specs, metadata or {})
+        elif ending == ".npz":
+            with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+                yield _NpzWriter(archive)
+        else:
+            writer = _TorchWriter()
+            yield writer
+            writer.save(stream, list(specs), tree)
+
+
+# ---- safetensors -----------------------------------------------------------------------------------------------
+
+_SAFETENSORS_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
+    "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
+}  # fmt: skip
+_TO_SAFETENSORS = {ours: theirs for theirs, ours in _SAFETENSORS_DTYPES.items()}
+
+
+def _open_safetensors(path: str) -> Checkpoint:
+    try:
+        # The library checks the header: sizes, holes, overlaps. It copies tensors, so they are read by mapping.
+        with safetensors.safe_open(path, "numpy"):
+            pass
+    except safetensors.SafetensorError as error:
+        raise CorruptError(f"{path}: not a readable safetensors file: {error}") from None
+    with open(path, "rb") as stream:
+        (n_header,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(n_header))
+    metadata = header.pop("__metadata__", {})
+    mapped = np.memmap(path, np.uint8, "r")
+    specs = {}
+    places = {}
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        if entry["dtype"] not in _SAFETENSORS_DTYPES:
+            raise UsageError(f"{path}: tensor {name!r} has dtype {entry['dtype']}, which is not supported")
+        specs[name] = TensorSpec(name, _SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"]))
+        places[name] = 8 + n_header + entry["data_offsets"][0]
+
+    def read(name: str) -> Array:
+        spec = specs[name]
+        flat = np.asarray(mapped[places[name] : places[name] + spec.n_bytes]).view(dtype_of(spec.dtype))
+        return (flat if flat.flags.aligned else flat.copy()).reshape(spec.shape)
+
+    return Checkpoint(specs, read, metadata)
+
+
+class _SafetensorsWriter:
+    """Header first, then every tensor at its place. The library's own writer wants all tensors in memory."""
+
+    def __init__(self, stream: BinaryIO, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]):
+        self._stream = stream
+        self._places: dict[str, int] = {}
+        header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+        at = 0
+        # Widest first, as the library orders them, so that everything is aligned.
+        for spec in sorted(specs.values(), key=lambda s: -dtype_of(s.dtype).itemsize):
+            header[spec.name] = {
+                "dtype": _TO_SAFETENSORS[spec.dtype],
+                "shape": list(spec.shape),
+                "data_offsets": [at, at + spec.n_bytes],
+            }
+            self._places[spec.name] = at
+            at += spec.n_bytes
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        stream.write(struct.pack("<Q", len(text)) + text)
+        self._start = 8 + len(text)
+        stream.truncate(self._start + at)
+
+    def write(self, name: str, array: Array) -> None:
+        self._stream.seek(self._start + self._places[name])
+        self._stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+# ---- npz -------------------------------------------------------------------------------------------------------
+
+
+def _npy_spec(path: str, name: str, stream: Any) -> TensorSpec:
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if dtype.kind == "V":
+        raise UsageError(
+            f"{path}: array {name!r} reads as raw bytes ({dtype}): .npz cannot hold bfloat16 or float8, its real type "
+            "is lost. Save as .safetensors or .pt"
+        )
+    if dtype.kind == "O":
+        raise UsageError(f"{path}: array {name!r} holds Python objects, which would have to be unpickled")
+    native = dtype.newbyteorder("=")
+    return TensorSpec(name, as_array(name, np.empty(0, native)).dtype.name, tuple(shape))
+
+
+def _open_npz(path: str) -> Checkpoint:
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("a single .npy array")
+        specs = {}
+        for name in archive.files:
+            with archive.zip.open(name if name in archive.zip.namelist() else name + ".npy") as stream:  # type: ignore[union-attr]
+                specs[name] = _npy_spec(path, name, stream)
+    except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        raise CorruptError(f"{path}: not a readable .npz file: {error}") from None
+
+    def read(name: str) -> Array:
+        try:
+            return as_array(name, archive[name])
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise CorruptError(f"{path}: array {name!r}: {error}") from None
+
+    return Checkpoint(specs, read, close=archive.close)
+
+
+class _NpzWriter:
+    def __init__(self, archive: zipfile.ZipFile):
+        self._archive = archive
+
+    def write(self, name: str, array: Array) -> None:
+        with self._archive.open(zipfile.ZipInfo(name + ".npy"), "w", force_zip64=True) as stream:
+            np.lib.format.write_array(stream, array, allow_pickle=False)
+
+
+# ---- PyTorch ---------------------------------------------------------------------------------------------------
+
+
+def _import_torch(path: str | os.PathLike[str]) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise missing_extra("PyTorch", "torch", f"{os.fspath(path)}: a {Path(path).suffix} file") from None
+    return torch
+
+
+def _open_torch(path: str) -> Checkpoint:
+    torch = _import_torch(path)
+    try:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            content = torch.load(path, map_location="cpu", weights_only=True)  # the format before PyTorch 1.6
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+            raise UsageError(
+                f"{path}: holds Python objects besides tensors and plain values, and loading them could run code; "
+                "save the state_dict alone"
+            ) from None
+        raise CorruptError(f"{path}: not a readable PyTorch file") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise CorruptError(f"{path}: not a readable PyTorch file: {str(error).splitlines()[0][:200]}") from None
+    tensors: dict[str, Any] = {}
+    tree = _flatten(path, content, "", tensors, torch)
+    flat = tree["d"] if isinstance(content, dict) else []
+    is_flat = isinstance(content, dict) and all(node == {"a": key} for key, node in flat)
+    return Checkpoint.of(tensors, tree=None if is_flat else json.dumps(tree, separators=(",", ":")))
+
+
+def _flatten(path: str, node: Any, name: str, tensors: dict[str, Any], torch: Any) -> dict[str, Any]:
+    """The tree of a nested structure; its tensors go to `tensors` under dotted names.
+
+    A node is {"d": [[key, node], ..]} (dict), {"l": [..]} (list), {"t": [..]} (tuple), {"a": name} (tensor),
+    {"f": hexadecimal float} or {"v": None, bool, int or str}.
+    """
+    if isinstance(node, torch.Tensor):
+        while name in tensors or not name:
+            name += "_"
+        tensors[name] = node
+        return {"a": name}
+    deeper = f"{name}." if name else ""
+    if isinstance(node, Mapping):
+        for key in node:
+            if type(key) not in (str, int):
+                raise UsageError(f"{path}: {name or 'the top level'} has a key of type {type(key).__name__}")
+        return {"d": [[key, _flatten(path, v, f"{deeper}{key}", tensors, torch)] for key, v in node.items()]}
+    if isinstance(node, (list, tuple)):
+        items = [_flatten(path, v, f"{deeper}{i}", tensors, torch) for i, v in enumerate(node)]
+        return {"l" if isinstance(node, list) else "t": items}
+    if type(node) is float:
+        return {"f": node.hex()}
+    if node is None or type(node) in (bool, int, str):
+        return {"v": node}
+    raise UsageError(f"{path}: {name!r} is a {type(node).__name__}, neither a tensor nor a plain value")
+
+
+def _unflatten(node: Any, tensors: Mapping[str, Any], depth: int = 0) -> Any:
+    """The structure that `_flatten` read, from an untrusted tree. Raises CorruptError."""
+    if type(node) is not dict or len(node) != 1 or depth > 100:
+        raise CorruptError("the tree of nested values is damaged")
+    (kind, value), *_ = node.items()
+    if kind == "d" and type(value) is list and all(_is_item(item) for item in value):
+        return {key: _unflatten(v, tensors, depth + 1) for key, v in value}
+    if kind in ("l", "t") and type(value) is list:
+        items = [_unflatten(v, tensors, depth + 1) for v in value]
+        return items if kind == "l" else tuple(items)
+    if kind == "a" and type(value) is str and value in tensors:
+        return tensors[value]
+    if kind == "f" and type(value) is str:
+        with contextlib.suppress(ValueError, OverflowError):
+            return float.fromhex(value)
+    if kind == "v" and (value is None or type(value) in (bool, int, str)):
+        return value
+    raise CorruptError("the tree of nested values is damaged")
+
+
+def _is_item(item: Any) -> bool:
+    return type(item) is list and len(item) == 2 and type(item[0]) in (str, int)
+
+
+class _TorchWriter:
+    """Collects; PyTorch's own writer wants everything at once."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, Array] = {}
+
+    def write(self, name: str, array: Array) -> None:
+        self._arrays[name] = array
+
+    def save(self, stream: BinaryIO, names: list[str], tree: str | None) -> None:
+        import torch
+
+        made: dict[int, Any] = {}
+        tensors = {}
+        for name in names:
+            array = self._arrays[name]
+            if id(array) not in made:  # a tied tensor stays tied
+                made[id(array)] = _to_torch(torch, array)
+            tensors[name] = made[id(array)]
+        content = tensors if tree is None else _unflatten(_load_tree(tree), tensors)
+        torch.save(content, stream)
+
+
+def _load_tree(tree: str) -> Any:
+    try:
+        return json.loads(tree)
+    except (ValueError, RecursionError):
+        raise CorruptError("the tree of nested values is damaged") from None
+
+
+def _to_torch(torch: Any, array: Array) -> Any:
+    name = array.dtype.name
+    if name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        bits = np.array(array, copy=True, order="C").view(np.int16 if array.itemsize == 2 else np.uint8)
+        return torch.from_numpy(bits.reshape(array.shape)).view(getattr(torch, name))
+    if not math.prod(array.shape):
+        return torch.empty(array.shape, dtype=getattr(torch, name))
+    return torch.from_numpy(np.array(array, copy=True, order="C"))

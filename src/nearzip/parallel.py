@@ -1,0 +1,48 @@
+"""Ordered, bounded parallelism: results in the order of their inputs, few of them in memory."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from nearzip.errors import UsageError
+
+__all__ = ["default_threads", "ordered_map"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def default_threads() -> int:
+    """`NEARZIP_THREADS`, or the processors that this process may use."""
+    wanted = os.environ.get("NEARZIP_THREADS")
+    if wanted is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise UsageError(f"NEARZIP_THREADS is a positive number, not {wanted!r}")
+    return int(wanted)
+
+
+def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """`map` on a thread pool; at most `threads` + 2 results wait to be taken, so memory stays bounded.
+
+    The work must release the GIL to gain. Closing the iterator early abandons what has not begun.
+    """
+    if threads == 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="nearzip") as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > threads + 1:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,33 @@
+"""One file per published method, and ours; by name, with those of plug-ins (entry points `nearzip.recipes`)."""
+
+from __future__ import annotations
+
+import functools
+from importlib.metadata import entry_points
+
+from nearzip.errors import UnknownMethodError
+from nearzip.recipes.base import Recipe, TensorPlan
+from nearzip.recipes.baselines import GzipRecipe, LzmaRecipe, ZstdRecipe
+from nearzip.recipes.delta_dnn import DeltaDnn
+from nearzip.recipes.nearzip import Nearzip
+
+__all__ = ["Recipe", "TensorPlan", "recipe_type", "recipe_types"]
+
+_BUILT_IN: tuple[type[Recipe], ...] = (Nearzip, DeltaDnn, GzipRecipe, ZstdRecipe, LzmaRecipe)
+
+
+@functools.cache
+def recipe_types() -> dict[str, type[Recipe]]:
+    """All recipes by name, ours first. A plug-in cannot replace a built-in one."""
+    types = {recipe.name: recipe for recipe in _BUILT_IN}
+    for point in entry_points(group="nearzip.recipes"):
+        types.setdefault(point.name, point.load())
+    return types
+
+
+def recipe_type(name: str) -> type[Recipe]:
+    """The recipe of that name. Raises UnknownMethodError."""
+    try:
+        return recipe_types()[name]
+    except KeyError:
+        raise UnknownMethodError(f"unknown method {name!r}; known are {', '.join(recipe_types())}") from None

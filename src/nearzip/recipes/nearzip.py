@@ -1,0 +1,74 @@
+"""nearzip's own method. docs/methods/nearzip.md says what was measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from nearzip.bounds import Bound, Lossless, Statistics, Tolerance
+from nearzip.codec import exact_pipeline
+from nearzip.recipes.base import Recipe, TensorPlan
+from nearzip.stages import LogStep, Pipeline, Rans, Stage, SubtractBase, UniformStep
+
+__all__ = ["Nearzip"]
+
+#: Fewer values than this and a tensor's own step is rounded down.
+_SMALL = 1 << 14
+
+
+def _half_spacing(dtype: np.dtype[Any], largest: float) -> float:
+    """Half the distance between neighbouring values of `dtype` at magnitude `largest`: the rounding of a result."""
+    info = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    if largest == 0:
+        return 0.0
+    exponent = max(math.frexp(largest)[1] - 1, int(info.minexp))
+    return math.ldexp(float(info.eps) / 2, exponent)
+
+
+@dataclass(frozen=True)
+class Nearzip(Recipe):
+    """nearzip: one quantization step for the whole network, closed loop against the base, rANS; or lossless."""
+
+    name = "nearzip"
+
+    def resolve_bound(self, bound: Bound | None) -> Bound:
+        return bound or Lossless()
+
+    def plan(
+        self, dtype: np.dtype[Any], with_base: bool, bound: Bound, own: Statistics, whole: Statistics
+    ) -> TensorPlan:
+        tolerance = bound.tolerance(own)
+        if tolerance.kind == "exact":
+            return TensorPlan(exact_pipeline(with_base), tolerance)
+        if tolerance.kind == "pointwise":
+            spacing = _half_spacing(dtype, 1.0)
+            first: tuple[Stage, ...] = (LogStep(_room(tolerance.value, spacing), delta=with_base),)
+        else:
+            step = UniformStep(2 * _shared_room(tolerance.value, bound.tolerance(whole), dtype, own))
+            first = (SubtractBase(), step) if with_base else (step,)
+        return TensorPlan(Pipeline((*first, Rans())), tolerance)
+
+
+def _shared_room(own_value: float, shared: Tolerance, dtype: np.dtype[Any], own: Statistics) -> float:
+    """Half the step: the network's, because the error that matters adds up over all tensors, or the tensor's own
+    where its promise is tighter."""
+    rounding = _half_spacing(dtype, own.largest)
+    if shared.kind != "exact" and shared.value <= own_value:
+        return _room(shared.value, rounding)
+    room = _room(own_value, rounding)
+    if own.finite < _SMALL:
+        # On a common grid, so that small tensors share a stream.
+        room = math.pow(2, math.floor(2 * math.log2(room)) / 2)
+    return room
+
+
+def _room(tolerance: float, rounding: float) -> float:
+    """What quantization may use of the tolerance, when the result is rounded to the tensor's dtype as well.
+
+    A thousandth is always left, so that tensors whose rounding is below that get the same step.
+    """
+    return tolerance - min(max(rounding, tolerance / 1024), tolerance / 2)

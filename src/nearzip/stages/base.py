@@ -1,0 +1,238 @@
+"""What a stage is, and how stages make a pipeline.
+
+A stage turns one kind of data into another and back: floats into symbols, symbols into bytes, or one of them into the
+same kind. It is a small frozen value whose fields are its JSON. `decode` sees what `encode` gave, the context, and
+nothing else: whatever more it needs, `encode` puts into `side`.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import typing
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import numpy as np
+
+from nearzip.errors import CorruptError, UsageError
+from nearzip.tensors import Array, round_to
+
+__all__ = ["BYTES", "FLOATS", "SYMBOLS", "Coded", "Context", "Kind", "Pipeline", "Stage", "get_varint", "put_varint"]
+
+
+class Kind(enum.Enum):
+    """What flows between stages: a tensor's values or differences of them, integers, or bytes."""
+
+    FLOATS = "floats"
+    SYMBOLS = "symbols"
+    BYTES = "bytes"
+
+
+FLOATS, SYMBOLS, BYTES = Kind.FLOATS, Kind.SYMBOLS, Kind.BYTES
+
+
+@dataclass(frozen=True)
+class Context:
+    """What both directions know about a block of values.
+
+    Parameters
+    ----------
+    dtype : numpy dtype
+        Of the tensor's own values.
+    parts : tuple of int
+        Sizes of the tensors, or pieces of tensors, whose values follow each other in the block.
+    base : array, shape (n,), or None
+        What the reader holds at the same place, in the tensor's dtype.
+    """
+
+    dtype: np.dtype[Any]
+    parts: tuple[int, ...]
+    base: Array | None = None
+
+    @staticmethod
+    def alone(values: Array, base: Array | None = None) -> Context:
+        """For one tensor on its own."""
+        return Context(values.dtype, (values.size,), None if base is None else base.reshape(-1))
+
+    @property
+    def n(self) -> int:
+        return sum(self.parts)
+
+    def require_base(self) -> Array:
+        if self.base is None:
+            raise UsageError("this pipeline needs a base")
+        return self.base
+
+
+@dataclass(frozen=True)
+class Coded:
+    """The result of a stage: an array or bytes, and what decoding needs besides."""
+
+    value: Any
+    side: bytes = b""
+
+    @property
+    def floats(self) -> Array:
+        return typing.cast(Array, self.value)
+
+    @property
+    def symbols(self) -> Array:
+        return typing.cast(Array, self.value)
+
+    @property
+    def data(self) -> bytes:
+        return typing.cast(bytes, self.value)
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """One reversible step. Subclasses are frozen dataclasses of numbers, strings and booleans, and check them."""
+
+    id: ClassVar[str]
+    takes: ClassVar[Kind]
+    gives: ClassVar[Kind]
+
+    @abstractmethod
+    def encode(self, value: Any, context: Context | None = None) -> Coded:
+        """Forward. `value` is an array, shape (n,), or bytes; `context` may be left out where a stage needs none."""
+
+    @abstractmethod
+    def decode(self, coded: Coded, context: Context) -> Any:
+        """Backward, from untrusted input: raises CorruptError where it cannot come from `encode`."""
+
+    @property
+    def needs_base(self) -> bool:
+        return False
+
+    def fuse(self, after: Stage) -> Stage | None:
+        """One stage that does this one and `after` in one pass over the data, bit for bit the same; or None."""
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"id": self.id, **{f.name: getattr(self, f.name) for f in fields(self)}}
+
+    @classmethod
+    def from_json(cls, parameters: dict[str, Any]) -> Stage:
+        """From the parameters in a file (untrusted). Raises UsageError."""
+        hints = typing.get_type_hints(cls)
+        known = {f.name: hints[f.name] for f in fields(cls)}
+        if set(parameters) != set(known):
+            raise UsageError(f"stage {cls.id!r} takes {sorted(known)}, not {sorted(parameters)}")
+        return cls(**{name: _checked(cls.id, name, known[name], value) for name, value in parameters.items()})
+
+
+def _checked(stage: str, name: str, hint: Any, value: Any) -> Any:
+    if hint is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if typing.get_origin(hint) is typing.Literal and type(value) is str and value in typing.get_args(hint):
+        return value
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    raise UsageError(f"stage {stage!r}: {name} cannot be {value!r}")
+
+
+def put_varint(value: int) -> bytes:
+    """Little-endian base 128, seven bits a byte.
+
+    Examples
+    --------
+    >>> put_varint(300).hex()
+    'ac02'
+    """
+    out = bytearray()
+    while value >= 128:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def get_varint(data: memoryview | bytes, at: int) -> tuple[int, int]:
+    """The number at `at` and the place behind it. Raises CorruptError; only the shortest spelling is accepted."""
+    value = 0
+    for shift in range(0, 63, 7):
+        if at >= len(data):
+            raise CorruptError("stream ends early")
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            if shift and not byte:
+                break
+            return value, at
+    raise CorruptError("malformed integer")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Stages from a tensor's values to bytes. The kinds of neighbours must match.
+
+    Examples
+    --------
+    >>> from nearzip.stages import Lzma, PackIntegers, UniformStep
+    >>> pipeline = Pipeline((UniformStep(0.5), PackIntegers(), Lzma()))
+    >>> x = np.array([0.0, 0.2, -1.3], np.float32)
+    >>> pipeline.decode(pipeline.encode(x, Context.alone(x)), Context.alone(x))
+    array([ 0. ,  0. , -1.5], dtype=float32)
+    """
+
+    stages: tuple[Stage, ...]
+    _steps: tuple[Stage, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.stages or self.stages[0].takes is not FLOATS or self.stages[-1].gives is not BYTES:
+            raise UsageError("a pipeline leads from floats to bytes")
+        for one, next_one in zip(self.stages, self.stages[1:], strict=False):
+            if one.gives is not next_one.takes:
+                raise UsageError(
+                    f"{one.id!r} gives {one.gives.value}, but {next_one.id!r} takes {next_one.takes.value}"
+                )
+        object.__setattr__(self, "_steps", _fused(self.stages))
+
+    @property
+    def needs_base(self) -> bool:
+        return any(stage.needs_base for stage in self.stages)
+
+    def encode(self, values: Array, context: Context) -> bytes:
+        """Bytes of `values`, shape (n,), dtype `context.dtype`."""
+        value: Any = values
+        sides = []
+        for step in self._steps:
+            coded = step.encode(value, context)
+            value = coded.value
+            sides.append(put_varint(len(coded.side)) + coded.side)
+        return b"".join([*sides, value])
+
+    def decode(self, data: bytes | memoryview, context: Context) -> Array:
+        """The values, shape (n,), dtype `context.dtype`. Raises CorruptError on bytes that no encoder wrote."""
+        view = memoryview(data)
+        sides = []
+        at = 0
+        for _ in self._steps:
+            length, at = get_varint(view, at)
+            if length > len(view) - at:
+                raise CorruptError("stream ends early")
+            sides.append(bytes(view[at : at + length]))
+            at += length
+        value: Any = view[at:]
+        for step, side in zip(reversed(self._steps), reversed(sides), strict=True):
+            value = step.decode(Coded(value, side), context)
+        if value.shape != (context.n,):
+            raise CorruptError("stream holds another number of values")
+        return round_to(context.dtype, value)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [stage.to_json() for stage in self.stages]
+
+
+def _fused(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    steps = [stages[0]]
+    for stage in stages[1:]:
+        fused = steps[-1].fuse(stage)
+        if fused is not None:
+            steps[-1] = fused
+        else:
+            steps.append(stage)
+    return tuple(steps)

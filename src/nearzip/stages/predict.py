@@ -1,0 +1,146 @@
+"""Subtract what the reader holds already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nearzip import _core
+from nearzip.errors import CorruptError, UsageError
+from nearzip.stages.base import FLOATS, SYMBOLS, Coded, Context, Stage
+from nearzip.stages.quantize import QuantizeDelta, UniformStep
+from nearzip.tensors import Array, bits_of, is_float
+
+__all__ = ["OrderedBits", "OrderedDelta", "SubtractBase"]
+
+
+@dataclass(frozen=True)
+class SubtractBase(Stage):
+    """The difference to the base, in float64 (shape and order stay).
+
+    Examples
+    --------
+    >>> x, base = np.array([1.0, 2.0], np.float32), np.array([0.5, 2.5], np.float32)
+    >>> SubtractBase().encode(x, Context.alone(x, base)).floats
+    array([ 0.5, -0.5])
+    """
+
+    id = "subtract-base"
+    takes, gives = FLOATS, FLOATS
+
+    @property
+    def needs_base(self) -> bool:
+        return True
+
+    def encode(self, value: Any, context: Context | None = None) -> Coded:
+        if context is None:
+            raise UsageError("subtract-base needs a base")
+        with np.errstate(invalid="ignore", over="ignore"):
+            return Coded(value.astype(np.float64) - context.require_base().astype(np.float64))
+
+    def decode(self, coded: Coded, context: Context) -> Array:
+        with np.errstate(invalid="ignore", over="ignore"):
+            total: Array = context.require_base().astype(np.float64) + coded.floats
+        return total
+
+    def fuse(self, after: Stage) -> Stage | None:
+        return QuantizeDelta(after.step) if isinstance(after, UniformStep) else None
+
+
+def _folded(ordered: Array) -> Array:
+    """Zigzag: signed integers (as unsigned bits) so that those near zero are small."""
+    signed = ordered.view(f"i{ordered.itemsize}")
+    folded: Array = ((signed << 1) ^ (signed >> (8 * ordered.itemsize - 1))).view(ordered.dtype)
+    return folded
+
+
+def _unfolded(folded: Array) -> Array:
+    one = folded.dtype.type(1)
+    unfolded: Array = (folded >> one) ^ (folded.dtype.type(0) - (folded & one))
+    return unfolded
+
+
+def _require_unsigned(coded: Coded, like: np.dtype[Any]) -> Array:
+    if coded.symbols.dtype != like:
+        raise CorruptError(f"symbols are {coded.symbols.dtype}, not {like}")
+    return coded.symbols
+
+
+def _bits_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return bits_of(np.empty(0, dtype)).dtype
+
+
+@dataclass(frozen=True)
+class OrderedDelta(Stage):
+    """Bit-exact difference to the base: of the integers that sort like the floats, modulo 2^bits, zigzag coded.
+
+    Neighbouring floats differ by 1 whatever their exponent, so small updates give small symbols. Symbols are unsigned,
+    as wide as the values; complex numbers count as two.
+
+    Examples
+    --------
+    >>> x = np.array([1.0, 1.0], np.float32)
+    >>> OrderedDelta().encode(x, Context.alone(x, np.nextafter(x, np.float32([2, 0])))).symbols
+    array([1, 2], dtype=uint32)
+    """
+
+    id = "ordered-delta"
+    takes, gives = FLOATS, SYMBOLS
+
+    @property
+    def needs_base(self) -> bool:
+        return True
+
+    def encode(self, value: Any, context: Context | None = None) -> Coded:
+        if context is None:
+            raise UsageError("ordered-delta needs a base")
+        bits = bits_of(value)
+        symbols = np.empty_like(bits)
+        floats = is_float(context.dtype) or context.dtype.kind == "c"
+        _core.ordered_delta(bits, bits_of(context.require_base()), floats, symbols)
+        return Coded(symbols)
+
+    def decode(self, coded: Coded, context: Context) -> Array:
+        base = bits_of(context.require_base())
+        symbols = _require_unsigned(coded, base.dtype)
+        if symbols.size != base.size:
+            raise CorruptError("stream holds another number of values")
+        out = np.empty_like(symbols)
+        floats = is_float(context.dtype) or context.dtype.kind == "c"
+        _core.undo_ordered_delta(symbols, base, floats, out)
+        return out.view(context.dtype)
+
+
+@dataclass(frozen=True)
+class OrderedBits(Stage):
+    """The bits of values without a base, arranged to compress: a float's sign moves behind its mantissa, so that the
+    exponent stands at the top; signed integers are zigzag coded; the others stay.
+
+    Examples
+    --------
+    >>> [hex(s) for s in OrderedBits().encode(np.array([1.0, -1.0], np.float32)).symbols]
+    ['0x7f000000', '0x7f000001']
+    """
+
+    id = "ordered-bits"
+    takes, gives = FLOATS, SYMBOLS
+
+    def encode(self, value: Any, context: Context | None = None) -> Coded:
+        bits = bits_of(value)
+        if is_float(value.dtype) or value.dtype.kind == "c":
+            top = bits.dtype.type(8 * bits.itemsize - 1)
+            return Coded((bits << bits.dtype.type(1)) | (bits >> top))
+        return Coded(_folded(bits) if value.dtype.kind == "i" else bits.copy())
+
+    def decode(self, coded: Coded, context: Context) -> Array:
+        symbols = _require_unsigned(coded, _bits_type(context.dtype))
+        if is_float(context.dtype) or context.dtype.kind == "c":
+            top = symbols.dtype.type(8 * symbols.itemsize - 1)
+            bits: Array = (symbols >> symbols.dtype.type(1)) | (symbols << top)
+        else:
+            bits = _unfolded(symbols) if context.dtype.kind == "i" else symbols
+        if context.dtype.kind == "b" and bits.size and int(bits.max()) > 1:
+            raise CorruptError("a boolean is neither 0 nor 1")
+        return bits.view(context.dtype)

@@ -1,0 +1,191 @@
+"""Scalar quantization: floats to integers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nearzip import _core
+from nearzip.errors import CorruptError, UsageError
+from nearzip.stages.base import FLOATS, SYMBOLS, Coded, Context, Stage
+from nearzip.tensors import Array
+
+__all__ = ["LogStep", "QuantizeDelta", "UniformStep"]
+
+
+def _check_step(step: float) -> None:
+    if not 0 < step < math.inf:
+        raise UsageError(f"a quantization step is positive and finite, not {step!r}")
+
+
+def _int32(coded: Coded) -> Array:
+    if coded.symbols.dtype != np.int32:
+        raise CorruptError(f"symbols are {coded.symbols.dtype}, not int32")
+    return coded.symbols
+
+
+@dataclass(frozen=True)
+class UniformStep(Stage):
+    """Round to integer multiples of `step`, ties to even, in units of the tensor's values.
+
+    What is not finite or lies beyond 2^30 steps becomes 0 and is left to the codec's patch.
+
+    Parameters
+    ----------
+    step : float
+        Distance between neighbouring levels, > 0. The rounding error is at most step / 2 in exact arithmetic;
+        the codec patches what float32 makes of it.
+
+    Examples
+    --------
+    >>> UniformStep(0.5).encode(np.array([0.0, 0.2, -1.3], np.float32)).symbols
+    array([ 0,  0, -3], dtype=int32)
+    """
+
+    id = "uniform-step"
+    takes, gives = FLOATS, SYMBOLS
+
+    step: float
+
+    def __post_init__(self) -> None:
+        _check_step(self.step)
+
+    def encode(self, value: Any, context: Context | None = None) -> Coded:
+        return Coded(_quantize(value, None, self.step))
+
+    def decode(self, coded: Coded, context: Context) -> Array:
+        out = np.empty(coded.symbols.size, np.float64)
+        _core.dequantize(_int32(coded), None, self.step, out)
+        return out
+
+
+@dataclass(frozen=True)
+class QuantizeDelta(Stage):
+    """`SubtractBase` and `UniformStep` in one pass over memory; never stands in a file."""
+
+    id = "subtract-base+uniform-step"
+    takes, gives = FLOATS, SYMBOLS
+
+    step: float
+
+    @property
+    def needs_base(self) -> bool:
+        return True
+
+    def encode(self, value: Any, context: Context | None = None) -> Coded:
+        if context is None:
+            raise UsageError("subtract-base needs a base")
+        return Coded(_quantize(value, context.require_base(), self.step))
+
+    def decode(self, coded: Coded, context: Context) -> Array:
+        base = _working(context.require_base())
+        symbols = _int32(coded)
+        if symbols.size != base.size:
+            raise CorruptError("stream holds another number of values")
+        out = np.empty_like(base)
+        _core.dequantize(symbols, base, self.step, out)
+        return out
+
+
+def _working(values: Array) -> Array:
+    """float32 for types below 32 bits, which holds all their values."""
+    return values.astype(np.float32) if values.dtype.itemsize < 4 else values
+
+
+def _quantize(values: Array, base: Array | None, step: float) -> Array:
+    symbols = np.empty(values.size, np.int32)
+    _core.quantize(_working(values), None if base is None else _working(base), step, symbols)
+    return symbols
+
+
+#: Symbol of a zero in LogStep.
+_ZERO = np.int32(-(2**31))
+_MOST_STEPS = 2**29
+
+
+def _powers(ratio: float, exponents: Array) -> Array:
+    """ratio ** k for integers k by repeated squaring: multiplications only, the same bits on every machine."""
+    result = np.ones(exponents.size, np.float64)
+    left = np.abs(exponents.astype(np.int64))
+    square = ratio
+    with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+        while left.any():
+            result[(left & 1).astype(bool)] *= square
+            square *= square
+            left >>= 1
+        result[exponents < 0] = 1.0 / result[exponents < 0]
+    return result
+
+
+@dataclass(frozen=True)
+class LogStep(Stage):
+    """Quantize the logarithm of magnitudes, signs and zeros apart, so that the error is relative to each value.
+
+    A value is +-|reference| (1 + eps)^(2k) or zero; the symbol is 2k, plus 1 if its sign differs from the
+    reference's. The reference is the base's value, or 1 where the base is zero, not finite or absent.
+
+    Parameters
+    ----------
+    eps : float
+        Largest relative error, > 0: |x - x'| <= eps |x| in exact arithmetic.
+    delta : bool
+        Whether the reference is the base.
+
+    Examples
+    --------
+    >>> LogStep(0.5, delta=False).encode(np.array([1.0, -1.0, 0.0, 2.25], np.float32)).symbols
+    array([          0,           1, -2147483648,           2], dtype=int32)
+    """
+
+    id = "log-step"
+    takes, gives = FLOATS, SYMBOLS
+
+    eps: float
+    delta: bool
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eps < math.inf:
+            raise UsageError(f"a relative error is positive and finite, not {self.eps!r}")
+
+    @property
+    def needs_base(self) -> bool:
+        return self.delta
+
+    def _reference(self, n: int, context: Context | None) -> Array:
+        if not self.delta:
+            return np.ones(n, np.float64)
+        if context is None:
+            raise UsageError("log-step needs a base")
+        with np.errstate(invalid="ignore"):
+            reference = context.require_base().astype(np.float64)
+        reference[~np.isfinite(reference) | (reference == 0)] = 1.0
+        return reference
+
+    def encode(self, value: Any, context: Context | None = None) -> Coded:
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            x = value.astype(np.float64)
+            reference = self._reference(x.size, context)
+            steps = np.rint((np.log(np.abs(x)) - np.log(np.abs(reference))) / (2 * math.log1p(self.eps)))
+            steps[~(np.abs(steps) < _MOST_STEPS)] = 0
+        flipped = np.signbit(x) != np.signbit(reference)
+        symbols = (2 * steps.astype(np.int32) + flipped).astype(np.int32)
+        symbols[x == 0] = _ZERO
+        return Coded(symbols)
+
+    def decode(self, coded: Coded, context: Context) -> Array:
+        symbols = _int32(coded)
+        reference = self._reference(symbols.size, context)
+        if reference.size != symbols.size:
+            raise CorruptError("stream holds another number of values")
+        zero = symbols == _ZERO
+        levels, where = np.unique(np.where(zero, 0, symbols >> 1), return_inverse=True)
+        # (1 + eps)^2 as a product, like every other power here.
+        scale = _powers((1 + self.eps) * (1 + self.eps), levels)[where.reshape(-1)]
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            out: Array = reference * scale
+        out[(symbols & 1).astype(bool)] *= -1
+        out[zero] = 0
+        return out

@@ -1,0 +1,187 @@
+"""Named arrays: what is compressed, and what comes back."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from nearzip.errors import NotFoundError, UsageError
+
+__all__ = ["DTYPES", "Checkpoint", "TensorSpec", "as_array", "bits_of", "dtype_of", "is_float", "round_to"]
+
+Array = NDArray[Any]
+
+#: Names of dtypes in files, and the NumPy types that hold them.
+DTYPES: dict[str, np.dtype[Any]] = {
+    **{name: np.dtype(name) for name in ("float64", "float32", "float16", "complex64", "complex128", "bool")},
+    **{f"int{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+    "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+FLOATS = frozenset({"float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"})
+_UNSIGNED: dict[int, np.dtype[Any]] = {
+    1: np.dtype(np.uint8),
+    2: np.dtype(np.uint16),
+    4: np.dtype(np.uint32),
+    8: np.dtype(np.uint64),
+}
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    """The NumPy dtype of a name in `DTYPES`."""
+    try:
+        return DTYPES[name]
+    except KeyError:
+        raise UsageError(f"dtype {name!r} is not supported; known are {', '.join(sorted(DTYPES))}") from None
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether values of that type may be rounded (real floating point); everything else is exact."""
+    return _NAMES.get(dtype) in FLOATS
+
+
+def bits_of(values: Array) -> Array:
+    """The same memory as unsigned integers; complex numbers as pairs of their parts."""
+    size: int = values.dtype.itemsize
+    if values.dtype.kind == "c":
+        size //= 2
+    return values.view(_UNSIGNED[size])
+
+
+def round_to(dtype: np.dtype[Any], values: Array) -> Array:
+    """Round double-precision values to `dtype`, types below 32 bits by way of float32.
+
+    The detour is part of the format: it makes the result independent of how a library converts.
+    """
+    if values.dtype == dtype:
+        return values
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        if dtype.itemsize < 4:
+            values = values.astype(np.float32)
+        return values.astype(dtype)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype (a key of `DTYPES`) and shape of one tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def n_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n_elements * dtype_of(self.dtype).itemsize
+
+    def same_kind(self, other: TensorSpec | None) -> bool:
+        """Whether `other` can serve as a base: same dtype and shape."""
+        return other is not None and self.dtype == other.dtype and self.shape == other.shape
+
+
+def as_array(name: str, value: Any) -> Array:
+    """`value` (NumPy or torch, any device) as a contiguous array in native byte order, without a copy where possible.
+
+    Raises UsageError for anything that is not a tensor of a supported dtype; the message names `name`.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        value = _from_torch(torch, name, value)
+    if not isinstance(value, (np.ndarray, np.generic)):
+        raise UsageError(f"tensor {name!r} is a {type(value).__name__}, not a NumPy array or torch tensor")
+    array = np.asarray(value)
+    if array.dtype.newbyteorder("=") not in _NAMES:
+        raise UsageError(f"tensor {name!r} has dtype {array.dtype}, which is not supported")
+    return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)).reshape(array.shape)
+
+
+def _from_torch(torch: Any, name: str, tensor: Any) -> Array:
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        raise UsageError(f"tensor {name!r} is sparse or quantized; give its parts as plain tensors")
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    type_name = str(tensor.dtype).removeprefix("torch.")
+    if type_name not in DTYPES:
+        raise UsageError(f"tensor {name!r} has dtype {tensor.dtype}, which is not supported")
+    dtype = DTYPES[type_name]
+    if dtype.kind != "V" and type_name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        return np.asarray(tensor.numpy())
+    as_integers = tensor.contiguous().view(torch.int16 if dtype.itemsize == 2 else torch.uint8)
+    return np.asarray(as_integers.numpy()).view(dtype)
+
+
+def _check_name(name: object) -> str:
+    if not isinstance(name, str):
+        raise UsageError(f"tensor names are strings, not {type(name).__name__} ({name!r})")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"tensor name {name!r} is not valid Unicode") from None
+    return name
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name, read one at a time, with what else the file said.
+
+    Parameters
+    ----------
+    specs : dict
+        Name to TensorSpec, in the order of the source.
+    read : callable
+        Name to array. May return views of mapped memory; callers do not write to them.
+    metadata : dict
+        Plain strings (safetensors' `__metadata__`).
+    tree : str or None
+        JSON text that says how nested dicts were flattened (see `files`), or None.
+    """
+
+    specs: Mapping[str, TensorSpec]
+    read: Callable[[str], Array]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    tree: str | None = None
+    #: Called when nobody reads any more.
+    close: Callable[[], None] = lambda: None
+
+    @staticmethod
+    def of(
+        tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None, tree: str | None = None
+    ) -> Checkpoint:
+        """Wrap a mapping of NumPy arrays or torch tensors (nothing is copied where that can be avoided)."""
+        if not isinstance(tensors, Mapping):
+            raise UsageError(f"tensors must be a mapping of names to arrays, not {type(tensors).__name__}")
+        arrays = {_check_name(name): as_array(name, value) for name, value in tensors.items()}
+        specs = {name: TensorSpec(name, _NAMES[a.dtype], a.shape) for name, a in arrays.items()}
+        return Checkpoint(specs, arrays.__getitem__, dict(metadata or {}), tree)
+
+    def spec(self, name: str) -> TensorSpec:
+        """The spec of one tensor. Raises NotFoundError."""
+        try:
+            return self.specs[name]
+        except KeyError:
+            raise NotFoundError(f"no tensor {name!r}") from None
+
+    def arrays(self) -> Iterator[tuple[str, Array]]:
+        """All tensors, one after the other."""
+        for name in self.specs:
+            yield name, self.read(name)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(spec.n_bytes for spec in self.specs.values())
+
+    @property
+    def n_elements(self) -> int:
+        return sum(spec.n_elements for spec in self.specs.values())
