@@ -1,5 +1,6 @@
 #include "symbols.hpp"
 
+#include <algorithm>
 #include <memory>
 #include <type_traits>
 
@@ -138,7 +139,7 @@ void encode_planes(const T *symbols, size_t n, const Parts &parts, Bytes &out) {
 template <class T>
 void decode_planes(View in, T *out, size_t n, const Parts &parts) {
     std::unique_ptr<uint8_t[]> plane(new uint8_t[n + 1]);
-    std::memset(static_cast<void *>(out), 0, n * sizeof(T));
+    std::fill(out, out + n, T(0));
     for (int shift = 8 * (int(sizeof(T)) - 1); shift >= 0; shift -= 8) {
         const uint64_t size = get_varint(in);
         if (size > in.size) throw Corrupt("stream ends early");
