@@ -10,7 +10,7 @@ import numpy as np
 from nearzip import _core
 from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import FLOATS, SYMBOLS, Coded, Context, Stage
-from nearzip.stages.quantize import QuantizeDelta, UniformStep
+from nearzip.stages.quantize import QuantizeDelta, UniformStep, require_rounded
 from nearzip.tensors import Array, bits_of, is_float
 
 __all__ = ["OrderedBits", "OrderedDelta", "SubtractBase"]
@@ -41,6 +41,7 @@ class SubtractBase(Stage):
             return Coded(value.astype(np.float64) - context.require_base().astype(np.float64))
 
     def decode(self, coded: Coded, context: Context) -> Array:
+        require_rounded(context)
         with np.errstate(invalid="ignore", over="ignore"):
             total: Array = context.require_base().astype(np.float64) + coded.floats
         return total
