@@ -73,6 +73,11 @@ def _bits_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return bits_of(np.empty(0, dtype)).dtype
 
 
+def _check_booleans(bits: Array, context: Context) -> None:
+    if context.dtype.kind == "b" and bits.size and int(bits.max()) > 1:
+        raise CorruptError("a boolean is neither 0 nor 1")
+
+
 @dataclass(frozen=True)
 class OrderedDelta(Stage):
     """Bit-exact difference to the base: of the integers that sort like the floats, modulo 2^bits, zigzag coded.
@@ -111,6 +116,7 @@ class OrderedDelta(Stage):
         out = np.empty_like(symbols)
         floats = is_float(context.dtype) or context.dtype.kind == "c"
         _core.undo_ordered_delta(symbols, base, floats, out)
+        _check_booleans(out, context)
         return out.view(context.dtype)
 
 
@@ -142,6 +148,5 @@ class OrderedBits(Stage):
             bits: Array = (symbols >> symbols.dtype.type(1)) | (symbols << top)
         else:
             bits = _unfolded(symbols) if context.dtype.kind == "i" else symbols
-        if context.dtype.kind == "b" and bits.size and int(bits.max()) > 1:
-            raise CorruptError("a boolean is neither 0 nor 1")
+        _check_booleans(bits, context)
         return bits.view(context.dtype)
