@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
+import numpy as np
 import zstandard
 
 from nearzip.digests import DIGEST_BYTES, PIECE_BYTES, digest
@@ -266,13 +267,18 @@ def _load_json(document: bytes, depth: int) -> Any:
         raise CorruptError(f"index: {error}") from None
 
 
+#: What a bracket does to the depth, as a signed byte.
+_DEPTHS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
 def _check_depth(document: bytes, limit: int) -> None:
     """Refuse deep nesting before the parser recurses into it."""
-    depth = 0
-    for bracket in re.finditer(rb"[\[\]{}]", re.sub(rb'"(?:[^"\\]|\\.)*"', b"", document)):
-        depth += 1 if bracket[0] in b"[{" else -1
-        if depth > limit:
-            raise CorruptError(f"index: nested deeper than {limit}")
+    # A string that never ends is one token too: without `\Z` each of its quotes would be searched from anew.
+    bare = re.sub(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', b"", document, flags=re.DOTALL)
+    marks = np.frombuffer(bare.translate(_DEPTHS, _NO_BRACKETS), np.int8)
+    if marks.size and int(np.cumsum(marks, dtype=np.int32).max()) > limit:
+        raise CorruptError(f"index: nested deeper than {limit}")
 
 
 class _Parser:
