@@ -335,7 +335,8 @@ class _Parser:
         if n_name > limits.name_bytes or len(shape) > limits.rank:
             raise LimitError(f"a tensor's name takes {n_name} bytes, its rank is {len(shape)}; the limits are "
                              f"{limits.name_bytes} and {limits.rank}")  # fmt: skip
-        if not all(type(n) is int and 0 <= n < 1 << 62 for n in shape) or math.prod(n or 1 for n in shape) >= 1 << 62:
+        # NumPy multiplies the dimensions of an empty array, too, and with the size of a value.
+        if not all(type(n) is int and 0 <= n < 1 << 58 for n in shape) or math.prod(n or 1 for n in shape) >= 1 << 58:
             raise CorruptError(f"index: tensor {name!r} has no possible shape")
         return TensorSpec(name, dtype, tuple(shape))
 
