@@ -262,9 +262,12 @@ def _load_json(document: bytes, depth: int) -> Any:
         raise CorruptError(f"index: {text} is not a number here")
 
     try:
-        return json.loads(document.decode(), object_pairs_hook=no_duplicates, parse_constant=no_constants)
+        found = json.loads(document.decode(), object_pairs_hook=no_duplicates, parse_constant=no_constants)
+        if b"\\u" in document:  # an escape can make half a surrogate pair, which is no text
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
     except (ValueError, RecursionError) as error:
-        raise CorruptError(f"index: {error}") from None
+        raise CorruptError(f"index: {str(error)[:200]}") from None
 
 
 #: What a bracket does to the depth, as a signed byte.
