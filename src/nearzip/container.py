@@ -241,8 +241,12 @@ def _read_footer(source: Source, header: bytes, limits: Limits) -> tuple[bytes, 
     total, n_stored, n_document = _FOOTER.unpack(lengths)
     if total != source.size or n_stored > source.size - HEADER_BYTES - FOOTER_BYTES:
         raise CorruptError(f"{name}: the file is not as long as its footer says")
-    if max(n_document, n_stored) > limits.index_bytes:
-        raise LimitError(f"{name}: the index takes {n_document} bytes; the limit is {limits.index_bytes}")
+    allowed = limits.allowed_index(source.size)
+    if max(n_document, n_stored) > allowed:
+        raise LimitError(
+            f"{name}: the index takes {max(n_document, n_stored)} bytes; the limit is {allowed}. If you trust the file, "
+            "raise Limits(index_bytes=...)"
+        )
     stored = bytes(source.read(source.size - FOOTER_BYTES - n_stored, n_stored))
     if digest(header, stored, lengths) != expected:
         raise CorruptError(f"{name}: the index is damaged")
