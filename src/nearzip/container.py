@@ -35,7 +35,7 @@ _HEADER = struct.Struct("<8sHHI")  # magic, version of the writer, oldest reader
 HEADER_BYTES = _HEADER.size + 8
 _FOOTER = struct.Struct("<QQQ")  # length of the file, length of the index as stored, as JSON
 FOOTER_BYTES = _FOOTER.size + DIGEST_BYTES + len(CLOSING)
-_INDEX_LEVEL = 19
+_INDEX_LEVEL = 12
 _MOST_BLOCK_BYTES = 64 << 20
 
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <memory>
 
 namespace nearzip {
 namespace {
@@ -521,8 +520,8 @@ void encode_tokens(const uint8_t *tokens, size_t n, const Parts &parts, Bytes &o
     }
     if (std::all_of(constant.begin(), constant.end(), [](bool c) { return c; })) return;
 
-    std::unique_ptr<uint16_t[]> buffer(new uint16_t[n + 1]);
-    uint16_t *const end = buffer.get() + n + 1, *words = end;
+    static thread_local Scratch<uint16_t> scratch;
+    uint16_t *const end = scratch.get(n + 1) + n + 1, *words = end;
     uint32_t states[kLanes];
     std::fill(states, states + kLanes, kLow);
     size_t at = n;

@@ -11,7 +11,7 @@ import enum
 import math
 import typing
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -111,14 +111,17 @@ class Stage(ABC):
         return None
 
     def to_json(self) -> dict[str, Any]:
-        return {"id": self.id, **{f.name: getattr(self, f.name) for f in fields(self)}}
+        """Id and fields; a field that has its default is left out."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {"id": self.id, **values}
 
     @classmethod
     def from_json(cls, parameters: dict[str, Any]) -> Stage:
         """From the parameters in a file (untrusted). Raises UsageError."""
         hints = typing.get_type_hints(cls)
         known = {f.name: hints[f.name] for f in fields(cls)}
-        if set(parameters) != set(known):
+        needed = {f.name for f in fields(cls) if f.default is MISSING}
+        if not needed <= set(parameters) <= set(known):
             raise UsageError(f"stage {cls.id!r} takes {sorted(known)}, not {sorted(parameters)}")
         return cls(**{name: _checked(cls.id, name, known[name], value) for name, value in parameters.items()})
 
@@ -228,6 +231,7 @@ class Pipeline:
 
 
 def _fused(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """Neighbours that one pass can do, joined. What stands in a file does not change."""
     steps = [stages[0]]
     for stage in stages[1:]:
         fused = steps[-1].fuse(stage)
