@@ -160,7 +160,7 @@ template <class T>
 void decode_planes(View in, T *out, size_t n, const Parts &parts) {
     static thread_local Scratch<uint8_t> scratch;
     uint8_t *const plane = scratch.get(n + 1);
-    std::memset(static_cast<void *>(out), 0, n * sizeof(T));
+    std::fill(out, out + n, T(0));
     for (int shift = 8 * (int(sizeof(T)) - 1); shift >= 0; shift -= 8) {
         const uint64_t size = get_varint(in);
         if (size > in.size) throw Corrupt("stream ends early");

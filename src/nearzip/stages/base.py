@@ -8,7 +8,7 @@ nothing else: whatever more it needs, `encode` puts into `side`.
 from __future__ import annotations
 
 import enum
-import math
+import sys
 import typing
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass, field, fields
@@ -125,18 +125,18 @@ class Stage(ABC):
         known = {f.name: hints[f.name] for f in fields(cls)}
         needed = {f.name for f in fields(cls) if f.default is MISSING}
         if not needed <= set(parameters) <= set(known):
-            raise UsageError(f"stage {cls.id!r} takes {sorted(known)}, not {sorted(parameters)}")
+            raise UsageError(f"stage {cls.id!r} takes {sorted(known)}, not {repr(sorted(parameters))[:200]}")
         return cls(**{name: _checked(cls.id, name, known[name], value) for name, value in parameters.items()})
 
 
 def _checked(stage: str, name: str, hint: Any, value: Any) -> Any:
-    if hint is float and type(value) in (int, float) and math.isfinite(value):
+    if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     if typing.get_origin(hint) is typing.Literal and type(value) is str and value in typing.get_args(hint):
         return value
     if hint in (int, str, bool) and type(value) is hint:
         return value
-    raise UsageError(f"stage {stage!r}: {name} cannot be {value!r}")
+    raise UsageError(f"stage {stage!r}: {name} cannot be {repr(value)[:80]}")
 
 
 def put_varint(value: int) -> bytes:

@@ -12,7 +12,7 @@ from nearzip import _core
 from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Coded, Context, Stage
 from nearzip.stages.entropy import SIGNED, Rans
-from nearzip.tensors import Array
+from nearzip.tensors import Array, is_float
 
 __all__ = ["LogStep", "QuantizeDelta", "UniformStep"]
 
@@ -22,10 +22,17 @@ def _check_step(step: float) -> None:
         raise UsageError(f"a quantization step is positive and finite, not {step!r}")
 
 
-def _int32(coded: Coded) -> Array:
+def _int32(coded: Coded, context: Context) -> Array:
+    require_rounded(context)
     if coded.symbols.dtype != np.int32:
         raise CorruptError(f"symbols are {coded.symbols.dtype}, not int32")
     return coded.symbols
+
+
+def require_rounded(context: Context) -> None:
+    """Refuse a block of integers, booleans or complex numbers: no encoder of ours rounds them."""
+    if not is_float(context.dtype):
+        raise CorruptError(f"values of dtype {context.dtype} cannot have been rounded")
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class UniformStep(Stage):
 
     def decode(self, coded: Coded, context: Context) -> Array:
         out = np.empty(coded.symbols.size, np.float64)
-        _core.dequantize(_int32(coded), None, self.step, out)
+        _core.dequantize(_int32(coded, context), None, self.step, out)
         return out
 
 
@@ -88,8 +95,8 @@ class QuantizeDelta(Stage):
         return Coded(_quantize(value, context.require_base(), self.step))
 
     def decode(self, coded: Coded, context: Context) -> Array:
+        symbols = _int32(coded, context)
         base = _working(context.require_base())
-        symbols = _int32(coded)
         if symbols.size != base.size:
             raise CorruptError("stream holds another number of values")
         out = np.empty_like(base)
@@ -218,7 +225,7 @@ class LogStep(Stage):
         return Coded(symbols)
 
     def decode(self, coded: Coded, context: Context) -> Array:
-        symbols = _int32(coded)
+        symbols = _int32(coded, context)
         reference = self._reference(symbols.size, context)
         if reference.size != symbols.size:
             raise CorruptError("stream holds another number of values")
