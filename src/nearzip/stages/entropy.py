@@ -42,7 +42,7 @@ class Rans(Stage):
 
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         parts = _parts(context, value.size)
-        return Coded(_core.encode_symbols(value, parts, self.split == "planes"), _CODES[value.dtype])
+        return Coded(_core.encode_symbols(np.ascontiguousarray(value), parts, self.split == "planes"), _CODES[value.dtype])
 
     def decode(self, coded: Coded, context: Context) -> Array:
         dtype = _TYPES.get(coded.side)

@@ -91,8 +91,8 @@ class QuantizeDelta(Stage):
 
 
 def _working(values: Array) -> Array:
-    """float32 for types below 32 bits, which holds all their values."""
-    return values.astype(np.float32) if values.dtype.itemsize < 4 else values
+    """Contiguous; float32 for types below 32 bits, which holds all their values."""
+    return values.astype(np.float32) if values.dtype.itemsize < 4 else np.ascontiguousarray(values)
 
 
 def _quantize(values: Array, base: Array | None, step: float) -> Array:
