@@ -96,7 +96,7 @@ def draft_segments(
     statistics = _survey(source, rounded, bound, threads)
     whole = sum(statistics.values(), Statistics())
     groups: dict[tuple[str, Pipeline, bool], list[tuple[TensorSpec, Tolerance]]] = {}
-    filled: dict[tuple[str, Pipeline, bool], int] = {}
+    sizes: dict[tuple[str, Pipeline, bool], int] = {}
 
     def draft(members: list[tuple[TensorSpec, Tolerance]], pipeline: Pipeline, with_base: bool) -> Draft:
         specs, tolerances = zip(*members, strict=True)
@@ -113,11 +113,12 @@ def draft_segments(
             continue
         key = (spec.dtype, plan.pipeline, with_base)
         group = groups.setdefault(key, [])
-        if group and filled[key] + n_bytes > recipe.group_bytes:
+        if group and sizes[key] + n_bytes > recipe.group_bytes:
             yield draft(group, plan.pipeline, with_base)
             group.clear()
-        filled[key] = n_bytes + (filled[key] if group else 0)
+            sizes[key] = 0
         group.append(member)
+        sizes[key] = sizes.get(key, 0) + n_bytes
     for (_, pipeline, with_base), group in groups.items():
         if group:
             yield draft(group, pipeline, with_base)

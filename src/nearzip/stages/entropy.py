@@ -44,7 +44,8 @@ class Rans(Stage):
 
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         parts = _parts(context, value.size)
-        return Coded(_core.encode_symbols(value, parts, self.split == "planes"), _CODES[value.dtype])
+        symbols = np.ascontiguousarray(value)
+        return Coded(_core.encode_symbols(symbols, parts, self.split == "planes"), _CODES[symbols.dtype])
 
     def decode(self, coded: Coded, context: Context) -> Array:
         dtype = _TYPES.get(coded.side)

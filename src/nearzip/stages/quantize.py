@@ -127,6 +127,7 @@ class QuantizeAndCode(Stage):
         return Coded(data, SIGNED)
 
     def decode(self, coded: Coded, context: Context) -> Array:
+        require_rounded(context)
         if coded.side != SIGNED:
             raise CorruptError("symbols of another type")
         out = np.empty(context.n, np.float64 if context.dtype.itemsize == 8 else np.float32)
@@ -140,8 +141,8 @@ class QuantizeAndCode(Stage):
 
 
 def _working(values: Array) -> Array:
-    """float32 for types below 32 bits, which holds all their values."""
-    return values.astype(np.float32) if values.dtype.itemsize < 4 else values
+    """Contiguous; float32 for types below 32 bits, which holds all their values."""
+    return values.astype(np.float32) if values.dtype.itemsize < 4 else np.ascontiguousarray(values)
 
 
 def _quantize(values: Array, base: Array | None, step: float) -> Array:
