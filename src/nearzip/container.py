@@ -244,8 +244,8 @@ def _read_footer(source: Source, header: bytes, limits: Limits) -> tuple[bytes, 
     allowed = limits.allowed_index(source.size)
     if max(n_document, n_stored) > allowed:
         raise LimitError(
-            f"{name}: the index takes {max(n_document, n_stored)} bytes; the limit is {allowed}. If you trust the file, "
-            "raise Limits(index_bytes=...)"
+            f"{name}: the index takes {max(n_document, n_stored)} bytes; the limit is {allowed}. "
+            "If you trust the file, raise Limits(index_bytes=...)"
         )
     stored = bytes(source.read(source.size - FOOTER_BYTES - n_stored, n_stored))
     if digest(header, stored, lengths) != expected:
