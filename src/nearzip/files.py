@@ -7,11 +7,13 @@ dictionaries (.pt) are flattened to dotted names; a plain JSON tree remembers th
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -91,14 +93,25 @@ def write_checkpoint(
     ending = _ending(path)
     with atomic_file(path, force=force) as stream:
         if ending == ".safetensors":
-            yield _SafetensorsWriter(stream, specs, metadata or {})
+            yield _NamingWriter(path, _SafetensorsWriter(stream, specs, metadata or {}))
         elif ending == ".npz":
             with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-                yield _NpzWriter(archive)
+                yield _NamingWriter(path, _NpzWriter(archive))
         else:
             writer = _TorchWriter()
             yield writer
             writer.save(stream, list(specs), tree)
+
+
+class _NamingWriter:
+    """Failures to write name this file, whatever else is being written around it."""
+
+    def __init__(self, path: str | os.PathLike[str], writer: CheckpointWriter):
+        self._path, self._writer = path, writer
+
+    def write(self, name: str, array: Array) -> None:
+        with naming_errors("write", self._path):
+            self._writer.write(name, array)
 
 
 # ---- safetensors -----------------------------------------------------------------------------------------------
@@ -170,6 +183,15 @@ class _SafetensorsWriter:
 # ---- npz -------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _naming_file(path: str) -> Iterator[None]:
+    """Put the file in front of what is wrong with one of its tensors."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
 def _npy_spec(path: str, name: str, stream: Any) -> TensorSpec:
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -181,21 +203,22 @@ def _npy_spec(path: str, name: str, stream: Any) -> TensorSpec:
         )
     if dtype.kind == "O":
         raise UsageError(f"{path}: array {name!r} holds Python objects, which would have to be unpickled")
-    native = dtype.newbyteorder("=")
-    return TensorSpec(name, as_array(name, np.empty(0, native)).dtype.name, tuple(shape))
+    with _naming_file(path):
+        return TensorSpec(name, as_array(name, np.empty(0, dtype.newbyteorder("="))).dtype.name, tuple(shape))
 
 
 def _open_npz(path: str) -> Checkpoint:
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("a single .npy array")
-        specs = {}
-        for name in archive.files:
-            with archive.zip.open(name if name in archive.zip.namelist() else name + ".npy") as stream:  # type: ignore[union-attr]
-                specs[name] = _npy_spec(path, name, stream)
-    except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        raise CorruptError(f"{path}: not a readable .npz file: {error}") from None
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(open(path, "rb"))
+        try:
+            archive = stack.enter_context(_load_npz(stream))
+            specs = {}
+            for name in archive.files:
+                with archive.zip.open(name if name in archive.zip.namelist() else name + ".npy") as member:
+                    specs[name] = _npy_spec(path, name, member)
+        except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+            raise CorruptError(f"{path}: not a readable .npz file: {error}") from None
+        close = stack.pop_all().close
 
     def read(name: str) -> Array:
         try:
@@ -203,7 +226,14 @@ def _open_npz(path: str) -> Checkpoint:
         except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
             raise CorruptError(f"{path}: array {name!r}: {error}") from None
 
-    return Checkpoint(specs, read, close=archive.close)
+    return Checkpoint(specs, read, close=close)
+
+
+def _load_npz(stream: BinaryIO) -> Any:
+    archive = np.load(stream, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError("a single .npy array")
+    return archive
 
 
 class _NpzWriter:
@@ -230,11 +260,11 @@ def _open_torch(path: str) -> Checkpoint:
     torch = _import_torch(path)
     try:
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content = _torch_load(torch, path, mmap=True)
         except RuntimeError as error:
             if "mmap" not in str(error):
                 raise
-            content = torch.load(path, map_location="cpu", weights_only=True)  # the format before PyTorch 1.6
+            content = _torch_load(torch, path)  # the format before PyTorch 1.6
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error).lower() or "Unsupported" in str(error):
             raise UsageError(
@@ -244,11 +274,22 @@ def _open_torch(path: str) -> Checkpoint:
         raise CorruptError(f"{path}: not a readable PyTorch file") from None
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise CorruptError(f"{path}: not a readable PyTorch file: {str(error).splitlines()[0][:200]}") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise CorruptError(f"{path}: not a readable PyTorch file: cut short") from None
     tensors: dict[str, Any] = {}
     tree = _flatten(path, content, "", tensors, torch)
     flat = tree["d"] if isinstance(content, dict) else []
     is_flat = isinstance(content, dict) and all(node == {"a": key} for key, node in flat)
-    return Checkpoint.of(tensors, tree=None if is_flat else json.dumps(tree, separators=(",", ":")))
+    with _naming_file(path):
+        return Checkpoint.of(tensors, tree=None if is_flat else json.dumps(tree, separators=(",", ":")))
+
+
+def _torch_load(torch: Any, path: str, **options: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickle protocols that damage made up
+        return torch.load(path, map_location="cpu", weights_only=True, **options)
 
 
 def _flatten(path: str, node: Any, name: str, tensors: dict[str, Any], torch: Any) -> dict[str, Any]:
@@ -322,7 +363,13 @@ class _TorchWriter:
                 made[id(array)] = _to_torch(torch, array)
             tensors[name] = made[id(array)]
         content = tensors if tree is None else _unflatten(_load_tree(tree), tensors)
-        torch.save(content, stream)
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:
+            # A full disk arrives as a complaint about positions, on top of what really happened.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _load_tree(tree: str) -> Any:
