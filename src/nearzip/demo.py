@@ -261,7 +261,8 @@ def _mnist(folder: Path) -> _Task:
     x_test, y_test = _read_idx(place / "t10k-images-idx3-ubyte.gz"), _read_idx(place / "t10k-labels-idx1-ubyte.gz")
 
     def pixels(images: Array) -> Array:
-        return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
+        scaled: Array = images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
+        return scaled
 
     return _Task("MNIST", (300, 100), 128, 10, pixels(x_train), y_train, pixels(x_test), y_test)
 
