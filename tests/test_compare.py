@@ -214,7 +214,8 @@ def test_files_that_cannot_be_read(tmp_path: Path):
 
 def test_progress_counts_values():
     calls = []
-    nz.compare({"a": np.zeros(3), "b": np.zeros(4)}, {"a": np.zeros(3), "b": np.zeros(4)}, progress=lambda *c: calls.append(c))
+    tensors = {"a": np.zeros(3), "b": np.zeros(4)}
+    nz.compare(tensors, tensors, progress=lambda *call: calls.append(call))
     assert calls == [(3, 7), (7, 7)]
 
 

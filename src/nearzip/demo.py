@@ -275,10 +275,10 @@ def _read_idx(path: Path) -> Array:
             shape = np.frombuffer(data, ">u4", data[3], 4)
             if data[:3] != b"\0\0\x08":
                 raise ValueError("not the IDX format")
-            pixels: Array = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape.astype(int))
+            array: Array = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape.astype(int))
         except (ValueError, EOFError, IndexError, zlib.error, gzip.BadGzipFile) as error:
             raise CorruptError(f"{path}: not a readable IDX file: {error}; fetch MNIST again") from None
-    return pixels
+    return array
 
 
 def _train(task: _Task, epochs: int, steps: _Steps) -> Iterator[Tensors]:

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import safetensors
 
-from nearzip.errors import CorruptError, UsageError, missing_extra
+from nearzip.errors import CorruptError, Error, UsageError, missing_extra
 from nearzip.storage import atomic_file, naming_errors
 from nearzip.tensors import Array, Checkpoint, TensorSpec, as_array, dtype_of
 
@@ -93,25 +93,14 @@ def write_checkpoint(
     ending = _ending(path)
     with atomic_file(path, force=force) as stream:
         if ending == ".safetensors":
-            yield _NamingWriter(path, _SafetensorsWriter(stream, specs, metadata or {}))
+            yield _SafetensorsWriter(stream, specs, metadata or {})
         elif ending == ".npz":
             with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-                yield _NamingWriter(path, _NpzWriter(archive))
+                yield _NpzWriter(archive)
         else:
             writer = _TorchWriter()
             yield writer
             writer.save(stream, list(specs), tree)
-
-
-class _NamingWriter:
-    """Failures to write name this file, whatever else is being written around it."""
-
-    def __init__(self, path: str | os.PathLike[str], writer: CheckpointWriter):
-        self._path, self._writer = path, writer
-
-    def write(self, name: str, array: Array) -> None:
-        with naming_errors("write", self._path):
-            self._writer.write(name, array)
 
 
 # ---- safetensors -----------------------------------------------------------------------------------------------
@@ -266,7 +255,7 @@ def _open_torch(path: str) -> Checkpoint:
                 raise
             content = _torch_load(torch, path)  # the format before PyTorch 1.6
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+        if "weights_only" in str(error).lower() and "Unsupported operand" not in str(error):
             raise UsageError(
                 f"{path}: holds Python objects besides tensors and plain values, and loading them could run code; "
                 "save the state_dict alone"
@@ -367,7 +356,7 @@ class _TorchWriter:
             torch.save(content, stream)
         except RuntimeError as error:
             # A full disk arrives as a complaint about positions, on top of what really happened.
-            if isinstance(error.__context__, OSError):
+            if isinstance(error.__context__, (OSError, Error)):
                 raise error.__context__ from None
             raise
 
