@@ -366,7 +366,8 @@ def ssim(a: Array, b: Array) -> float | None:
 
     Windows are uniform, 7 x 7 or as much of that as fits, at every place where they lie inside the picture; variances
     are those of the population. The dynamic range L is max - min over both arrays. Values are taken as they are, signs
-    included. Windows with a non-finite value are left out; None if no window is left. Equal arrays give exactly 1.
+    included. Windows with a non-finite value are left out; None if no window is left
+    or the range overflows. Equal arrays give exactly 1.
 
     Examples
     --------
@@ -389,15 +390,16 @@ def _ssim(a: Array, b: Array, low: float, high: float) -> float | None:
     step_columns = min(columns, _PIECE // 64)
     step_rows = max(1, _PIECE // step_columns)
     total, n = 0.0, 0
+    spread = high - low
     for top in range(0, rows, step_rows):
         for left in range(0, columns, step_columns):
             bottom, right = min(rows, top + step_rows) + height - 1, min(columns, left + step_columns) + width - 1
             tile = np.s_[top:bottom, left:right]
             with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-                values = _windows(_float64(one[tile]), _float64(two[tile]), height, width, low, high - low)
+                values = _windows(_float64(one[tile]), _float64(two[tile]), height, width, low, spread)
             total += float(values.sum())
             n += values.size
-    return total / n if n else None
+    return total / n if n and math.isfinite(total) else None
 
 
 def _picture(array: Array) -> Array:
@@ -408,7 +410,9 @@ def _windows(x: Array, y: Array, height: int, width: int, low: float, spread: fl
     """SSIM of each window without non-finite values."""
     bad = ~(np.isfinite(x) & np.isfinite(y))
     # Variances about the lower end of the range: about 0 they would cancel where values are large and close.
-    x, y = np.where(bad, 0.0, x - low), np.where(bad, 0.0, y - low)
+    # In units of the range, which SSIM does not see, no square overflows.
+    unit = spread or 1.0
+    x, y = np.where(bad, 0.0, (x - low) / unit), np.where(bad, 0.0, (y - low) / unit)
     n = height * width
 
     def mean(values: Array) -> Array:
@@ -418,8 +422,8 @@ def _windows(x: Array, y: Array, height: int, width: int, low: float, spread: fl
     mean_x, mean_y = mean(x), mean(y)
     var_x, var_y = mean(x * x) - mean_x * mean_x, mean(y * y) - mean_y * mean_y
     covariance = mean(x * y) - mean_x * mean_y
-    mean_x, mean_y = mean_x + low, mean_y + low
-    c1, c2 = (_K1 * spread) ** 2, (_K2 * spread) ** 2
+    mean_x, mean_y = mean_x + low / unit, mean_y + low / unit
+    c1, c2 = (_K1 * spread / unit) ** 2, (_K2 * spread / unit) ** 2
     above = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     below = (mean_x * mean_x + mean_y * mean_y + c1) * (var_x + var_y + c2)
     values: Array = np.divide(above, below, out=np.ones_like(above), where=below != 0)

@@ -275,10 +275,10 @@ def _read_idx(path: Path) -> Array:
             shape = np.frombuffer(data, ">u4", data[3], 4)
             if data[:3] != b"\0\0\x08":
                 raise ValueError("not the IDX format")
-            pixels: Array = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape.astype(int))
+            array: Array = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape.astype(int))
         except (ValueError, EOFError, IndexError, zlib.error, gzip.BadGzipFile) as error:
             raise CorruptError(f"{path}: not a readable IDX file: {error}; fetch MNIST again") from None
-    return pixels
+    return array
 
 
 def _train(task: _Task, epochs: int, steps: _Steps) -> Iterator[Tensors]:
@@ -391,10 +391,14 @@ def _draw_sizes(axes: Any, report: DemoReport) -> None:
         label = f"{_described(method)}: {report.ratio(method):.1f}x smaller in all"
         axes.plot(epochs, kilobytes, color=color, marker=marker, markersize=4, linewidth=1.5, label=label)
     axes.set_yscale("log")
+    axes.set_yticks([n for k in range(-1, 5) for n in (10**k, 2 * 10**k, 5 * 10**k)], minor=False)
+    axes.set_yticks([], minor=True)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    sizes = [n / 1000 for method in report.methods for n in method.n_bytes]
+    axes.set_ylim(0.8 * min(sizes), 1.25 * max(*sizes, report.version_bytes / 1000))
     axes.set_xlabel("epoch")
-    axes.set_ylabel("size of the version's file, kB (log scale)")
-    axes.set_title("What each version costs, given the one before")
+    axes.set_ylabel("size of the file, kB (log scale)")
+    axes.set_title("Size of each version")
     axes.grid(axis="y", which="major", alpha=0.3)
     axes.locator_params(axis="x", integer=True)
     axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)

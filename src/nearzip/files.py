@@ -7,11 +7,13 @@ dictionaries (.pt) are flattened to dotted names; a plain JSON tree remembers th
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import safetensors
 
-from nearzip.errors import CorruptError, UsageError, missing_extra
+from nearzip.errors import CorruptError, Error, UsageError, missing_extra
 from nearzip.storage import atomic_file, naming_errors
 from nearzip.tensors import Array, Checkpoint, TensorSpec, as_array, dtype_of
 
@@ -170,6 +172,15 @@ class _SafetensorsWriter:
 # ---- npz -------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _naming_file(path: str) -> Iterator[None]:
+    """Put the file in front of what is wrong with one of its tensors."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
 def _npy_spec(path: str, name: str, stream: Any) -> TensorSpec:
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -181,21 +192,22 @@ def _npy_spec(path: str, name: str, stream: Any) -> TensorSpec:
         )
     if dtype.kind == "O":
         raise UsageError(f"{path}: array {name!r} holds Python objects, which would have to be unpickled")
-    native = dtype.newbyteorder("=")
-    return TensorSpec(name, as_array(name, np.empty(0, native)).dtype.name, tuple(shape))
+    with _naming_file(path):
+        return TensorSpec(name, as_array(name, np.empty(0, dtype.newbyteorder("="))).dtype.name, tuple(shape))
 
 
 def _open_npz(path: str) -> Checkpoint:
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("a single .npy array")
-        specs = {}
-        for name in archive.files:
-            with archive.zip.open(name if name in archive.zip.namelist() else name + ".npy") as stream:  # type: ignore[union-attr]
-                specs[name] = _npy_spec(path, name, stream)
-    except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        raise CorruptError(f"{path}: not a readable .npz file: {error}") from None
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(open(path, "rb"))
+        try:
+            archive = stack.enter_context(_load_npz(stream))
+            specs = {}
+            for name in archive.files:
+                with archive.zip.open(name if name in archive.zip.namelist() else name + ".npy") as member:
+                    specs[name] = _npy_spec(path, name, member)
+        except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+            raise CorruptError(f"{path}: not a readable .npz file: {error}") from None
+        close = stack.pop_all().close
 
     def read(name: str) -> Array:
         try:
@@ -203,7 +215,14 @@ def _open_npz(path: str) -> Checkpoint:
         except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
             raise CorruptError(f"{path}: array {name!r}: {error}") from None
 
-    return Checkpoint(specs, read, close=archive.close)
+    return Checkpoint(specs, read, close=close)
+
+
+def _load_npz(stream: BinaryIO) -> Any:
+    archive = np.load(stream, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError("a single .npy array")
+    return archive
 
 
 class _NpzWriter:
@@ -230,13 +249,13 @@ def _open_torch(path: str) -> Checkpoint:
     torch = _import_torch(path)
     try:
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content = _torch_load(torch, path, mmap=True)
         except RuntimeError as error:
             if "mmap" not in str(error):
                 raise
-            content = torch.load(path, map_location="cpu", weights_only=True)  # the format before PyTorch 1.6
+            content = _torch_load(torch, path)  # the format before PyTorch 1.6
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+        if "weights_only" in str(error).lower() and "Unsupported operand" not in str(error):
             raise UsageError(
                 f"{path}: holds Python objects besides tensors and plain values, and loading them could run code; "
                 "save the state_dict alone"
@@ -244,11 +263,22 @@ def _open_torch(path: str) -> Checkpoint:
         raise CorruptError(f"{path}: not a readable PyTorch file") from None
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise CorruptError(f"{path}: not a readable PyTorch file: {str(error).splitlines()[0][:200]}") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise CorruptError(f"{path}: not a readable PyTorch file: cut short") from None
     tensors: dict[str, Any] = {}
     tree = _Flattener(path, torch, tensors).node(content, "")
     flat = tree["d"] if isinstance(content, dict) else []
     is_flat = isinstance(content, dict) and all(node == {"a": key} for key, node in flat)
-    return Checkpoint.of(tensors, tree=None if is_flat else json.dumps(tree, separators=(",", ":")))
+    with _naming_file(path):
+        return Checkpoint.of(tensors, tree=None if is_flat else json.dumps(tree, separators=(",", ":")))
+
+
+def _torch_load(torch: Any, path: str, **options: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickle protocols that damage made up
+        return torch.load(path, map_location="cpu", weights_only=True, **options)
 
 
 class _Flattener:
@@ -338,7 +368,13 @@ class _TorchWriter:
         # optimizer that happen to be equal must not become one.
         tensors = {name: _to_torch(torch, self._arrays[name]) for name in names}
         content = tensors if tree is None else _unflatten(_load_tree(tree), tensors)
-        torch.save(content, stream)
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:
+            # A full disk arrives as a complaint about positions, on top of what really happened.
+            if isinstance(error.__context__, (OSError, Error)):
+                raise error.__context__ from None
+            raise
 
 
 def _load_tree(tree: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import mmap
 import os
 import secrets
@@ -61,6 +62,18 @@ def check_free(path: Path_, force: bool) -> Path:
     return target
 
 
+class _NamingFile(io.FileIO):
+    """A new file whose failures name `target`, whatever else is being written around it."""
+
+    def __init__(self, temporary: Path, target: Path):
+        super().__init__(temporary, "xb")
+        self._target = target
+
+    def write(self, data: Any) -> int:
+        with naming_errors("write", self._target):
+            return super().write(data)
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path_, force: bool = False) -> Iterator[BinaryIO]:
     """A file that appears under its name when the block ends without an error, complete and on disk; else nothing.
@@ -76,7 +89,7 @@ def atomic_file(path: Path_, force: bool = False) -> Iterator[BinaryIO]:
     temporary = target.with_name(f".{target.name[:80]}.{secrets.token_hex(6)}.part")
     try:
         with naming_errors("write", target):
-            with open(temporary, "xb") as stream:
+            with io.BufferedWriter(_NamingFile(temporary, target)) as stream:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
