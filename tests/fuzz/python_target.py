@@ -1,6 +1,6 @@
 """Run one Python target: under atheris (guided by coverage) if it is installed, else by plain mutation of its corpus.
 
-    python_target.py TARGET libFuzzer-arguments..
+python_target.py TARGET libFuzzer-arguments..
 """
 
 from __future__ import annotations
