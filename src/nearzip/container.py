@@ -36,7 +36,7 @@ _HEADER = struct.Struct("<8sHHI")  # magic, version of the writer, oldest reader
 HEADER_BYTES = _HEADER.size + 8
 _FOOTER = struct.Struct("<QQQ")  # length of the file, length of the index as stored, as JSON
 FOOTER_BYTES = _FOOTER.size + DIGEST_BYTES + len(CLOSING)
-_INDEX_LEVEL = 19
+_INDEX_LEVEL = 12
 _MOST_BLOCK_BYTES = 64 << 20
 
 
@@ -244,8 +244,8 @@ def _read_footer(source: Source, header: bytes, limits: Limits) -> tuple[bytes, 
     allowed = limits.allowed_index(source.size)
     if max(n_document, n_stored) > allowed:
         raise LimitError(
-            f"{name}: the index takes {max(n_document, n_stored)} bytes; the limit is {allowed}. If you trust the "
-            "file, raise Limits(index_bytes=...)"
+            f"{name}: the index takes {max(n_document, n_stored)} bytes; the limit is {allowed}. "
+            "If you trust the file, raise Limits(index_bytes=...)"
         )
     stored = bytes(source.read(source.size - FOOTER_BYTES - n_stored, n_stored))
     if digest(header, stored, lengths) != expected:

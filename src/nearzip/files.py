@@ -7,11 +7,13 @@ dictionaries (.pt) are flattened to dotted names; a plain JSON tree remembers th
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import safetensors
 
-from nearzip.errors import CorruptError, UsageError, missing_extra
+from nearzip.errors import CorruptError, Error, UsageError, missing_extra
 from nearzip.storage import atomic_file, naming_errors
 from nearzip.tensors import Array, Checkpoint, TensorSpec, as_array, dtype_of
 
@@ -170,6 +172,15 @@ class _SafetensorsWriter:
 # ---- npz -------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _naming_file(path: str) -> Iterator[None]:
+    """Put the file in front of what is wrong with one of its tensors."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
 def _npy_spec(path: str, name: str, stream: Any) -> TensorSpec:
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -181,21 +192,22 @@ def _npy_spec(path: str, name: str, stream: Any) -> TensorSpec:
         )
     if dtype.kind == "O":
         raise UsageError(f"{path}: array {name!r} holds Python objects, which would have to be unpickled")
-    native = dtype.newbyteorder("=")
-    return TensorSpec(name, as_array(name, np.empty(0, native)).dtype.name, tuple(shape))
+    with _naming_file(path):
+        return TensorSpec(name, as_array(name, np.empty(0, dtype.newbyteorder("="))).dtype.name, tuple(shape))
 
 
 def _open_npz(path: str) -> Checkpoint:
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("a single .npy array")
-        specs = {}
-        for name in archive.files:
-            with archive.zip.open(name if name in archive.zip.namelist() else name + ".npy") as stream:  # type: ignore[union-attr]
-                specs[name] = _npy_spec(path, name, stream)
-    except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        raise CorruptError(f"{path}: not a readable .npz file: {error}") from None
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(open(path, "rb"))
+        try:
+            archive = stack.enter_context(_load_npz(stream))
+            specs = {}
+            for name in archive.files:
+                with archive.zip.open(name if name in archive.zip.namelist() else name + ".npy") as member:
+                    specs[name] = _npy_spec(path, name, member)
+        except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+            raise CorruptError(f"{path}: not a readable .npz file: {error}") from None
+        close = stack.pop_all().close
 
     def read(name: str) -> Array:
         try:
@@ -203,7 +215,14 @@ def _open_npz(path: str) -> Checkpoint:
         except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
             raise CorruptError(f"{path}: array {name!r}: {error}") from None
 
-    return Checkpoint(specs, read, close=archive.close)
+    return Checkpoint(specs, read, close=close)
+
+
+def _load_npz(stream: BinaryIO) -> Any:
+    archive = np.load(stream, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError("a single .npy array")
+    return archive
 
 
 class _NpzWriter:
@@ -230,13 +249,13 @@ def _open_torch(path: str) -> Checkpoint:
     torch = _import_torch(path)
     try:
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content = _torch_load(torch, path, mmap=True)
         except RuntimeError as error:
             if "mmap" not in str(error):
                 raise
-            content = torch.load(path, map_location="cpu", weights_only=True)  # the format before PyTorch 1.6
+            content = _torch_load(torch, path)  # the format before PyTorch 1.6
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+        if "weights_only" in str(error).lower() and "Unsupported operand" not in str(error):
             raise UsageError(
                 f"{path}: holds Python objects besides tensors and plain values, and loading them could run code; "
                 "save the state_dict alone"
@@ -244,42 +263,71 @@ def _open_torch(path: str) -> Checkpoint:
         raise CorruptError(f"{path}: not a readable PyTorch file") from None
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise CorruptError(f"{path}: not a readable PyTorch file: {str(error).splitlines()[0][:200]}") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise CorruptError(f"{path}: not a readable PyTorch file: cut short") from None
     tensors: dict[str, Any] = {}
-    tree = _flatten(path, content, "", tensors, torch)
+    tree = _Flattener(path, torch, tensors).node(content, "")
     flat = tree["d"] if isinstance(content, dict) else []
     is_flat = isinstance(content, dict) and all(node == {"a": key} for key, node in flat)
-    return Checkpoint.of(tensors, tree=None if is_flat else json.dumps(tree, separators=(",", ":")))
+    with _naming_file(path):
+        return Checkpoint.of(tensors, tree=None if is_flat else json.dumps(tree, separators=(",", ":")))
 
 
-def _flatten(path: str, node: Any, name: str, tensors: dict[str, Any], torch: Any) -> dict[str, Any]:
+def _torch_load(torch: Any, path: str, **options: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickle protocols that damage made up
+        return torch.load(path, map_location="cpu", weights_only=True, **options)
+
+
+class _Flattener:
     """The tree of a nested structure; its tensors go to `tensors` under dotted names.
 
     A node is {"d": [[key, node], ..]} (dict), {"l": [..]} (list), {"t": [..]} (tuple), {"a": name} (tensor),
-    {"f": hexadecimal float} or {"v": None, bool, int or str}.
+    {"s": [name, first]} (a tensor that shares the memory of `first`), {"f": hexadecimal float} or {"v": None, bool,
+    int or str}.
     """
-    if isinstance(node, torch.Tensor):
-        while name in tensors or not name:
+
+    def __init__(self, path: str, torch: Any, tensors: dict[str, Any]):
+        self._path = path
+        self._torch = torch
+        self._tensors = tensors
+        self._first: dict[tuple[Any, ...], str] = {}
+
+    def node(self, node: Any, name: str) -> dict[str, Any]:
+        if isinstance(node, self._torch.Tensor):
+            return self._leaf(node, name)
+        deeper = f"{name}." if name else ""
+        if isinstance(node, Mapping):
+            for key in node:
+                if type(key) not in (str, int):
+                    where = name or "the top level"
+                    raise UsageError(f"{self._path}: {where} has a key of type {type(key).__name__}")
+            return {"d": [[key, self.node(v, f"{deeper}{key}")] for key, v in node.items()]}
+        if isinstance(node, (list, tuple)):
+            items = [self.node(v, f"{deeper}{i}") for i, v in enumerate(node)]
+            return {"l" if isinstance(node, list) else "t": items}
+        if type(node) is float:
+            return {"f": node.hex()}
+        if node is None or type(node) in (bool, int, str):
+            return {"v": node}
+        raise UsageError(f"{self._path}: {name!r} is a {type(node).__name__}, neither a tensor nor a plain value")
+
+    def _leaf(self, tensor: Any, name: str) -> dict[str, Any]:
+        while name in self._tensors or not name:
             name += "_"
-        tensors[name] = node
+        self._tensors[name] = tensor
+        if tensor.layout is self._torch.strided and tensor.numel():
+            place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            first = self._first.setdefault(place, name)
+            if first != name:
+                return {"s": [name, first]}
         return {"a": name}
-    deeper = f"{name}." if name else ""
-    if isinstance(node, Mapping):
-        for key in node:
-            if type(key) not in (str, int):
-                raise UsageError(f"{path}: {name or 'the top level'} has a key of type {type(key).__name__}")
-        return {"d": [[key, _flatten(path, v, f"{deeper}{key}", tensors, torch)] for key, v in node.items()]}
-    if isinstance(node, (list, tuple)):
-        items = [_flatten(path, v, f"{deeper}{i}", tensors, torch) for i, v in enumerate(node)]
-        return {"l" if isinstance(node, list) else "t": items}
-    if type(node) is float:
-        return {"f": node.hex()}
-    if node is None or type(node) in (bool, int, str):
-        return {"v": node}
-    raise UsageError(f"{path}: {name!r} is a {type(node).__name__}, neither a tensor nor a plain value")
 
 
 def _unflatten(node: Any, tensors: Mapping[str, Any], depth: int = 0) -> Any:
-    """The structure that `_flatten` read, from an untrusted tree. Raises CorruptError."""
+    """The structure that `_Flattener` read, from an untrusted tree. Raises CorruptError."""
     if type(node) is not dict or len(node) != 1 or depth > 100:
         raise CorruptError("the tree of nested values is damaged")
     (kind, value), *_ = node.items()
@@ -290,6 +338,8 @@ def _unflatten(node: Any, tensors: Mapping[str, Any], depth: int = 0) -> Any:
         return items if kind == "l" else tuple(items)
     if kind == "a" and type(value) is str and value in tensors:
         return tensors[value]
+    if kind == "s" and type(value) is list and len(value) == 2 and all(type(v) is str and v in tensors for v in value):
+        return tensors[value[1]]
     if kind == "f" and type(value) is str:
         with contextlib.suppress(ValueError, OverflowError):
             return float.fromhex(value)
@@ -314,15 +364,17 @@ class _TorchWriter:
     def save(self, stream: BinaryIO, names: list[str], tree: str | None) -> None:
         import torch
 
-        made: dict[int, Any] = {}
-        tensors = {}
-        for name in names:
-            array = self._arrays[name]
-            if id(array) not in made:  # a tied tensor stays tied
-                made[id(array)] = _to_torch(torch, array)
-            tensors[name] = made[id(array)]
+        # Equal tensors get memory of their own: what shares it in the source is marked in the tree. Two counters of an
+        # optimizer that happen to be equal must not become one.
+        tensors = {name: _to_torch(torch, self._arrays[name]) for name in names}
         content = tensors if tree is None else _unflatten(_load_tree(tree), tensors)
-        torch.save(content, stream)
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:
+            # A full disk arrives as a complaint about positions, on top of what really happened.
+            if isinstance(error.__context__, (OSError, Error)):
+                raise error.__context__ from None
+            raise
 
 
 def _load_tree(tree: str) -> Any:

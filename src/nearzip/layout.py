@@ -96,6 +96,7 @@ def draft_segments(
     statistics = _survey(source, rounded, bound, threads)
     whole = sum(statistics.values(), Statistics())
     groups: dict[tuple[str, Pipeline, bool], list[tuple[TensorSpec, Tolerance]]] = {}
+    sizes: dict[tuple[str, Pipeline, bool], int] = {}
 
     def draft(members: list[tuple[TensorSpec, Tolerance]], pipeline: Pipeline, with_base: bool) -> Draft:
         specs, tolerances = zip(*members, strict=True)
@@ -106,15 +107,18 @@ def draft_segments(
         with_base = recipe.uses_base and base is not None and spec.same_kind(base.specs.get(name))
         plan = _plan(spec, with_base, recipe, bound, statistics.get(name, Statistics()), whole)
         member = (spec, plan.tolerance)
-        if spec.n_bytes >= recipe.group_bytes:
+        n_bytes = spec.n_bytes
+        if n_bytes >= recipe.group_bytes:
             yield draft([member], plan.pipeline, with_base)
             continue
         key = (spec.dtype, plan.pipeline, with_base)
         group = groups.setdefault(key, [])
-        if group and sum(s.n_bytes for s, _ in group) + spec.n_bytes > recipe.group_bytes:
+        if group and sizes[key] + n_bytes > recipe.group_bytes:
             yield draft(group, plan.pipeline, with_base)
             group.clear()
+            sizes[key] = 0
         group.append(member)
+        sizes[key] = sizes.get(key, 0) + n_bytes
     for (_, pipeline, with_base), group in groups.items():
         if group:
             yield draft(group, pipeline, with_base)

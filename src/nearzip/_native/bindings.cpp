@@ -97,6 +97,27 @@ void py_dequantize(Input<int32_t> symbols, std::optional<Input<F>> base, double 
     dequantize<F>(symbols.data(), b, out.size(), step, out.data());
 }
 
+template <class F>
+nb::bytes py_encode_quantized(Input<F> x, std::optional<Input<F>> base, double step, const Parts &parts) {
+    check_parts(parts, x.size());
+    const F *b = data_or_null(base, x.size());
+    Bytes out;
+    {
+        nb::gil_scoped_release nogil;
+        encode_quantized<F>(x.data(), b, x.size(), step, parts, out);
+    }
+    return to_bytes(out);
+}
+
+template <class F>
+void py_decode_quantized(Input<uint8_t> data, std::optional<Input<F>> base, double step, const Parts &parts,
+                         Output<F> out) {
+    check_parts(parts, out.size());
+    const F *b = data_or_null(base, out.size());
+    nb::gil_scoped_release nogil;
+    decode_quantized<F>({data.data(), data.size()}, b, out.size(), step, parts, out.data());
+}
+
 template <class U>
 void py_ordered_delta(Input<U> x, Input<U> base, bool floats, Output<U> out) {
     same_size(x.size(), out.size());
@@ -128,24 +149,32 @@ std::tuple<uint64_t, double, double, double> py_statistics(Input<F> x) {
     return {s.finite, s.low, s.high, s.sum_squares};
 }
 
+// Arrays are never converted: a copy in another type would be rounded, or take the output in place of the caller's.
 template <class T>
 void bind_symbols(nb::module_ &m) {
-    m.def("encode_symbols", &py_encode_symbols<T>, "symbols"_a, "parts"_a, "planes"_a);
-    m.def("decode_symbols", &py_decode_symbols<T>, "data"_a, "parts"_a, "out"_a);
+    m.def("encode_symbols", &py_encode_symbols<T>, "symbols"_a.noconvert(), "parts"_a, "planes"_a);
+    m.def("decode_symbols", &py_decode_symbols<T>, "data"_a.noconvert(), "parts"_a, "out"_a.noconvert());
 }
 
 template <class F>
 void bind_floats(nb::module_ &m) {
-    m.def("quantize", &py_quantize<F>, "x"_a, "base"_a.none(), "step"_a, "out"_a);
-    m.def("dequantize", &py_dequantize<F>, "symbols"_a, "base"_a.none(), "step"_a, "out"_a);
-    m.def("outside", &py_outside<F>, "x"_a, "y"_a, "tolerance"_a, "relative"_a);
-    m.def("statistics", &py_statistics<F>, "x"_a);
+    m.def("quantize", &py_quantize<F>, "x"_a.noconvert(), "base"_a.none().noconvert(), "step"_a, "out"_a.noconvert());
+    m.def("dequantize", &py_dequantize<F>, "symbols"_a.noconvert(), "base"_a.none().noconvert(), "step"_a,
+          "out"_a.noconvert());
+    m.def("encode_quantized", &py_encode_quantized<F>, "x"_a.noconvert(), "base"_a.none().noconvert(), "step"_a,
+          "parts"_a);
+    m.def("decode_quantized", &py_decode_quantized<F>, "data"_a.noconvert(), "base"_a.none().noconvert(), "step"_a,
+          "parts"_a, "out"_a.noconvert());
+    m.def("outside", &py_outside<F>, "x"_a.noconvert(), "y"_a.noconvert(), "tolerance"_a, "relative"_a);
+    m.def("statistics", &py_statistics<F>, "x"_a.noconvert());
 }
 
 template <class U>
 void bind_bits(nb::module_ &m) {
-    m.def("ordered_delta", &py_ordered_delta<U>, "x"_a, "base"_a, "floats"_a, "out"_a);
-    m.def("undo_ordered_delta", &py_undo_ordered_delta<U>, "symbols"_a, "base"_a, "floats"_a, "out"_a);
+    m.def("ordered_delta", &py_ordered_delta<U>, "x"_a.noconvert(), "base"_a.noconvert(), "floats"_a,
+          "out"_a.noconvert());
+    m.def("undo_ordered_delta", &py_undo_ordered_delta<U>, "symbols"_a.noconvert(), "base"_a.noconvert(), "floats"_a,
+          "out"_a.noconvert());
 }
 
 }  // namespace
@@ -159,8 +188,8 @@ NB_MODULE(_core, m) {
             PyErr_SetString(PyExc_ValueError, e.what());
         }
     });
-    m.def("encode_tokens", &py_encode_tokens, "tokens"_a, "parts"_a);
-    m.def("decode_tokens", &py_decode_tokens, "data"_a, "parts"_a, "out"_a);
+    m.def("encode_tokens", &py_encode_tokens, "tokens"_a.noconvert(), "parts"_a);
+    m.def("decode_tokens", &py_decode_tokens, "data"_a.noconvert(), "parts"_a, "out"_a.noconvert());
     bind_symbols<int32_t>(m);
     bind_symbols<uint8_t>(m);
     bind_symbols<uint16_t>(m);

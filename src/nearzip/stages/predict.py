@@ -102,7 +102,7 @@ class OrderedDelta(Stage):
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         if context is None:
             raise UsageError("ordered-delta needs a base")
-        bits = bits_of(value)
+        bits = bits_of(np.ascontiguousarray(value))
         symbols = np.empty_like(bits)
         floats = is_float(context.dtype) or context.dtype.kind == "c"
         _core.ordered_delta(bits, bits_of(context.require_base()), floats, symbols)
@@ -135,7 +135,7 @@ class OrderedBits(Stage):
     takes, gives = FLOATS, SYMBOLS
 
     def encode(self, value: Any, context: Context | None = None) -> Coded:
-        bits = bits_of(value)
+        bits = bits_of(np.ascontiguousarray(value))
         if is_float(value.dtype) or value.dtype.kind == "c":
             top = bits.dtype.type(8 * bits.itemsize - 1)
             return Coded((bits << bits.dtype.type(1)) | (bits >> top))

@@ -10,7 +10,8 @@ import numpy as np
 
 from nearzip import _core
 from nearzip.errors import CorruptError, UsageError
-from nearzip.stages.base import FLOATS, SYMBOLS, Coded, Context, Stage
+from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Coded, Context, Stage
+from nearzip.stages.entropy import SIGNED, Rans
 from nearzip.tensors import Array, is_float
 
 __all__ = ["LogStep", "QuantizeDelta", "UniformStep"]
@@ -60,6 +61,9 @@ class UniformStep(Stage):
     def __post_init__(self) -> None:
         _check_step(self.step)
 
+    def fuse(self, after: Stage) -> Stage | None:
+        return QuantizeAndCode(self.step, False) if after == Rans() else None
+
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         return Coded(_quantize(value, None, self.step))
 
@@ -82,6 +86,9 @@ class QuantizeDelta(Stage):
     def needs_base(self) -> bool:
         return True
 
+    def fuse(self, after: Stage) -> Stage | None:
+        return QuantizeAndCode(self.step, True) if after == Rans() else None
+
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         if context is None:
             raise UsageError("subtract-base needs a base")
@@ -97,9 +104,45 @@ class QuantizeDelta(Stage):
         return out
 
 
+@dataclass(frozen=True)
+class QuantizeAndCode(Stage):
+    """`UniformStep`, on the difference to the base if `delta`, and `Rans` in one pass; never stands in a file."""
+
+    id = "quantize+rans"
+    takes, gives = FLOATS, BYTES
+
+    step: float
+    delta: bool
+
+    @property
+    def needs_base(self) -> bool:
+        return self.delta
+
+    def _base(self, context: Context) -> Array | None:
+        return _working(context.require_base()) if self.delta else None
+
+    def encode(self, value: Any, context: Context | None = None) -> Coded:
+        context = context or Context.alone(value)
+        data = _core.encode_quantized(_working(value), self._base(context), self.step, context.parts)
+        return Coded(data, SIGNED)
+
+    def decode(self, coded: Coded, context: Context) -> Array:
+        require_rounded(context)
+        if coded.side != SIGNED:
+            raise CorruptError("symbols of another type")
+        out = np.empty(context.n, np.float64 if context.dtype.itemsize == 8 else np.float32)
+        try:
+            _core.decode_quantized(
+                np.frombuffer(coded.data, np.uint8), self._base(context), self.step, context.parts, out
+            )
+        except ValueError as error:
+            raise CorruptError(str(error)) from None
+        return out
+
+
 def _working(values: Array) -> Array:
-    """float32 for types below 32 bits, which holds all their values."""
-    return values.astype(np.float32) if values.dtype.itemsize < 4 else values
+    """Contiguous; float32 for types below 32 bits, which holds all their values."""
+    return values.astype(np.float32) if values.dtype.itemsize < 4 else np.ascontiguousarray(values)
 
 
 def _quantize(values: Array, base: Array | None, step: float) -> Array:

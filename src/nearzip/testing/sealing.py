@@ -93,8 +93,8 @@ def true_digests(document: Any, blocks: bytes, base: Mapping[str, Any] | None = 
 
 
 def _segment_digest(document: Any, segment: Any, payloads: list[tuple[int, bytes]], base: Checkpoint | None) -> str:
-    chosen = (document["tensors"][i] for i in segment["tensors"])
-    specs = tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in chosen)
+    members = [document["tensors"][i] for i in segment["tensors"]]
+    specs = tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in members)
     if sum(spec.n_bytes for spec in specs) > 1 << 20:
         return str(segment["digest"])
     pieces: list[list[bytes]] = [[] for _ in specs]

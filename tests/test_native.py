@@ -1,0 +1,340 @@
+"""The native core against its plain twins, and its streams against the entropy of what they hold."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import twins
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nearzip import _core
+
+FLOATS = [np.float32, np.float64]
+UNSIGNED = [np.uint8, np.uint16, np.uint32, np.uint64]
+SYMBOLS = [np.int32, *UNSIGNED]
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def floats_of(rng: np.random.Generator, n: int, dtype: type) -> np.ndarray:
+    """Values of every kind: random bits, near neighbours, integers, extremes."""
+    bits = {4: np.uint32, 8: np.uint64}[np.dtype(dtype).itemsize]
+    pools = [
+        rng.integers(0, np.iinfo(bits).max, n, dtype=bits, endpoint=True).view(dtype),
+        rng.normal(0, 10.0 ** rng.integers(-40 if dtype is np.float64 else -6, 7), n).astype(dtype),
+        rng.integers(-4, 5, n).astype(dtype) / dtype(4),
+        np.array([0.0, -0.0, np.inf, -np.inf, np.nan, np.finfo(dtype).max, -np.finfo(dtype).max, 1.0], dtype)[
+            rng.integers(0, 8, n)
+        ],
+        np.finfo(dtype).smallest_subnormal * rng.integers(-5, 6, n).astype(dtype),
+    ]
+    return np.ascontiguousarray(np.choose(rng.integers(0, len(pools), n), pools).astype(dtype))
+
+
+def bits_equal(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.dtype == other.dtype and one.tobytes() == other.tobytes()
+
+
+# ---- passes over values ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@given(seed=seeds, n=st.integers(0, 70), with_base=st.booleans(), log_step=st.integers(-30, 10))
+def test_quantize_is_its_twin(dtype, seed, n, with_base, log_step):
+    rng = np.random.default_rng(seed)
+    x, base = floats_of(rng, n, dtype), floats_of(rng, n, dtype) if with_base else None
+    step = math.ldexp(rng.choice([1.0, 1.3]), log_step)
+    symbols = np.empty(n, np.int32)
+    _core.quantize(x, base, step, symbols)
+    assert bits_equal(symbols, twins.quantize(x, base, step))
+    if step == math.ldexp(1.0, log_step) and base is None:  # division by a power of two is exact
+        for value, symbol in zip(x.tolist(), symbols.tolist(), strict=True):
+            if math.isfinite(value) and abs(value) < step * 2**30:
+                assert symbol == round(Fraction(value) / Fraction(step))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@given(seed=seeds, n=st.integers(0, 70), with_base=st.booleans(), log_step=st.integers(-1080, 1020))
+def test_dequantize_is_its_twin(dtype, seed, n, with_base, log_step):
+    rng = np.random.default_rng(seed)
+    base = floats_of(rng, n, dtype) if with_base else None
+    symbols = rng.integers(-(2**31), 2**31, n, dtype=np.int32) >> rng.integers(0, 31, n, dtype=np.int32)
+    step = math.ldexp(rng.uniform(0.5, 1), log_step)
+    out = np.empty(n, dtype)
+    _core.dequantize(symbols, base, step, out)
+    expected = twins.dequantize(symbols, base, step, dtype)
+    # The payload of a NaN that arithmetic passes on is not part of the format: the codec patches it.
+    assert np.array_equal(np.isnan(out), np.isnan(expected))
+    assert bits_equal(np.nan_to_num(out, nan=1.0), np.nan_to_num(expected, nan=1.0))
+
+
+@pytest.mark.parametrize("dtype", UNSIGNED)
+@given(seed=seeds, n=st.integers(0, 70), floats=st.booleans(), spread=st.integers(0, 63))
+def test_ordered_delta_is_its_twin_and_can_be_undone(dtype, seed, n, floats, spread):
+    rng = np.random.default_rng(seed)
+    top = np.iinfo(dtype).max
+    base = rng.integers(0, top, n, dtype=dtype, endpoint=True)
+    x = base ^ (rng.integers(0, top, n, dtype=dtype, endpoint=True) >> dtype(spread % (8 * base.itemsize)))
+    symbols = np.empty(n, dtype)
+    _core.ordered_delta(x, base, floats, symbols)
+    assert bits_equal(symbols, twins.ordered_delta(x, base, floats))
+    restored = np.empty(n, dtype)
+    _core.undo_ordered_delta(symbols, base, floats, restored)
+    assert bits_equal(restored, x)
+    assert bits_equal(twins.undo_ordered_delta(symbols, base, floats), x)
+
+
+def test_ordered_integers_sort_like_the_floats():
+    x = np.sort(np.random.default_rng(1).normal(0, 1e-30, 1000).astype(np.float32)).view(np.uint32)
+    zero = np.zeros_like(x)
+    symbols = np.empty_like(x)
+    _core.ordered_delta(x[1:].copy(), x[:-1].copy(), True, symbols[1:])
+    assert (symbols[1:] % 2 == 0).all(), "every difference to a smaller float is positive"
+    _core.ordered_delta(x, zero, True, symbols)
+    assert (symbols % 2 == (x.view(np.float32) < 0)).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("relative", [False, True])
+@given(seed=seeds, n=st.integers(0, 60), tie=st.booleans(), log_tolerance=st.integers(-300, 5))
+def test_outside_is_exact(dtype, relative, seed, n, tie, log_tolerance):
+    rng = np.random.default_rng(seed)
+    x = floats_of(rng, n, dtype)
+    y = np.where(rng.random(n) < 0.4, x, floats_of(rng, n, dtype))
+    with np.errstate(all="ignore"):
+        near = (x * dtype(1 + 2.0**-10)).astype(dtype)
+    y = np.where(rng.random(n) < 0.4, near, y)
+    tolerance = 10.0 ** rng.uniform(log_tolerance - 1, log_tolerance)
+    if tie and n:  # a tolerance that one pair meets exactly, or misses by the rounding of the difference
+        with np.errstate(all="ignore"):
+            distance = abs(float(x[0]) - float(y[0])) / (abs(float(x[0])) if relative and x[0] else 1.0)
+        if 0 < distance < 1e300:
+            tolerance = distance * float(rng.choice([1.0, 1 - 2.0**-53, 1 + 2.0**-52]))
+    found = list(_core.outside(x, y, tolerance, relative))
+    expected = twins.outside(x, y, tolerance, relative)
+    if relative:  # may call out the last place of a product, never miss
+        assert set(expected) <= set(found)
+        wrongly = [i for i in found if i not in expected]
+        # Just below the bound in the last places is the only excuse.
+        slack = Fraction(tolerance) * (1 - Fraction(1, 2**50))
+        for i in wrongly:
+            difference = abs(Fraction(float(x[i])) - Fraction(float(y[i])))
+            assert difference > slack * abs(Fraction(float(x[i]))) - Fraction(2) ** -1073
+    else:
+        assert found == expected
+
+
+def test_outside_finds_places_in_every_stretch():
+    x = np.zeros(20_000, np.float32)
+    y = x.copy()
+    places = [0, 1, 4095, 4096, 12_345, 19_999]
+    y[places] = 1
+    assert list(_core.outside(x, y, 0.5, False)) == places
+    assert list(_core.outside(x, y, 1.0, False)) == []
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@given(seed=seeds, n=st.integers(0, 300))
+def test_statistics_are_those_of_the_finite_values(dtype, seed, n):
+    x = floats_of(np.random.default_rng(seed), n, dtype)
+    finite, low, high, squares = _core.statistics(x)
+    expected = twins.statistics(x)
+    assert (finite, low, high) == expected[:3]
+    largest = Fraction(np.finfo(np.float64).max.item())
+    if expected[3] < largest * (1 - Fraction(1, 2**40)):
+        error = abs(Fraction(squares) - expected[3])
+        assert error <= expected[3] * Fraction(max(1, n), 2**52) + Fraction(n, 2**1074)
+
+
+# ---- streams ---------------------------------------------------------------------------------------------------
+
+
+def parts_of(rng: np.random.Generator, n: int) -> list[int]:
+    cuts = np.sort(rng.integers(0, n + 1, rng.integers(0, 5)))
+    return np.diff(np.concatenate([[0], cuts, [n]])).astype(int).tolist()
+
+
+def tokens_of(rng: np.random.Generator, n: int) -> np.ndarray:
+    kinds = [
+        lambda m: np.full(m, rng.integers(0, 256)),
+        lambda m: rng.integers(0, rng.integers(1, 257), m),
+        lambda m: np.abs(rng.normal(0, rng.uniform(0.1, 30), m)).clip(0, 255),
+        lambda m: np.where(rng.random(m) < 0.999, 3, 200),
+    ]
+    pieces = [kinds[rng.integers(0, len(kinds))](m) for m in parts_of(rng, n)]
+    return np.concatenate(pieces).astype(np.uint8)
+
+
+def decoded_tokens(data: bytes, parts: list[int]) -> bytes:
+    out = np.empty(sum(parts), np.uint8)
+    _core.decode_tokens(np.frombuffer(data, np.uint8), parts, out)
+    return out.tobytes()
+
+
+@given(seed=seeds, n=st.one_of(st.integers(0, 100), st.integers(0, 12_000)))
+def test_token_streams_read_as_the_format_says(seed, n):
+    rng = np.random.default_rng(seed)
+    tokens, parts = tokens_of(rng, n), parts_of(rng, n)
+    data = _core.encode_tokens(tokens, parts)
+    assert twins.decode_tokens(data, parts) == tokens.tobytes()
+    assert decoded_tokens(data, parts) == tokens.tobytes()
+    assert len(data) <= n + 8 + 40
+
+
+@given(seed=seeds, n=st.integers(1, 3000), scale=st.integers(8, 16), chunk_log=st.integers(6, 24))
+def test_every_stream_that_the_format_allows_can_be_read(seed, n, scale, chunk_log):
+    """Scales, chunk sizes and numbers of tables that our own encoder does not choose."""
+    rng = np.random.default_rng(seed)
+    tokens, parts = tokens_of(rng, n), parts_of(rng, n)
+    used = np.unique(tokens)[: 1 << (scale - 1)]
+    tokens = used[rng.integers(0, used.size, n)].astype(np.uint8)
+    tables = []
+    for _ in range(rng.integers(1, 17)):
+        share = rng.dirichlet(np.full(used.size, 0.5))
+        freqs = np.zeros(256, np.int64)
+        freqs[used] = 1 + np.floor(share * ((1 << scale) - used.size)).astype(np.int64)
+        freqs[rng.choice(used)] += (1 << scale) - freqs.sum()
+        tables.append(freqs.tolist())
+    table_of = rng.integers(0, len(tables), len(twins.chunk_sizes(parts, chunk_log))).tolist()
+    if len(tables) == 1:
+        table_of = [0] * len(table_of)
+    data = twins.encode_tokens(tokens.tobytes(), parts, scale, chunk_log, tables, table_of)
+    assert twins.decode_tokens(data, parts) == tokens.tobytes()
+    assert decoded_tokens(data, parts) == tokens.tobytes()
+
+
+def symbols_of(rng: np.random.Generator, n: int, dtype: type) -> np.ndarray:
+    info = np.iinfo(dtype)
+    whole = rng.integers(info.min, info.max, n, dtype=dtype, endpoint=True)
+    shift = rng.integers(0, 8 * whole.itemsize, n).astype(dtype)
+    return [
+        np.zeros(n, dtype),
+        whole,
+        whole >> shift,
+        whole >> dtype(max(0, 8 * whole.itemsize - 9)),
+        np.where(rng.random(n) < 0.02, whole, dtype(1)).astype(dtype),
+        np.where(rng.random(n) < 0.5, dtype(info.min), dtype(info.max)).astype(dtype),
+    ][rng.integers(0, 6)]
+
+
+@pytest.mark.parametrize("planes", [False, True])
+@pytest.mark.parametrize("dtype", SYMBOLS)
+@given(seed=seeds, n=st.one_of(st.integers(0, 100), st.integers(0, 6000)))
+def test_symbol_streams_read_as_the_format_says(dtype, planes, seed, n):
+    rng = np.random.default_rng(seed)
+    symbols, parts = symbols_of(rng, n, dtype), parts_of(rng, n)
+    data = _core.encode_symbols(symbols, parts, planes)
+    assert bits_equal(twins.decode_symbols(data, parts, dtype), symbols)
+    out = np.empty(n, dtype)
+    _core.decode_symbols(np.frombuffer(data, np.uint8), parts, out)
+    assert bits_equal(out, symbols)
+
+
+def test_chunks_do_not_span_parts():
+    """Two parts of one chunk each, told apart: their tables differ, so neither pays for the other."""
+    rng = np.random.default_rng(0)
+    one, two = rng.integers(0, 4, 2000), rng.integers(100, 104, 2000)
+    tokens = np.concatenate([one, two]).astype(np.uint8)
+    header = twins.read_token_header(_core.encode_tokens(tokens, [2000, 2000]), [2000, 2000])
+    assert header is not None
+    assert header.chunks == [2000, 2000]
+    assert header.table_of in ([0, 1], [1, 0])
+
+
+def test_parts_must_add_up():
+    tokens = np.zeros(10, np.uint8)
+    for parts in ([], [9], [11], [5, 6], [2**64 - 1, 11], [2**63, 2**63, 10]):
+        with pytest.raises(ValueError, match="parts do not add up"):
+            _core.encode_tokens(tokens, parts)
+        with pytest.raises(ValueError, match="parts do not add up"):
+            _core.decode_tokens(tokens, parts, np.empty(10, np.uint8))
+
+
+def test_arrays_must_be_of_one_size():
+    x, short = np.zeros(4, np.float32), np.zeros(3, np.float32)
+    symbols = np.zeros(4, np.int32)
+    calls = [
+        lambda: _core.quantize(short, None, 1.0, symbols),
+        lambda: _core.quantize(x, short, 1.0, symbols),
+        lambda: _core.dequantize(symbols, short, 1.0, x),
+        lambda: _core.dequantize(symbols, None, 1.0, short),
+        lambda: _core.outside(x, short, 1.0, False),
+        lambda: _core.ordered_delta(symbols.view(np.uint32), short.view(np.uint32), True, x.view(np.uint32)),
+        lambda: _core.undo_ordered_delta(symbols.view(np.uint32), x.view(np.uint32), True, short.view(np.uint32)),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="differ in size"):
+            call()
+
+
+def test_arrays_are_never_converted():
+    """A converted copy would be rounded to float32, or take the output in place of the caller's array."""
+    x, y = np.array([-5e-324, 1.0]), np.zeros(2)
+    assert list(_core.outside(x, y, np.float64(0.999), True)) == [0, 1]
+    out = np.full(2, 7.0)
+    _core.dequantize(np.array([1, -1], np.int32), None, np.int64(1), out)
+    assert out.tolist() == [1.0, -1.0]
+    with pytest.raises(TypeError):
+        _core.dequantize(np.array([1, -1], np.int64), None, 1.0, out)
+    with pytest.raises(TypeError):
+        _core.quantize(x, y, 1.0, np.empty(2, np.int64))
+    with pytest.raises(TypeError):
+        _core.ordered_delta(np.zeros(2, np.int32), np.zeros(2, np.uint32), False, np.zeros(2, np.uint32))
+
+
+# ---- how close to the entropy ----------------------------------------------------------------------------------
+
+
+def _rounded(values: np.ndarray, dtype: type = np.int32) -> np.ndarray:
+    return np.rint(values).astype(dtype)
+
+
+def _skewed(zero: float, n: int) -> np.ndarray:
+    rng = np.random.default_rng(2)
+    symbols = np.zeros(n, np.int32)
+    places = np.flatnonzero(rng.random(n, np.float32) >= zero)
+    symbols[places] = _rounded(rng.laplace(0, 1.5, places.size))
+    return symbols
+
+
+DISTRIBUTIONS = {
+    "laplace, width 0.3": lambda r: _rounded(r.laplace(0, 0.3, 1_000_000)),
+    "laplace, width 1": lambda r: _rounded(r.laplace(0, 1, 400_000)),
+    "laplace, width 10": lambda r: _rounded(r.laplace(0, 10, 400_000)),
+    "laplace, width 100": lambda r: _rounded(r.laplace(0, 100, 1_000_000)),
+    "gaussian, width 0.5": lambda r: _rounded(r.normal(0, 0.5, 800_000)),
+    "gaussian, width 5": lambda r: _rounded(r.normal(0, 5, 400_000)),
+    "gaussian, width 300": lambda r: _rounded(r.normal(0, 300, 1_000_000)),
+    # One-sided ones as unsigned symbols: with signed ones, the sign bit of values over 128 would be sent raw.
+    "uniform, 0 to 99": lambda r: r.integers(0, 100, 400_000, np.uint8),
+    "uniform, 0 to 1999": lambda r: r.integers(0, 2000, 1_000_000, np.uint16),
+    "uniform, -700 to 700": lambda r: r.integers(-700, 701, 1_000_000, np.int32),
+    "uniform, 0 to 40 000": lambda r: r.integers(0, 40_001, 3_000_000, np.uint32),
+    "zeros, 90 %": lambda r: _skewed(0.9, 1_000_000),
+    "zeros, 99 %": lambda r: _skewed(0.99, 8_000_000),
+    "zeros, 99.9 %": lambda r: _skewed(0.999, 24_000_000),
+}
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_a_stream_costs_little_more_than_its_entropy(name):
+    symbols = DISTRIBUTIONS[name](np.random.default_rng(7))
+    low = int(symbols.min())
+    counts = np.bincount(symbols - symbols.dtype.type(low))
+    counts = counts[counts > 0]
+    bits = float((counts * np.log2(symbols.size / counts)).sum())
+    assert counts.size < symbols.size / 50, "otherwise the entropy of the sample says too little"
+    data = _core.encode_symbols(symbols, [symbols.size], False)
+    at = 2
+    size, at = twins.read_varint(data, at)
+    # Big ints of pure Python are slow, and the header is short.
+    header = twins.read_token_header(data[at : at + min(size, 200_000)], [symbols.size])
+    tables = header.table_bits / 8 if header else 0.0
+    assert len(data) >= 32_000
+    # Frequencies are multiples of 2^-16: many kinds of symbols that are rarer than that cost more than they should.
+    share = 1.035 if name == "zeros, 99.9 %" else 1.005
+    assert len(data) <= share * bits / 8 + tables + 64

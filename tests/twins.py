@@ -1,0 +1,353 @@
+"""Plain twins of the native core: what each function means, in NumPy, fractions and pure Python.
+
+The stream readers were written from the format (docs/format.md, "Token streams" and "Symbol streams"), not from the
+C++, and share nothing with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+LANES = 8
+LOW = 1 << 16
+DIRECT = 128
+
+
+# ---- passes over values ----------------------------------------------------------------------------------------
+
+
+def quantize(x: Array, base: Array | None, step: float) -> Array:
+    with np.errstate(all="ignore"):
+        ratio = (x.astype(np.float64) - (0.0 if base is None else base.astype(np.float64))) / step
+        kept = np.where(np.abs(ratio) < 2.0**30, ratio, 0.0)
+    return np.rint(kept).astype(np.int32)
+
+
+def dequantize(symbols: Array, base: Array | None, step: float, dtype: Any) -> Array:
+    with np.errstate(all="ignore"):
+        offset = symbols.astype(np.float64) * step
+        return (offset if base is None else base.astype(np.float64) + offset).astype(dtype)
+
+
+def _order(bits: int, width: int, floats: bool) -> int:
+    """Integers that sort like the floats of these bits."""
+    sign = 1 << (width - 1)
+    if not floats:
+        return bits
+    return (2 * sign - 1) ^ bits if bits & sign else bits | sign
+
+
+def _disorder(number: int, width: int, floats: bool) -> int:
+    sign = 1 << (width - 1)
+    if not floats:
+        return number
+    return number ^ sign if number & sign else (2 * sign - 1) ^ number
+
+
+def ordered_delta(x: Array, base: Array, floats: bool) -> Array:
+    width = 8 * x.itemsize
+    out = []
+    for one, other in zip(x.tolist(), base.tolist(), strict=True):
+        difference = (_order(one, width, floats) - _order(other, width, floats)) % (1 << width)
+        if difference >> (width - 1):
+            difference -= 1 << width
+        out.append(2 * difference if difference >= 0 else -2 * difference - 1)
+    return np.array(out, x.dtype)
+
+
+def undo_ordered_delta(symbols: Array, base: Array, floats: bool) -> Array:
+    width = 8 * base.itemsize
+    out = []
+    for symbol, other in zip(symbols.tolist(), base.tolist(), strict=True):
+        difference = symbol // 2 if symbol % 2 == 0 else -(symbol + 1) // 2
+        out.append(_disorder((_order(other, width, floats) + difference) % (1 << width), width, floats))
+    return np.array(out, base.dtype)
+
+
+def outside(x: Array, y: Array, tolerance: float, relative: bool) -> list[int]:
+    """In rational numbers, so without a rounding anywhere."""
+    found = []
+    for i, (one, other) in enumerate(zip(x.tolist(), y.tolist(), strict=True)):
+        if not (math.isfinite(one) and math.isfinite(other)):
+            found.append(i)
+            continue
+        allowed = Fraction(tolerance) * (abs(Fraction(one)) if relative else 1)
+        if abs(Fraction(one) - Fraction(other)) > allowed:
+            found.append(i)
+    return found
+
+
+def statistics(x: Array) -> tuple[int, float, float, Fraction]:
+    finite = [value for value in x.tolist() if math.isfinite(value)]
+    if not finite:
+        return 0, 0.0, 0.0, Fraction(0)
+    return len(finite), min(finite), max(finite), sum(Fraction(value) ** 2 for value in finite)
+
+
+# ---- streams ---------------------------------------------------------------------------------------------------
+
+
+class Malformed(Exception):  # noqa: N818
+    """The twin refuses a stream."""
+
+
+class Bits:
+    """Least significant bit first."""
+
+    def __init__(self, data: bytes):
+        self._value = int.from_bytes(data, "little")
+        self._left = 8 * len(data)
+        self._size = 8 * len(data)
+
+    def get(self, n: int) -> int:
+        if n > self._left:
+            raise Malformed("bits end early")
+        value = self._value & ((1 << n) - 1)
+        self._value >>= n
+        self._left -= n
+        return value
+
+    def get_golomb(self) -> int:
+        zeros = 0
+        while not self.get(1):
+            zeros += 1
+        return (1 << zeros) + self.get(zeros) - 1
+
+    def bytes_begun(self) -> int:
+        if self.get(self._left % 8):
+            raise Malformed("padding")
+        return (self._size - self._left) // 8
+
+
+class BitSink:
+    def __init__(self) -> None:
+        self._text: list[str] = []
+
+    def put(self, value: int, n: int) -> None:
+        if n:
+            self._text.append(f"{value:0{n}b}"[::-1])
+
+    def put_golomb(self, value: int) -> None:
+        length = (value + 1).bit_length()
+        self.put(0, length - 1)
+        self.put(1, 1)
+        self.put((value + 1) - (1 << (length - 1)), length - 1)
+
+    def to_bytes(self) -> bytes:
+        text = "".join(self._text)
+        return int(text[::-1] or "0", 2).to_bytes((len(text) + 7) // 8, "little")
+
+
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return value, at
+
+
+def varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 128:
+        out.append(value % 128 + 128)
+        value //= 128
+    return bytes([*out, value])
+
+
+def chunk_sizes(parts: Sequence[int], chunk_log: int) -> list[int]:
+    size = 1 << chunk_log
+    return [min(size, part - at) for part in parts for at in range(0, part, size)]
+
+
+@dataclass(frozen=True)
+class TokenHeader:
+    """What stands before the states: where it ends, the frequencies of each table, the table of each chunk."""
+
+    scale: int
+    tables: list[list[int]]
+    table_of: list[int]
+    chunks: list[int]
+    n_bytes: int
+    table_bits: int
+
+
+def read_token_header(data: bytes, parts: Sequence[int]) -> TokenHeader | None:
+    """None: the tokens are stored as they are."""
+    scale = data[0]
+    if scale == 0:
+        return None
+    chunk_log = data[1]
+    n_tables, at = read_varint(data, 2)
+    bits = Bits(data[at:])
+    before = bits._left
+    tables = [_read_table(bits, scale) for _ in range(n_tables)]
+    table_bits = before - bits._left
+    chunks = chunk_sizes(parts, chunk_log)
+    table_of = [0] * len(chunks)
+    if n_tables > 1:
+        width = (n_tables - 1).bit_length()
+        last = -1
+        for i in range(len(chunks)):
+            if bits.get(1):
+                last = bits.get(width)
+            table_of[i] = last
+    return TokenHeader(scale, tables, table_of, chunks, at + bits.bytes_begun(), table_bits)
+
+
+def _read_table(bits: Bits, scale: int) -> list[int]:
+    freqs = [0] * 256
+    last = bits.get(8)
+    t = 1
+    while t <= last:
+        freqs[t] = bits.get_golomb()
+        t += 1
+        if freqs[t - 1] == 0:
+            t += bits.get_golomb()
+    freqs[0] = (1 << scale) - sum(freqs)
+    if min(freqs) < 0:
+        raise Malformed("frequencies")
+    return freqs
+
+
+def decode_tokens(data: bytes, parts: Sequence[int]) -> bytes:
+    header = read_token_header(data, parts)
+    if header is None:
+        return data[1:]
+    whole = 1 << header.scale
+    constant = [max(freqs) == whole for freqs in header.tables]
+    states, words = [LOW] * LANES, iter(())
+    if not all(constant):
+        numbers = np.frombuffer(data[header.n_bytes : header.n_bytes + 4 * LANES], "<u4")
+        states = [int(number) for number in numbers]
+        words = iter(np.frombuffer(data[header.n_bytes + 4 * LANES :], "<u2").tolist())
+    elif len(data) != header.n_bytes:
+        raise Malformed("too long")
+    starts = [np.concatenate([[0], np.cumsum(freqs)]).tolist() for freqs in header.tables]
+    slots = [np.repeat(np.arange(256), freqs).tolist() for freqs in header.tables]
+    out = bytearray()
+    for size, k in zip(header.chunks, header.table_of, strict=True):
+        if constant[k]:
+            out += bytes([header.tables[k].index(whole)]) * size
+            continue
+        freqs, start, slot_of = header.tables[k], starts[k], slots[k]
+        for i in range(size):
+            state = states[i % LANES]
+            slot = state % whole
+            token = slot_of[slot]
+            state = freqs[token] * (state // whole) + slot - start[token]
+            if state < LOW:
+                state = state << 16 | next(words)
+            states[i % LANES] = state
+            out.append(token)
+    if states != [LOW] * LANES or next(words, None) is not None:
+        raise Malformed("does not close")
+    return bytes(out)
+
+
+def encode_tokens(
+    tokens: bytes,
+    parts: Sequence[int],
+    scale: int,
+    chunk_log: int,
+    tables: list[list[int]],
+    table_of: list[int],
+) -> bytes:
+    """A stream that says exactly this, whether or not our encoder would choose so."""
+    bits = BitSink()
+    for freqs in tables:
+        _write_table(bits, freqs)
+    last = -1
+    for k in table_of if len(tables) > 1 else ():
+        bits.put(int(k != last), 1)
+        if k != last:
+            bits.put(k, (len(tables) - 1).bit_length())
+        last = k
+    head = bytes([scale, chunk_log]) + varint(len(tables)) + bits.to_bytes()
+    whole = 1 << scale
+    if all(max(freqs) == whole for freqs in tables):
+        return head
+    states = [LOW] * LANES
+    words: list[int] = []
+    end = len(tokens)
+    for size, k in reversed(list(zip(chunk_sizes(parts, chunk_log), table_of, strict=True))):
+        freqs = tables[k]
+        start = np.concatenate([[0], np.cumsum(freqs)]).tolist()
+        begin = end - size
+        if max(freqs) != whole:
+            for i in range(size - 1, -1, -1):
+                token = tokens[begin + i]
+                f, state = freqs[token], states[i % LANES]
+                if state >= f << (32 - scale):
+                    words.append(state & 0xFFFF)
+                    state >>= 16
+                states[i % LANES] = (state // f << scale) + state % f + start[token]
+        end = begin
+    return head + np.array(states, "<u4").tobytes() + np.array(words[::-1], "<u2").tobytes()
+
+
+def _write_table(bits: BitSink, freqs: list[int]) -> None:
+    last = max((t for t in range(256) if freqs[t]), default=0)
+    bits.put(last, 8)
+    t = 1
+    while t <= last:
+        bits.put_golomb(freqs[t])
+        t += 1
+        if freqs[t - 1] == 0:
+            run = 0
+            while freqs[t + run] == 0:
+                run += 1
+            bits.put_golomb(run)
+            t += run
+
+
+def decode_symbols(data: bytes, parts: Sequence[int], dtype: Any) -> Array:
+    dtype = np.dtype(dtype)
+    folded = _decode_planes(data[1:], parts, dtype.itemsize) if data[0] else _decode_magnitude(data[1:], parts)
+    if dtype.kind == "i":
+        folded = [z // 2 if z % 2 == 0 else -(z + 1) // 2 for z in folded]
+    return np.array(folded, dtype)
+
+
+def _decode_planes(data: bytes, parts: Sequence[int], n_planes: int) -> list[int]:
+    values = [0] * sum(parts)
+    at = 0
+    for _ in range(n_planes):
+        size, at = read_varint(data, at)
+        plane = decode_tokens(data[at : at + size], parts)
+        at += size
+        values = [value << 8 | byte for value, byte in zip(values, plane, strict=True)]
+    if at != len(data):
+        raise Malformed("too long")
+    return values
+
+
+def _decode_magnitude(data: bytes, parts: Sequence[int]) -> list[int]:
+    m = data[0]
+    size, at = read_varint(data, 1)
+    tokens = decode_tokens(data[at : at + size], parts)
+    raw = Bits(data[at + size :])
+    values = []
+    for token in tokens:
+        if token < DIRECT:
+            values.append(token)
+            continue
+        above = token - DIRECT
+        length = (above >> m) + 8
+        rest = length - 1 - m
+        leading = (1 << m) + (above & ((1 << m) - 1))
+        values.append((leading << rest) + raw.get(rest))
+    if raw.bytes_begun() != len(data) - at - size:
+        raise Malformed("raw bits")
+    return values
