@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import lzma
 import math
 import os
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -22,7 +24,7 @@ import safetensors
 
 from nearzip.errors import CorruptError, UsageError, missing_extra
 from nearzip.storage import atomic_file, naming_errors
-from nearzip.tensors import Array, Checkpoint, TensorSpec, as_array, dtype_of
+from nearzip.tensors import Array, Checkpoint, TensorSpec, as_array, dtype_of, keeping_last
 
 __all__ = ["ENDINGS", "CheckpointWriter", "check_writable", "open_checkpoint", "write_checkpoint"]
 
@@ -69,6 +71,9 @@ def check_writable(path: str | os.PathLike[str], specs: Mapping[str, TensorSpec]
     ending = _ending(path)
     unable = {".safetensors": {"complex128"}, ".npz": {"bfloat16", "float8_e4m3fn", "float8_e5m2"}}.get(ending, set())
     for spec in specs.values():
+        # Zip ends names at NUL; safetensors keeps its metadata under that name.
+        if (ending == ".npz" and "\0" in spec.name) or (ending == ".safetensors" and spec.name == "__metadata__"):
+            raise UsageError(f"{os.fspath(path)}: {ending} cannot hold a tensor of the name {spec.name!r}")
         if spec.dtype in unable:
             raise UsageError(
                 f"{os.fspath(path)}: {ending} cannot hold tensor {spec.name!r} of dtype {spec.dtype}; "
@@ -185,25 +190,36 @@ def _npy_spec(path: str, name: str, stream: Any) -> TensorSpec:
     return TensorSpec(name, as_array(name, np.empty(0, native)).dtype.name, tuple(shape))
 
 
+#: What zip and NumPy raise on damaged, encrypted or unknown content.
+_NPZ_DAMAGE = (ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+
+
 def _open_npz(path: str) -> Checkpoint:
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("a single .npy array")
-        specs = {}
-        for name in archive.files:
-            with archive.zip.open(name if name in archive.zip.namelist() else name + ".npy") as stream:  # type: ignore[union-attr]
-                specs[name] = _npy_spec(path, name, stream)
-    except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        # Not by numpy.load: with "a" and "a.npy" in one file, it reads the first for both.
+        zipped = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
         raise CorruptError(f"{path}: not a readable .npz file: {error}") from None
+    try:
+        members = {member.removesuffix(".npy"): member for member in zipped.namelist()}
+        specs = {}
+        for name, member in members.items():
+            with zipped.open(member) as stream:
+                specs[name] = _npy_spec(path, name, stream)
+    except BaseException as error:
+        zipped.close()
+        if isinstance(error, _NPZ_DAMAGE):
+            raise CorruptError(f"{path}: not a readable .npz file: {error}") from None
+        raise
 
     def read(name: str) -> Array:
         try:
-            return as_array(name, archive[name])
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            with zipped.open(members[name]) as stream:
+                return as_array(name, np.lib.format.read_array(stream, allow_pickle=False))
+        except (OSError, *_NPZ_DAMAGE) as error:
             raise CorruptError(f"{path}: array {name!r}: {error}") from None
 
-    return Checkpoint(specs, read, close=archive.close)
+    return Checkpoint(specs, keeping_last(read), close=zipped.close)
 
 
 class _NpzWriter:
@@ -236,14 +252,15 @@ def _open_torch(path: str) -> Checkpoint:
                 raise
             content = torch.load(path, map_location="cpu", weights_only=True)  # the format before PyTorch 1.6
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+        # Bytes that are no pickle read as instructions that do not exist.
+        if "Unsupported operand" not in str(error):
             raise UsageError(
                 f"{path}: holds Python objects besides tensors and plain values, and loading them could run code; "
                 "save the state_dict alone"
             ) from None
         raise CorruptError(f"{path}: not a readable PyTorch file") from None
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise CorruptError(f"{path}: not a readable PyTorch file: {str(error).splitlines()[0][:200]}") from None
+        raise CorruptError(f"{path}: not a readable PyTorch file: {str(error)[:200].partition(chr(10))[0]}") from None
     tensors: dict[str, Any] = {}
     tree = _Flattener(path, torch, tensors).node(content, "")
     flat = tree["d"] if isinstance(content, dict) else []
@@ -338,7 +355,12 @@ class _TorchWriter:
         # optimizer that happen to be equal must not become one.
         tensors = {name: _to_torch(torch, self._arrays[name]) for name in names}
         content = tensors if tree is None else _unflatten(_load_tree(tree), tensors)
-        torch.save(content, stream)
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # its cleaning up hides why
+                raise error.__context__ from None
+            raise
 
 
 def _load_tree(tree: str) -> Any:
