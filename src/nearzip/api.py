@@ -15,7 +15,7 @@ from nearzip.files import check_writable, open_checkpoint, write_checkpoint
 from nearzip.limits import Limits
 from nearzip.recipes import recipe_type, recipe_types
 from nearzip.storage import atomic_file, check_free, naming_errors, open_source
-from nearzip.tensors import Array, Checkpoint
+from nearzip.tensors import Array, Checkpoint, check_text, keeping_last
 
 __all__ = ["compress", "compress_file", "decompress", "decompress_file", "methods", "open"]
 
@@ -44,9 +44,9 @@ def _bound(bound: Bound | str | None) -> Bound | None:
 def _checkpoint(tensors: Any, metadata: Mapping[str, str] | None = None) -> Checkpoint:
     if isinstance(tensors, Checkpoint):
         return tensors
-    for key, value in (metadata or {}).items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise UsageError(f"metadata maps strings to strings; {key!r} is not such a pair")
+    for pair in (metadata or {}).items():
+        for text in pair:
+            check_text("metadata's keys and values", text)
     return Checkpoint.of(tensors, metadata)
 
 
@@ -203,7 +203,8 @@ def _open_input(path: Path, limits: Limits | None = None) -> Checkpoint:
         if reader.index.base_id is not None:
             reader.close()
             raise UsageError(f"{os.fspath(path)}: is an update; decompress it with its base first")
-        return Checkpoint(specs, reader.__getitem__, reader.metadata(), reader.index.tree, close=reader.close)
+        read = keeping_last(reader.__getitem__)
+        return Checkpoint(specs, read, reader.metadata(), reader.index.tree, close=reader.close)
     return open_checkpoint(path)
 
 

@@ -17,7 +17,7 @@ from nearzip.digests import content_id, digest, join_pieces, piece_digests, tens
 from nearzip.errors import CorruptError, LimitError, NotFoundError, WrongBaseError
 from nearzip.layout import Block, Draft, context_of, draft_segments, find_ties, read_block, segment_blocks
 from nearzip.limits import Limits
-from nearzip.parallel import default_threads, ordered_map
+from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.recipes import Recipe
 from nearzip.storage import atomic_file
 from nearzip.tensors import Array, Checkpoint, TensorSpec
@@ -118,7 +118,7 @@ def write_archive(
 
     `keep` gets each tensor as a reader will. Memory: a few blocks, and what `keep` holds.
     """
-    threads = threads or default_threads()
+    threads = number_of_threads(threads)
     resolved = recipe.resolve_bound(bound)
     if not recipe.uses_base:
         base = None
@@ -257,7 +257,7 @@ class Reader(Mapping[str, Array]):
     ):
         self._source = source
         self._base = base
-        self._threads = threads or default_threads()
+        self._threads = number_of_threads(threads)
         limits = limits or Limits()
         self.index = read_index(source, limits)
         self._check_size(limits)

@@ -91,8 +91,9 @@ def _convert(method: str, name: str, hint: Any, value: Any) -> Any:
             return None
         return _convert(method, name, next(kind for kind in kinds if kind is not type(None)), value)
     try:
-        if isinstance(value, bool):
+        converted = hint(value)
+        if isinstance(value, bool) or (not isinstance(value, str) and converted != value):
             raise TypeError
-        return hint(value)
-    except (TypeError, ValueError):
+        return converted
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(f"method {method!r}: {name} cannot be {value!r}") from None
