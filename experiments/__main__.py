@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHES = ("size", "speed", "memory")
+BENCHES = ("size", "speed", "memory", "tables")
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def pair(where: Path, name: str) -> tuple[Tensors, Tensors]:
 
 
 def tiled(where: Path | None, n_bytes: int = 50_000_000) -> tuple[str, Tensors, Tensors]:
-    """About `n_bytes` of weights in two versions: the late transformer again and again, or made-up weights.
+    """At least `n_bytes` of weights in two versions: the late transformer again and again, or made-up weights.
 
     Every copy differs by noise far below the bound, so that no tensor equals another.
     """
@@ -47,7 +47,7 @@ def tiled(where: Path | None, n_bytes: int = 50_000_000) -> tuple[str, Tensors, 
         source = "made up: normal weights, Laplace updates"
         old = {f"layer.{i}": rng.normal(0, 0.05, (192, 768)).astype(np.float32) for i in range(12)}
         new = {name: (w + rng.laplace(0, 1.2e-4, w.shape)).astype(np.float32) for name, w in old.items()}
-    copies = max(1, n_bytes // sum(w.nbytes for w in new.values()))
+    copies = -(-n_bytes // sum(w.nbytes for w in new.values()))
     first, second = {}, {}
     for copy in range(copies):
         for name, weights in old.items():

@@ -118,7 +118,14 @@ def compress(
         threads,
         progress,
     )
+    _separate(restored, report.index.aliases)
     return Archive(stream.getvalue(), {name: restored[name] for name in source.specs}, report)
+
+
+def _separate(tensors: dict[str, Array], aliases: Mapping[str, str]) -> None:
+    """Give equal tensors, stored once, memory of their own: a caller may write to one of them."""
+    for name in aliases:
+        tensors[name] = tensors[name].copy()
 
 
 def open(
@@ -168,6 +175,7 @@ def decompress(
     """
     with open(archive, base, limits, threads=threads) as reader:
         tensors = dict(reader.stream(progress=progress))
+        _separate(tensors, reader.index.aliases)
         return {name: tensors[name] for name in reader}
 
 

@@ -78,6 +78,8 @@ class Tolerance:
 
 
 EXACT = Tolerance("exact")
+#: Above it, the roundings of 2^62 subnormal squares together are below 1e-13 of their sum.
+_SMALLEST_SQUARES = 1e-290
 
 
 def _tolerance(kind: Literal["absolute", "pointwise"], value: float) -> Tolerance:
@@ -159,9 +161,10 @@ class Relative(_Sized):
     needs_statistics = True
 
     def tolerance(self, statistics: Statistics) -> Tolerance:
-        # One step down: the product is rounded, the promise is not.
+        # Range and product are rounded, the promise is not; 2^-51 covers both, a step down what is subnormal.
         spread = statistics.high - statistics.low
-        return _tolerance("absolute", math.nextafter(self.value * spread, 0) if spread < math.inf else 0.0)
+        value = math.nextafter(self.value * spread * (1 - 2**-51), 0) if spread < math.inf else 0.0
+        return _tolerance("absolute", value)
 
 
 @dataclass(frozen=True)
@@ -182,8 +185,12 @@ class Rms(_Sized):
     needs_statistics = True
 
     def tolerance(self, statistics: Statistics) -> Tolerance:
-        # Whoever sums in another order gets another last digit; the promise holds for any order.
-        return _tolerance("absolute", self.value * statistics.rms * (1 - 1e-12))
+        # Each addition may be off by 2^-53 of the sum, and whoever sums in another order gets other digits. Squares
+        # that are subnormal have lost theirs: exact, like squares beyond the largest double.
+        if not _SMALLEST_SQUARES < statistics.sum_squares < math.inf:
+            return EXACT
+        margin = 1e-12 + statistics.finite * 2**-53
+        return _tolerance("absolute", math.nextafter(self.value * statistics.rms * max(0.0, 1 - margin), 0))
 
 
 _BOUNDS: dict[str, type[_Sized]] = {cls.key: cls for cls in (Absolute, Relative, PointwiseRelative, Rms)}

@@ -268,7 +268,7 @@ def _open_torch(path: str) -> Checkpoint:
             raise
         raise CorruptError(f"{path}: not a readable PyTorch file: cut short") from None
     tensors: dict[str, Any] = {}
-    tree = _flatten(path, content, "", tensors, torch)
+    tree = _Flattener(path, torch, tensors).node(content, "")
     flat = tree["d"] if isinstance(content, dict) else []
     is_flat = isinstance(content, dict) and all(node == {"a": key} for key, node in flat)
     with _naming_file(path):
@@ -281,35 +281,53 @@ def _torch_load(torch: Any, path: str, **options: Any) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, **options)
 
 
-def _flatten(path: str, node: Any, name: str, tensors: dict[str, Any], torch: Any) -> dict[str, Any]:
+class _Flattener:
     """The tree of a nested structure; its tensors go to `tensors` under dotted names.
 
     A node is {"d": [[key, node], ..]} (dict), {"l": [..]} (list), {"t": [..]} (tuple), {"a": name} (tensor),
-    {"f": hexadecimal float} or {"v": None, bool, int or str}.
+    {"s": [name, first]} (a tensor that shares the memory of `first`), {"f": hexadecimal float} or {"v": None, bool,
+    int or str}.
     """
-    if isinstance(node, torch.Tensor):
-        while name in tensors or not name:
+
+    def __init__(self, path: str, torch: Any, tensors: dict[str, Any]):
+        self._path = path
+        self._torch = torch
+        self._tensors = tensors
+        self._first: dict[tuple[Any, ...], str] = {}
+
+    def node(self, node: Any, name: str) -> dict[str, Any]:
+        if isinstance(node, self._torch.Tensor):
+            return self._leaf(node, name)
+        deeper = f"{name}." if name else ""
+        if isinstance(node, Mapping):
+            for key in node:
+                if type(key) not in (str, int):
+                    where = name or "the top level"
+                    raise UsageError(f"{self._path}: {where} has a key of type {type(key).__name__}")
+            return {"d": [[key, self.node(v, f"{deeper}{key}")] for key, v in node.items()]}
+        if isinstance(node, (list, tuple)):
+            items = [self.node(v, f"{deeper}{i}") for i, v in enumerate(node)]
+            return {"l" if isinstance(node, list) else "t": items}
+        if type(node) is float:
+            return {"f": node.hex()}
+        if node is None or type(node) in (bool, int, str):
+            return {"v": node}
+        raise UsageError(f"{self._path}: {name!r} is a {type(node).__name__}, neither a tensor nor a plain value")
+
+    def _leaf(self, tensor: Any, name: str) -> dict[str, Any]:
+        while name in self._tensors or not name:
             name += "_"
-        tensors[name] = node
+        self._tensors[name] = tensor
+        if tensor.layout is self._torch.strided and tensor.numel():
+            place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            first = self._first.setdefault(place, name)
+            if first != name:
+                return {"s": [name, first]}
         return {"a": name}
-    deeper = f"{name}." if name else ""
-    if isinstance(node, Mapping):
-        for key in node:
-            if type(key) not in (str, int):
-                raise UsageError(f"{path}: {name or 'the top level'} has a key of type {type(key).__name__}")
-        return {"d": [[key, _flatten(path, v, f"{deeper}{key}", tensors, torch)] for key, v in node.items()]}
-    if isinstance(node, (list, tuple)):
-        items = [_flatten(path, v, f"{deeper}{i}", tensors, torch) for i, v in enumerate(node)]
-        return {"l" if isinstance(node, list) else "t": items}
-    if type(node) is float:
-        return {"f": node.hex()}
-    if node is None or type(node) in (bool, int, str):
-        return {"v": node}
-    raise UsageError(f"{path}: {name!r} is a {type(node).__name__}, neither a tensor nor a plain value")
 
 
 def _unflatten(node: Any, tensors: Mapping[str, Any], depth: int = 0) -> Any:
-    """The structure that `_flatten` read, from an untrusted tree. Raises CorruptError."""
+    """The structure that `_Flattener` read, from an untrusted tree. Raises CorruptError."""
     if type(node) is not dict or len(node) != 1 or depth > 100:
         raise CorruptError("the tree of nested values is damaged")
     (kind, value), *_ = node.items()
@@ -320,6 +338,8 @@ def _unflatten(node: Any, tensors: Mapping[str, Any], depth: int = 0) -> Any:
         return items if kind == "l" else tuple(items)
     if kind == "a" and type(value) is str and value in tensors:
         return tensors[value]
+    if kind == "s" and type(value) is list and len(value) == 2 and all(type(v) is str and v in tensors for v in value):
+        return tensors[value[1]]
     if kind == "f" and type(value) is str:
         with contextlib.suppress(ValueError, OverflowError):
             return float.fromhex(value)
@@ -344,13 +364,9 @@ class _TorchWriter:
     def save(self, stream: BinaryIO, names: list[str], tree: str | None) -> None:
         import torch
 
-        made: dict[int, Any] = {}
-        tensors = {}
-        for name in names:
-            array = self._arrays[name]
-            if id(array) not in made:  # a tied tensor stays tied
-                made[id(array)] = _to_torch(torch, array)
-            tensors[name] = made[id(array)]
+        # Equal tensors get memory of their own: what shares it in the source is marked in the tree. Two counters of an
+        # optimizer that happen to be equal must not become one.
+        tensors = {name: _to_torch(torch, self._arrays[name]) for name in names}
         content = tensors if tree is None else _unflatten(_load_tree(tree), tensors)
         try:
             torch.save(content, stream)

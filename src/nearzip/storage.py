@@ -13,9 +13,12 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from nearzip.errors import Error, NotFoundError, UsageError
+from nearzip.errors import Error, NotFoundError, UsageError, missing_extra
 
 __all__ = ["BytesSource", "FileSource", "RemoteSource", "atomic_file", "is_url", "naming_errors", "open_source"]
+
+#: Extras that bring fsspec's driver for a URL's scheme.
+_EXTRAS = {"http": "http", "https": "http", "s3": "s3", "gs": "gcs", "gcs": "gcs"}
 
 Path_ = str | os.PathLike[str]
 
@@ -156,7 +159,10 @@ class RemoteSource:
             try:
                 self._fs, self._path = fsspec.core.url_to_fs(url)
                 self.size = int(self._fs.info(self._path)["size"])
-            except (ValueError, ImportError) as error:
+            except ImportError:
+                scheme = url.split("://")[0]
+                raise missing_extra(f"fsspec's driver for {scheme}", _EXTRAS.get(scheme, "all"), url) from None
+            except ValueError as error:
                 raise UsageError(f"{url}: {error}") from None
 
     def read(self, offset: int, length: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +49,8 @@ class Nearzip(Recipe):
             spacing = _half_spacing(dtype, 1.0)
             first: tuple[Stage, ...] = (LogStep(_room(tolerance.value, spacing), delta=with_base),)
         else:
-            step = UniformStep(2 * _shared_room(tolerance.value, bound.tolerance(whole), dtype, own))
+            room = _shared_room(tolerance.value, bound.tolerance(whole), dtype, own)
+            step = UniformStep(min(2 * room, sys.float_info.max))
             first = (SubtractBase(), step) if with_base else (step,)
         return TensorPlan(Pipeline((*first, Rans())), tolerance)
 
