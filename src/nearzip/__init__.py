@@ -12,6 +12,7 @@ from nearzip import errors
 from nearzip.api import compress, compress_file, decompress, decompress_file, methods, open
 from nearzip.archive import Archive, Reader
 from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms
+from nearzip.comparison import Comparison, compare
 from nearzip.limits import Limits
 from nearzip.version import __version__
 
@@ -19,6 +20,7 @@ __all__ = [
     "Absolute",
     "Archive",
     "Bound",
+    "Comparison",
     "Limits",
     "Lossless",
     "PointwiseRelative",
@@ -26,6 +28,7 @@ __all__ = [
     "Relative",
     "Rms",
     "__version__",
+    "compare",
     "compress",
     "compress_file",
     "decompress",

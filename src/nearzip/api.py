@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nearzip.archive import Archive, Keep, Progress, Reader, WriteReport, write_archive
+from nearzip.archive import Archive, Progress, Reader, WriteReport, write_archive
 from nearzip.bounds import Bound, parse_bound
 from nearzip.errors import CorruptError, Error, UsageError
 from nearzip.files import check_writable, open_checkpoint, write_checkpoint
 from nearzip.limits import Limits
-from nearzip.recipes import Recipe, recipe_type, recipe_types
-from nearzip.storage import atomic_file, check_free, open_source
+from nearzip.recipes import recipe_type, recipe_types
+from nearzip.storage import atomic_file, check_free, naming_errors, open_source
 from nearzip.tensors import Array, Checkpoint, check_text, keeping_last
 
 __all__ = ["compress", "compress_file", "decompress", "decompress_file", "methods", "open"]
@@ -239,34 +239,21 @@ def compress_file(
     source = _open_input(src)
     reference = None if base is None else _open_input(base)
     try:
-        if restored is None:
-            report, n_bytes = _write_file(source, reference, recipe, wanted, dst, None, force, threads, progress)
-        else:
-            with write_checkpoint(restored, source.specs, source.metadata, source.tree, force) as writer:
-                report, n_bytes = _write_file(
-                    source, reference, recipe, wanted, dst, writer.write, force, threads, progress
-                )
+        with atomic_file(dst, force=force) as stream:
+            if restored is None:
+                report = write_archive(source, reference, recipe, wanted, stream, None, threads, progress)
+            else:
+                with write_checkpoint(restored, source.specs, source.metadata, source.tree, force) as writer:
+                    report = write_archive(source, reference, recipe, wanted, stream, writer.write, threads, progress)
+                    # Neither file appears before the other is safe.
+                    with naming_errors("write", dst):
+                        stream.flush()
+                        os.fsync(stream.fileno())
     finally:
         source.close()
         if reference is not None:
             reference.close()
-    return FileReport(source.n_bytes, n_bytes, report)
-
-
-def _write_file(
-    source: Checkpoint,
-    base: Checkpoint | None,
-    recipe: Recipe,
-    bound: Bound | None,
-    dst: Path,
-    write: Keep | None,
-    force: bool,
-    threads: int | None,
-    progress: Progress | None,
-) -> tuple[WriteReport, int]:
-    with atomic_file(dst, force=force) as stream:
-        report = write_archive(source, base, recipe, bound, stream, write, threads, progress)
-    return report, report.n_bytes
+    return FileReport(source.n_bytes, report.n_bytes, report)
 
 
 def decompress_file(

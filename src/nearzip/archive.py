@@ -290,6 +290,11 @@ class Reader(Mapping[str, Array]):
         array = arrays[target]
         return array.copy() if len(segment.tensors) > 1 else array
 
+    @property
+    def nbytes(self) -> int:
+        """Length of the archive."""
+        return self._source.size
+
     def metadata(self) -> dict[str, str]:
         """The plain strings that came with the tensors."""
         return dict(self.index.metadata)
@@ -356,7 +361,8 @@ class Reader(Mapping[str, Array]):
         if needed > limits.allowed_output(self._source.size):
             raise LimitError(
                 f"{self._source.name}: declares {needed} bytes of tensors; the limit is "
-                f"{limits.allowed_output(self._source.size)}. If you trust the file, raise Limits(output_bytes=...)"
+                f"{limits.allowed_output(self._source.size)}. If you trust the file, raise it "
+                "(--max-output, Limits(output_bytes=...))"
             )
 
     def _base_for(self, segment: Segment) -> Checkpoint:

@@ -139,4 +139,6 @@ def _apply_patch(patch: bytes | memoryview, values: Array) -> None:
     places = np.cumsum(gaps.astype(np.int64) + 1) - 1
     if places[-1] >= values.size:
         raise CorruptError("patch reaches beyond its block")
+    if values.dtype.kind == "b" and int(exact.max()) > 1:
+        raise CorruptError("a boolean is neither 0 nor 1")
     bits[places] = exact.reshape(n, -1)

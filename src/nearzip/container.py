@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
+import numpy as np
 import zstandard
 
 from nearzip.digests import DIGEST_BYTES, PIECE_BYTES, digest
@@ -35,7 +36,7 @@ _HEADER = struct.Struct("<8sHHI")  # magic, version of the writer, oldest reader
 HEADER_BYTES = _HEADER.size + 8
 _FOOTER = struct.Struct("<QQQ")  # length of the file, length of the index as stored, as JSON
 FOOTER_BYTES = _FOOTER.size + DIGEST_BYTES + len(CLOSING)
-_INDEX_LEVEL = 19
+_INDEX_LEVEL = 12
 _MOST_BLOCK_BYTES = 64 << 20
 
 
@@ -240,8 +241,12 @@ def _read_footer(source: Source, header: bytes, limits: Limits) -> tuple[bytes, 
     total, n_stored, n_document = _FOOTER.unpack(lengths)
     if total != source.size or n_stored > source.size - HEADER_BYTES - FOOTER_BYTES:
         raise CorruptError(f"{name}: the file is not as long as its footer says")
-    if max(n_document, n_stored) > limits.index_bytes:
-        raise LimitError(f"{name}: the index takes {n_document} bytes; the limit is {limits.index_bytes}")
+    allowed = limits.allowed_index(source.size)
+    if max(n_document, n_stored) > allowed:
+        raise LimitError(
+            f"{name}: the index takes {max(n_document, n_stored)} bytes; the limit is {allowed}. "
+            "If you trust the file, raise Limits(index_bytes=...)"
+        )
     stored = bytes(source.read(source.size - FOOTER_BYTES - n_stored, n_stored))
     if digest(header, stored, lengths) != expected:
         raise CorruptError(f"{name}: the index is damaged")
@@ -261,18 +266,26 @@ def _load_json(document: bytes, depth: int) -> Any:
         raise CorruptError(f"index: {text} is not a number here")
 
     try:
-        return json.loads(document.decode(), object_pairs_hook=no_duplicates, parse_constant=no_constants)
+        found = json.loads(document.decode(), object_pairs_hook=no_duplicates, parse_constant=no_constants)
+        if b"\\u" in document:  # an escape can make half a surrogate pair, which is no text
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
     except (ValueError, RecursionError) as error:
-        raise CorruptError(f"index: {error}") from None
+        raise CorruptError(f"index: {str(error)[:200]}") from None
+
+
+#: What a bracket does to the depth, as a signed byte.
+_DEPTHS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def _check_depth(document: bytes, limit: int) -> None:
     """Refuse deep nesting before the parser recurses into it."""
-    depth = 0
-    for bracket in re.finditer(rb"[\[\]{}]", re.sub(rb'"(?:[^"\\]|\\.)*"', b"", document)):
-        depth += 1 if bracket[0] in b"[{" else -1
-        if depth > limit:
-            raise CorruptError(f"index: nested deeper than {limit}")
+    # A string that never ends is one token too: without `\Z` each of its quotes would be searched from anew.
+    bare = re.sub(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', b"", document, flags=re.DOTALL)
+    marks = np.frombuffer(bare.translate(_DEPTHS, _NO_BRACKETS), np.int8)
+    if marks.size and int(np.cumsum(marks, dtype=np.int32).max()) > limit:
+        raise CorruptError(f"index: nested deeper than {limit}")
 
 
 class _Parser:
@@ -329,7 +342,8 @@ class _Parser:
         if n_name > limits.name_bytes or len(shape) > limits.rank:
             raise LimitError(f"a tensor's name takes {n_name} bytes, its rank is {len(shape)}; the limits are "
                              f"{limits.name_bytes} and {limits.rank}")  # fmt: skip
-        if not all(type(n) is int and 0 <= n < 1 << 62 for n in shape) or math.prod(n or 1 for n in shape) >= 1 << 62:
+        # NumPy multiplies the dimensions of an empty array, too, and with the size of a value.
+        if not all(type(n) is int and 0 <= n < 1 << 58 for n in shape) or math.prod(n or 1 for n in shape) >= 1 << 58:
             raise CorruptError(f"index: tensor {name!r} has no possible shape")
         return TensorSpec(name, dtype, tuple(shape))
 

@@ -7,12 +7,14 @@ dictionaries (.pt) are flattened to dotted names; a plain JSON tree remembers th
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import lzma
 import math
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +24,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import safetensors
 
-from nearzip.errors import CorruptError, UsageError, missing_extra
+from nearzip.errors import CorruptError, Error, UsageError, missing_extra
 from nearzip.storage import atomic_file, naming_errors
 from nearzip.tensors import Array, Checkpoint, TensorSpec, as_array, dtype_of, keeping_last
 
@@ -175,6 +177,15 @@ class _SafetensorsWriter:
 # ---- npz -------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _naming_file(path: str) -> Iterator[None]:
+    """Put the file in front of what is wrong with one of its tensors."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
 def _npy_spec(path: str, name: str, stream: Any) -> TensorSpec:
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -186,8 +197,8 @@ def _npy_spec(path: str, name: str, stream: Any) -> TensorSpec:
         )
     if dtype.kind == "O":
         raise UsageError(f"{path}: array {name!r} holds Python objects, which would have to be unpickled")
-    native = dtype.newbyteorder("=")
-    return TensorSpec(name, as_array(name, np.empty(0, native)).dtype.name, tuple(shape))
+    with _naming_file(path):
+        return TensorSpec(name, as_array(name, np.empty(0, dtype.newbyteorder("="))).dtype.name, tuple(shape))
 
 
 #: What zip and NumPy raise on damaged, encrypted or unknown content.
@@ -246,14 +257,13 @@ def _open_torch(path: str) -> Checkpoint:
     torch = _import_torch(path)
     try:
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content = _torch_load(torch, path, mmap=True)
         except RuntimeError as error:
             if "mmap" not in str(error):
                 raise
-            content = torch.load(path, map_location="cpu", weights_only=True)  # the format before PyTorch 1.6
+            content = _torch_load(torch, path)  # the format before PyTorch 1.6
     except pickle.UnpicklingError as error:
-        # Bytes that are no pickle read as instructions that do not exist.
-        if "Unsupported operand" not in str(error):
+        if "weights_only" in str(error).lower() and "Unsupported operand" not in str(error):
             raise UsageError(
                 f"{path}: holds Python objects besides tensors and plain values, and loading them could run code; "
                 "save the state_dict alone"
@@ -261,11 +271,22 @@ def _open_torch(path: str) -> Checkpoint:
         raise CorruptError(f"{path}: not a readable PyTorch file") from None
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise CorruptError(f"{path}: not a readable PyTorch file: {str(error)[:200].partition(chr(10))[0]}") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise CorruptError(f"{path}: not a readable PyTorch file: cut short") from None
     tensors: dict[str, Any] = {}
     tree = _Flattener(path, torch, tensors).node(content, "")
     flat = tree["d"] if isinstance(content, dict) else []
     is_flat = isinstance(content, dict) and all(node == {"a": key} for key, node in flat)
-    return Checkpoint.of(tensors, tree=None if is_flat else json.dumps(tree, separators=(",", ":")))
+    with _naming_file(path):
+        return Checkpoint.of(tensors, tree=None if is_flat else json.dumps(tree, separators=(",", ":")))
+
+
+def _torch_load(torch: Any, path: str, **options: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickle protocols that damage made up
+        return torch.load(path, map_location="cpu", weights_only=True, **options)
 
 
 class _Flattener:
@@ -358,7 +379,8 @@ class _TorchWriter:
         try:
             torch.save(content, stream)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # its cleaning up hides why
+            # A full disk arrives as a complaint about positions, on top of what really happened.
+            if isinstance(error.__context__, (OSError, Error)):
                 raise error.__context__ from None
             raise
 

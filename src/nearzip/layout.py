@@ -107,17 +107,18 @@ def draft_segments(
         with_base = recipe.uses_base and base is not None and spec.same_kind(base.specs.get(name))
         plan = _plan(spec, with_base, recipe, bound, statistics.get(name, Statistics()), whole)
         member = (spec, plan.tolerance)
-        if spec.n_bytes >= recipe.group_bytes:
+        n_bytes = spec.n_bytes
+        if n_bytes >= recipe.group_bytes:
             yield draft([member], plan.pipeline, with_base)
             continue
         key = (spec.dtype, plan.pipeline, with_base)
         group = groups.setdefault(key, [])
-        if group and sizes[key] + spec.n_bytes > recipe.group_bytes:
+        if group and sizes[key] + n_bytes > recipe.group_bytes:
             yield draft(group, plan.pipeline, with_base)
             group.clear()
             sizes[key] = 0
         group.append(member)
-        sizes[key] = sizes.get(key, 0) + spec.n_bytes
+        sizes[key] = sizes.get(key, 0) + n_bytes
     for (_, pipeline, with_base), group in groups.items():
         if group:
             yield draft(group, pipeline, with_base)

@@ -18,8 +18,8 @@ class Limits:
     output_bytes : int or None
         Most that all decoded tensors may take together. None: 1 GiB plus what has a base of that shape, or more if
         the file is at least 1/1024 of it.
-    index_bytes : int
-        Most that the decompressed index may take.
+    index_bytes : int or None
+        Most that the decompressed index may take. None: 1 MiB, or up to 16 MiB if the file is at least 1/64 of it.
     tensors : int
         Most tensors.
     rank : int
@@ -31,7 +31,7 @@ class Limits:
     """
 
     output_bytes: int | None = None
-    index_bytes: int = 16 * MIB
+    index_bytes: int | None = None
     tensors: int = 1_000_000
     rank: int = 32
     name_bytes: int = 4096
@@ -40,6 +40,17 @@ class Limits:
     #: Without `output_bytes`: always allowed, and most decoded bytes for one byte of the file beyond that.
     FREE_BYTES = 1 << 30
     EXPANSION = 1024
+
+    #: Likewise for the index, without `index_bytes`, and what is never exceeded.
+    FREE_INDEX = 1 * MIB
+    INDEX_EXPANSION = 64
+    MOST_INDEX = 16 * MIB
+
+    def allowed_index(self, file_bytes: int) -> int:
+        """Most bytes of the decompressed index. Objects made of it take some twenty times as much."""
+        if self.index_bytes is not None:
+            return self.index_bytes
+        return min(self.MOST_INDEX, max(self.FREE_INDEX, file_bytes * self.INDEX_EXPANSION))
 
     def allowed_output(self, file_bytes: int) -> int:
         """Most decoded bytes, besides tensors whose base is at hand."""

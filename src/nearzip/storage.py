@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import mmap
 import os
 import secrets
@@ -12,9 +13,12 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from nearzip.errors import Error, NotFoundError, UsageError
+from nearzip.errors import Error, NotFoundError, UsageError, missing_extra
 
 __all__ = ["BytesSource", "FileSource", "RemoteSource", "atomic_file", "is_url", "naming_errors", "open_source"]
+
+#: Extras that bring fsspec's driver for a URL's scheme.
+_EXTRAS = {"http": "http", "https": "http", "s3": "s3", "gs": "gcs", "gcs": "gcs"}
 
 Path_ = str | os.PathLike[str]
 
@@ -61,6 +65,18 @@ def check_free(path: Path_, force: bool) -> Path:
     return target
 
 
+class _NamingFile(io.FileIO):
+    """A new file whose failures name `target`, whatever else is being written around it."""
+
+    def __init__(self, temporary: Path, target: Path):
+        super().__init__(temporary, "xb")
+        self._target = target
+
+    def write(self, data: Any) -> int:
+        with naming_errors("write", self._target):
+            return super().write(data)
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path_, force: bool = False) -> Iterator[BinaryIO]:
     """A file that appears under its name when the block ends without an error, complete and on disk; else nothing.
@@ -77,7 +93,7 @@ def atomic_file(path: Path_, force: bool = False) -> Iterator[BinaryIO]:
     temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")
     try:
         with naming_errors("write", target):
-            with open(temporary, "xb") as stream:
+            with io.BufferedWriter(_NamingFile(temporary, target)) as stream:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -144,7 +160,10 @@ class RemoteSource:
             try:
                 self._fs, self._path = fsspec.core.url_to_fs(url)
                 self.size = int(self._fs.info(self._path)["size"])
-            except (ValueError, ImportError) as error:
+            except ImportError:
+                scheme = url.split("://")[0]
+                raise missing_extra(f"fsspec's driver for {scheme}", _EXTRAS.get(scheme, "all"), url) from None
+            except ValueError as error:
                 raise UsageError(f"{url}: {error}") from None
 
     def read(self, offset: int, length: int) -> bytes:

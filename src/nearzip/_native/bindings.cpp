@@ -97,6 +97,27 @@ void py_dequantize(Input<int32_t> symbols, std::optional<Input<F>> base, double 
     dequantize<F>(symbols.data(), b, out.size(), step, out.data());
 }
 
+template <class F>
+nb::bytes py_encode_quantized(Input<F> x, std::optional<Input<F>> base, double step, const Parts &parts) {
+    check_parts(parts, x.size());
+    const F *b = data_or_null(base, x.size());
+    Bytes out;
+    {
+        nb::gil_scoped_release nogil;
+        encode_quantized<F>(x.data(), b, x.size(), step, parts, out);
+    }
+    return to_bytes(out);
+}
+
+template <class F>
+void py_decode_quantized(Input<uint8_t> data, std::optional<Input<F>> base, double step, const Parts &parts,
+                         Output<F> out) {
+    check_parts(parts, out.size());
+    const F *b = data_or_null(base, out.size());
+    nb::gil_scoped_release nogil;
+    decode_quantized<F>({data.data(), data.size()}, b, out.size(), step, parts, out.data());
+}
+
 template <class U>
 void py_ordered_delta(Input<U> x, Input<U> base, bool floats, Output<U> out) {
     same_size(x.size(), out.size());
@@ -140,6 +161,10 @@ void bind_floats(nb::module_ &m) {
     m.def("quantize", &py_quantize<F>, "x"_a.noconvert(), "base"_a.none().noconvert(), "step"_a, "out"_a.noconvert());
     m.def("dequantize", &py_dequantize<F>, "symbols"_a.noconvert(), "base"_a.none().noconvert(), "step"_a,
           "out"_a.noconvert());
+    m.def("encode_quantized", &py_encode_quantized<F>, "x"_a.noconvert(), "base"_a.none().noconvert(), "step"_a,
+          "parts"_a);
+    m.def("decode_quantized", &py_decode_quantized<F>, "data"_a.noconvert(), "base"_a.none().noconvert(), "step"_a,
+          "parts"_a, "out"_a.noconvert());
     m.def("outside", &py_outside<F>, "x"_a.noconvert(), "y"_a.noconvert(), "tolerance"_a, "relative"_a);
     m.def("statistics", &py_statistics<F>, "x"_a.noconvert());
 }

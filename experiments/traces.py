@@ -1,0 +1,57 @@
+"""Versions of trained networks to measure on, or stand-ins where there are none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+Tensors = dict[str, np.ndarray]
+
+#: Neighbouring versions: name, older file, newer file, absolute bounds that suit them.
+PAIRS = {
+    "transformer early": ("transformer/00250", "transformer/00300", (2.5e-4, 1e-3)),
+    "transformer late": ("transformer/00900", "transformer/00950", (1e-4, 2.5e-4)),
+    "vgg-small early": ("vgg-small/006", "vgg-small/007", (1e-3, 2.5e-3)),
+    "vgg-small late": ("vgg-small/008", "vgg-small/009", (2.5e-3, 1e-2)),
+}
+
+
+def folder(given: str | None) -> Path | None:
+    """Where the traces are: --data DIR, NEARZIP_DATA, or its sibling `traces`; None if nowhere."""
+    place = given or os.environ.get("NEARZIP_DATA")
+    if place is None:
+        return None
+    candidates = [Path(place), Path(place) / "traces", Path(place).parent / "traces"]
+    return next((c for c in candidates if (c / "transformer" / "00900.safetensors").is_file()), None)
+
+
+def pair(where: Path, name: str) -> tuple[Tensors, Tensors]:
+    """The older and the newer version of a pair."""
+    older, newer, _ = PAIRS[name]
+    return load_file(where / f"{older}.safetensors"), load_file(where / f"{newer}.safetensors")
+
+
+def tiled(where: Path | None, n_bytes: int = 50_000_000) -> tuple[str, Tensors, Tensors]:
+    """At least `n_bytes` of weights in two versions: the late transformer again and again, or made-up weights.
+
+    Every copy differs by noise far below the bound, so that no tensor equals another.
+    """
+    rng = np.random.default_rng(0)
+    if where is not None:
+        source = "transformer late, tiled"
+        old, new = pair(where, "transformer late")
+    else:
+        source = "made up: normal weights, Laplace updates"
+        old = {f"layer.{i}": rng.normal(0, 0.05, (192, 768)).astype(np.float32) for i in range(12)}
+        new = {name: (w + rng.laplace(0, 1.2e-4, w.shape)).astype(np.float32) for name, w in old.items()}
+    copies = -(-n_bytes // sum(w.nbytes for w in new.values()))
+    first, second = {}, {}
+    for copy in range(copies):
+        for name, weights in old.items():
+            noise = rng.normal(0, 1e-7, weights.shape).astype(np.float32)
+            first[f"{copy}.{name}"] = weights + noise
+            second[f"{copy}.{name}"] = new[name] + noise
+    return source, first, second

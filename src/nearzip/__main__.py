@@ -1,0 +1,6 @@
+"""`python -m nearzip`."""
+
+from nearzip.cli import main
+
+if __name__ == "__main__":
+    main()

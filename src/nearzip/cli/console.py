@@ -1,0 +1,189 @@
+"""What commands print with: tables and text for people, JSON for programs, progress on a terminal.
+
+Names in files are hostile text: everything printed passes `safe`, and Rich's markup is off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+__all__ = [
+    "facts",
+    "hint",
+    "human_bytes",
+    "print_json",
+    "print_json_line",
+    "progress",
+    "rows_table",
+    "safe",
+    "show",
+    "warn",
+]  # fmt: skip
+
+#: Work that ends sooner shows no bar; also the least time between two status lines.
+_PATIENCE = 1.0
+
+
+def safe(text: object) -> str:
+    """`text` with everything invisible, or that a terminal would act on, spelled out.
+
+    Examples
+    --------
+    >>> safe("w\\x1b[2J\\n")
+    'w\\\\x1b[2J\\\\n'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def human_bytes(n: float) -> str:
+    """Decimal units, three digits.
+
+    Examples
+    --------
+    >>> human_bytes(999), human_bytes(1_234_567)
+    ('999 B', '1.23 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if n < 999.5 or unit == "TB":
+            break
+        n /= 1000
+    if unit == "B":
+        return f"{n:.0f} B"
+    digits = 2 if n < 9.995 else 1 if n < 99.95 else 0
+    return f"{n:.{digits}f} {unit}"
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def print_json(command: str, document: Mapping[str, Any]) -> None:
+    """The one document on stdout."""
+    whole = {"message_type": "summary", "command": command, **document}
+    click.echo(json.dumps(_plain(whole), indent=2, allow_nan=False))
+
+
+def print_json_line(document: Mapping[str, Any]) -> None:
+    """A status line or an error, on stderr."""
+    click.echo(json.dumps(_plain(document), allow_nan=False), err=True)
+
+
+def _console() -> Console:
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=False)
+
+
+def show(*items: Any) -> None:
+    """Print on stdout. Strings are taken to be safe already."""
+    console = _console()
+    for item in items:
+        if isinstance(item, str):
+            click.echo(item)
+        else:
+            console.print(item)
+
+
+def hint(text: str) -> None:
+    """Talk, on stderr."""
+    click.echo(f"nearzip: {safe(text)}", err=True)
+
+
+def warn(text: str) -> None:
+    click.echo(f"nearzip: warning: {safe(text)}", err=True)
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> str:
+    """Lines of name and value; pairs whose value is None are left out."""
+    kept = [(name, safe(value)) for name, value in pairs if value is not None]
+    width = max((len(name) for name, _ in kept), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in kept)
+
+
+def rows_table(columns: Mapping[str, str], rows: Iterable[Iterable[object]]) -> Table:
+    """A table; `columns` maps headings to "left" or "right". The first column gives way where space is short."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    for i, (heading, side) in enumerate(columns.items()):
+        first = i == 0
+        table.add_column(
+            Text(heading), justify="right" if side == "right" else "left",
+            overflow="fold" if first else "ellipsis", no_wrap=not first, min_width=12 if first else None,
+        )  # fmt: skip
+    for row in rows:
+        table.add_row(*(Text(safe(cell)) for cell in row))
+    return table
+
+
+@contextlib.contextmanager
+def progress(command: str, as_json: bool, unit: str = "bytes") -> Iterator[Callable[[int, int], None] | None]:
+    """A callback for work done and work in all.
+
+    On a terminal it draws a bar once the work has lasted a second. With --json it writes status lines to stderr, at
+    most one a second. Otherwise there is none.
+    """
+    if as_json:
+        yield _status_lines(command, unit)
+    elif not sys.stderr.isatty():
+        yield None
+    else:
+        bar = _Bar(command, unit)
+        try:
+            yield bar
+        finally:
+            bar.stop()
+
+
+def _status_lines(command: str, unit: str) -> Callable[[int, int], None]:
+    start = last = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _PATIENCE:
+            last = now
+            print_json_line({
+                "message_type": "status", "command": command, f"{unit}_done": done, f"{unit}_total": total,
+                "seconds": round(now - start, 3),
+            })  # fmt: skip
+
+    return report
+
+
+class _Bar:
+    def __init__(self, command: str, unit: str):
+        self._command = command
+        self._start = time.monotonic()
+        self._amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+        self._progress: Progress | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._progress is None and time.monotonic() - self._start < _PATIENCE:
+            return
+        if self._progress is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), self._amount, TimeRemainingColumn())
+            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._progress.add_task(self._command, total=total)
+            self._progress.start()
+        self._progress.update(self._task, completed=done, total=total)
+
+    def stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()

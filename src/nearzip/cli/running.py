@@ -1,0 +1,90 @@
+"""How a command runs and fails: one line, an exit code, a traceback only with --debug."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from nearzip.cli.console import print_json_line, safe
+from nearzip.errors import Error
+
+__all__ = ["OneLineGroup", "common_options"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: As a shell reports a process that died of SIGPIPE.
+_BROKEN_PIPE = 141
+
+
+def common_options(function: F) -> F:
+    """--json and --debug."""
+    function = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(function)
+    return click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of a failure.")(function)
+
+
+class _StoppedError(Exception):
+    """Carries what Click would handle in its own way past it."""
+
+
+class OneLineGroup(click.Group):
+    """Ends the process with the documented exit code, and says why in one line on stderr.
+
+    With --json that line is a JSON document with `message_type` "exit_error".
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, EOFError, OSError) as error:
+            raise _StoppedError from error
+
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = "nearzip", **extra: Any
+    ) -> None:
+        arguments = list(sys.argv[1:] if args is None else args)
+        extra["standalone_mode"] = False
+        options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+        try:
+            code = super().main(arguments, "nearzip", **extra)
+            sys.stdout.flush()
+        except Exception as stopped:
+            error = stopped.__cause__ if isinstance(stopped, _StoppedError) else stopped
+            code = _fail(error or stopped, "--debug" in options, "--json" in options)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(error: BaseException, debug: bool, as_json: bool) -> int:
+    if isinstance(error, BrokenPipeError):
+        # Nobody reads any more; keep the interpreter's own flush from complaining.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    if debug:
+        traceback.print_exception(error)
+    code, message = _explain(error)
+    if as_json:
+        print_json_line({"message_type": "exit_error", "code": code, "error": type(error).__name__, "message": message})
+    else:
+        click.echo(f"nearzip: error: {safe(message)}", err=True)
+    return code
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """Exit code and message."""
+    if isinstance(error, Error):
+        return error.exit_code, str(error)
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx else "nearzip"
+        return 2, f"{error.format_message().rstrip('.')}; see '{command} --help'"
+    if isinstance(error, click.ClickException):
+        return 2, error.format_message()
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        return 130, "interrupted; no part of a file was left behind"
+    if isinstance(error, MemoryError):
+        return 3, "out of memory; give fewer --threads, or a machine with more"
+    text = f"{type(error).__name__}: {error}"
+    return 3, f"{text}; this is a fault of nearzip, please report it with what --debug shows"

@@ -1,0 +1,196 @@
+"""nearzip compress and decompress."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from nearzip.api import FileReport, compress_file, decompress_file
+from nearzip.cli.console import facts, hint, human_bytes, print_json, progress, safe, show, warn
+from nearzip.cli.running import common_options
+from nearzip.limits import Limits
+
+__all__ = ["compress", "decompress"]
+
+_FILE = click.Path(path_type=str)
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+
+
+def _options(pairs: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise click.UsageError(f"--set takes key=value, not {pair!r}")
+        if key in found:
+            raise click.UsageError(f"--set {key} is given twice")
+        found[key] = value
+    return found
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Bytes, with an optional decimal unit."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", value, re.IGNORECASE)
+    if not match:
+        raise click.BadParameter(f"{value!r} is not a size such as 4GB or 500000", ctx, param)
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="Default: NEARZIP_THREADS, or all processors."
+)
+force_option = click.option("--force", is_flag=True, help="Overwrite outputs that exist.")
+
+
+@click.command()
+@click.argument("new", type=_FILE)
+@click.option("--base", type=_FILE, metavar="OLD", help="What the reader already holds; makes an update.")
+@click.option("-o", "--output", required=True, type=_FILE, metavar="OUT.nz", help="The archive to write.")
+@click.option("--method", default="nearzip", show_default=True, help="See 'nearzip methods'.")
+@click.option("--bound", help="lossless, abs:1e-3, rel:1e-3, pwrel:0.01 or rms:0.01. Default: the method's.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the method. Repeatable.")
+@click.option("--restored", type=_FILE, metavar="FILE", help="Also write what a reader will get, the next base.")
+@force_option
+@threads_option
+@common_options
+def compress(
+    new: str,
+    base: str | None,
+    output: str,
+    method: str,
+    bound: str | None,
+    settings: Sequence[str],
+    restored: str | None,
+    force: bool,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Compress the network NEW, or the update that leads from OLD to it.
+
+    Reads .safetensors, .pt, .pth, .bin, .npz, and .nz archives that need no base. For the next update, give as --base
+    what the reader will hold then: the file written by --restored, not the original.
+    """
+    started = time.perf_counter()
+    with progress("compress", as_json) as callback:
+        report = compress_file(
+            new, output, base, method, bound, options=_options(settings), restored=restored, force=force,
+            threads=threads, progress=callback,
+        )  # fmt: skip
+    seconds = time.perf_counter() - started
+    if as_json:
+        print_json("compress", _compress_document(report, output, restored, seconds))
+    else:
+        show(_compress_text(report, output, restored, seconds))
+    if method == "nearzip" and bound is None:
+        hint("every bit was kept; with a bound, --bound rms:0.01 for example, the file is much smaller")
+
+
+def _bits_per_value(report: FileReport) -> float:
+    n = sum(spec.n_elements for spec in report.write.index.tensors)
+    return 8 * report.n_bytes / n if n else 0.0
+
+
+def _compress_document(report: FileReport, output: str, restored: str | None, seconds: float) -> dict[str, Any]:
+    index = report.write.index
+    return {
+        "output": output,
+        "restored": restored,
+        "bytes_in": report.n_bytes_in,
+        "bytes_out": report.n_bytes,
+        "ratio": report.ratio,
+        "bits_per_value": _bits_per_value(report),
+        "tensors": len(index.tensors),
+        "method": index.method,
+        "bound": index.bound,
+        "patched_values": report.write.n_patched,
+        "coded_alone": report.write.alone,
+        "gone": index.gone,
+        "id": index.id,
+        "base_id": index.base_id,
+        "seconds": seconds,
+        "bytes_per_second": report.n_bytes_in / seconds,
+    }
+
+
+def _compress_text(report: FileReport, output: str, restored: str | None, seconds: float) -> str:
+    index, patched = report.write.index, report.write.n_patched
+    return facts([
+        ("wrote", output),
+        ("restored", restored),
+        ("size", f"{human_bytes(report.n_bytes_in)} of tensors -> {human_bytes(report.n_bytes)}: "
+                 f"{report.ratio:.2f}x smaller, {_bits_per_value(report):.3f} bits per parameter"),
+        ("method", index.method["name"]),
+        ("bound", bound_text(index.bound) + (f", {patched:,} values stored exactly to keep it" if patched else "")),
+        ("alone", some([f"{name} ({why})" for name, why in report.write.alone.items()])),
+        ("gone", some(index.gone)),
+        ("id", index.id),
+        ("base id", index.base_id or "none needed"),
+        ("time", f"{seconds:.2f} s, {human_bytes(report.n_bytes_in / seconds)}/s"),
+    ])  # fmt: skip
+
+
+def bound_text(document: Mapping[str, Any]) -> str:
+    """A bound as the command line spells it, from an archive's index (untrusted)."""
+    kind, value = document.get("kind", "unknown"), document.get("value")
+    return f"{kind}:{value:g}" if isinstance(value, float) else str(kind)
+
+
+def some(items: Sequence[str], n: int = 4) -> str | None:
+    """How many there are, and the first few; None if there is none."""
+    if not items:
+        return None
+    shown = ", ".join(safe(item) for item in items[:n])
+    noun = "tensor" if len(items) == 1 else "tensors"
+    return f"{len(items)} {noun}: {shown}" + (f", and {len(items) - n} more" if len(items) > n else "")
+
+
+@click.command()
+@click.argument("archive", metavar="IN.nz", type=_FILE)
+@click.option("--base", type=_FILE, metavar="OLD", help="What the archive was made against, if anything.")
+@click.option("-o", "--output", required=True, type=_FILE, metavar="OUT", help="Its ending chooses the format.")
+@click.option("--keep-going", is_flag=True, help="Leave out tensors that cannot be read, name them, and exit with 1.")
+@click.option("--max-output", callback=_size, metavar="SIZE", help="Most that the tensors may take, such as 20GB.")
+@force_option
+@threads_option
+@common_options
+def decompress(
+    archive: str,
+    base: str | None,
+    output: str,
+    keep_going: bool,
+    max_output: int | None,
+    force: bool,
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """Restore an archive to .safetensors, .pt or .npz."""
+    started = time.perf_counter()
+    limits = None if max_output is None else Limits(output_bytes=max_output)
+    with progress("decompress", as_json) as callback:
+        left_out = decompress_file(
+            archive, output, base, limits, keep_going=keep_going, force=force, threads=threads, progress=callback
+        )
+    seconds = time.perf_counter() - started
+    n_bytes = os.stat(output).st_size
+    for name, error in left_out.items():
+        warn(f"tensor {name!r} is left out: {error}")
+    if as_json:
+        print_json("decompress", {
+            "output": output, "bytes_out": n_bytes, "seconds": seconds, "bytes_per_second": n_bytes / seconds,
+            "left_out": {name: str(error) for name, error in left_out.items()},
+        })  # fmt: skip
+    else:
+        show(facts([
+            ("wrote", output),
+            ("size", f"{human_bytes(os.stat(archive).st_size)} -> {human_bytes(n_bytes)}"),
+            ("left out", some(list(left_out))),
+            ("time", f"{seconds:.2f} s, {human_bytes(n_bytes / seconds)}/s"),
+        ]))  # fmt: skip
+    return 1 if left_out else 0

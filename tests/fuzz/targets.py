@@ -1,0 +1,313 @@
+"""The Python targets of the fuzzer, and twins of the native ones: each takes bytes and raises only for a finding.
+
+A decoder may give an answer or raise a named error (`nearzip.errors.Error`); anything else is a finding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+import nearzip as nz
+from nearzip import _core
+from nearzip.codec import decode_block
+from nearzip.errors import Error
+from nearzip.stages import (
+    SYMBOLS,
+    Coded,
+    Context,
+    Gzip,
+    LogStep,
+    Lzma,
+    OrderedBits,
+    OrderedDelta,
+    PackIntegers,
+    Pipeline,
+    Rans,
+    RawBytes,
+    RunLengths,
+    Stage,
+    SubtractBase,
+    UniformStep,
+    Zstd,
+)
+from nearzip.testing.sealing import seal, true_digests, unseal
+
+DTYPES = [np.dtype(t) for t in (
+    "float32", "float64", "float16", ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2,
+    "int8", "int64", "uint16", "bool", "complex64", "complex128",
+)]  # fmt: skip
+STAGES: list[Stage] = [
+    RawBytes(), PackIntegers(), RunLengths(), Gzip(), Lzma(), Zstd(), Rans(), Rans("planes"), OrderedBits(),
+    OrderedDelta(), UniformStep(0.01), LogStep(0.01, delta=True), LogStep(0.5, delta=False), SubtractBase(),
+]  # fmt: skip
+SYMBOL_TYPES = [np.dtype(t) for t in (np.int32, np.uint8, np.uint16, np.uint32, np.uint64)]
+PIPELINES = [
+    Pipeline((OrderedBits(), Rans("planes"))),
+    Pipeline((OrderedDelta(), Rans())),
+    Pipeline((SubtractBase(), UniformStep(0.01), Rans())),
+    Pipeline((UniformStep(0.01), Rans())),
+    Pipeline((LogStep(0.01, delta=True), Rans())),
+    Pipeline((SubtractBase(), UniformStep(0.01), RunLengths(), Lzma())),
+    Pipeline((UniformStep(0.01), RunLengths(), Zstd())),
+    Pipeline((UniformStep(0.01), PackIntegers(), Gzip())),
+    Pipeline((SubtractBase(), LogStep(0.5, delta=False), RunLengths())),
+    Pipeline((RawBytes(), Gzip())),
+    Pipeline((RawBytes(), Zstd(), Lzma())),
+    Pipeline((RawBytes(),)),
+]
+
+
+class Bytes:
+    """Reads numbers from a fuzz input; zeros once it is used up."""
+
+    def __init__(self, data: bytes):
+        self.rest = data
+
+    def take(self, n: int) -> bytes:
+        taken, self.rest = self.rest[:n], self.rest[n:]
+        return taken + bytes(n - len(taken))
+
+    def number(self, below: int) -> int:
+        return int.from_bytes(self.take(1 if below <= 256 else 2), "little") % below
+
+    def pick(self, items: Any) -> Any:
+        return items[self.number(len(items))]
+
+
+def _parts(n: int, n_parts: int) -> list[int]:
+    """As in input.hpp."""
+    parts, left = [], n
+    for i in range(1, n_parts):
+        parts.append(0 if i % 3 == 2 else left // (n_parts - i + 1))
+        left -= parts[-1]
+    return [*parts, left]
+
+
+# ---- twins of the native targets -------------------------------------------------------------------------------
+
+
+def _head(data: bytes) -> tuple[list[int], int, np.ndarray] | None:
+    if len(data) < 3:
+        return None
+    n = data[0] | data[1] << 8
+    return _parts(n, 1 + (data[2] & 7)), data[2] >> 3, np.frombuffer(data, np.uint8)[3:]
+
+
+def tokens(data: bytes) -> None:
+    head = _head(data)
+    if head is None:
+        return
+    parts, _, rest = head
+    with contextlib.suppress(ValueError):  # what the native core raises; stages give it its name
+        _core.decode_tokens(rest, parts, np.empty(sum(parts), np.uint8))
+
+
+def symbols(data: bytes) -> None:
+    head = _head(data)
+    if head is None:
+        return
+    parts, choice, rest = head
+    with contextlib.suppress(ValueError):
+        _core.decode_symbols(rest, parts, np.empty(sum(parts), SYMBOL_TYPES[choice % 5]))
+
+
+def roundtrip(data: bytes) -> None:
+    head = _head(data)
+    if head is None:
+        return
+    parts, choice, rest = head
+    dtype = SYMBOL_TYPES[choice % 5]
+    whole = rest[: rest.size // dtype.itemsize * dtype.itemsize].view(dtype)
+    values = np.resize(whole, sum(parts)) if whole.size else np.zeros(sum(parts), dtype)
+    for planes in (False, True):
+        coded = np.frombuffer(_core.encode_symbols(values, parts, planes), np.uint8)
+        back = np.empty_like(values)
+        _core.decode_symbols(coded, parts, back)
+        assert np.array_equal(back, values)
+
+
+# ---- Python targets --------------------------------------------------------------------------------------------
+
+
+def _context(bytes_: Bytes, most: int = 4096) -> Context:
+    dtype = bytes_.pick(DTYPES)
+    parts = _parts(bytes_.number(most), 1 + bytes_.number(8))
+    n = sum(parts)
+    raw = np.arange(n * dtype.itemsize, dtype=np.uint64) * 2654435761 >> 11
+    bits = raw.astype(np.uint8)
+    base = (bits & 1 if dtype.kind == "b" else bits)[: n * dtype.itemsize].view(dtype)
+    return Context(dtype, tuple(parts), base)
+
+
+def _check_values(values: np.ndarray, context: Context) -> None:
+    assert values.shape == (context.n,), "another number of values"
+    assert values.dtype == context.dtype, "another dtype"
+    if values.dtype.kind == "b" and values.size:
+        assert int(values.view(np.uint8).max()) <= 1, "a boolean that is neither 0 nor 1"
+
+
+def stages(data: bytes) -> None:
+    """One stage's decode. What comes from an earlier decoder has its types, but any content."""
+    bytes_ = Bytes(data)
+    stage = bytes_.pick(STAGES)
+    context = _context(bytes_)
+    side = bytes_.take(bytes_.number(4))
+    value: Any = bytes_.rest
+    if stage.gives is SYMBOLS:
+        dtype = bytes_.pick(SYMBOL_TYPES)
+        n = context.n * (2 if context.dtype.kind == "c" else 1)
+        raw = np.frombuffer(bytes_.rest, np.uint8)
+        value = (np.resize(raw, n * dtype.itemsize) if raw.size else np.zeros(n * dtype.itemsize, np.uint8)).view(dtype)
+    elif isinstance(stage, SubtractBase):
+        value = np.resize(np.frombuffer(bytes_.rest + bytes(8), np.uint8), context.n * 8).view(np.float64)
+    with contextlib.suppress(Error):
+        stage.decode(Coded(value, side), context)
+
+
+def blocks(data: bytes) -> None:
+    """A whole block: patch, pipeline, rounding to the tensor's dtype."""
+    bytes_ = Bytes(data)
+    pipeline = bytes_.pick(PIPELINES)
+    context = _context(bytes_)
+    with contextlib.suppress(Error):
+        _check_values(decode_block(bytes_.rest, context, pipeline), context)
+
+
+def patch(data: bytes) -> None:
+    """The patch decoder behind a body that always decodes."""
+    bytes_ = Bytes(data)
+    context = _context(bytes_, 512)
+    pipeline = PIPELINES[-1]
+    body = pipeline.encode(np.zeros(context.n, context.dtype), context)
+    size = len(bytes_.rest)
+    payload = (bytes([size & 127 | 128, size >> 7]) if size > 127 else bytes([size])) + bytes_.rest + body
+    if size < 1 << 14:
+        with contextlib.suppress(Error):
+            _check_values(decode_block(payload, context, pipeline), context)
+
+
+@functools.cache
+def seeds() -> tuple[tuple[bytes, dict[str, np.ndarray] | None], ...]:
+    """Good little archives of every method, with their bases."""
+    rng = np.random.default_rng(7)
+    old = {
+        "a": rng.normal(size=(5, 7)).astype(np.float32),
+        "b": rng.normal(size=11).astype(np.float16),
+        "c": rng.normal(size=3),
+        "d": np.arange(6, dtype=np.int32),
+        "e": np.array([True, False, True]),
+        "f": np.array([1 + 2j, 3], np.complex64),
+        "g": np.float32(3.5),
+        "h": np.zeros((0, 3), np.float32),
+    }
+    new = {name: (value + np.asarray(value, copy=True) * 0.01).astype(value.dtype) for name, value in old.items()
+           if value.dtype.kind in "fc"} | {"d": old["d"] + 1, "e": ~old["e"]}  # fmt: skip
+    new["a"][0, 0] = np.nan
+    new["tied"] = new["a"].copy()
+    found: list[tuple[bytes, dict[str, np.ndarray] | None]] = []
+    for method in nz.methods():
+        for base in (None, old):
+            archive = nz.compress(new, base=base, method=method, threads=1, metadata={"k": "v"})
+            found.append((archive.to_bytes(), base))
+    found.append((nz.compress(new, base=old, bound=nz.Absolute(0.01), threads=1).to_bytes(), old))
+    found.append((nz.compress(new, base=old, bound=nz.PointwiseRelative(0.01), threads=1).to_bytes(), old))
+    return tuple(found)
+
+
+_LIMITS = nz.Limits(output_bytes=32 << 20)
+
+
+def _read(archive: bytes, base: dict[str, np.ndarray] | None) -> None:
+    with contextlib.suppress(Error):
+        with nz.open(archive, base=base, limits=_LIMITS, threads=1) as reader:
+            reader.metadata()
+            reader.tensor_reports()
+            damaged = reader.damage()
+            for name in reader:
+                if name not in damaged:
+                    spec = next(spec for spec in reader.index.tensors if spec.name == name)
+                    array = reader[name]
+                    assert (array.dtype.name, array.shape) == (spec.dtype, spec.shape)
+                    _check_values(array.reshape(-1), Context.alone(array.reshape(-1)))
+        nz.decompress(archive, base=base, limits=_LIMITS, threads=1)
+
+
+def archive(data: bytes) -> None:
+    """A file as it is, checksums and all; or (first byte odd) an index and blocks under checksums that are right."""
+    if len(data) < 4:
+        return
+    base = seeds()[-1][1]
+    if data[0] & 1:
+        n = int.from_bytes(data[1:4], "little") % (len(data) - 3)
+        data = seal(data[4 : 4 + n], data[4 + n :])
+        _read(data, base)
+    else:
+        _read(data[1:], base)
+
+
+#: What a field of an index is replaced by.
+ODD: list[Any] = [
+    None, True, False, 0, 1, -1, 2, 7, 255, 1 << 22, 1 << 31, (1 << 62) - 1, 1 << 62, 1 << 63, 10**40, 0.5, -0.0, 1e308,
+    5e-324, math.inf, math.nan, "", "a", "d", "\ud800", "\x00", "../x", "__metadata__", [], [0], [[]], {}, {"0": 0},
+    {"a": 1},
+    "float32", "bool", "complex64", "int64", "float8_e5m2", "AAAAAAAAAAAAAAAAAAAAAA", 16, 3, 64 << 20,
+    *([stage.to_json()] for stage in STAGES), *(stage.to_json() for stage in STAGES),
+    *(pipeline.to_json() for pipeline in PIPELINES),
+]  # fmt: skip
+
+
+def _nodes(document: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place in a JSON document that can be replaced: its container and its key."""
+    items = document.items() if isinstance(document, dict) else enumerate(document)
+    for key, value in items:
+        yield document, key
+        if isinstance(value, (dict, list)):
+            yield from _nodes(value)
+
+
+def sealed(data: bytes) -> None:
+    """A good archive whose index and blocks are changed at will and then put under checksums that are right."""
+    bytes_ = Bytes(data)
+    good, base = bytes_.pick(seeds())
+    document, payload = unseal(good)
+    content = bytearray(payload)
+    for _ in range(bytes_.number(5)):
+        nodes = list(_nodes(document))
+        if not nodes:
+            return
+        parent, key = nodes[bytes_.number(max(257, len(nodes))) % len(nodes)]
+        action = bytes_.number(4)
+        if action == 0:
+            del parent[key]
+        elif action == 1 and isinstance(parent, list):
+            parent.insert(key, parent[bytes_.number(len(parent))])
+        elif action == 2:
+            other, other_key = nodes[bytes_.number(max(257, len(nodes))) % len(nodes)]
+            parent[key] = json.loads(json.dumps(other[other_key])) if other_key in range(len(other)) or (isinstance(
+                other, dict) and other_key in other) else 0  # fmt: skip
+        else:
+            parent[key] = json.loads(json.dumps(bytes_.pick(ODD)))
+    for _ in range(bytes_.number(4)):
+        if content:
+            content[bytes_.number(max(257, len(content))) % len(content)] = bytes_.number(256)
+    if bytes_.number(2) and bytes_.rest:
+        at = bytes_.number(max(257, len(content) + 1)) % (len(content) + 1)
+        content[at : at + bytes_.number(64)] = bytes_.rest
+    with contextlib.suppress(Error, KeyError, TypeError, ValueError, IndexError, AttributeError):
+        # An index that makes no sense keeps its old digests; what decoding raises is seen again below.
+        true_digests(document, bytes(content), base)
+    _read(seal(document, bytes(content)), base)
+
+
+NATIVE: dict[str, Callable[[bytes], None]] = {"tokens": tokens, "symbols": symbols, "roundtrip": roundtrip}
+PYTHON: dict[str, Callable[[bytes], None]] = {
+    "stages": stages, "blocks": blocks, "patch": patch, "archive": archive, "sealed": sealed,
+}  # fmt: skip
