@@ -58,6 +58,7 @@ def _commit() -> str:
 
 
 def run(n_arrays: int, seed: int) -> dict:
+    commit = _commit()
     started = time.perf_counter()
     arrays: Counter[str] = Counter()
     values: Counter[str] = Counter()
@@ -104,6 +105,7 @@ def run(n_arrays: int, seed: int) -> dict:
             for key in sorted(arrays)
         },
         "seed": seed,
+        "commit": commit,
         "seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -116,7 +118,6 @@ def main() -> int:
     options = parser.parse_args()
     result = run(options.arrays, options.seed) | {
         "machine": f"{platform.machine()}, {_processor()}",
-        "commit": _commit(),
         "versions": {
             "python": platform.python_version(),
             "numpy": np.__version__,

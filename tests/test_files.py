@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import os
+import resource
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -18,7 +20,7 @@ import safetensors.numpy
 from arrays import FLOATS, random_network
 
 import nearzip as nz
-from nearzip import errors, storage
+from nearzip import errors
 from nearzip.files import ENDINGS, open_checkpoint, write_checkpoint
 from nearzip.tensors import DTYPES, Checkpoint
 
@@ -369,34 +371,31 @@ def test_long_file_names_have_room_for_the_temporary_one(tmp_path):
     assert nz.decompress(path)["x"].tolist() == [1, 1, 1]
 
 
-class _FullDisk(storage._NamingFile):
-    """Fails like a disk with little room left."""
-
-    room = 0
-
-    def write(self, data):
-        _FullDisk.room -= memoryview(data).nbytes
-        with storage.naming_errors("write", self._target):
-            if _FullDisk.room < 0:
-                raise OSError(28, "No space left on device")
-            return io.FileIO.write(self, data)
+@contextlib.contextmanager
+def files_end_after(room: int):
+    """The operating system refuses to write more than `room` bytes to any file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("room", [0, 30, 500, 4000])
 @pytest.mark.parametrize("ending", [".nz", ".safetensors", ".npz", ".pt"])
-def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, ending, room):
+def test_a_full_disk_leaves_nothing_behind(tmp_path, ending, room):
     tensors = {"x": np.random.default_rng(0).normal(size=1000)}
     archive = nz.compress(tensors)
     source = write(tmp_path / "in.safetensors", tensors)
     archive.save(tmp_path / "in.nz")
     before = sorted(path.name for path in tmp_path.iterdir())
-    monkeypatch.setattr(storage, "_NamingFile", _FullDisk)
     calls = [lambda: nz.compress_file(source, tmp_path / "out.nz"), lambda: archive.save(tmp_path / "out.nz")]
     if ending != ".nz":
         calls = [lambda: nz.decompress_file(tmp_path / "in.nz", tmp_path / f"out{ending}")]
     for call in calls:
-        _FullDisk.room = room
-        with pytest.raises(errors.Error, match="No space left on device") as caught:
+        too_large = pytest.raises(errors.Error, match=f"out{ending}: cannot write: File too large")
+        with too_large as caught, files_end_after(room):
             call()
         assert type(caught.value) is errors.Error
         gc.collect()
