@@ -19,7 +19,7 @@ class Limits:
         Most that all decoded tensors may take together. None: 1 GiB plus what has a base of that shape, or more if
         the file is at least 1/1024 of it.
     index_bytes : int or None
-        Most that the decompressed index may take. None: 1 MiB, or up to 16 MiB if the file is at least 1/64 of it.
+        Most that the decompressed index may take. None: 256 KiB, or up to 16 MiB if the file is at least 1/64 of it.
     tensors : int
         Most tensors.
     rank : int
@@ -42,7 +42,7 @@ class Limits:
     EXPANSION = 1024
 
     #: Likewise for the index, without `index_bytes`, and what is never exceeded.
-    FREE_INDEX = 1 * MIB
+    FREE_INDEX = MIB // 4
     INDEX_EXPANSION = 64
     MOST_INDEX = 16 * MIB
 

@@ -257,8 +257,7 @@ def archive(data: bytes) -> None:
 ODD: list[Any] = [
     None, True, False, 0, 1, -1, 2, 7, 255, 1 << 22, 1 << 31, (1 << 62) - 1, 1 << 62, 1 << 63, 10**40, 0.5, -0.0, 1e308,
     5e-324, math.inf, math.nan, "", "a", "d", "\ud800", "\x00", "../x", "__metadata__", [], [0], [[]], {}, {"0": 0},
-    {"a": 1},
-    "float32", "bool", "complex64", "int64", "float8_e5m2", "AAAAAAAAAAAAAAAAAAAAAA", 16, 3, 64 << 20,
+    {"a": 1}, "float32", "bool", "complex64", "int64", "float8_e5m2", "AAAAAAAAAAAAAAAAAAAAAA", 16, 3, 64 << 20,
     *([stage.to_json()] for stage in STAGES), *(stage.to_json() for stage in STAGES),
     *(pipeline.to_json() for pipeline in PIPELINES),
 ]  # fmt: skip
@@ -291,8 +290,8 @@ def sealed(data: bytes) -> None:
             parent.insert(key, parent[bytes_.number(len(parent))])
         elif action == 2:
             other, other_key = nodes[bytes_.number(max(257, len(nodes))) % len(nodes)]
-            parent[key] = json.loads(json.dumps(other[other_key])) if other_key in range(len(other)) or (isinstance(
-                other, dict) and other_key in other) else 0  # fmt: skip
+            still_there = other_key in (other if isinstance(other, dict) else range(len(other)))
+            parent[key] = json.loads(json.dumps(other[other_key])) if still_there else 0
         else:
             parent[key] = json.loads(json.dumps(bytes_.pick(ODD)))
     for _ in range(bytes_.number(4)):
