@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nearzip import _core
-from nearzip.errors import CorruptError
+from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import BYTES, SYMBOLS, Coded, Context, Stage
 from nearzip.tensors import Array
 
@@ -45,6 +45,8 @@ class Rans(Stage):
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         parts = _parts(context, value.size)
         symbols = np.ascontiguousarray(value)
+        if symbols.dtype not in _CODES:
+            raise UsageError(f"symbols are {symbols.dtype}; rans takes int32 and unsigned integers")
         return Coded(_core.encode_symbols(symbols, parts, self.split == "planes"), _CODES[symbols.dtype])
 
     def decode(self, coded: Coded, context: Context) -> Array:

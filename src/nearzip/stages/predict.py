@@ -10,7 +10,7 @@ import numpy as np
 from nearzip import _core
 from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import FLOATS, SYMBOLS, Coded, Context, Stage
-from nearzip.stages.quantize import QuantizeDelta, UniformStep, require_rounded
+from nearzip.stages.quantize import QuantizeDelta, UniformStep, refuse_exact, require_rounded
 from nearzip.tensors import Array, bits_of, is_float
 
 __all__ = ["OrderedBits", "OrderedDelta", "SubtractBase"]
@@ -37,13 +37,17 @@ class SubtractBase(Stage):
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         if context is None:
             raise UsageError("subtract-base needs a base")
+        refuse_exact(value.dtype)
         with np.errstate(invalid="ignore", over="ignore"):
             return Coded(value.astype(np.float64) - context.require_base().astype(np.float64))
 
     def decode(self, coded: Coded, context: Context) -> Array:
         require_rounded(context)
+        base = context.require_base()
+        if coded.floats.shape != base.shape:
+            raise CorruptError("stream holds another number of values")
         with np.errstate(invalid="ignore", over="ignore"):
-            total: Array = context.require_base().astype(np.float64) + coded.floats
+            total: Array = base.astype(np.float64) + coded.floats
         return total
 
     def fuse(self, after: Stage) -> Stage | None:
@@ -143,6 +147,8 @@ class OrderedBits(Stage):
 
     def decode(self, coded: Coded, context: Context) -> Array:
         symbols = _require_unsigned(coded, _bits_type(context.dtype))
+        if symbols.nbytes != context.n * context.dtype.itemsize:
+            raise CorruptError("stream holds another number of values")
         if is_float(context.dtype) or context.dtype.kind == "c":
             top = symbols.dtype.type(8 * symbols.itemsize - 1)
             bits: Array = (symbols >> symbols.dtype.type(1)) | (symbols << top)

@@ -35,6 +35,12 @@ def require_rounded(context: Context) -> None:
         raise CorruptError(f"values of dtype {context.dtype} cannot have been rounded")
 
 
+def refuse_exact(dtype: np.dtype[Any]) -> None:
+    """Raise UsageError for types whose values are never rounded."""
+    if not is_float(dtype):
+        raise UsageError(f"values of dtype {dtype} are not rounded")
+
+
 @dataclass(frozen=True)
 class UniformStep(Stage):
     """Round to integer multiples of `step`, ties to even, in units of the tensor's values.
@@ -122,6 +128,7 @@ class QuantizeAndCode(Stage):
         return _working(context.require_base()) if self.delta else None
 
     def encode(self, value: Any, context: Context | None = None) -> Coded:
+        refuse_exact(value.dtype)
         context = context or Context.alone(value)
         data = _core.encode_quantized(_working(value), self._base(context), self.step, context.parts)
         return Coded(data, SIGNED)
@@ -146,6 +153,7 @@ def _working(values: Array) -> Array:
 
 
 def _quantize(values: Array, base: Array | None, step: float) -> Array:
+    refuse_exact(values.dtype)
     symbols = np.empty(values.size, np.int32)
     _core.quantize(_working(values), None if base is None else _working(base), step, symbols)
     return symbols
@@ -215,6 +223,7 @@ class LogStep(Stage):
         return reference
 
     def encode(self, value: Any, context: Context | None = None) -> Coded:
+        refuse_exact(value.dtype)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             x = value.astype(np.float64)
             reference = self._reference(x.size, context)

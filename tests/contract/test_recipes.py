@@ -1,0 +1,25 @@
+"""Every registered method, ours and plug-ins', through the whole contract."""
+
+from __future__ import annotations
+
+import pytest
+
+from nearzip.recipes import recipe_types
+from nearzip.testing.contract import check_recipe, check_registered, examples_of
+
+# The slowest settings of a compressor are its own business.
+QUICK = {"lzma": {"preset": 0}, "zstd": {"level": 1}}
+
+
+def recipes():
+    for name in recipe_types():
+        kind = check_registered(name, recipe_types())
+        if name in QUICK:
+            yield kind.from_options(QUICK[name])
+        else:
+            yield from examples_of(kind)
+
+
+@pytest.mark.parametrize("recipe", list(recipes()), ids=repr)
+def test_the_contract_is_kept(recipe):
+    check_recipe(recipe)
