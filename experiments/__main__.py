@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHES = ("size", "speed", "memory", "tables")
+BENCHES = ("size", "speed", "memory", "damage_peers", "tables")
 
 
 def main() -> None:
