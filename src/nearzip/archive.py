@@ -84,23 +84,36 @@ class _Assembler:
 
     def __init__(self, tensors: tuple[TensorSpec, ...]):
         self._tensors = tensors
-        self._arrays: list[Array] = []
+        self._values: Array | None = None
+        self._n_values = 0
         self._pieces: list[list[bytes]] = [[] for _ in tensors]
 
     def add(self, values: Array | None, pieces: list[list[bytes]]) -> None:
+        """The next block: its values, if they are wanted, and the digests of its pieces."""
         if values is not None:
-            self._arrays.append(values)
+            self._add_values(values)
         for mine, more in zip(self._pieces, pieces, strict=True):
             mine.extend(more)
 
     def digests(self) -> list[bytes]:
         return [join_pieces(pieces) for pieces in self._pieces]
 
+    def _add_values(self, values: Array) -> None:
+        n = sum(spec.n_elements for spec in self._tensors)
+        if values.size == n:
+            self._values = values
+            return
+        if self._values is None:
+            self._values = np.empty(n, values.dtype)
+        self._values[self._n_values : self._n_values + values.size] = values
+        self._n_values += values.size
+
     def tensors(self) -> Iterator[tuple[str, Array]]:
-        values = self._arrays[0] if len(self._arrays) == 1 else np.concatenate(self._arrays)
+        """The tensors, once all blocks are there."""
+        assert self._values is not None
         at = 0
         for spec in self._tensors:
-            yield spec.name, values[at : at + spec.n_elements].reshape(spec.shape)
+            yield spec.name, self._values[at : at + spec.n_elements].reshape(spec.shape)
             at += spec.n_elements
 
 
