@@ -160,7 +160,7 @@ def _quantize(values: Array, base: Array | None, step: float) -> Array:
 
 
 #: Symbol of a zero in LogStep.
-_ZERO = np.int32(-(2**31))
+_ZERO = np.int32(1)
 _MOST_STEPS = 2**29
 
 
@@ -183,7 +183,8 @@ class LogStep(Stage):
     """Quantize the logarithm of magnitudes, signs and zeros apart, so that the error is relative to each value.
 
     A value is +-|reference| (1 + eps)^(2k) or zero; the symbol is 2k, plus 1 if its sign differs from the
-    reference's. The reference is the base's value, or 1 where the base is zero, not finite or absent.
+    reference's, plus 1 if that is above 0: symbol 1 is zero. The reference is the base's value, or 1 where the base is
+    zero, not finite or absent.
 
     Parameters
     ----------
@@ -195,7 +196,7 @@ class LogStep(Stage):
     Examples
     --------
     >>> LogStep(0.5, delta=False).encode(np.array([1.0, -1.0, 0.0, 2.25], np.float32)).symbols
-    array([          0,           1, -2147483648,           2], dtype=int32)
+    array([0, 2, 1, 3], dtype=int32)
     """
 
     id = "log-step"
@@ -231,6 +232,7 @@ class LogStep(Stage):
             steps[~(np.abs(steps) < _MOST_STEPS)] = 0
         flipped = np.signbit(x) != np.signbit(reference)
         symbols = (2 * steps.astype(np.int32) + flipped).astype(np.int32)
+        symbols += symbols > 0
         symbols[x == 0] = _ZERO
         return Coded(symbols)
 
@@ -240,6 +242,7 @@ class LogStep(Stage):
         if reference.size != symbols.size:
             raise CorruptError("stream holds another number of values")
         zero = symbols == _ZERO
+        symbols = symbols - (symbols > 0)
         levels, where = np.unique(np.where(zero, 0, symbols >> 1), return_inverse=True)
         # (1 + eps)^2 as a product, like every other power here.
         scale = _powers((1 + self.eps) * (1 + self.eps), levels)[where.reshape(-1)]
