@@ -195,7 +195,7 @@ class FileReport:
         return self.n_bytes_in / self.n_bytes
 
 
-def _open_input(path: Path, limits: Limits | None = None) -> Checkpoint:
+def open_input(path: Path, limits: Limits | None = None) -> Checkpoint:
     """A checkpoint file, or an archive that needs no base."""
     if str(path).lower().endswith(".nz"):
         reader = open(path, limits=limits)
@@ -236,8 +236,8 @@ def compress_file(
     for output in (dst, restored):
         if output is not None:
             check_free(output, force)
-    source = _open_input(src)
-    reference = None if base is None else _open_input(base)
+    source = open_input(src)
+    reference = None if base is None else open_input(base)
     try:
         with atomic_file(dst, force=force) as stream:
             if restored is None:
@@ -273,7 +273,7 @@ def decompress_file(
     of them is raised and nothing is written. The errors are `decompress`'s.
     """
     check_free(dst, force)
-    reference = None if base is None else _open_input(base, limits)
+    reference = None if base is None else open_input(base, limits)
     try:
         with open(src, reference, limits, threads=threads) as reader:
             damage: dict[str, Error] = dict(reader.damage()) if keep_going else {}

@@ -14,7 +14,7 @@ from nearzip.bounds import Bound
 from nearzip.codec import decode_block, encode_block
 from nearzip.container import BlockEntry, Index, Segment, Source, Writer, read_index
 from nearzip.digests import content_id, digest, join_pieces, piece_digests, tensor_digest
-from nearzip.errors import CorruptError, LimitError, NotFoundError, WrongBaseError
+from nearzip.errors import CorruptError, LimitError, NotFoundError, UsageError, WrongBaseError
 from nearzip.layout import Block, Draft, context_of, draft_segments, find_ties, read_block, segment_blocks
 from nearzip.limits import Limits
 from nearzip.parallel import number_of_threads, ordered_map
@@ -132,6 +132,7 @@ def write_archive(
     `keep` gets each tensor as a reader will. Memory: a few blocks, and what `keep` holds.
     """
     threads = number_of_threads(threads)
+    _check_writable(source)
     resolved = recipe.resolve_bound(bound)
     if not recipe.uses_base:
         base = None
@@ -192,6 +193,18 @@ def write_archive(
         writer=f"nearzip {__version__}",
     )
     return WriteReport(index, writer.finish(index), n_patched, _coded_alone(source, base, ties))
+
+
+def _check_writable(source: Checkpoint) -> None:
+    """Refuse to write what readers refuse by default."""
+    limits = Limits()
+    if len(source.specs) > limits.tensors:
+        raise UsageError(f"{len(source.specs)} tensors; an archive holds up to {limits.tensors}")
+    for name, spec in source.specs.items():
+        if len(name.encode()) > limits.name_bytes:
+            raise UsageError(f"tensor {name[:40]!r}..: a name has up to {limits.name_bytes} bytes")
+        if len(spec.shape) > limits.rank:
+            raise UsageError(f"tensor {name!r} has {len(spec.shape)} dimensions; an archive holds up to {limits.rank}")
 
 
 def _inverted(aliases: Mapping[str, str]) -> dict[str, list[str]]:

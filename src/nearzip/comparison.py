@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nearzip.api import _open_input
+from nearzip.api import open_input
 from nearzip.tensors import Array, Checkpoint, TensorSpec, bits_of
 
 __all__ = ["Comparison", "Figures", "LinearFit", "compare", "ssim"]
@@ -191,7 +191,7 @@ def _opened(place: Any) -> Iterator[tuple[Checkpoint, int]]:
         checkpoint = Checkpoint.of(place)
         yield checkpoint, checkpoint.n_bytes
     else:
-        checkpoint = _open_input(place)
+        checkpoint = open_input(place)
         try:
             yield checkpoint, os.stat(place).st_size
         finally:
