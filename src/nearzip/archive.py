@@ -20,7 +20,7 @@ from nearzip.limits import Limits
 from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.recipes import Recipe
 from nearzip.storage import atomic_file
-from nearzip.tensors import Array, Checkpoint, TensorSpec
+from nearzip.tensors import Array, Checkpoint, TensorSpec, room_for
 from nearzip.version import __version__
 
 __all__ = ["Archive", "Reader", "TensorReport", "write_archive"]
@@ -104,7 +104,7 @@ class _Assembler:
             self._values = values
             return
         if self._values is None:
-            self._values = np.empty(n, values.dtype)
+            self._values = room_for(n, values.dtype)
         self._values[self._n_values : self._n_values + values.size] = values
         self._n_values += values.size
 

@@ -25,6 +25,7 @@ __all__ = [
     "dtype_of",
     "is_float",
     "keeping_last",
+    "room_for",
     "round_to",
 ]
 
@@ -68,6 +69,25 @@ def bits_of(values: Array) -> Array:
     if values.dtype.kind == "c":
         size //= 2
     return values.view(_UNSIGNED[size])
+
+
+#: Linux backs memory by pages of this size where a large array starts at such a border.
+_LARGE_PAGE = 2 << 20
+
+
+def room_for(n: int, dtype: np.dtype[Any] | type[np.generic]) -> Array:
+    """An uninitialised array, shape (n,).
+
+    Large ones start at the border of a large page: taking 4 MiB in small pages cost 1.4 to 2 ms where filling them
+    takes 0.2, in large ones 0.7.
+    """
+    dtype = np.dtype(dtype)
+    n_bytes = n * dtype.itemsize
+    if n_bytes < _LARGE_PAGE:
+        return np.empty(n, dtype)
+    raw = np.empty(n_bytes + _LARGE_PAGE, np.uint8)
+    start = -raw.ctypes.data % _LARGE_PAGE
+    return raw[start : start + n_bytes].view(dtype)
 
 
 def round_to(dtype: np.dtype[Any], values: Array) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 from nearzip import _core
 from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import BYTES, SYMBOLS, Coded, Context, Stage
-from nearzip.tensors import Array
+from nearzip.tensors import Array, room_for
 
 __all__ = ["Rans"]
 
@@ -54,7 +54,7 @@ class Rans(Stage):
         if dtype is None:
             raise CorruptError("symbols of an unknown type")
         n = context.n * (2 if context.dtype.kind == "c" else 1)
-        out = np.empty(n, dtype)
+        out = room_for(n, dtype)
         try:
             _core.decode_symbols(np.frombuffer(coded.data, np.uint8), _parts(context, n), out)
         except ValueError as error:

@@ -11,7 +11,7 @@ from nearzip import _core
 from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import FLOATS, SYMBOLS, Coded, Context, Stage
 from nearzip.stages.quantize import QuantizeDelta, UniformStep, refuse_exact, require_rounded
-from nearzip.tensors import Array, bits_of, is_float
+from nearzip.tensors import Array, bits_of, is_float, room_for
 
 __all__ = ["OrderedBits", "OrderedDelta", "SubtractBase"]
 
@@ -107,7 +107,7 @@ class OrderedDelta(Stage):
         if context is None:
             raise UsageError("ordered-delta needs a base")
         bits = bits_of(np.ascontiguousarray(value))
-        symbols = np.empty_like(bits)
+        symbols = room_for(bits.size, bits.dtype)
         floats = is_float(context.dtype) or context.dtype.kind == "c"
         _core.ordered_delta(bits, bits_of(context.require_base()), floats, symbols)
         return Coded(symbols)
@@ -117,7 +117,7 @@ class OrderedDelta(Stage):
         symbols = _require_unsigned(coded, base.dtype)
         if symbols.size != base.size:
             raise CorruptError("stream holds another number of values")
-        out = np.empty_like(symbols)
+        out = room_for(symbols.size, symbols.dtype)
         floats = is_float(context.dtype) or context.dtype.kind == "c"
         _core.undo_ordered_delta(symbols, base, floats, out)
         _check_booleans(out, context)

@@ -12,7 +12,7 @@ from nearzip import _core
 from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Coded, Context, Stage
 from nearzip.stages.entropy import SIGNED, Rans
-from nearzip.tensors import Array, is_float
+from nearzip.tensors import Array, is_float, room_for
 
 __all__ = ["LogStep", "QuantizeDelta", "UniformStep"]
 
@@ -74,7 +74,7 @@ class UniformStep(Stage):
         return Coded(_quantize(value, None, self.step))
 
     def decode(self, coded: Coded, context: Context) -> Array:
-        out = np.empty(coded.symbols.size, np.float64)
+        out = room_for(coded.symbols.size, np.float64)
         _core.dequantize(_int32(coded, context), None, self.step, out)
         return out
 
@@ -105,7 +105,7 @@ class QuantizeDelta(Stage):
         base = _working(context.require_base())
         if symbols.size != base.size:
             raise CorruptError("stream holds another number of values")
-        out = np.empty_like(base)
+        out = room_for(base.size, base.dtype)
         _core.dequantize(symbols, base, self.step, out)
         return out
 
@@ -137,7 +137,7 @@ class QuantizeAndCode(Stage):
         require_rounded(context)
         if coded.side != SIGNED:
             raise CorruptError("symbols of another type")
-        out = np.empty(context.n, np.float64 if context.dtype.itemsize == 8 else np.float32)
+        out = room_for(context.n, np.float64 if context.dtype.itemsize == 8 else np.float32)
         try:
             _core.decode_quantized(
                 np.frombuffer(coded.data, np.uint8), self._base(context), self.step, context.parts, out
@@ -154,7 +154,7 @@ def _working(values: Array) -> Array:
 
 def _quantize(values: Array, base: Array | None, step: float) -> Array:
     refuse_exact(values.dtype)
-    symbols = np.empty(values.size, np.int32)
+    symbols = room_for(values.size, np.int32)
     _core.quantize(_working(values), None if base is None else _working(base), step, symbols)
     return symbols
 
