@@ -217,8 +217,13 @@ def _changes(data: bytes, begin: int, end: int) -> list[bytes]:
     """Each byte with each bit flipped, and as 00 and FF."""
     found = []
     for at in range(begin, min(end, len(data))):
+<<<<<<< HEAD
         changes = {data[at] ^ 1 << bit for bit in range(8)} | {0, 255} - {data[at]}
         found += [data[:at] + bytes([new]) + data[at + 1 :] for new in changes]
+=======
+        values = {data[at] ^ (1 << bit) for bit in range(8)} | {0, 255} - {data[at]}
+        found += [data[:at] + bytes([new]) + data[at + 1 :] for new in sorted(values)]
+>>>>>>> refs/heads/damage
     return found
 
 
@@ -236,6 +241,8 @@ def examine(name: str) -> dict[str, object]:
     lengths = _evenly([data[:n] for n in range(len(data))], SAMPLED_LENGTHS)
     began = time.monotonic()
     return {
+        "version": record.versions(form.package)[form.package],
+        "commit": record.commit(),
         "bytes": len(data),
         "changes": dict(collections.Counter(_try(form.read, d, right) for d in changes)),
         "truncations": dict(collections.Counter(_try(form.read, d, right) for d in lengths)),
@@ -243,9 +250,12 @@ def examine(name: str) -> dict[str, object]:
     }
 
 
-def measure() -> None:
-    rows = {}
-    for name in FORMATS:
+def measure(names: list[str]) -> None:
+    """Measure `names`; the rows of the others stay as they were measured."""
+    path = record.RESULTS / "damage_peers.json"
+    known = json.loads(path.read_text())["rows"] if path.exists() else {}
+    rows = {name: known[name] for name in FORMATS if name in known}
+    for name in names:
         print(name, file=sys.stderr, flush=True)
         child = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "experiments.damage_peers", "--one", name],
@@ -258,15 +268,16 @@ def measure() -> None:
         "values": N_VALUES, "head_bytes": HEAD_BYTES, "sampled_changes": SAMPLED_CHANGES,
         "sampled_lengths": SAMPLED_LENGTHS, "address_space_gib": ADDRESS_SPACE >> 30, "cpu_seconds": CPU_SECONDS,
     }  # fmt: skip
-    packages = sorted({form.package for form in FORMATS.values()} | {"numpy"})
-    record.save("damage_peers", {"settings": settings, "rows": rows}, packages)
+    found = {FORMATS[name].package: row["version"] for name, row in rows.items() if "version" in row}
+    ordered = {name: rows[name] for name in FORMATS if name in rows}
+    record.save("damage_peers", {"settings": settings, "versions": found | record.versions("numpy"), "rows": ordered})
 
 
-def _row(name: str, row: dict, versions: dict[str, str]) -> list[object]:
-    form = FORMATS[name]
-    label = f"{form.label} {versions[form.package]}"
+def _row(name: str, row: dict) -> list[object]:
     if "missing" in row:
-        return [label, "not installed", *[""] * 6]
+        return [FORMATS[name].label, "not installed", *[""] * 6]
+    label, _, rest = FORMATS[name].label.partition(",")
+    label = f"{label} {row['version']}" + (f",{rest}" if rest else "")
     c, t = row["changes"], row["truncations"]
     failed = c.get("crash", 0) + c.get("memory", 0) + c.get("hang", 0)
     wrong = c.get("wrong", 0)
@@ -285,12 +296,13 @@ def table() -> str:
     result = json.loads((record.RESULTS / "damage_peers.json").read_text())
     head = ["format", "bytes", "changes tried", "error", "silently wrong", "right all the same",
             "crash, hang or out of memory", "truncations noticed"]  # fmt: skip
-    rows = [_row(name, row, result["versions"]) for name, row in result["rows"].items()]
+    rows = [_row(name, row) for name, row in result["rows"].items()]
     m, s = result["machine"], result["settings"]
+    commits = sorted({row["commit"] for row in result["rows"].values() if "commit" in row})
     seconds = sum(row.get("seconds", 0) for row in result["rows"].values())
     return markdown(head, rows) + (
         f"\n\nMade by `python -m experiments damage_peers` in {seconds:.0f} s: {m['cpu']}, {m['cores']} cores, Python "
-        f"{m['python']}; commit {result['commit']}, {result['date']}. Each trial in a process of its own with "
+        f"{m['python']}; commit {', '.join(commits)}, {result['date']}. Each trial in a process of its own with "
         f"{s['address_space_gib']} GiB of address space and {s['cpu_seconds']} s of processor time."
     )
 
@@ -299,12 +311,13 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--docs", action="store_true", help="only write the table of docs/damage.md")
     parser.add_argument("--one", choices=FORMATS, help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="+", choices=FORMATS, default=list(FORMATS), help="measure these alone")
     options = parser.parse_args(arguments)
     if options.one:
         print(json.dumps(examine(options.one)))
         return
     if not options.docs:
-        measure()
+        measure(options.only)
     from experiments.tables import fill
 
     fill("docs/damage.md", "peers", table())

@@ -630,6 +630,27 @@ def test_hostile_files_are_refused_without_taking_memory(kind: Callable[[], Iter
         assert peak < (64 << 20) + 64 * evil.data.__len__(), f"{evil.name}: took {peak >> 20} MiB"
 
 
+@pytest.mark.parametrize(
+    ("ending", "names"),
+    [(".safetensors", ["__metadata__", "a"]), (".npz", ["a\0b", "a\0c"]), (".npz", ["a.npy", "a"])],
+)
+def test_names_that_a_format_would_confuse(ending: str, names: list[str], tmp_path: Path) -> None:
+    archive = nz.compress({name: np.full(2, i, np.float32) for i, name in enumerate(names)})
+    archive.save(tmp_path / "a.nz")
+    with pytest.raises(nz.errors.UsageError, match="write"):
+        nz.decompress_file(tmp_path / "a.nz", tmp_path / f"a{ending}")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nz"]
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".npz"])
+def test_names_are_never_paths(ending: str, tmp_path: Path) -> None:
+    names = ["../x", "/abs/x", "C:\\x", "..\\x", "a/../../x", "", ".", "x" * 4000, "line\nbreak", "\x1b[31m"]
+    archive = nz.compress({name: np.full(2, i, np.float32) for i, name in enumerate(names)})
+    archive.save(tmp_path / "a.nz")
+    nz.decompress_file(tmp_path / "a.nz", tmp_path / f"a{ending}")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.nz", f"a{ending}"}
+
+
 def test_there_are_enough_of_them() -> None:
     names = [evil.name for evil in collection()]
     assert len(names) >= 200

@@ -81,6 +81,15 @@ def check_writable(path: str | os.PathLike[str], specs: Mapping[str, TensorSpec]
                 f"{os.fspath(path)}: {ending} cannot hold tensor {spec.name!r} of dtype {spec.dtype}; "
                 "write .safetensors or .pt"
             )
+    if ending == ".safetensors" and "__metadata__" in specs:
+        raise UsageError(f"{os.fspath(path)}: .safetensors keeps the name '__metadata__' for itself; write .npz or .pt")
+    if ending == ".npz":
+        for name in specs:
+            if "\0" in name or f"{name}.npy" in specs:
+                raise UsageError(
+                    f"{os.fspath(path)}: .npz cannot hold tensor {name!r}: "
+                    "NumPy would read it as another; write .safetensors or .pt"
+                )
     if ending in _TORCH:
         _import_torch(path)
 

@@ -55,7 +55,7 @@ class Nearzip(Recipe):
 
 @functools.lru_cache(maxsize=64)
 def _stepped(step: float, with_base: bool) -> Pipeline:
-    """One object for all tensors that share a step: making and hashing them is several per cent of the time otherwise."""
+    """One object for all tensors that share a step: making and hashing them shows in the profile."""
     first = (SubtractBase(),) if with_base else ()
     return Pipeline((*first, UniformStep(step), Rans()))
 
