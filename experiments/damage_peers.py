@@ -217,13 +217,8 @@ def _changes(data: bytes, begin: int, end: int) -> list[bytes]:
     """Each byte with each bit flipped, and as 00 and FF."""
     found = []
     for at in range(begin, min(end, len(data))):
-<<<<<<< HEAD
-        changes = {data[at] ^ 1 << bit for bit in range(8)} | {0, 255} - {data[at]}
-        found += [data[:at] + bytes([new]) + data[at + 1 :] for new in changes]
-=======
         values = {data[at] ^ (1 << bit) for bit in range(8)} | {0, 255} - {data[at]}
         found += [data[:at] + bytes([new]) + data[at + 1 :] for new in sorted(values)]
->>>>>>> refs/heads/damage
     return found
 
 
