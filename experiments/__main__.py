@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHES = ("size", "speed", "memory", "damage_peers", "tables")
+BENCHES = ("bound_truth", "damage_peers", "memory", "size", "speed", "tables")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Is the bound kept? At least 100 000 random tensors of every floating-point dtype, judged in rational numbers.
 
-    python experiments/bound_truth.py --arrays 100000
+    python -m experiments bound_truth --arrays 100000
 
 Every tensor is compressed by a method, decoded again from the archive's bytes, and compared with the original by
 `tests/oracle.py`, which shares no code with nearzip. "Rounded" arrays are those that came back other than they went
@@ -10,25 +10,22 @@ in; the codec keeps a group of tensors exactly where that is smaller. Writes exp
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from arrays import FLOATS, random_network  # noqa: E402
-from oracle import judge  # noqa: E402
+from arrays import FLOATS, random_network
+from oracle import judge
 
-import nearzip as nz  # noqa: E402
-from nearzip.tensors import DTYPES  # noqa: E402
+import nearzip as nz
+from experiments import record
+from nearzip.tensors import DTYPES
 
 BOUNDS = {
     "lossless": nz.Lossless,
@@ -45,25 +42,13 @@ WAYS = [
 PER_CALL = 100
 
 
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def _commit() -> str:
-    run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return run.stdout.strip()
-
-
-def run(n_arrays: int, seed: int) -> dict:
+def measure(n_arrays: int, seed: int) -> dict[str, Any]:
     started = time.perf_counter()
     arrays: Counter[str] = Counter()
     values: Counter[str] = Counter()
     rounded: Counter[str] = Counter()
     worst: dict[str, float] = {}
-    broken: list[dict] = []
+    broken: list[dict[str, Any]] = []
     mismatched = call = 0
     while sum(arrays.values()) < n_arrays:
         rng = np.random.default_rng([seed, call])
@@ -108,27 +93,13 @@ def run(n_arrays: int, seed: int) -> dict:
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="bench bound_truth", description=__doc__.splitlines()[0])
     parser.add_argument("--arrays", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=ROOT / "experiments/results/bound_truth.json")
-    options = parser.parse_args()
-    result = run(options.arrays, options.seed) | {
-        "machine": f"{platform.machine()}, {_processor()}",
-        "commit": _commit(),
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "ml_dtypes": ml_dtypes.__version__,
-            "nearzip": nz.__version__,
-        },
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    options = parser.parse_args(arguments)
+    result = measure(options.arrays, options.seed)
+    record.save("bound_truth", result, ("nearzip", "numpy", "ml_dtypes"))
     print(f"{result['arrays']} arrays, {result['arrays_with_violations']} with violations, {result['seconds']} s")
-    return 1 if result["arrays_with_violations"] or result["decoded_differs_from_restored"] else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    if result["arrays_with_violations"] or result["decoded_differs_from_restored"]:
+        raise SystemExit(1)

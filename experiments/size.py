@@ -11,6 +11,14 @@ import nearzip as nz
 from experiments import record, traces
 
 
+def order_0_bits(old: traces.Tensors, new: traces.Tensors, step: float) -> float:
+    """Entropy of the quantized differences of all tensors under one table, bits per parameter."""
+    deltas = [(new[name].astype(np.float64) - old[name]).reshape(-1) / step for name in new]
+    counts = np.unique(np.rint(np.concatenate(deltas)), return_counts=True)[1]
+    shares = counts / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())
+
+
 def measure(old: traces.Tensors, new: traces.Tensors, bound: float) -> dict[str, object]:
     """Bytes of each method for one pair; every archive is restored and compared."""
     n = sum(w.size for w in new.values())
@@ -31,6 +39,7 @@ def measure(old: traces.Tensors, new: traces.Tensors, bound: float) -> dict[str,
         "bound": bound,
         "bytes": sizes,
         "bits_per_parameter": {name: round(8 * size / n, 4) for name, size in sizes.items()},
+        "order_0_bits": round(order_0_bits(old, new, 2 * bound), 4),
         "delta_dnn_over_nearzip": round(sizes["delta-dnn"] / sizes["nearzip"], 3),
     }
 

@@ -155,6 +155,14 @@ def test_zeros_stay_zeros_under_a_pointwise_bound():
     assert restored[0] == restored[1] == 0
 
 
+@pytest.mark.parametrize("method", ["nearzip", "delta-dnn"])
+def test_zeros_cost_nothing_under_a_pointwise_bound(method):
+    x = np.zeros(1_000_000, np.float32)
+    x[::1000] = 0.5
+    for base in (None, {"x": np.ones_like(x)}):
+        assert nz.compress({"x": x}, base, method, nz.PointwiseRelative(0.01)).nbytes < 6000
+
+
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "1e-3x", None, [1]])
 @pytest.mark.parametrize("bound", [nz.Absolute, nz.Relative, nz.PointwiseRelative, nz.Rms])
 def test_a_bound_is_positive_and_finite(bound, value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import json
 import os
@@ -468,7 +469,10 @@ def test_a_signal_leaves_nothing_behind(files: Path, number: signal.Signals, cod
     before = set(os.listdir())
     command = [sys.executable, "-m", "nearzip", "compress", "big.safetensors", "-o", "u.nz", "--method", "lzma",
                "--threads", "1", "--json"]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    # Whoever runs the tests in the background may have left Ctrl-C ignored, which children inherit.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, preexec_fn=listen) as running:
         deadline = time.monotonic() + 60
         while set(os.listdir()) == before and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -225,3 +225,15 @@ def test_the_sample_is_bounded_and_spread():
     assert 40_000 <= x.size <= 100_000
     assert np.array_equal(x, y)
     assert x[-1] > 199_000
+
+
+def test_counters_are_no_parameters():
+    weights = np.linspace(-1, 1, 100, dtype=np.float32)
+    a = {"w": weights, "steps": np.array(100)}
+    b = {"w": weights + np.float32(4), "steps": np.array(900)}
+    found = nz.compare(a, b)
+    assert found.total.max_abs_error == pytest.approx(4)
+    assert found.total.n_values == 101
+    assert found.total.n_unchanged == 0
+    assert found.tensors["steps"].max_abs_error == 800
+    assert nz.compare({"steps": a["steps"]}, {"steps": b["steps"]}).total.max_abs_error == 800

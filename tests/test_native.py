@@ -234,6 +234,27 @@ def test_symbol_streams_read_as_the_format_says(dtype, planes, seed, n):
     assert bits_equal(out, symbols)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@given(
+    seed=seeds,
+    n=st.one_of(st.integers(0, 70), st.integers(0, 6000)),
+    with_base=st.booleans(),
+    log_step=st.integers(-30, 10),
+)
+def test_coding_quantized_values_in_one_pass_is_coding_them_in_two(dtype, seed, n, with_base, log_step):
+    rng = np.random.default_rng(seed)
+    x, base = floats_of(rng, n, dtype), floats_of(rng, n, dtype) if with_base else None
+    parts, step = parts_of(rng, n), math.ldexp(rng.uniform(1, 2), log_step)
+    symbols = twins.quantize(x, base, step)
+    data = _core.encode_quantized(x, base, step, parts)
+    assert data == _core.encode_symbols(symbols, parts, False)
+    out = np.empty(n, dtype)
+    _core.decode_quantized(np.frombuffer(data, np.uint8), base, step, parts, out)
+    expected = twins.dequantize(twins.decode_symbols(data, parts, np.int32), base, step, dtype)
+    assert np.array_equal(np.isnan(out), np.isnan(expected))
+    assert bits_equal(np.nan_to_num(out, nan=1.0), np.nan_to_num(expected, nan=1.0))
+
+
 def test_chunks_do_not_span_parts():
     """Two parts of one chunk each, told apart: their tables differ, so neither pays for the other."""
     rng = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from nearzip.files import check_writable, open_checkpoint, write_checkpoint
 from nearzip.limits import Limits
 from nearzip.recipes import recipe_type, recipe_types
 from nearzip.storage import atomic_file, check_free, naming_errors, open_source
-from nearzip.tensors import Array, Checkpoint
+from nearzip.tensors import Array, Checkpoint, check_text, keeping_last
 
 __all__ = ["compress", "compress_file", "decompress", "decompress_file", "methods", "open"]
 
@@ -44,9 +44,9 @@ def _bound(bound: Bound | str | None) -> Bound | None:
 def _checkpoint(tensors: Any, metadata: Mapping[str, str] | None = None) -> Checkpoint:
     if isinstance(tensors, Checkpoint):
         return tensors
-    for key, value in (metadata or {}).items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise UsageError(f"metadata maps strings to strings; {key!r} is not such a pair")
+    for pair in (metadata or {}).items():
+        for text in pair:
+            check_text("metadata's keys and values", text)
     return Checkpoint.of(tensors, metadata)
 
 
@@ -195,7 +195,7 @@ class FileReport:
         return self.n_bytes_in / self.n_bytes
 
 
-def _open_input(path: Path, limits: Limits | None = None) -> Checkpoint:
+def open_input(path: Path, limits: Limits | None = None) -> Checkpoint:
     """A checkpoint file, or an archive that needs no base."""
     if str(path).lower().endswith(".nz"):
         reader = open(path, limits=limits)
@@ -203,7 +203,8 @@ def _open_input(path: Path, limits: Limits | None = None) -> Checkpoint:
         if reader.index.base_id is not None:
             reader.close()
             raise UsageError(f"{os.fspath(path)}: is an update; decompress it with its base first")
-        return Checkpoint(specs, reader.__getitem__, reader.metadata(), reader.index.tree, close=reader.close)
+        read = keeping_last(reader.__getitem__)
+        return Checkpoint(specs, read, reader.metadata(), reader.index.tree, close=reader.close)
     return open_checkpoint(path)
 
 
@@ -235,8 +236,8 @@ def compress_file(
     for output in (dst, restored):
         if output is not None:
             check_free(output, force)
-    source = _open_input(src)
-    reference = None if base is None else _open_input(base)
+    source = open_input(src)
+    reference = None if base is None else open_input(base)
     try:
         with atomic_file(dst, force=force) as stream:
             if restored is None:
@@ -272,7 +273,7 @@ def decompress_file(
     of them is raised and nothing is written. The errors are `decompress`'s.
     """
     check_free(dst, force)
-    reference = None if base is None else _open_input(base, limits)
+    reference = None if base is None else open_input(base, limits)
     try:
         with open(src, reference, limits, threads=threads) as reader:
             damage: dict[str, Error] = dict(reader.damage()) if keep_going else {}

@@ -14,13 +14,13 @@ from nearzip.bounds import Bound
 from nearzip.codec import decode_block, encode_block
 from nearzip.container import BlockEntry, Index, Segment, Source, Writer, read_index
 from nearzip.digests import content_id, digest, join_pieces, piece_digests, tensor_digest
-from nearzip.errors import CorruptError, LimitError, NotFoundError, WrongBaseError
+from nearzip.errors import CorruptError, LimitError, NotFoundError, UsageError, WrongBaseError
 from nearzip.layout import Block, Draft, context_of, draft_segments, find_ties, read_block, segment_blocks
 from nearzip.limits import Limits
-from nearzip.parallel import default_threads, ordered_map
+from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.recipes import Recipe
 from nearzip.storage import atomic_file
-from nearzip.tensors import Array, Checkpoint, TensorSpec
+from nearzip.tensors import Array, Checkpoint, TensorSpec, room_for
 from nearzip.version import __version__
 
 __all__ = ["Archive", "Reader", "TensorReport", "write_archive"]
@@ -84,23 +84,36 @@ class _Assembler:
 
     def __init__(self, tensors: tuple[TensorSpec, ...]):
         self._tensors = tensors
-        self._arrays: list[Array] = []
+        self._values: Array | None = None
+        self._n_values = 0
         self._pieces: list[list[bytes]] = [[] for _ in tensors]
 
     def add(self, values: Array | None, pieces: list[list[bytes]]) -> None:
+        """The next block: its values, if they are wanted, and the digests of its pieces."""
         if values is not None:
-            self._arrays.append(values)
+            self._add_values(values)
         for mine, more in zip(self._pieces, pieces, strict=True):
             mine.extend(more)
 
     def digests(self) -> list[bytes]:
         return [join_pieces(pieces) for pieces in self._pieces]
 
+    def _add_values(self, values: Array) -> None:
+        n = sum(spec.n_elements for spec in self._tensors)
+        if values.size == n:
+            self._values = values
+            return
+        if self._values is None:
+            self._values = room_for(n, values.dtype)
+        self._values[self._n_values : self._n_values + values.size] = values
+        self._n_values += values.size
+
     def tensors(self) -> Iterator[tuple[str, Array]]:
-        values = self._arrays[0] if len(self._arrays) == 1 else np.concatenate(self._arrays)
+        """The tensors, once all blocks are there."""
+        assert self._values is not None
         at = 0
         for spec in self._tensors:
-            yield spec.name, values[at : at + spec.n_elements].reshape(spec.shape)
+            yield spec.name, self._values[at : at + spec.n_elements].reshape(spec.shape)
             at += spec.n_elements
 
 
@@ -118,7 +131,8 @@ def write_archive(
 
     `keep` gets each tensor as a reader will. Memory: a few blocks, and what `keep` holds.
     """
-    threads = threads or default_threads()
+    threads = number_of_threads(threads)
+    _check_writable(source)
     resolved = recipe.resolve_bound(bound)
     if not recipe.uses_base:
         base = None
@@ -179,6 +193,18 @@ def write_archive(
         writer=f"nearzip {__version__}",
     )
     return WriteReport(index, writer.finish(index), n_patched, _coded_alone(source, base, ties))
+
+
+def _check_writable(source: Checkpoint) -> None:
+    """Refuse to write what readers refuse by default."""
+    limits = Limits()
+    if len(source.specs) > limits.tensors:
+        raise UsageError(f"{len(source.specs)} tensors; an archive holds up to {limits.tensors}")
+    for name, spec in source.specs.items():
+        if len(name.encode()) > limits.name_bytes:
+            raise UsageError(f"tensor {name[:40]!r}..: a name has up to {limits.name_bytes} bytes")
+        if len(spec.shape) > limits.rank:
+            raise UsageError(f"tensor {name!r} has {len(spec.shape)} dimensions; an archive holds up to {limits.rank}")
 
 
 def _inverted(aliases: Mapping[str, str]) -> dict[str, list[str]]:
@@ -257,7 +283,7 @@ class Reader(Mapping[str, Array]):
     ):
         self._source = source
         self._base = base
-        self._threads = threads or default_threads()
+        self._threads = number_of_threads(threads)
         limits = limits or Limits()
         self.index = read_index(source, limits)
         self._check_size(limits)

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from nearzip.api import _open_input
-from nearzip.tensors import Array, Checkpoint, TensorSpec, bits_of
+from nearzip.api import open_input
+from nearzip.tensors import Array, Checkpoint, TensorSpec, bits_of, dtype_of, is_float
 
 __all__ = ["Comparison", "Figures", "LinearFit", "compare", "ssim"]
 
@@ -88,7 +88,8 @@ class Comparison:
     tensors : dict
         Name to Figures, of every tensor that has the same dtype and shape in both.
     total : Figures
-        Over all of them.
+        Over all of them; errors, fit and similarity over the floating-point tensors alone if there are any (a counter
+        of batches is no parameter).
     only_in_a, only_in_b : tuple of str
     mismatched : dict
         Name to reason: tensors of another dtype or shape, which were not compared.
@@ -158,6 +159,7 @@ def compare(
             if not spec.same_kind(their)
         }
         specs = {spec.name: spec for spec, _ in both if spec.name not in mismatched}
+        parameters = {name for name, spec in specs.items() if is_float(dtype_of(spec.dtype))} or set(specs)
         n_total = sum(spec.n_elements for spec in specs.values())
         sample = _Sample(max(1, n_total // _SAMPLE))
         total = _Sums()
@@ -165,9 +167,12 @@ def compare(
         for name in specs:
             one, two = source.read(name), other.read(name)
             sums = _tensor(one, two)
-            sample.add(one, two)
             tensors[name] = sums.figures()
-            total.merge(sums)
+            if name in parameters:
+                sample.add(one, two)
+                total.merge(sums)
+            else:
+                total.count(sums)
             if progress:
                 progress(total.n_values, n_total)
     return Comparison(
@@ -191,7 +196,7 @@ def _opened(place: Any) -> Iterator[tuple[Checkpoint, int]]:
         checkpoint = Checkpoint.of(place)
         yield checkpoint, checkpoint.n_bytes
     else:
-        checkpoint = _open_input(place)
+        checkpoint = open_input(place)
         try:
             yield checkpoint, os.stat(place).st_size
         finally:
@@ -223,6 +228,12 @@ class _Sums:
     low: float = math.inf
     high: float = -math.inf
     histogram: Counter[int] = field(default_factory=Counter)
+
+    def count(self, more: _Sums) -> None:
+        """Take the numbers of values only."""
+        self.n_values += more.n_values
+        self.n_unchanged += more.n_unchanged
+        self.n_mismatches += more.n_mismatches
 
     def merge(self, more: _Sums) -> None:
         self._merge_moments(more)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import lzma
 import math
 import os
 import pickle
 import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -24,7 +26,7 @@ import safetensors
 
 from nearzip.errors import CorruptError, Error, UsageError, missing_extra
 from nearzip.storage import atomic_file, naming_errors
-from nearzip.tensors import Array, Checkpoint, TensorSpec, as_array, dtype_of
+from nearzip.tensors import Array, Checkpoint, TensorSpec, as_array, dtype_of, keeping_last
 
 __all__ = ["ENDINGS", "CheckpointWriter", "check_writable", "open_checkpoint", "write_checkpoint"]
 
@@ -71,6 +73,9 @@ def check_writable(path: str | os.PathLike[str], specs: Mapping[str, TensorSpec]
     ending = _ending(path)
     unable = {".safetensors": {"complex128"}, ".npz": {"bfloat16", "float8_e4m3fn", "float8_e5m2"}}.get(ending, set())
     for spec in specs.values():
+        # Zip ends names at NUL; safetensors keeps its metadata under that name.
+        if (ending == ".npz" and "\0" in spec.name) or (ending == ".safetensors" and spec.name == "__metadata__"):
+            raise UsageError(f"{os.fspath(path)}: {ending} cannot hold a tensor of the name {spec.name!r}")
         if spec.dtype in unable:
             raise UsageError(
                 f"{os.fspath(path)}: {ending} cannot hold tensor {spec.name!r} of dtype {spec.dtype}; "
@@ -205,33 +210,36 @@ def _npy_spec(path: str, name: str, stream: Any) -> TensorSpec:
         return TensorSpec(name, as_array(name, np.empty(0, dtype.newbyteorder("="))).dtype.name, tuple(shape))
 
 
+#: What zip and NumPy raise on damaged, encrypted or unknown content.
+_NPZ_DAMAGE = (ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+
+
 def _open_npz(path: str) -> Checkpoint:
-    with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(open(path, "rb"))
-        try:
-            archive = stack.enter_context(_load_npz(stream))
-            specs = {}
-            for name in archive.files:
-                with archive.zip.open(name if name in archive.zip.namelist() else name + ".npy") as member:
-                    specs[name] = _npy_spec(path, name, member)
-        except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    try:
+        # Not by numpy.load: with "a" and "a.npy" in one file, it reads the first for both.
+        zipped = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise CorruptError(f"{path}: not a readable .npz file: {error}") from None
+    try:
+        members = {member.removesuffix(".npy"): member for member in zipped.namelist()}
+        specs = {}
+        for name, member in members.items():
+            with zipped.open(member) as stream:
+                specs[name] = _npy_spec(path, name, stream)
+    except BaseException as error:
+        zipped.close()
+        if isinstance(error, _NPZ_DAMAGE):
             raise CorruptError(f"{path}: not a readable .npz file: {error}") from None
-        close = stack.pop_all().close
+        raise
 
     def read(name: str) -> Array:
         try:
-            return as_array(name, archive[name])
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            with zipped.open(members[name]) as stream:
+                return as_array(name, np.lib.format.read_array(stream, allow_pickle=False))
+        except (OSError, *_NPZ_DAMAGE) as error:
             raise CorruptError(f"{path}: array {name!r}: {error}") from None
 
-    return Checkpoint(specs, read, close=close)
-
-
-def _load_npz(stream: BinaryIO) -> Any:
-    archive = np.load(stream, allow_pickle=False)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise ValueError("a single .npy array")
-    return archive
+    return Checkpoint(specs, keeping_last(read), close=zipped.close)
 
 
 class _NpzWriter:
@@ -271,7 +279,7 @@ def _open_torch(path: str) -> Checkpoint:
             ) from None
         raise CorruptError(f"{path}: not a readable PyTorch file") from None
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise CorruptError(f"{path}: not a readable PyTorch file: {str(error).splitlines()[0][:200]}") from None
+        raise CorruptError(f"{path}: not a readable PyTorch file: {str(error)[:200].partition(chr(10))[0]}") from None
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise

@@ -13,7 +13,7 @@ from nearzip.digests import digest
 from nearzip.parallel import ordered_map
 from nearzip.recipes import Recipe, TensorPlan
 from nearzip.stages import Context, Pipeline
-from nearzip.tensors import Array, Checkpoint, TensorSpec, dtype_of, is_float
+from nearzip.tensors import Array, Checkpoint, TensorSpec, dtype_of, is_float, room_for
 
 __all__ = ["Block", "Draft", "draft_segments", "find_ties", "read_block", "segment_blocks"]
 
@@ -55,7 +55,9 @@ def read_block(source: Checkpoint, block: Block) -> Array:
     """The values of a block, shape (n,); a view where the source allows it."""
     if len(block.tensors) == 1:
         return source.read(block.tensors[0].name).reshape(-1)[block.start : block.stop]
-    return np.concatenate([source.read(spec.name).reshape(-1) for spec in block.tensors])
+    dtype = dtype_of(block.tensors[0].dtype)
+    values = room_for(block.stop - block.start, dtype)
+    return np.concatenate([source.read(spec.name).reshape(-1) for spec in block.tensors], out=values)
 
 
 def context_of(block: Block, base: Checkpoint | None) -> Context:

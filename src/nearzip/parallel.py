@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from nearzip.errors import UsageError
 
-__all__ = ["default_threads", "ordered_map"]
+__all__ = ["default_threads", "number_of_threads", "ordered_map"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,6 +24,15 @@ def default_threads() -> int:
     if not wanted.isdecimal() or int(wanted) < 1:
         raise UsageError(f"NEARZIP_THREADS is a positive number, not {wanted!r}")
     return int(wanted)
+
+
+def number_of_threads(wanted: int | None) -> int:
+    """What the caller asked for, or the default. Raises UsageError."""
+    if wanted is None:
+        return default_threads()
+    if type(wanted) is not int or wanted < 1:
+        raise UsageError(f"threads is a positive number or None, not {wanted!r}")
+    return wanted
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:

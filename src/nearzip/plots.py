@@ -75,6 +75,7 @@ def _draw_histogram(axes: Any, found: Comparison) -> None:
     decades = sorted(total.histogram)
     axes.bar([k + 0.5 for k in decades], [total.histogram[k] for k in decades], width=0.92, color="tab:blue")
     axes.set_yscale("log")
+    axes.set_ylim(bottom=0.5)  # one value is to be seen
     ticks = range(min(decades, default=0), max(decades, default=0) + 2)
     axes.set_xticks(list(ticks), [f"$10^{{{k}}}$" for k in ticks])
     axes.set_xlabel("size of the difference |b - a|")

@@ -89,7 +89,8 @@ def atomic_file(path: Path_, force: bool = False) -> Iterator[BinaryIO]:
         The disk is full or fails; nothing is left behind.
     """
     target = check_free(path, force)
-    temporary = target.with_name(f".{target.name[:80]}.{secrets.token_hex(6)}.part")
+    # 40 characters are at most 160 bytes; a name may have 255.
+    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")
     try:
         with naming_errors("write", target):
             with io.BufferedWriter(_NamingFile(temporary, target)) as stream:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 import nearzip
-from nearzip.api import _open_input
+from nearzip.api import open_input
 from nearzip.archive import Reader, TensorReport
 from nearzip.cli.console import facts, human_bytes, print_json, progress, rows_table, safe, show
 from nearzip.cli.running import common_options
@@ -52,7 +52,7 @@ def inspect(archive: str, verify: bool, base: str | None, sort: str, limit: int,
     if base is not None and not verify:
         raise click.UsageError("--base is of use only with --verify")
     with contextlib.ExitStack() as stack:
-        checkpoint = None if base is None else stack.enter_context(contextlib.closing(_open_input(base)))
+        checkpoint = None if base is None else stack.enter_context(contextlib.closing(open_input(base)))
         reader = stack.enter_context(nearzip.open(archive, checkpoint))
         if verify and checkpoint is None and reader.index.base_id is not None:
             raise WrongBaseError(f"{archive}: is an update of {reader.index.base_id}; give that base to verify: --base")

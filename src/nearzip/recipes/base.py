@@ -90,9 +90,15 @@ def _convert(method: str, name: str, hint: Any, value: Any) -> Any:
         if value is None:
             return None
         return _convert(method, name, next(kind for kind in kinds if kind is not type(None)), value)
+    if hint is bool:
+        words = {"true": True, "false": False}
+        if isinstance(value, bool) or value in words:
+            return words.get(value, value)
+        raise UsageError(f"method {method!r}: {name} is true or false, not {value!r}")
     try:
-        if isinstance(value, bool):
+        converted = hint(value)
+        if isinstance(value, bool) or (not isinstance(value, str) and converted != value):
             raise TypeError
-        return hint(value)
-    except (TypeError, ValueError):
+        return converted
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(f"method {method!r}: {name} cannot be {value!r}") from None

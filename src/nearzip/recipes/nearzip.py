@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 from nearzip.bounds import Bound, Lossless, Statistics, Tolerance
 from nearzip.codec import exact_pipeline
 from nearzip.recipes.base import Recipe, TensorPlan
-from nearzip.stages import LogStep, Pipeline, Rans, Stage, SubtractBase, UniformStep
+from nearzip.stages import LogStep, Pipeline, Rans, SubtractBase, UniformStep
 
 __all__ = ["Nearzip"]
 
@@ -46,13 +47,17 @@ class Nearzip(Recipe):
         if tolerance.kind == "exact":
             return TensorPlan(exact_pipeline(with_base), tolerance)
         if tolerance.kind == "pointwise":
-            spacing = _half_spacing(dtype, 1.0)
-            first: tuple[Stage, ...] = (LogStep(_room(tolerance.value, spacing), delta=with_base),)
-        else:
-            room = _shared_room(tolerance.value, bound.tolerance(whole), dtype, own)
-            step = UniformStep(min(2 * room, sys.float_info.max))
-            first = (SubtractBase(), step) if with_base else (step,)
-        return TensorPlan(Pipeline((*first, Rans())), tolerance)
+            eps = _room(tolerance.value, _half_spacing(dtype, 1.0))
+            return TensorPlan(Pipeline((LogStep(eps, delta=with_base), Rans())), tolerance)
+        room = _shared_room(tolerance.value, bound.tolerance(whole), dtype, own)
+        return TensorPlan(_stepped(min(2 * room, sys.float_info.max), with_base), tolerance)
+
+
+@functools.lru_cache(maxsize=64)
+def _stepped(step: float, with_base: bool) -> Pipeline:
+    """One object for all tensors that share a step: making and hashing them shows in the profile."""
+    first = (SubtractBase(),) if with_base else ()
+    return Pipeline((*first, UniformStep(step), Rans()))
 
 
 def _shared_room(own_value: float, shared: Tolerance, dtype: np.dtype[Any], own: Statistics) -> float:

@@ -186,6 +186,7 @@ class Pipeline:
 
     stages: tuple[Stage, ...]
     _steps: tuple[tuple[int, Stage], ...] = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.stages or self.stages[0].takes is not FLOATS or self.stages[-1].gives is not BYTES:
@@ -196,6 +197,10 @@ class Pipeline:
                     f"{one.id!r} gives {one.gives.value}, but {next_one.id!r} takes {next_one.takes.value}"
                 )
         object.__setattr__(self, "_steps", _fused(self.stages))
+        object.__setattr__(self, "_hash", hash(self.stages))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @property
     def needs_base(self) -> bool:

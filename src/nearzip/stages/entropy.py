@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 
 from nearzip import _core
-from nearzip.errors import CorruptError
+from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import BYTES, SYMBOLS, Coded, Context, Stage
-from nearzip.tensors import Array
+from nearzip.tensors import Array, room_for
 
 __all__ = ["Rans"]
 
@@ -45,6 +45,8 @@ class Rans(Stage):
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         parts = _parts(context, value.size)
         symbols = np.ascontiguousarray(value)
+        if symbols.dtype not in _CODES:
+            raise UsageError(f"symbols are {symbols.dtype}; rans takes int32 and unsigned integers")
         return Coded(_core.encode_symbols(symbols, parts, self.split == "planes"), _CODES[symbols.dtype])
 
     def decode(self, coded: Coded, context: Context) -> Array:
@@ -52,7 +54,7 @@ class Rans(Stage):
         if dtype is None:
             raise CorruptError("symbols of an unknown type")
         n = context.n * (2 if context.dtype.kind == "c" else 1)
-        out = np.empty(n, dtype)
+        out = room_for(n, dtype)
         try:
             _core.decode_symbols(np.frombuffer(coded.data, np.uint8), _parts(context, n), out)
         except ValueError as error:

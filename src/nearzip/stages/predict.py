@@ -10,8 +10,8 @@ import numpy as np
 from nearzip import _core
 from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import FLOATS, SYMBOLS, Coded, Context, Stage
-from nearzip.stages.quantize import QuantizeDelta, UniformStep, require_rounded
-from nearzip.tensors import Array, bits_of, is_float
+from nearzip.stages.quantize import QuantizeDelta, UniformStep, refuse_exact, require_rounded
+from nearzip.tensors import Array, bits_of, is_float, room_for
 
 __all__ = ["OrderedBits", "OrderedDelta", "SubtractBase"]
 
@@ -37,13 +37,17 @@ class SubtractBase(Stage):
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         if context is None:
             raise UsageError("subtract-base needs a base")
+        refuse_exact(value.dtype)
         with np.errstate(invalid="ignore", over="ignore"):
             return Coded(value.astype(np.float64) - context.require_base().astype(np.float64))
 
     def decode(self, coded: Coded, context: Context) -> Array:
         require_rounded(context)
+        base = context.require_base()
+        if coded.floats.shape != base.shape:
+            raise CorruptError("stream holds another number of values")
         with np.errstate(invalid="ignore", over="ignore"):
-            total: Array = context.require_base().astype(np.float64) + coded.floats
+            total: Array = base.astype(np.float64) + coded.floats
         return total
 
     def fuse(self, after: Stage) -> Stage | None:
@@ -103,7 +107,7 @@ class OrderedDelta(Stage):
         if context is None:
             raise UsageError("ordered-delta needs a base")
         bits = bits_of(np.ascontiguousarray(value))
-        symbols = np.empty_like(bits)
+        symbols = room_for(bits.size, bits.dtype)
         floats = is_float(context.dtype) or context.dtype.kind == "c"
         _core.ordered_delta(bits, bits_of(context.require_base()), floats, symbols)
         return Coded(symbols)
@@ -113,7 +117,7 @@ class OrderedDelta(Stage):
         symbols = _require_unsigned(coded, base.dtype)
         if symbols.size != base.size:
             raise CorruptError("stream holds another number of values")
-        out = np.empty_like(symbols)
+        out = room_for(symbols.size, symbols.dtype)
         floats = is_float(context.dtype) or context.dtype.kind == "c"
         _core.undo_ordered_delta(symbols, base, floats, out)
         _check_booleans(out, context)
@@ -143,6 +147,8 @@ class OrderedBits(Stage):
 
     def decode(self, coded: Coded, context: Context) -> Array:
         symbols = _require_unsigned(coded, _bits_type(context.dtype))
+        if symbols.nbytes != context.n * context.dtype.itemsize:
+            raise CorruptError("stream holds another number of values")
         if is_float(context.dtype) or context.dtype.kind == "c":
             top = symbols.dtype.type(8 * symbols.itemsize - 1)
             bits: Array = (symbols >> symbols.dtype.type(1)) | (symbols << top)

@@ -12,7 +12,7 @@ from nearzip import _core
 from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Coded, Context, Stage
 from nearzip.stages.entropy import SIGNED, Rans
-from nearzip.tensors import Array, is_float
+from nearzip.tensors import Array, is_float, room_for
 
 __all__ = ["LogStep", "QuantizeDelta", "UniformStep"]
 
@@ -33,6 +33,12 @@ def require_rounded(context: Context) -> None:
     """Refuse a block of integers, booleans or complex numbers: no encoder of ours rounds them."""
     if not is_float(context.dtype):
         raise CorruptError(f"values of dtype {context.dtype} cannot have been rounded")
+
+
+def refuse_exact(dtype: np.dtype[Any]) -> None:
+    """Raise UsageError for types whose values are never rounded."""
+    if not is_float(dtype):
+        raise UsageError(f"values of dtype {dtype} are not rounded")
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class UniformStep(Stage):
         return Coded(_quantize(value, None, self.step))
 
     def decode(self, coded: Coded, context: Context) -> Array:
-        out = np.empty(coded.symbols.size, np.float64)
+        out = room_for(coded.symbols.size, np.float64)
         _core.dequantize(_int32(coded, context), None, self.step, out)
         return out
 
@@ -99,7 +105,7 @@ class QuantizeDelta(Stage):
         base = _working(context.require_base())
         if symbols.size != base.size:
             raise CorruptError("stream holds another number of values")
-        out = np.empty_like(base)
+        out = room_for(base.size, base.dtype)
         _core.dequantize(symbols, base, self.step, out)
         return out
 
@@ -122,6 +128,7 @@ class QuantizeAndCode(Stage):
         return _working(context.require_base()) if self.delta else None
 
     def encode(self, value: Any, context: Context | None = None) -> Coded:
+        refuse_exact(value.dtype)
         context = context or Context.alone(value)
         data = _core.encode_quantized(_working(value), self._base(context), self.step, context.parts)
         return Coded(data, SIGNED)
@@ -130,7 +137,7 @@ class QuantizeAndCode(Stage):
         require_rounded(context)
         if coded.side != SIGNED:
             raise CorruptError("symbols of another type")
-        out = np.empty(context.n, np.float64 if context.dtype.itemsize == 8 else np.float32)
+        out = room_for(context.n, np.float64 if context.dtype.itemsize == 8 else np.float32)
         try:
             _core.decode_quantized(
                 np.frombuffer(coded.data, np.uint8), self._base(context), self.step, context.parts, out
@@ -146,13 +153,14 @@ def _working(values: Array) -> Array:
 
 
 def _quantize(values: Array, base: Array | None, step: float) -> Array:
-    symbols = np.empty(values.size, np.int32)
+    refuse_exact(values.dtype)
+    symbols = room_for(values.size, np.int32)
     _core.quantize(_working(values), None if base is None else _working(base), step, symbols)
     return symbols
 
 
 #: Symbol of a zero in LogStep.
-_ZERO = np.int32(-(2**31))
+_ZERO = np.int32(1)
 _MOST_STEPS = 2**29
 
 
@@ -175,7 +183,8 @@ class LogStep(Stage):
     """Quantize the logarithm of magnitudes, signs and zeros apart, so that the error is relative to each value.
 
     A value is +-|reference| (1 + eps)^(2k) or zero; the symbol is 2k, plus 1 if its sign differs from the
-    reference's. The reference is the base's value, or 1 where the base is zero, not finite or absent.
+    reference's, plus 1 if that is above 0: symbol 1 is zero. The reference is the base's value, or 1 where the base is
+    zero, not finite or absent.
 
     Parameters
     ----------
@@ -187,7 +196,7 @@ class LogStep(Stage):
     Examples
     --------
     >>> LogStep(0.5, delta=False).encode(np.array([1.0, -1.0, 0.0, 2.25], np.float32)).symbols
-    array([          0,           1, -2147483648,           2], dtype=int32)
+    array([0, 2, 1, 3], dtype=int32)
     """
 
     id = "log-step"
@@ -215,6 +224,7 @@ class LogStep(Stage):
         return reference
 
     def encode(self, value: Any, context: Context | None = None) -> Coded:
+        refuse_exact(value.dtype)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             x = value.astype(np.float64)
             reference = self._reference(x.size, context)
@@ -222,6 +232,7 @@ class LogStep(Stage):
             steps[~(np.abs(steps) < _MOST_STEPS)] = 0
         flipped = np.signbit(x) != np.signbit(reference)
         symbols = (2 * steps.astype(np.int32) + flipped).astype(np.int32)
+        symbols += symbols > 0
         symbols[x == 0] = _ZERO
         return Coded(symbols)
 
@@ -231,6 +242,7 @@ class LogStep(Stage):
         if reference.size != symbols.size:
             raise CorruptError("stream holds another number of values")
         zero = symbols == _ZERO
+        symbols = symbols - (symbols > 0)
         levels, where = np.unique(np.where(zero, 0, symbols >> 1), return_inverse=True)
         # (1 + eps)^2 as a product, like every other power here.
         scale = _powers((1 + self.eps) * (1 + self.eps), levels)[where.reshape(-1)]

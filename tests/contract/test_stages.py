@@ -1,0 +1,122 @@
+"""Every registered stage, ours and plug-ins', through the whole contract."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from nearzip.errors import CorruptError, NewerFormatError, UsageError
+from nearzip.stages import (
+    Context,
+    LogStep,
+    Lzma,
+    OrderedBits,
+    OrderedDelta,
+    PackIntegers,
+    Pipeline,
+    Rans,
+    RawBytes,
+    RunLengths,
+    SubtractBase,
+    UniformStep,
+    pipeline_from_json,
+    stage_types,
+)
+from nearzip.tensors import DTYPES
+from nearzip.testing.contract import check_registered, check_stage, examples_of, trouble
+
+STAGES = [stage for name in stage_types() for stage in examples_of(check_registered(name, stage_types()))]
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=repr)
+def test_the_contract_is_kept(stage):
+    check_stage(stage)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        Pipeline((RawBytes(),)),
+        Pipeline((OrderedBits(), Rans("planes"))),
+        Pipeline((OrderedBits(), Rans())),
+        Pipeline((OrderedDelta(), Rans())),
+        Pipeline((OrderedDelta(), Rans("planes"))),
+    ],
+    ids=lambda p: " ".join(stage.id for stage in p.stages),
+)
+def test_exact_pipelines_keep_every_bit(pipeline, dtype):
+    for case, values in trouble(dtype).items():
+        values = np.ascontiguousarray(values)
+        base = np.ascontiguousarray(values[::-1]) if pipeline.needs_base else None
+        context = Context.alone(values, base)
+        decoded = pipeline.decode(pipeline.encode(values, context), context)
+        assert decoded.dtype == values.dtype
+        assert decoded.tobytes() == values.tobytes(), case
+
+
+PIPELINES = [
+    Pipeline((UniformStep(0.01), Rans())),
+    Pipeline((SubtractBase(), UniformStep(0.01), Rans())),
+    Pipeline((SubtractBase(), UniformStep(0.01), RunLengths(), Lzma())),
+    Pipeline((LogStep(0.01, delta=True), PackIntegers(), Lzma())),
+]
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES, ids=lambda p: " ".join(stage.id for stage in p.stages))
+def test_a_pipeline_is_its_json(pipeline):
+    assert pipeline_from_json(json.loads(json.dumps(pipeline.to_json()))) == pipeline
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES, ids=lambda p: " ".join(stage.id for stage in p.stages))
+def test_stages_that_are_joined_give_the_same_bytes_as_one_by_one(pipeline):
+    rng = np.random.default_rng(0)
+    x, base = rng.normal(0, 0.1, (2, 3000)).astype(np.float32)
+    x[5] = np.nan
+    context = Context.alone(x, base)
+    joined = pipeline.encode(x, context)
+    value, sides = x, []
+    for stage in pipeline.stages:
+        coded = stage.encode(value, context)
+        value = coded.value
+        sides.append(bytes([len(coded.side)]) + coded.side)
+    assert joined == b"".join([*sides, value])
+    apart = value
+    for stage, side in zip(reversed(pipeline.stages), reversed(sides), strict=True):
+        apart = stage.decode(type(coded)(apart, side[1:]), context)
+    with np.errstate(invalid="ignore"):
+        assert pipeline.decode(joined, context).tobytes() == apart.astype(np.float32).tobytes()
+
+
+def test_kinds_must_match():
+    for stages in ((), (Rans(),), (UniformStep(1.0),), (UniformStep(1.0), Lzma()), (RawBytes(), Rans())):
+        with pytest.raises(UsageError):
+            Pipeline(stages)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        None, [], {}, [[]], [{"id": 3}], [{"id": "rans"}], [{"id": "raw-bytes"}] * 17, [{"id": "raw-bytes", "x": 1}],
+        [{"id": "uniform-step", "step": 0}, {"id": "rans"}], [{"id": "uniform-step", "step": "1"}, {"id": "rans"}],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_pipelines_that_make_no_sense_are_corrupt(document):
+    with pytest.raises(CorruptError):
+        pipeline_from_json(document)
+
+
+def test_an_unknown_stage_asks_for_a_newer_release():
+    with pytest.raises(NewerFormatError, match="'quantum'"):
+        pipeline_from_json([{"id": "quantum"}])
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES, ids=lambda p: " ".join(stage.id for stage in p.stages))
+def test_a_stage_that_needs_a_base_says_so(pipeline):
+    x = np.ones(3, np.float32)
+    if pipeline.needs_base:
+        with pytest.raises(UsageError, match="base"):
+            pipeline.encode(x, Context.alone(x))

@@ -1,0 +1,130 @@
+"""Write the golden files of this release, once, before it is released:
+
+    python tests/formats/make.py
+
+They stay in the repository for good, and every later release reads them (`test_formats.py`). Existing files are never
+replaced: a release whose format changes after its golden files were made, but before it is out, removes its folder
+by hand first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import nearzip as nz
+from nearzip.container import FORMAT_VERSION
+from nearzip.files import open_checkpoint, write_checkpoint
+from nearzip.recipes import recipe_types
+from nearzip.tensors import DTYPES, Checkpoint
+
+HERE = Path(__file__).parent
+
+#: Cases beyond "every method with its defaults, alone and with a base": name, method, bound, options.
+MORE = (
+    ("nearzip-abs", "nearzip", "abs:1e-3", {}),
+    ("nearzip-rel", "nearzip", "rel:1e-3", {}),
+    ("nearzip-pwrel", "nearzip", "pwrel:0.01", {}),
+    ("nearzip-rms", "nearzip", "rms:0.02", {}),
+    ("delta-dnn-relative", "delta-dnn", None, {"mode": "relative", "eps": 0.01}),
+    ("delta-dnn-rle-zstd", "delta-dnn", None, {"backend": "rle+zstd"}),
+    ("delta-dnn-lzma", "delta-dnn", None, {"backend": "lzma"}),
+    ("delta-dnn-zstd", "delta-dnn", None, {"backend": "zstd"}),
+)
+
+
+def base_network() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(2026)
+    tensors = {
+        "conv.weight": rng.normal(0, 0.1, (16, 8, 3, 3)).astype(np.float32),
+        "fc.weight": rng.standard_t(4, (60, 40)).astype(np.float32) * np.float32(0.05),
+        "norm.weight": np.ones(60, np.float32),
+        "norm.bias": np.zeros(60, np.float32),
+        "tracked": np.array(41, np.int64),
+        "embed.weight": rng.normal(0, 0.1, (30, 20)).astype(np.float32),
+        "changes.shape": np.ones((4, 5), np.float32),
+        "goes": np.ones(3, np.float32),
+    }
+    for name, dtype in DTYPES.items():
+        if name != "complex128":  # .safetensors has none
+            values = rng.normal(0, 3, (6, 7)) if name != "bool" else rng.random((6, 7)) < 0.5
+            kind = dtype.kind
+            tensors[f"dtype.{name}"] = (np.abs(values) if kind == "u" else values).astype(np.float32).astype(dtype)
+    return tensors
+
+
+def new_network() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(2027)
+    tensors = base_network()
+    for name, array in tensors.items():
+        if array.dtype.kind in "biu":
+            tensors[name] = array[..., ::-1].copy() if array.ndim else array + 1
+        else:
+            step = rng.normal(0, 0.004, array.shape)
+            wide = array if array.dtype.kind == "c" else array.astype(np.float64)
+            tensors[name] = (wide + step).astype(array.dtype)
+    del tensors["goes"]
+    special = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-45, 3.4e38, -1e-38, 1.0], np.float32)
+    special.view(np.uint32)[0] = 0x7FC01234  # a NaN with a payload
+    return tensors | {
+        "head.weight": tensors["embed.weight"],
+        "changes.shape": np.ones((5, 4), np.float32),
+        "comes": rng.normal(0, 0.1, 50).astype(np.float16),
+        "special": special,
+        "dtype.complex128": rng.normal(size=(3, 2)) + 1j * rng.normal(size=(3, 2)),
+        "empty": np.empty((0, 3), np.float32),
+        "0-d": np.array(0.25, np.float64),
+        "ünïcödé/名": np.arange(5, dtype=np.float32),
+        # Three blocks of 4 MiB, nearly all zero.
+        "large": np.where(np.arange(2_200_000) % 100_003 == 7, np.float32(0.5), np.float32(0)),
+    }
+
+
+def digests(tensors: dict[str, np.ndarray]) -> dict[str, list]:
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return {
+        name: [names[array.dtype], list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
+        for name, array in tensors.items()
+    }
+
+
+def cases():
+    for method in recipe_types():
+        yield method, method, None, {}
+    yield from MORE
+
+
+def main() -> int:
+    folder = HERE / f"{nz.__version__}-format-{FORMAT_VERSION}"
+    if folder.exists():
+        print(f"{folder} exists already; golden files are never replaced", file=sys.stderr)
+        return 2
+    folder.mkdir()
+    source = Checkpoint.of(base_network())
+    with write_checkpoint(folder / "base.safetensors", source.specs) as writer:
+        for name, array in source.arrays():
+            writer.write(name, array)
+    base = dict(open_checkpoint(folder / "base.safetensors").arrays())
+    expected = {}
+    for name, method, bound, options in cases():
+        for side, held in (("alone", None), ("update", base)):
+            archive = nz.compress(new_network(), held, method, bound, options=options, metadata={"case": name})
+            archive.save(folder / f"{name}-{side}.nz")
+            expected[f"{name}-{side}.nz"] = {
+                "id": archive.id,
+                "base_id": archive.base_id,
+                "sha256": hashlib.sha256(archive.to_bytes()).hexdigest(),
+                "tensors": digests(archive.restored),
+            }
+    text = json.dumps(expected, indent=1, ensure_ascii=False)
+    (folder / "expected.json").write_text(text + "\n", encoding="utf-8")
+    print(f"{len(expected)} archives in {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

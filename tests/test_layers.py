@@ -1,0 +1,136 @@
+"""Imports point one way: each module imports only rows above its own. And nothing in them runs code from a file."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import nearzip
+
+ROOT = Path(nearzip.__file__).parent
+
+#: From the ground up. `parallel` and `layout` stand below the container because they know nothing of bytes; `plots` is
+#: drawn by the demo alone.
+ROWS = (
+    "errors",
+    "limits",
+    "version",
+    "tensors",
+    "digests",
+    "bounds",
+    "stages",
+    "codec",
+    "recipes",
+    "parallel",
+    "layout",
+    "storage",
+    "container",
+    "archive",
+    "files",
+    "api",
+    "comparison",
+    "testing",
+    "plots",
+    "demo",
+    "cli",
+)
+#: They gather what others define.
+EXCEPTED = ("__init__.py", "__main__.py", "registry.py")
+
+MODULES = sorted(path for path in ROOT.rglob("*.py"))
+
+
+def row_of(module: str) -> int:
+    """`module`: dotted, without the package's name."""
+    return ROWS.index(module.split(".")[0])
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of ours that a file imports, wherever in the file, without the package's name."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
+            names = [node.module] if node.module != "nearzip" else [f"nearzip.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = ["nearzip.relative import"]
+        found |= {name.removeprefix("nearzip.") for name in names if name.startswith("nearzip.")}
+    return found - {"_core", "__version__"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    if path.name in EXCEPTED:
+        return
+    for imported in imports_of(path):
+        assert imported.split(".")[0] in ROWS, f"{module} imports {imported}, which has no row in {Path(__file__).name}"
+        same_package = "." in module and imported.split(".")[0] == module.split(".")[0]
+        assert same_package or row_of(imported) < row_of(module), f"{module} imports {imported}, which is not above it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_module_has_a_row(path):
+    first = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    assert first in ROWS or first in ("__init__", "__main__"), f"{path.name} has no row in {Path(__file__).name}"
+
+
+def test_there_are_no_circles_inside_packages():
+    for package in ("stages", "recipes", "testing", "cli"):
+        graph = {
+            f"{package}.{path.stem}": {name for name in imports_of(path) if name.startswith(f"{package}.")}
+            for path in (ROOT / package).glob("*.py")
+            if path.name not in EXCEPTED
+        }
+        while graph:
+            free = [module for module, needed in graph.items() if not needed & set(graph)]
+            assert free, f"these import each other: {', '.join(sorted(graph))}"
+            for module in free:
+                del graph[module]
+
+
+# ---- what no module of ours may call ---------------------------------------------------------------------------
+
+BANNED = {
+    "eval", "exec", "compile", "pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load",
+    "marshal.loads", "yaml.load", "yaml.unsafe_load", "os.system", "os.popen", "shelve.open", "dill.load", "dill.loads",
+    "joblib.load", "cloudpickle.load", "cloudpickle.loads",
+}  # fmt: skip
+
+
+def dotted(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else "?"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_runs_code_from_a_file(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        called, where = dotted(node.func), f"{path.relative_to(ROOT)}, line {node.lineno}"
+        options = {keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords}
+        assert called not in BANNED, f"{where}: {called}"
+        if called == "torch.load":
+            assert options.get("weights_only") is True, f"{where}: torch.load without weights_only=True"
+        if called in ("np.load", "numpy.load", "np.lib.format.read_array"):
+            assert options.get("allow_pickle") is False, f"{where}: {called} without allow_pickle=False"
+        assert options.get("shell") is not True, f"{where}: {called} with a shell"
+
+
+def test_importing_nearzip_needs_no_heavy_package():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, nearzip\n"
+        "heavy = {'torch', 'matplotlib', 'sklearn', 'click', 'rich'} & set(sys.modules)\n"
+        "raise SystemExit(', '.join(sorted(heavy)) or None)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
