@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHES = ("bound_truth", "damage_peers", "memory", "size", "speed", "tables")
+BENCHES = ("bound_truth", "damage", "damage_peers", "memory", "size", "speed", "tables")
 
 
 def main() -> None:
