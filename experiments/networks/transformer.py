@@ -23,7 +23,8 @@ class _Block(nn.Module):
         q, k, v = heads.permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.o(mixed.transpose(1, 2).reshape(n, time, width))
-        return x + self.p(functional.gelu(self.f(self.l2(x))))
+        y: Tensor = x + self.p(functional.gelu(self.f(self.l2(x))))
+        return y
 
 
 class Transformer(nn.Module):
