@@ -63,7 +63,7 @@ def augment(images: Tensor, generator: Generator) -> Tensor:
     return torch.where(mirrored.view(n, 1, 1, 1), shifted.flip(3), shifted)
 
 
-def test_batches(split: Split) -> Iterator[Batch]:
+def evaluation_batches(split: Split) -> Iterator[Batch]:
     """All images in order; of text always the same 20 batches of 32 windows."""
     if split.inputs.dim() == 1:
         n, size = _TEXT_TESTS
@@ -84,7 +84,7 @@ def evaluate(network: nn.Module, split: Split) -> dict[str, float]:
     was_training = network.training
     network.eval()
     loss = right = n = 0.0
-    for inputs, targets in test_batches(split):
+    for inputs, targets in evaluation_batches(split):
         logits = network(inputs)
         loss += loss_of(logits, targets, "sum").item()
         right += (logits.argmax(-1) == targets).sum().item()
