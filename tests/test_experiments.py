@@ -144,6 +144,34 @@ def test_missing_data_are_named(tmp_path: Path, name: str):
         data.load(name, tmp_path)
 
 
+class _Pooch:
+    """Remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+
+    def retrieve(self, url: str, known_hash: str, **_: object) -> None:
+        self.asked.append((url, known_hash))
+
+
+def test_without_a_folder_the_official_files_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pooch = _Pooch()
+    monkeypatch.delenv("NEARZIP_DATA", raising=False)
+    monkeypatch.setenv("NEARZIP_CACHE", str(tmp_path))
+    monkeypatch.setattr(data.importlib, "import_module", lambda name: pooch)
+    with pytest.raises(data.DataError, match="no MNIST"):
+        data.load("mnist")
+    assert len(pooch.asked) == 4
+    assert all(known_hash.startswith("md5:") for _, known_hash in pooch.asked)
+
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(data.importlib, "import_module", missing)
+    with pytest.raises(data.DataError, match="or install pooch"):
+        data.load("mnist")
+
+
 def test_damaged_idx_is_named(tmp_path: Path):
     path = tmp_path / "x.gz"
     path.write_bytes(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 9, 1, 2])))
