@@ -141,7 +141,7 @@ def _document(settings: Settings, network: nn.Module) -> dict[str, Any]:
         "settings": asdict(settings),
         "commit": record.commit(),
         "machine": record.machine() | {"threads": torch.get_num_threads(), "device": _device_name(settings.device)},
-        "versions_of": record.versions("torch", "numpy", "safetensors"),
+        "packages": record.versions("torch", "numpy", "safetensors"),
         "complete": False,
         "versions": [],
         "not_saved": [],
