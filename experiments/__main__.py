@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHES = ("size", "speed", "memory", "tables")
+BENCHES = ("size", "speed", "memory", "fidelity", "tables")
 
 
 def main() -> None:

@@ -1,0 +1,58 @@
+"""NNCodec, the reference software of ISO/IEC 15938-17, on the difference to the base."""
+
+from __future__ import annotations
+
+import math
+import sys
+import tempfile
+from types import ModuleType
+from typing import Any
+from unittest.mock import MagicMock
+
+import numpy as np
+
+from experiments.peers.base import Flat, Peer, Setting, Tensors
+
+#: It wants a dozen packages at its import that coding a dictionary of arrays never calls.
+_STUBBED = ("torchvision", "torchvision.datasets", "torchvision.transforms", "cv2", "h5py", "pandas", "ptflops",
+            "torchmetrics", "flwr", "wandb", "sentencepiece", "timm")  # fmt: skip
+
+
+def _codec() -> Any:
+    for name in _STUBBED:
+        sys.modules.setdefault(name, MagicMock(spec=ModuleType(name), __path__=[]))
+    from nncodec import nn
+
+    return nn
+
+
+class NncodecTrellisPeer(Peer):
+    """Dependent quantization (a trellis of 8 states) and CABAC; QP swept in steps of a quarter of a power of two."""
+
+    name = "NNCodec trellis"
+    needs = ("numpy<2", "torch", "scikit-learn", "tqdm", "nncodec==2.1.3")
+    trellis = True
+
+    def settings(self, unit: float) -> list[Setting]:
+        middle = round(4 * math.log2(2 * unit))
+        return [{"qp": middle + shift} for shift in (-8, -4, -1, 2, 5, 8)]
+
+    def encode(self, new: Tensors, base: Tensors, setting: Setting) -> bytes:
+        delta = {name: w - base[name] for name, w in new.items() if w.dtype == np.float32}
+        with tempfile.TemporaryDirectory() as folder:
+            how = {"qp": setting["qp"], "use_dq": self.trellis, "results": folder, "verbose": False}
+            stream = _codec().encode(delta, how)
+        return Flat.of(new).pack(bytes(stream))
+
+    def decode(self, data: bytes, base: Tensors) -> Tensors:
+        header, rest, payload = Flat.unpack(data)
+        delta = _codec().decode(bytearray(payload), {"verbose": False})
+        parts = [w + delta[name].reshape(w.shape) for name, w in base.items() if w.dtype == np.float32]
+        return Flat(header, np.concatenate([w.reshape(-1) for w in parts]).astype(np.float32), rest).tensors()
+
+
+class NncodecPeer(NncodecTrellisPeer):
+    """Plain rounding instead of the trellis."""
+
+    name = "NNCodec plain"
+    trellis = False
