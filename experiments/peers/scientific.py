@@ -42,13 +42,13 @@ class Sz3NoPredictionPeer(Sz3Peer):
 
 
 class ZfpPeer(DeltaPeer):
-    """ZFP with an absolute tolerance; its errors are well below it, so that the sweep goes further up."""
+    """ZFP with an absolute tolerance: it rounds it down to a power of two and stays well below."""
 
     name = "ZFP"
     needs = ("zfpy",)
 
     def settings(self, unit: float) -> list[Setting]:
-        return absolute(4 * unit)
+        return [{"abs": float(f"{unit * factor:.4g}")} for factor in (1, 2, 4, 8, 16)]
 
     def encode_values(self, delta: np.ndarray, setting: Setting) -> bytes:
         import zfpy
