@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHES = ("size", "speed", "memory", "fidelity", "tables")
+BENCHES = ("size", "speed", "memory", "fidelity", "page", "tables")
 
 
 def main() -> None:
