@@ -1,4 +1,4 @@
-"""`docs/results.md` and its plots, made from `results/fidelity.json`; nothing in it is typed by hand."""
+"""`docs/results.md` and its plots, made from `results/fidelity.json` and `page.md`; nothing in it is typed by hand."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from experiments.record import RESULTS
 from experiments.tables import table
 
 _DOCS = RESULTS.parent.parent / "docs"
+_TEMPLATE = RESULTS.parent / "page.md"
 _OURS = "nearzip"
 _COLOURS = ("#000000", "#d1495b", "#edae49", "#00798c", "#30638e", "#7a9e3f", "#8d5a97", "#c46210", "#777777")
 _MARKS = "os^Dv<>P*"
@@ -37,7 +38,7 @@ def _measured(row: Row, lossless: bool) -> Iterator[tuple[str, list[Row]]]:
 
 
 def _number(value: float | None, form: str = ".3f") -> str:
-    return "–" if value is None else format(value, form)
+    return "-" if value is None else format(value, form)
 
 
 def _slug(pair: str) -> str:
@@ -53,7 +54,7 @@ def headline(pairs: dict[str, Row]) -> str:
             cells = []
             for kl in TARGETS:
                 bits, times = bits_at(points, kl), gap(points, ours, kl)
-                cells.append(_number(bits) + ("" if name == _OURS or times is None else f" ({times:.2f}×)"))
+                cells.append(_number(bits) + ("" if name == _OURS or times is None else f" ({times:.2f}x)"))
             rows.append([pair, f"**{name}**" if name == _OURS else name, *cells])
     return table(["update", "method", *(f"KL {kl:g}" for kl in TARGETS)], rows)
 
@@ -61,7 +62,7 @@ def headline(pairs: dict[str, Row]) -> str:
 def keeping(pairs: dict[str, Row]) -> str:
     """What a reader has who keeps the older version."""
     rows = [
-        [pair, f"{row['parameters']}", f"{row['update_rms']:.2e}", f"{row['update_max']:.2e}", f"{row['base']['kl']:.2e}",
+        [pair, row["parameters"], f"{row['update_rms']:.2e}", f"{row['update_max']:.2e}", f"{row['base']['kl']:.2e}",
          f"{row['original']['loss']:.4f}", f"{row['original']['accuracy']:.4f}", f"{row['base']['accuracy']:.4f}"]
         for pair, row in pairs.items()
     ]  # fmt: skip
@@ -96,7 +97,7 @@ def lossless(pairs: dict[str, Row]) -> str:
     for name, by_pair in found.items():
         first = next(iter(by_pair.values()))[-1]
         cells = [
-            " / ".join(f"{p['bits_per_parameter']:.2f}" for p in by_pair[pair]) if pair in by_pair else "–"
+            " / ".join(f"{p['bits_per_parameter']:.2f}" for p in by_pair[pair]) if pair in by_pair else "-"
             for pair in pairs
         ]
         rows.append([name, *cells, f"{first['encode_mb_s']:.1f}", f"{first['decode_mb_s']:.1f}"])
@@ -123,8 +124,8 @@ def before(pairs: dict[str, Row]) -> str:
             entries = pairs[pair]["entries"]
             points, ours = (entries.get(n, {}).get("points", []) for n in (name, _OURS))
             times = gap(points, ours, kl)
-            cells.append(f"{_number(bits_at(points, kl))} ({_number(times, '.2f')}×)")
-        rows.append([label, f"{bits:.3f} ({bits / yardstick:.2f}×)", f"{kl:.1e}", *cells])
+            cells.append(f"{_number(bits_at(points, kl))} ({_number(times, '.2f')}x)")
+        rows.append([label, f"{bits:.3f} ({bits / yardstick:.2f}x)", f"{kl:.1e}", *cells])
     return table(["codec", "then", "at KL", *(f"{pair}, same KL" for pair in chosen)], rows)
 
 
@@ -134,8 +135,9 @@ def plot(pair: str, row: Row) -> None:
     for i, (name, points) in enumerate(_measured(row, lossless=False)):
         curve = envelope(points)
         strong = name == _OURS
+        width, size, order = (2.4, 6, 3) if strong else (1.3, 4.5, 2)
         axes.plot(*zip(*curve, strict=True), marker=_MARKS[i % 9], color=_COLOURS[i % 9], label=name,
-                  linewidth=2.4 if strong else 1.3, markersize=6 if strong else 4.5, zorder=3 if strong else 2)  # fmt: skip
+                  linewidth=width, markersize=size, zorder=order)  # fmt: skip
     for kl in TARGETS:
         axes.axvline(kl, color="#bbbbbb", linewidth=0.8, linestyle=":", zorder=1)
     axes.set(xscale="log", yscale="log", xlabel="KL(original || restored), nats per prediction",
@@ -148,61 +150,6 @@ def plot(pair: str, row: Row) -> None:
     (_DOCS / "images").mkdir(exist_ok=True)
     figure.savefig(_DOCS / "images" / f"fidelity-{_slug(pair)}.png", dpi=110, metadata={"Software": None})
     plt.close(figure)
-
-
-_PAGE = """# Results
-
-Made by `scripts/bench page` from `experiments/results/fidelity.json`; nothing here is typed by hand. {where}.
-
-Files hold one version of a network for a reader who has the version before, bit for bit. Bits per parameter count the whole
-file (headers, tables, codebooks, check sums) over all values of the checkpoint, integers included. KL(original || restored)
-is in nats per prediction over {share} of the held-out data (for the transformer, 20 batches of 32 × 128 characters of the last
-tenth of tinyshakespeare, seed {seed}; for the VGG, the 10 000 test images of CIFAR-10), the first batches of it. Every file
-was decoded and compared. Speeds are MB of float32 over *processor seconds*, all threads together, measured on a machine that
-was busy with other work.
-
-{keeping}
-
-## Bits at the same divergence
-
-Read off the sweeps below by straight lines in log-log; in brackets, how many times nearzip's bits. A dash: the sweep does not
-reach that divergence.
-
-{headline}
-
-{plots}
-
-## Lossless
-
-Bits per parameter without a base / against the base (the exclusive or with the base's bits, or the program's own way; a
-program that takes no base of its own has no better one). nearzip's own archives carry check sums. Encode and decode in MB/s,
-against the base, on the first pair.
-
-{lossless}
-
-{missing}
-
-## How peers are run
-
-SZ3, ZFP and NNCodec get the difference to the base, SZ3 and ZFP as one vector of all float32 values; names, shapes and
-integers go into a small header of ours that is counted. NNCodec gets the tensors as they are shaped, with its own defaults but
-for QP and the trellis (`use_dq`). The ExCP-like baseline is of our own writing (`experiments/peers/excp.py`): weights only, since
-these checkpoints hold no moments of the optimizer, so that it prunes by the size of the update alone.
-delta-dnn runs in both readings: `absolute` takes the equations as printed, `relative` applies the same step to the logarithm.
-
-## Beside what was measured before this package existed
-
-The design started from figures on another run of the same transformer. Steps do not carry over: the update of the late pair
-here is at most {late_max:.1e}, so that an error of 0.1 % makes every difference zero, while the early pair's is far larger.
-So codecs are compared at the divergence they had then, in bits and, in brackets, in multiples of plain rounding: then its order-0
-entropy, here the whole files of nearzip.
-
-{before}
-
-## All points
-
-{points}
-"""
 
 
 def page(result: Row) -> str:
@@ -223,7 +170,7 @@ def page(result: Row) -> str:
     plots = "\n\n".join(
         f"![{pair}: bits per parameter against KL](images/fidelity-{_slug(pair)}.png)" for pair in pairs
     )
-    return _PAGE.format(
+    return _TEMPLATE.read_text().format(
         where=where, share=" or ".join(f"{100 * share:g} %" for share in sorted(shares)), seed=result["seed"],
         keeping=keeping(pairs), headline=headline(pairs), plots=plots, lossless=lossless(pairs), missing=missing(pairs),
         late_max=pairs["transformer late"]["update_max"], before=before(pairs), points=points,
