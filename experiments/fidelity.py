@@ -150,6 +150,8 @@ def main(arguments: list[str]) -> None:
     unknown = [name for name in options.methods + options.peers if name not in known]
     if unknown:
         raise SystemExit(f"no method or peer {unknown[0]!r}; known are: {', '.join(known)}")
+    # One thread adds in the same order on any machine's number of cores.
+    torch.set_num_threads(1)
     data = where.parent / "data"
     for pair in options.pairs:
         old, new = traces.pair(where, pair)
