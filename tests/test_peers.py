@@ -27,6 +27,7 @@ def pair() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     return base, new | {"steps": np.array(750, np.int64)}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_a_peer_gives_back_what_it_was_given(kind: type[Peer]) -> None:
     peer = kind()
@@ -59,7 +60,7 @@ def test_a_flat_checkpoint_comes_together_again() -> None:
     assert all(np.array_equal(restored[name], w) for name, w in new.items())
 
 
-@pytest.mark.parametrize(("n_values", "n"), product((1, 3, 15, 16, 1000), (1, 15)))
+@pytest.mark.parametrize(("n_values", "n"), list(product((1, 3, 15, 16, 1000), (1, 15))))
 def test_k_means_gives_ascending_centres_within_the_values(n_values: int, n: int) -> None:
     values = np.random.default_rng(n_values).normal(size=n_values).astype(np.float32)
     centres = k_means(values, n)
