@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from experiments.curves import TARGETS, bits_at, envelope, gap
+from experiments.peers import METHODS, PEERS
 from experiments.record import RESULTS
 from experiments.tables import table
 
@@ -56,7 +57,7 @@ def headline(pairs: dict[str, Row]) -> str:
                 bits, times = bits_at(points, kl), gap(points, ours, kl)
                 cells.append(_number(bits) + ("" if name == _OURS or times is None else f" ({times:.2f}x)"))
             rows.append([pair, f"**{name}**" if name == _OURS else name, *cells])
-    return table(["update", "method", *(f"KL {kl:g}" for kl in TARGETS)], rows)
+    return table(["update", "method", *(f"KL {kl:.0e}" for kl in TARGETS)], rows)
 
 
 def keeping(pairs: dict[str, Row]) -> str:
@@ -105,12 +106,18 @@ def lossless(pairs: dict[str, Row]) -> str:
 
 
 def missing(pairs: dict[str, Row]) -> str:
-    """Peers that could not be measured, by name and reason."""
-    said = {name: entry["not_measured"] for row in pairs.values() for name, entry in row["entries"].items()
-            if "not_measured" in entry}  # fmt: skip
-    if not said:
-        return "Every peer could be installed and measured."
-    return "Could not be measured:\n\n" + table(["peer", "reason"], [[n, f"`{why}`"] for n, why in said.items()])
+    """What could not be measured, by name and reason, and what this run left out."""
+    rows = []
+    for pair, row in pairs.items():
+        for kind in METHODS + PEERS:
+            entry = row["entries"].get(kind.name)
+            if entry is None:
+                rows.append([pair, kind.name, "not part of this run"])
+            elif "not_measured" in entry:
+                rows.append([pair, kind.name, f"`{entry['not_measured']}`"])
+    if not rows:
+        return "Every method and peer could be installed and was measured on every pair."
+    return "Not measured:\n\n" + table(["update", "peer", "reason"], rows)
 
 
 def before(pairs: dict[str, Row]) -> str:
@@ -124,7 +131,7 @@ def before(pairs: dict[str, Row]) -> str:
             entries = pairs[pair]["entries"]
             points, ours = (entries.get(n, {}).get("points", []) for n in (name, _OURS))
             times = gap(points, ours, kl)
-            cells.append(f"{_number(bits_at(points, kl))} ({_number(times, '.2f')}x)")
+            cells.append("-" if times is None else f"{bits_at(points, kl):.3f} ({times:.2f}x)")
         rows.append([label, f"{bits:.3f} ({bits / yardstick:.2f}x)", f"{kl:.1e}", *cells])
     return table(["codec", "then", "at KL", *(f"{pair}, same KL" for pair in chosen)], rows)
 
