@@ -149,9 +149,11 @@ def plot(pair: str, row: Row) -> None:
         axes.axvline(kl, color="#bbbbbb", linewidth=0.8, linestyle=":", zorder=1)
     axes.set(xscale="log", yscale="log", xlabel="KL(original || restored), nats per prediction",
              ylabel="bits per parameter, whole file", title=f"{pair}: lower and further left is better")  # fmt: skip
-    axes.axvline(row["base"]["kl"], color="#bbbbbb", linewidth=1.2, zorder=1)
-    axes.text(row["base"]["kl"], 0.98, " keep the\n old version", transform=axes.get_xaxis_transform(), va="top",
-              color="#666666", fontsize=8)  # fmt: skip
+    kept = row["base"]["kl"]
+    if kept < 3 * axes.get_xlim()[1]:
+        axes.axvline(kept, color="#bbbbbb", linewidth=1.2, zorder=1)
+        axes.text(kept, 0.03, "keep the \nold version ", transform=axes.get_xaxis_transform(), ha="right",
+                  color="#666666", fontsize=8)  # fmt: skip
     axes.grid(alpha=0.25, which="both", linewidth=0.5)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     (_DOCS / "images").mkdir(exist_ok=True)

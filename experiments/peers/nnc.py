@@ -15,27 +15,38 @@ from experiments.peers.base import Flat, Peer, Setting, Tensors
 
 #: It wants a dozen packages at its import that coding a dictionary of arrays never calls.
 _STUBBED = ("torchvision", "torchvision.datasets", "torchvision.transforms", "cv2", "h5py", "pandas", "ptflops",
-            "torchmetrics", "flwr", "wandb", "sentencepiece", "timm")  # fmt: skip
+            "torchmetrics", "flwr", "wandb", "sentencepiece",
+            "timm", "sklearn", "sklearn.metrics", "tqdm")  # fmt: skip
+
+
+class _Stub(ModuleType):
+    __path__: list[str] = []  # noqa: RUF012 - a package, to the import system
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return sys.modules.get(f"{self.__name__}.{name}") or MagicMock()
 
 
 def _codec() -> Any:
     for name in _STUBBED:
-        sys.modules.setdefault(name, MagicMock(spec=ModuleType(name), __path__=[]))
+        sys.modules.setdefault(name, _Stub(name))
     from nncodec import nn
 
     return nn
 
 
 class NncodecTrellisPeer(Peer):
-    """Dependent quantization (a trellis of 8 states) and CABAC; QP swept in steps of a quarter of a power of two."""
+    """Dependent quantization (a trellis of 8 states) and CABAC; a QP is a quarter of a power of two."""
 
     name = "NNCodec trellis"
-    needs = ("numpy<2", "torch", "scikit-learn", "tqdm", "nncodec==2.1.3")
+    needs = ("numpy<2", "torch", "nncodec==2.1.3")
     trellis = True
 
     def settings(self, unit: float) -> list[Setting]:
-        middle = round(4 * math.log2(2 * unit))
-        return [{"qp": middle + shift} for shift in (-8, -4, -1, 2, 5, 8)]
+        # A trellis has two quantizers, each with twice the step.
+        middle = round(4 * math.log2(2 * unit)) - (3 if self.trellis else 0)
+        return [{"qp": middle + shift} for shift in (-4, -2, 0, 2, 4)]
 
     def encode(self, new: Tensors, base: Tensors, setting: Setting) -> bytes:
         delta = {name: w - base[name] for name, w in new.items() if w.dtype == np.float32}

@@ -46,7 +46,7 @@ def _point(peer: Peer, new: Tensors, base: Tensors, setting: Setting, rounds: in
 
 def _package(peer: Peer) -> dict[str, str]:
     names = [need.split("==")[0] for need in peer.needs if "<" not in need] or ["numpy"]
-    own = next((n for n in names if n not in ("torch", "scikit-learn", "tqdm", "safetensors")), names[0])
+    own = next((n for n in names if n not in ("torch", "safetensors")), names[0])
     return {own: version(own)} if peer.needs else {}
 
 
