@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from experiments.curves import bits_at, gap
 from experiments.peers import METHODS, PEERS, Peer
 from experiments.peers.base import Flat
 from experiments.peers.environments import is_here
@@ -50,6 +51,19 @@ def test_a_peer_gives_back_what_it_was_given(kind: type[Peer]) -> None:
 def test_peers_have_names_of_their_own() -> None:
     names = [kind.name for kind in KINDS]
     assert len(set(names)) == len(names)
+
+
+def test_bits_at_a_divergence_are_read_off_the_envelope() -> None:
+    sweep = [
+        {"kl": 1e-4, "bits_per_parameter": 4.0},
+        {"kl": 5e-4, "bits_per_parameter": 9.0},
+        {"kl": 1e-2, "bits_per_parameter": 1.0},
+        {"kl": 0.0, "bits_per_parameter": 20.0},
+    ]
+    assert bits_at(sweep, 1e-3) == pytest.approx(2.0)
+    assert bits_at(sweep, 1e-5) is None
+    halved = [p | {"bits_per_parameter": p["bits_per_parameter"] / 2} for p in sweep]
+    assert gap(sweep, halved, 1e-3) == pytest.approx(2.0)
 
 
 def test_a_flat_checkpoint_comes_together_again() -> None:

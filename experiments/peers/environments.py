@@ -22,14 +22,17 @@ def _run(*command: str | Path) -> None:
         raise NotInstalledError((said or ["no reason given"])[-1].strip()[:200])
 
 
-def is_here(needs: tuple[str, ...]) -> bool:
-    """Whether the bench's own environment has these packages; a version that is asked for needs one of its own."""
+def _has(package: str) -> bool:
     try:
-        return not any(character in need for need in needs for character in "<=>") and bool(
-            [distribution(need) for need in needs] or True
-        )
+        return bool(distribution(package))
     except PackageNotFoundError:
         return False
+
+
+def is_here(needs: tuple[str, ...]) -> bool:
+    """Whether the bench's own environment has these packages; asking for a version means an environment of its own."""
+    pinned = any(character in need for need in needs for character in "<=>")
+    return not pinned and all(_has(need) for need in needs)
 
 
 def folder_of(needs: tuple[str, ...]) -> Path:
