@@ -18,6 +18,10 @@ _STUBBED = ("torchvision", "torchvision.datasets", "torchvision.transforms", "cv
             "torchmetrics", "flwr", "wandb", "sentencepiece",
             "timm", "sklearn", "sklearn.metrics", "tqdm")  # fmt: skip
 
+#: Biases and norms get a quarter of the weights' step. The default of a fixed 2^-18.75 spends up to 12 % of the file of
+#: a small update on them.
+_FINER = 8
+
 
 class _Stub(ModuleType):
     __path__: list[str] = []  # noqa: RUF012 - a package, to the import system
@@ -51,7 +55,8 @@ class NncodecTrellisPeer(Peer):
     def encode(self, new: Tensors, base: Tensors, setting: Setting) -> bytes:
         delta = {name: w - base[name] for name, w in new.items() if w.dtype == np.float32}
         with tempfile.TemporaryDirectory() as folder:
-            how = {"qp": setting["qp"], "use_dq": self.trellis, "results": folder, "verbose": False}
+            how = {"qp": setting["qp"], "nonweight_qp": setting["qp"] - _FINER, "use_dq": self.trellis}
+            how |= {"results": folder, "verbose": False}
             stream = _codec().encode(delta, how)
         return Flat.of(new).pack(bytes(stream))
 
