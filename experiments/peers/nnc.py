@@ -18,8 +18,8 @@ _STUBBED = ("torchvision", "torchvision.datasets", "torchvision.transforms", "cv
             "torchmetrics", "flwr", "wandb", "sentencepiece",
             "timm", "sklearn", "sklearn.metrics", "tqdm")  # fmt: skip
 
-#: Biases and norms get a quarter of the weights' step. The default of a fixed 2^-18.75 spends up to 12 % of the file of
-#: a small update on them.
+#: Biases and norms get a quarter of the weights' step. The default of a fixed QP -75 costs 0.031 bits per
+#: parameter on the late transformer pair at QP -48 (0.866 against 0.834 at QP -52 for them).
 _FINER = 8
 
 
