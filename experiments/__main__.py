@@ -5,10 +5,7 @@ import sys
 
 #: Command: the module whose `main` it is.
 COMMANDS = {
-    **{
-        name: name
-        for name in "bound_truth damage_peers fidelity memory page size speed tables train".split()
-    },
+    **{name: name for name in "bound_truth damage_peers fidelity memory page size speed tables train".split()},
     "traces": "trace_sets",
 }
 
