@@ -5,7 +5,10 @@ import sys
 
 #: Command: the module whose `main` it is.
 COMMANDS = {
-    **{name: name for name in "bound_truth damage_peers fidelity memory page size speed tables train".split()},
+    **{
+        name: name
+        for name in ["bound_truth", "damage_peers", "fidelity", "memory", "page", "size", "speed", "tables", "train"]
+    },
     "traces": "trace_sets",
 }
 
