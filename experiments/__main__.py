@@ -4,13 +4,8 @@ import importlib
 import sys
 
 #: Command: the module whose `main` it is.
-COMMANDS = {
-    **{
-        name: name
-        for name in ["bound_truth", "damage_peers", "fidelity", "memory", "page", "size", "speed", "tables", "train"]
-    },
-    "traces": "trace_sets",
-}
+_SAME = ("bound_truth", "damage_peers", "fidelity", "memory", "page", "size", "speed", "tables", "train")
+COMMANDS = dict(zip(_SAME, _SAME, strict=True)) | {"traces": "trace_sets"}
 
 
 def main() -> None:
