@@ -4,7 +4,7 @@ import importlib
 import sys
 
 #: Command: the module whose `main` it is.
-_SAME = ("bound_truth", "damage_peers", "fidelity", "memory", "page", "size", "speed", "tables", "train")
+_SAME = ("bound_truth", "damage", "damage_peers", "fidelity", "memory", "page", "size", "speed", "tables", "train")
 COMMANDS = dict(zip(_SAME, _SAME, strict=True)) | {"traces": "trace_sets"}
 
 
