@@ -1,15 +1,17 @@
-"""`python -m experiments NAME [options]`: one measurement."""
+"""`python -m experiments NAME [options]`: one measurement, or one step of making what is measured."""
 
 import importlib
 import sys
 
-BENCHES = ("bound_truth", "damage", "damage_peers", "memory", "size", "speed", "tables")
+#: Command: the module whose `main` it is.
+_SAME = ("bound_truth", "damage", "damage_peers", "fidelity", "memory", "page", "size", "speed", "tables", "train")
+COMMANDS = dict(zip(_SAME, _SAME, strict=True)) | {"traces": "trace_sets"}
 
 
 def main() -> None:
-    if len(sys.argv) < 2 or sys.argv[1] not in BENCHES:
-        raise SystemExit(f"usage: bench NAME [options], NAME one of: {', '.join(BENCHES)}")
-    importlib.import_module(f"experiments.{sys.argv[1]}").main(sys.argv[2:])
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        raise SystemExit(f"usage: bench NAME [options], NAME one of: {', '.join(COMMANDS)}")
+    importlib.import_module(f"experiments.{COMMANDS[sys.argv[1]]}").main(sys.argv[2:])
 
 
 main()

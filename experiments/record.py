@@ -75,7 +75,9 @@ def save(name: str, result: dict[str, Any], packages: Sequence[str] = ("nearzip"
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(document, indent=1) + "\n")
+    part.replace(path)
     print(f"wrote {path.relative_to(_ROOT)}", file=sys.stderr)
     return path
 

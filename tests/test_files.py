@@ -106,6 +106,8 @@ def test_odd_names_survive(tmp_path, ending):
     tensors = {name: np.full(i + 1, i, np.float32) for i, name in enumerate(NAMES)}
     if ending == ".pt":  # PyTorch cannot tell "" from no name
         tensors.pop("")
+    if ending == ".npz":  # NumPy reads "a.npy" where "a" stands too
+        tensors.pop("a.npy")
     src = write(tmp_path / f"in{ending}", tensors)
     nz.compress_file(src, tmp_path / "a.nz")
     nz.decompress_file(tmp_path / "a.nz", tmp_path / f"out{ending}")

@@ -17,7 +17,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -73,25 +73,27 @@ def check_writable(path: str | os.PathLike[str], specs: Mapping[str, TensorSpec]
     ending = _ending(path)
     unable = {".safetensors": {"complex128"}, ".npz": {"bfloat16", "float8_e4m3fn", "float8_e5m2"}}.get(ending, set())
     for spec in specs.values():
-        # Zip ends names at NUL; safetensors keeps its metadata under that name.
-        if (ending == ".npz" and "\0" in spec.name) or (ending == ".safetensors" and spec.name == "__metadata__"):
-            raise UsageError(f"{os.fspath(path)}: {ending} cannot hold a tensor of the name {spec.name!r}")
+        if _is_confused(ending, spec.name, specs):
+            raise UsageError(
+                f"{os.fspath(path)}: {ending} cannot hold a tensor of the name {spec.name!r}; write another format"
+            )
         if spec.dtype in unable:
             raise UsageError(
                 f"{os.fspath(path)}: {ending} cannot hold tensor {spec.name!r} of dtype {spec.dtype}; "
                 "write .safetensors or .pt"
             )
-    if ending == ".safetensors" and "__metadata__" in specs:
-        raise UsageError(f"{os.fspath(path)}: .safetensors keeps the name '__metadata__' for itself; write .npz or .pt")
-    if ending == ".npz":
-        for name in specs:
-            if "\0" in name or f"{name}.npy" in specs:
-                raise UsageError(
-                    f"{os.fspath(path)}: .npz cannot hold tensor {name!r}: "
-                    "NumPy would read it as another; write .safetensors or .pt"
-                )
     if ending in _TORCH:
         _import_torch(path)
+
+
+def _is_confused(ending: str, name: str, names: Container[str]) -> bool:
+    """Whether a format would take the name for something else.
+
+    safetensors keeps its metadata under that name; zip ends names at NUL; NumPy reads "a.npy" where "a" stands too.
+    """
+    if ending == ".safetensors":
+        return name == "__metadata__"
+    return ending == ".npz" and ("\0" in name or f"{name}.npy" in names)
 
 
 @contextlib.contextmanager

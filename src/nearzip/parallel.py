@@ -38,20 +38,22 @@ def number_of_threads(wanted: int | None) -> int:
 def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
     """`map` on a thread pool; at most `threads` + 2 results wait to be taken, so memory stays bounded.
 
-    The work must release the GIL to gain. Closing the iterator early abandons what has not begun.
+    The work must release the GIL to gain. Closing the iterator early abandons what has not begun, and does not wait for
+    what has.
     """
     if threads == 1:
         yield from map(function, items)
         return
-    with ThreadPoolExecutor(threads, thread_name_prefix="nearzip") as pool:
-        waiting: deque[Future[R]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > threads + 1:
-                    yield waiting.popleft().result()
-            while waiting:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="nearzip")
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > threads + 1:
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        # Without joining threads: an iterator that was abandoned in a cycle is closed by the garbage collector, in any
+        # thread and under any lock, those of starting and joining threads included.
+        pool.shutdown(wait=False, cancel_futures=True)

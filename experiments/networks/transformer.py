@@ -1,8 +1,6 @@
-"""The networks that are measured, a few readable lines each. Needs PyTorch."""
+"""A character-level transformer."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +23,8 @@ class _Block(nn.Module):
         q, k, v = heads.permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.o(mixed.transpose(1, 2).reshape(n, time, width))
-        return x + self.p(functional.gelu(self.f(self.l2(x))))
+        y: Tensor = x + self.p(functional.gelu(self.f(self.l2(x))))
+        return y
 
 
 class Transformer(nn.Module):
@@ -44,21 +43,3 @@ class Transformer(nn.Module):
             y = block(y)
         logits: Tensor = self.h(self.ln(y))
         return logits
-
-
-def _conv_bn_relu(n_in: int, n_out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True))
-
-
-def vgg_small() -> nn.Module:
-    """A small VGG with batch norm for CIFAR-10: (n, 3, 32, 32) -> logits (n, 10); 0.8 M parameters."""
-    return nn.Sequential(
-        _conv_bn_relu(3, 32), nn.MaxPool2d(2),
-        _conv_bn_relu(32, 64), nn.MaxPool2d(2),
-        _conv_bn_relu(64, 128), _conv_bn_relu(128, 128), nn.MaxPool2d(2),
-        _conv_bn_relu(128, 256), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
-        nn.Linear(1024, 256), nn.ReLU(), nn.Linear(256, 10),
-    )  # fmt: skip
-
-
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"transformer": Transformer, "vgg-small": vgg_small}

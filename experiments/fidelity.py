@@ -1,0 +1,165 @@
+"""Bits against divergence: every method and peer over the pairs of the traces, swept, closed loop, decoded and checked.
+
+A file is coded against the older version as the reader holds it, here bit for bit. Bits per parameter count the whole
+file over all values of the checkpoint. Speeds are float32 bytes over processor seconds, so that a busy machine and the
+number of threads matter little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments import evaluate, record, traces
+from experiments.cache import cache_folder
+from experiments.peers import METHODS, PEERS, Peer
+from experiments.peers.environments import NotInstalledError, python_of
+
+#: An absolute error for each pair that leaves a divergence between 1e-4 and 1e-3.
+UNITS = {"transformer early": 1.8e-3, "transformer late": 2e-4, "vgg-small early": 1e-3, "vgg-small late": 1e-3}
+_ROOT = Path(__file__).parent.parent
+
+
+class Judge:
+    """Fidelity to the newer version of a pair; what was judged before is kept by the restored bits."""
+
+    def __init__(self, pair: str, new: traces.Tensors, data: Path, share: float, fresh: bool):
+        self.network = traces.PAIRS[pair][0].split("/")[0]
+        self.new, self.data, self.share, self.fresh = new, data, share, fresh
+
+    @functools.cached_property
+    def evaluator(self) -> evaluate.Evaluator:
+        return evaluate.Evaluator(self.network, self.new, evaluate.held_out(self.network, self.data, self.share))
+
+    def __call__(self, restored: traces.Tensors) -> dict[str, float]:
+        key = hashlib.sha256(repr((self.network, self.share, torch.__version__)).encode())
+        for tensors in (self.new, restored):
+            for name in self.new:
+                key.update(tensors[name].tobytes())
+        path = cache_folder() / "judged" / f"{key.hexdigest()}.json"
+        if self.fresh or not path.is_file():
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(dataclasses.asdict(self.evaluator.compare(restored))))
+        judged: dict[str, float] = json.loads(path.read_text())
+        return judged
+
+
+def check(peer: Peer, setting: dict[str, Any], new: traces.Tensors, restored: traces.Tensors) -> dict[str, Any]:
+    """Names, types and shapes as they were; bits too, if the peer is lossless; how far off otherwise."""
+    assert set(restored) == set(new), f"{peer.name}: other tensors came back"
+    worst, outside = 0.0, 0
+    for name, weights in new.items():
+        found = restored[name]
+        assert (found.dtype, found.shape) == (weights.dtype, weights.shape), f"{peer.name}: {name} changed its kind"
+        if peer.lossless or weights.dtype != np.float32:
+            assert found.tobytes() == weights.tobytes(), f"{peer.name}: {name} is not what it was"
+            continue
+        assert np.isfinite(found).all(), f"{peer.name}: {name} is not finite"
+        error = np.abs(found.astype(np.float64) - weights)
+        worst = max(worst, float(error.max(initial=0.0)))
+        outside += int((error > setting.get("abs", np.inf)).sum())
+    return {"max_error": worst} | ({"values_outside_bound": outside} if "abs" in setting else {})
+
+
+def _ask(peer: Peer, old: traces.Tensors, new: traces.Tensors, unit: float, rounds: int, folder: Path) -> Any:
+    """Run the peer's worker; its answer. What it restored lies in `folder`."""
+    request = {"peer": peer.name, "new": str(folder / "new.npz"), "base": str(folder / "base.npz"),
+               "settings": peer.settings(unit), "rounds": rounds, "out": str(folder)}  # fmt: skip
+    np.savez(folder / "new.npz", **new)
+    np.savez(folder / "base.npz", **old)
+    (folder / "request.json").write_text(json.dumps(request))
+    command = [python_of(peer.needs), "-m", "experiments.peers.worker", folder / "request.json"]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NotInstalledError(f"failed: {(done.stderr.strip().splitlines() or [str(done.returncode)])[-1][:200]}")
+    return json.loads((folder / "answer.json").read_text())
+
+
+def _point(raw: dict[str, Any], found: dict[str, Any], fidelity: dict[str, float], n: int) -> dict[str, Any]:
+    return {
+        "setting": raw["setting"],
+        "bytes": raw["bytes"],
+        "bits_per_parameter": round(8 * raw["bytes"] / n, 5),
+        "ratio": round(4 * n / raw["bytes"], 3),
+        **fidelity,
+        **found,
+        "encode_mb_s": round(4 * n / max(raw["encode_s"], 1e-6) / 1e6, 2),
+        "decode_mb_s": round(4 * n / max(raw["decode_s"], 1e-6) / 1e6, 2),
+    }
+
+
+def measure(peer: Peer, pair: str, old: traces.Tensors, new: traces.Tensors, judge: Judge, rounds: int) -> Any:
+    """One method or peer over one pair, or why it could not be measured."""
+    n = sum(w.size for w in new.values())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            answer = _ask(peer, old, new, UNITS[pair], rounds, folder)
+        except NotInstalledError as error:
+            return {"not_measured": str(error)}
+        points = []
+        for i, raw in enumerate(answer["points"]):
+            restored = dict(np.load(folder / f"{i}.npz"))
+            found = check(peer, raw["setting"], new, restored)
+            points.append(_point(raw, found, judge(restored), n))
+            print(pair, peer.name, points[-1], file=sys.stderr)
+    return {"commit": record.commit(), "lossless": peer.lossless, "versions": answer["versions"], "points": points}
+
+
+def update(old: traces.Tensors, new: traces.Tensors) -> dict[str, Any]:
+    """How many values, and how far they moved."""
+    moved = np.concatenate([(new[n].astype(np.float64) - w).reshape(-1) for n, w in old.items() if w.dtype.kind == "f"])
+    return {
+        "parameters": sum(w.size for w in new.values()),
+        "update_rms": float(np.sqrt(np.mean(moved**2))),
+        "update_max": float(np.abs(moved).max()),
+    }
+
+
+def _load() -> dict[str, Any]:
+    path = record.RESULTS / "fidelity.json"
+    loaded: dict[str, Any] = json.loads(path.read_text())["pairs"] if path.is_file() else {}
+    return loaded
+
+
+def main(arguments: list[str]) -> None:
+    known = {peer.name: peer for peer in METHODS + PEERS}
+    parser = argparse.ArgumentParser(prog="bench fidelity", description=__doc__)
+    parser.add_argument("--data", help="folder with the data and, beside it, the traces (or NEARZIP_DATA)")
+    parser.add_argument("--methods", nargs="*", metavar="NAME", default=[m.name for m in METHODS])
+    parser.add_argument("--peers", nargs="*", metavar="NAME", default=[p.name for p in PEERS])
+    parser.add_argument("--pairs", nargs="+", choices=list(traces.PAIRS), default=list(traces.PAIRS))
+    parser.add_argument("--share", type=float, default=1.0, help="how much of the held-out data to use")
+    parser.add_argument("--rounds", type=int, default=1, help="times to encode and decode; medians are kept")
+    parser.add_argument("--fresh", action="store_true", help="judge again what was judged before")
+    options = parser.parse_args(arguments)
+    where = traces.folder(options.data)
+    if where is None:
+        raise SystemExit("bench fidelity needs data and traces: --data DIR or NEARZIP_DATA")
+    unknown = [name for name in options.methods + options.peers if name not in known]
+    if unknown:
+        raise SystemExit(f"no method or peer {unknown[0]!r}; known are: {', '.join(known)}")
+    # One thread adds in the same order on any machine's number of cores.
+    torch.set_num_threads(1)
+    data = where.parent / "data"
+    for pair in options.pairs:
+        old, new = traces.pair(where, pair)
+        judge = Judge(pair, new, data, options.share, options.fresh)
+        for name in options.methods + options.peers:
+            entry = measure(known[name](), pair, old, new, judge, options.rounds)
+            pairs = _load()
+            row = pairs.setdefault(pair, {"unit": UNITS[pair], "entries": {}})
+            row |= {**update(old, new), "held_out_share": options.share, "base": judge(old), "original": judge(new)}
+            row["entries"][name] = entry
+            record.save("fidelity", {"seed": 1, "pairs": pairs}, ("nearzip", "numpy", "torch"))

@@ -1,0 +1,194 @@
+"""`docs/results.md` and its plots, made from `results/fidelity.json` and `page.md`; nothing in it is typed by hand."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from experiments.curves import TARGETS, bits_at, envelope, gap
+from experiments.peers import METHODS, PEERS
+from experiments.record import RESULTS
+from experiments.tables import table
+
+_DOCS = RESULTS.parent.parent / "docs"
+_TEMPLATE = RESULTS.parent / "page.md"
+_OURS = "nearzip"
+_COLOURS = ("#000000", "#d1495b", "#edae49", "#00798c", "#30638e", "#7a9e3f", "#8d5a97", "#c46210", "#777777")
+_MARKS = "os^Dv<>P*"
+
+Row = dict[str, Any]
+
+#: Measured on another run of the same transformer before the first line of this package was written: bits per
+#: parameter and KL. The last row, an order-0 entropy, is the yardstick of its column.
+_BEFORE = {
+    "delta-dnn absolute": ("Delta-DNN, eps 0.1 %", 0.719, 1.6e-4),
+    "SZ3 NOPRED": ("SZ3 NOPRED on the delta, 1e-3", 0.663, 1.6e-4),
+    "NNCodec trellis": ("NNCodec on the delta", 0.525, 2.0e-4),
+    _OURS: ("uniform step 0.002 on the delta, order-0 entropy", 0.602, 1.5e-4),
+}
+
+
+def _measured(row: Row, lossless: bool) -> Iterator[tuple[str, list[Row]]]:
+    for name, entry in row["entries"].items():
+        if "points" in entry and entry["lossless"] == lossless:
+            yield name, entry["points"]
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _slug(pair: str) -> str:
+    return pair.replace(" ", "-")
+
+
+def headline(pairs: dict[str, Row]) -> str:
+    """Bits at given KL, and how many times ours."""
+    rows = []
+    for pair, row in pairs.items():
+        ours = row["entries"][_OURS]["points"]
+        for name, points in _measured(row, lossless=False):
+            cells = []
+            for kl in TARGETS:
+                bits, times = bits_at(points, kl), gap(points, ours, kl)
+                cells.append(_number(bits) + ("" if name == _OURS or times is None else f" ({times:.2f}x)"))
+            rows.append([pair, f"**{name}**" if name == _OURS else name, *cells])
+    return table(["update", "method", *(f"KL {kl:.0e}" for kl in TARGETS)], rows)
+
+
+def keeping(pairs: dict[str, Row]) -> str:
+    """What a reader has who keeps the older version."""
+    rows = [
+        [pair, row["parameters"], f"{row['update_rms']:.2e}", f"{row['update_max']:.2e}", f"{row['base']['kl']:.2e}",
+         f"{row['original']['loss']:.4f}", f"{row['original']['accuracy']:.4f}", f"{row['base']['accuracy']:.4f}"]
+        for pair, row in pairs.items()
+    ]  # fmt: skip
+    return table(["update", "values", "rms of the update", "largest", "KL of keeping the old version", "loss",
+                  "accuracy", "accuracy of the old version"], rows)  # fmt: skip
+
+
+def points_table(row: Row) -> str:
+    """Every point of a pair."""
+    rows = []
+    for name, points in _measured(row, lossless=False):
+        for p in points:
+            ((what, value),) = p["setting"].items()
+            rows.append([
+                name, f"{what} {value:g}", f"{p['bits_per_parameter']:.4f}", f"{p['ratio']:.1f}", f"{p['kl']:.2e}",
+                f"{p['loss_change']:+.5f}", f"{100 * p['accuracy_change']:+.2f}", f"{100 * p['agreement']:.2f}",
+                f"{p['encode_mb_s']:.1f}", f"{p['decode_mb_s']:.1f}", f"{p['max_error']:.2e}",
+                p.get("values_outside_bound", ""),
+            ])  # fmt: skip
+    head = ["method", "setting", "bits", "ratio", "KL", "loss", "accuracy, %", "agreement, %", "encode", "decode",
+            "largest error", "outside the bound"]  # fmt: skip
+    return table(head, rows)
+
+
+def lossless(pairs: dict[str, Row]) -> str:
+    """Bits with and without a base; speed on the first pair."""
+    found: dict[str, dict[str, list[Row]]] = {}
+    for pair, row in pairs.items():
+        for name, points in _measured(row, lossless=True):
+            found.setdefault(name, {})[pair] = points
+    rows = []
+    for name, by_pair in found.items():
+        first = next(iter(by_pair.values()))[-1]
+        cells = [
+            " / ".join(f"{p['bits_per_parameter']:.2f}" for p in by_pair[pair]) if pair in by_pair else "-"
+            for pair in pairs
+        ]
+        rows.append([name, *cells, f"{first['encode_mb_s']:.1f}", f"{first['decode_mb_s']:.1f}"])
+    return table(["method", *pairs, "encode", "decode"], rows)
+
+
+def missing(pairs: dict[str, Row]) -> str:
+    """What could not be measured, by name and reason, and what this run left out."""
+    rows = []
+    for pair, row in pairs.items():
+        for kind in METHODS + PEERS:
+            entry = row["entries"].get(kind.name)
+            if entry is None:
+                rows.append([pair, kind.name, "not part of this run"])
+            elif "not_measured" in entry:
+                rows.append([pair, kind.name, f"`{entry['not_measured']}`"])
+    if not rows:
+        return "Every method and peer could be installed and was measured on every pair."
+    return "Not measured:\n\n" + table(["update", "peer", "reason"], rows)
+
+
+def before(pairs: dict[str, Row]) -> str:
+    """Beside the figures from before the first line was written: each relative to plain rounding in its own column."""
+    yardstick = _BEFORE[_OURS][1]
+    chosen = [pair for pair in pairs if pair.startswith("transformer")]
+    rows = []
+    for name, (label, bits, kl) in _BEFORE.items():
+        cells = []
+        for pair in chosen:
+            entries = pairs[pair]["entries"]
+            points, ours = (entries.get(n, {}).get("points", []) for n in (name, _OURS))
+            times = gap(points, ours, kl)
+            cells.append("-" if times is None else f"{bits_at(points, kl):.3f} ({times:.2f}x)")
+        rows.append([label, f"{bits:.3f} ({bits / yardstick:.2f}x)", f"{kl:.1e}", *cells])
+    return table(["codec", "then", "at KL", *(f"{pair}, same KL" for pair in chosen)], rows)
+
+
+def plot(pair: str, row: Row) -> None:
+    """Bits against KL, both logarithmic."""
+    figure, axes = plt.subplots(figsize=(8.6, 4.8), layout="constrained")
+    for i, (name, points) in enumerate(_measured(row, lossless=False)):
+        curve = envelope(points)
+        strong = name == _OURS
+        width, size, order = (2.4, 6, 3) if strong else (1.3, 4.5, 2)
+        axes.plot(*zip(*curve, strict=True), marker=_MARKS[i % 9], color=_COLOURS[i % 9], label=name,
+                  linewidth=width, markersize=size, zorder=order)  # fmt: skip
+    for kl in TARGETS:
+        axes.axvline(kl, color="#bbbbbb", linewidth=0.8, linestyle=":", zorder=1)
+    axes.set(xscale="log", yscale="log", xlabel="KL(original || restored), nats per prediction",
+             ylabel="bits per parameter, whole file", title=f"{pair}: lower and further left is better")  # fmt: skip
+    kept = row["base"]["kl"]
+    if kept < 3 * axes.get_xlim()[1]:
+        axes.axvline(kept, color="#bbbbbb", linewidth=1.2, zorder=1)
+        axes.text(kept, 0.03, "keep the \nold version ", transform=axes.get_xaxis_transform(), ha="right",
+                  color="#666666", fontsize=8)  # fmt: skip
+    axes.grid(alpha=0.25, which="both", linewidth=0.5)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    (_DOCS / "images").mkdir(exist_ok=True)
+    figure.savefig(_DOCS / "images" / f"fidelity-{_slug(pair)}.png", dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def page(result: Row) -> str:
+    """The whole file."""
+    pairs, m = result["pairs"], result["machine"]
+    commits = sorted(
+        {entry["commit"] for row in pairs.values() for entry in row["entries"].values() if "commit" in entry}
+    )
+    used = {k: v for row in pairs.values() for entry in row["entries"].values()
+            for k, v in entry.get("versions", {}).items()} | result["versions"]  # fmt: skip
+    shares = {row["held_out_share"] for row in pairs.values()}
+    where = (
+        f"{m['cpu']}, {m['cores']} cores, Python {m['python']}; commits {', '.join(commits)}; {result['date']}; "
+        + ", ".join(f"{name} {number}" for name, number in sorted(used.items()))
+    )
+    points = "\n\n".join(f"<details><summary>{pair}</summary>\n\n{points_table(row)}\n\n</details>"
+                         for pair, row in pairs.items())  # fmt: skip
+    plots = "\n\n".join(
+        f"![{pair}: bits per parameter against KL](images/fidelity-{_slug(pair)}.png)" for pair in pairs
+    )
+    return _TEMPLATE.read_text().format(
+        where=where, share=" or ".join(f"{100 * share:g} %" for share in sorted(shares)), seed=result["seed"],
+        keeping=keeping(pairs), headline=headline(pairs), plots=plots, lossless=lossless(pairs), missing=missing(pairs),
+        late_max=pairs["transformer late"]["update_max"], before=before(pairs), points=points,
+    )  # fmt: skip
+
+
+def main(arguments: list[str]) -> None:
+    argparse.ArgumentParser(prog="bench page", description=__doc__).parse_args(arguments)
+    result = json.loads((RESULTS / "fidelity.json").read_text())
+    for pair, row in result["pairs"].items():
+        plot(pair, row)
+    (_DOCS / "results.md").write_text(page(result))

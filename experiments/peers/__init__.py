@@ -1,0 +1,37 @@
+"""Programs that nearzip is measured beside, each an adapter of a few lines; heavy imports wait until they are used."""
+
+from __future__ import annotations
+
+from experiments.peers.base import Peer, Setting, Tensors
+from experiments.peers.excp import ExcpPeer
+from experiments.peers.general import Blosc2Peer, GzipPeer, LzmaPeer, OpenzlPeer, PcodecPeer, ZstdPeer
+from experiments.peers.models import Z4aiPeer, ZipnnPeer
+from experiments.peers.nnc import NncodecPeer, NncodecTrellisPeer
+from experiments.peers.ours import DeltaDnnPeer, DeltaDnnRelativePeer, NearzipLosslessPeer, NearzipPeer
+from experiments.peers.scientific import Sz3NoPredictionPeer, Sz3Peer, ZfpPeer
+
+__all__ = ["METHODS", "PEERS", "Peer", "Setting", "Tensors", "by_name"]
+
+#: This package's own.
+METHODS: tuple[type[Peer], ...] = (NearzipPeer, DeltaDnnPeer, DeltaDnnRelativePeer, NearzipLosslessPeer)
+PEERS: tuple[type[Peer], ...] = (
+    NncodecTrellisPeer,
+    NncodecPeer,
+    Sz3NoPredictionPeer,
+    Sz3Peer,
+    ZfpPeer,
+    ExcpPeer,
+    Z4aiPeer,
+    ZipnnPeer,
+    PcodecPeer,
+    OpenzlPeer,
+    Blosc2Peer,
+    ZstdPeer,
+    LzmaPeer,
+    GzipPeer,
+)
+
+
+def by_name(name: str) -> Peer:
+    """A method or peer of that name."""
+    return next(peer for peer in METHODS + PEERS if peer.name == name)()

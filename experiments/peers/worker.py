@@ -1,0 +1,66 @@
+"""Runs one peer over one pair: `python -m experiments.peers.worker REQUEST`, both ways through files.
+
+The request (JSON) names the peer, the two versions (.npz), the settings and a folder; into the folder go `I.npz` for
+each setting, what a reader gets, and `answer.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.peers import Peer, Setting, Tensors, by_name
+
+
+def _timed(work: Callable[[], Any], rounds: int) -> tuple[Any, float]:
+    """The result and the median of the processor seconds that it took, all threads together."""
+    seconds = []
+    for _ in range(rounds):
+        begin = time.process_time()
+        result = work()
+        seconds.append(time.process_time() - begin)
+    return result, statistics.median(seconds)
+
+
+def _warm_up(peer: Peer) -> None:
+    """Imports and first calls are not what is timed."""
+    base = {"weight": np.linspace(-0.1, 0.1, 4096, dtype=np.float32).reshape(64, 64)}
+    new = {"weight": base["weight"] + np.float32(0.001)}
+    peer.decode(peer.encode(new, base, peer.settings(0.001)[-1]), base)
+
+
+def _point(peer: Peer, new: Tensors, base: Tensors, setting: Setting, rounds: int, out: Path) -> dict[str, Any]:
+    data, encode_s = _timed(lambda: peer.encode(new, base, setting), rounds)
+    restored, decode_s = _timed(lambda: peer.decode(data, base), rounds)
+    np.savez(out, **restored)
+    return {"setting": setting, "bytes": len(data), "encode_s": encode_s, "decode_s": decode_s}
+
+
+def _package(peer: Peer) -> dict[str, str]:
+    names = [need.split("==")[0] for need in peer.needs if "<" not in need] or ["numpy"]
+    own = next((n for n in names if n not in ("torch", "safetensors")), names[0])
+    return {own: version(own)} if peer.needs else {}
+
+
+def main() -> None:
+    request = json.loads(Path(sys.argv[1]).read_text())
+    peer, out = by_name(request["peer"]), Path(request["out"])
+    new, base = dict(np.load(request["new"])), dict(np.load(request["base"]))
+    _warm_up(peer)
+    points = [
+        _point(peer, new, base, setting, request["rounds"], out / f"{i}.npz")
+        for i, setting in enumerate(request["settings"])
+    ]
+    (out / "answer.json").write_text(json.dumps({"points": points, "versions": _package(peer)}))
+
+
+if __name__ == "__main__":
+    main()

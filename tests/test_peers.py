@@ -1,0 +1,98 @@
+"""The bench's peers give back what they were given, and its divergence is that of the definition."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from experiments.curves import bits_at, gap
+from experiments.peers import METHODS, PEERS, Peer
+from experiments.peers.base import Flat
+from experiments.peers.environments import is_here
+from experiments.peers.excp import k_means
+
+UNIT = 1e-3
+KINDS = METHODS + PEERS
+
+
+def pair() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    base = {
+        "weight": rng.normal(0, 0.05, (64, 96)).astype(np.float32),
+        "bias": rng.normal(0, 0.05, 96).astype(np.float32),
+        "steps": np.array(700, np.int64),
+    }
+    new = {name: (w + rng.normal(0, 2 * UNIT, w.shape)).astype(np.float32) for name, w in base.items()}
+    return base, new | {"steps": np.array(750, np.int64)}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_peer_gives_back_what_it_was_given(kind: type[Peer]) -> None:
+    peer = kind()
+    if not is_here(peer.needs):
+        pytest.skip(f"{peer.name} needs {', '.join(peer.needs)} in this environment")
+    base, new = pair()
+    for setting in peer.settings(UNIT):
+        before = {name: w.copy() for name, w in new.items()}
+        restored = peer.decode(peer.encode(new, base, setting), base)
+        assert list(restored) == list(new)
+        for name, weights in new.items():
+            assert np.array_equal(weights, before[name]), f"{peer.name} changed its input"
+            assert (restored[name].dtype, restored[name].shape) == (weights.dtype, weights.shape)
+            exact = peer.lossless or weights.dtype != np.float32
+            # Rounding of the sum may take a value past the bound by a unit in the last place.
+            limit = 0.0 if exact else 1.001 * setting.get("abs", 0.05)
+            assert np.abs(restored[name].astype(np.float64) - weights).max() <= limit
+
+
+def test_peers_have_names_of_their_own() -> None:
+    names = [kind.name for kind in KINDS]
+    assert len(set(names)) == len(names)
+
+
+def test_bits_at_a_divergence_are_read_off_the_envelope() -> None:
+    sweep = [
+        {"kl": 1e-4, "bits_per_parameter": 4.0},
+        {"kl": 5e-4, "bits_per_parameter": 9.0},
+        {"kl": 1e-2, "bits_per_parameter": 1.0},
+        {"kl": 0.0, "bits_per_parameter": 20.0},
+    ]
+    assert bits_at(sweep, 1e-3) == pytest.approx(2.0)
+    assert bits_at(sweep, 1e-5) is None
+    halved = [p | {"bits_per_parameter": p["bits_per_parameter"] / 2} for p in sweep]
+    assert gap(sweep, halved, 1e-3) == pytest.approx(2.0)
+
+
+def test_a_flat_checkpoint_comes_together_again() -> None:
+    _, new = pair()
+    flat = Flat.of(new)
+    header, rest, payload = Flat.unpack(flat.pack(flat.floats.tobytes()))
+    restored = Flat(header, np.frombuffer(payload, np.float32), rest).tensors()
+    assert all(np.array_equal(restored[name], w) for name, w in new.items())
+
+
+@pytest.mark.parametrize(("n_values", "n"), list(product((1, 3, 15, 16, 1000), (1, 15))))
+def test_k_means_gives_ascending_centres_within_the_values(n_values: int, n: int) -> None:
+    values = np.random.default_rng(n_values).normal(size=n_values).astype(np.float32)
+    centres = k_means(values, n)
+    assert 1 <= centres.size <= n
+    assert (np.diff(centres) > 0).all()
+    assert values.min() <= centres[0] <= centres[-1] <= values.max()
+
+
+def test_divergence_of_a_network_from_itself_is_zero() -> None:
+    pytest.importorskip("torch")
+    from experiments.evaluate import Evaluator, characters
+    from experiments.networks import NETWORKS
+
+    alphabet = "".join(chr(48 + i) for i in range(65))
+    text = "".join(np.random.default_rng(0).choice(list(alphabet), 20_000)) + alphabet
+    original = {name: w.numpy() for name, w in NETWORKS["transformer"]().state_dict().items()}
+    judge = Evaluator("transformer", original, characters(text, batches=1, rows=2))
+    same = judge.compare(original)
+    assert (same.kl, same.agreement, same.loss_change, same.accuracy_change) == (0, 1, 0, 0)
+    other = judge.compare(original | {"h.weight": original["h.weight"] + np.float32(0.1) * original["h.weight"]})
+    assert other.kl > 0
