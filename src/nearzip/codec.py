@@ -15,7 +15,7 @@ from nearzip import _core
 from nearzip.bounds import EXACT, Tolerance, violations
 from nearzip.errors import BoundError, CorruptError
 from nearzip.stages import Context, OrderedBits, OrderedDelta, Pipeline, Rans
-from nearzip.stages.base import get_varint, put_varint
+from nearzip.stages.base import check_booleans, get_varint, put_varint
 from nearzip.tensors import Array, bits_of
 
 __all__ = ["EncodedBlock", "decode_block", "encode_block", "exact_pipeline"]
@@ -139,6 +139,5 @@ def _apply_patch(patch: bytes | memoryview, values: Array) -> None:
     places = np.cumsum(gaps.astype(np.int64) + 1) - 1
     if places[-1] >= values.size:
         raise CorruptError("patch reaches beyond its block")
-    if values.dtype.kind == "b" and int(exact.max()) > 1:
-        raise CorruptError("a boolean is neither 0 nor 1")
+    check_booleans(exact, values.dtype)
     bits[places] = exact.reshape(n, -1)

@@ -139,6 +139,12 @@ def _checked(stage: str, name: str, hint: Any, value: Any) -> Any:
     raise UsageError(f"stage {stage!r}: {name} cannot be {repr(value)[:80]}")
 
 
+def check_booleans(bits: Array, dtype: np.dtype[Any]) -> None:
+    """Raise CorruptError for bytes of booleans that are neither 0 nor 1."""
+    if dtype.kind == "b" and bits.size and int(bits.max()) > 1:
+        raise CorruptError("a boolean is neither 0 nor 1")
+
+
 def put_varint(value: int) -> bytes:
     """Little-endian base 128, seven bits a byte.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from nearzip import _core
 from nearzip.errors import CorruptError, UsageError
-from nearzip.stages.base import FLOATS, SYMBOLS, Coded, Context, Stage
+from nearzip.stages.base import FLOATS, SYMBOLS, Coded, Context, Stage, check_booleans
 from nearzip.stages.quantize import QuantizeDelta, UniformStep, refuse_exact, require_rounded
 from nearzip.tensors import Array, bits_of, is_float, room_for
 
@@ -77,11 +77,6 @@ def _bits_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return bits_of(np.empty(0, dtype)).dtype
 
 
-def _check_booleans(bits: Array, context: Context) -> None:
-    if context.dtype.kind == "b" and bits.size and int(bits.max()) > 1:
-        raise CorruptError("a boolean is neither 0 nor 1")
-
-
 @dataclass(frozen=True)
 class OrderedDelta(Stage):
     """Bit-exact difference to the base: of the integers that sort like the floats, modulo 2^bits, zigzag coded.
@@ -120,7 +115,7 @@ class OrderedDelta(Stage):
         out = room_for(symbols.size, symbols.dtype)
         floats = is_float(context.dtype) or context.dtype.kind == "c"
         _core.undo_ordered_delta(symbols, base, floats, out)
-        _check_booleans(out, context)
+        check_booleans(out, context.dtype)
         return out.view(context.dtype)
 
 
@@ -154,5 +149,5 @@ class OrderedBits(Stage):
             bits: Array = (symbols >> symbols.dtype.type(1)) | (symbols << top)
         else:
             bits = _unfolded(symbols) if context.dtype.kind == "i" else symbols
-        _check_booleans(bits, context)
+        check_booleans(bits, context.dtype)
         return bits.view(context.dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nearzip.errors import CorruptError, UsageError
-from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Coded, Context, Stage
+from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Coded, Context, Stage, check_booleans
 from nearzip.tensors import Array, bits_of
 
 __all__ = ["PackIntegers", "RawBytes", "RunLengths"]
@@ -34,8 +34,7 @@ class RawBytes(Stage):
         if len(coded.data) != context.n * context.dtype.itemsize:
             raise CorruptError("stream holds another number of values")
         values = np.frombuffer(coded.data, bits_of(np.empty(0, context.dtype)).dtype).copy()
-        if context.dtype.kind == "b" and values.size and int(values.max()) > 1:
-            raise CorruptError("a boolean is neither 0 nor 1")
+        check_booleans(values, context.dtype)
         typed: Array = values.view(context.dtype)
         return typed
 
