@@ -7,6 +7,7 @@ import gc
 import io
 import os
 import resource
+import types
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -21,6 +22,7 @@ from arrays import FLOATS, random_network
 
 import nearzip as nz
 from nearzip import errors
+from nearzip.archive import _check_writable
 from nearzip.files import ENDINGS, open_checkpoint, write_checkpoint
 from nearzip.tensors import DTYPES, Checkpoint
 
@@ -696,3 +698,11 @@ def test_a_large_tensor_is_not_decoded_again_for_every_block(tmp_path, monkeypat
         monkeypatch.setattr(owner, name, counted)
     nz.compress_file(tmp_path / f"in{ending}", tmp_path / "out.nz", bound=nz.Absolute(1e-3), threads=2)
     assert len(calls) <= 3
+
+
+def test_what_readers_refuse_by_default_is_not_written():
+    with pytest.raises(errors.UsageError, match="up to 4096 bytes"):
+        nz.compress({"x" * 4097: np.ones(2)})
+    deep = types.SimpleNamespace(name="deep", shape=(1,) * 33)
+    with pytest.raises(errors.UsageError, match="33 dimensions"):
+        _check_writable(types.SimpleNamespace(specs={"deep": deep}))
