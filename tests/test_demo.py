@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from idx import write_mnist
 
 from nearzip import demo
 from nearzip.cli import cli
@@ -17,20 +18,10 @@ from nearzip.errors import BoundError, CorruptError
 rng = np.random.default_rng(5)
 
 
-def _write_idx(path: Path, array: np.ndarray) -> None:
-    sizes = b"".join(n.to_bytes(4, "big") for n in array.shape)
-    path.write_bytes(gzip.compress(bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()))
-
-
 @pytest.fixture
 def mnist(tmp_path: Path) -> Path:
     """Noise in the shape of MNIST, one image for each digit and more."""
-    raw = tmp_path / "data" / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for name, n in (("train", 200), ("t10k", 50)):
-        _write_idx(raw / f"{name}-images-idx3-ubyte.gz", rng.integers(0, 256, (n, 28, 28)))
-        _write_idx(raw / f"{name}-labels-idx1-ubyte.gz", np.arange(n) % 10)
-    return tmp_path / "data"
+    return write_mnist(tmp_path / "data", rng, 200, 50)
 
 
 def test_the_demo_keeps_its_bound_and_its_accuracy(tmp_path: Path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from idx import write_mnist
 
 torch = pytest.importorskip("torch", reason="the experiments need PyTorch")
 
@@ -42,20 +43,10 @@ INPUTS = {"mnist": (2, 1, 28, 28), "cifar-10": (2, 3, 32, 32), "tinyshakespeare"
 needs_data = pytest.mark.skipif(not os.environ.get("NEARZIP_DATA"), reason="needs the data sets: set NEARZIP_DATA")
 
 
-def _write_idx(path: Path, array: np.ndarray) -> None:
-    sizes = b"".join(n.to_bytes(4, "big") for n in array.shape)
-    path.write_bytes(gzip.compress(bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()))
-
-
 @pytest.fixture
 def mnist(tmp_path: Path) -> Path:
     """A folder with noise in the shape of MNIST."""
-    raw = tmp_path / "data" / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for name, n in (("train", 40), ("t10k", 10)):
-        _write_idx(raw / f"{name}-images-idx3-ubyte.gz", rng.integers(0, 256, (n, 28, 28)))
-        _write_idx(raw / f"{name}-labels-idx1-ubyte.gz", np.arange(n) % 10)
-    return tmp_path / "data"
+    return write_mnist(tmp_path / "data", rng, 40, 10)
 
 
 def _write_cifar(folder: Path) -> np.ndarray:
