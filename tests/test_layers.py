@@ -31,8 +31,13 @@ ROWS = (
     "files",
     "api",
     "comparison",
+    "budget",
+    "store",
+    "torch",
+    "calibrate",
     "testing",
     "plots",
+    "report",
     "demo",
     "cli",
 )
@@ -80,7 +85,7 @@ def test_every_module_has_a_row(path):
 
 
 def test_there_are_no_circles_inside_packages():
-    for package in ("stages", "recipes", "testing", "cli"):
+    for package in ("stages", "recipes", "budget", "store", "torch", "calibrate", "testing", "report", "cli"):
         graph = {
             f"{package}.{path.stem}": {name for name in imports_of(path) if name.startswith(f"{package}.")}
             for path in (ROOT / package).glob("*.py")
