@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from nearzip.archive import Archive, Progress, Reader, WriteReport, write_archive
 from nearzip.bounds import Bound, parse_bound
 from nearzip.errors import CorruptError, Error, UsageError
 from nearzip.files import check_writable, open_checkpoint, write_checkpoint
 from nearzip.limits import Limits
-from nearzip.recipes import recipe_type, recipe_types
+from nearzip.recipes import Recipe, Setting, Settings, recipe_type, recipe_types
 from nearzip.storage import atomic_file, check_free, naming_errors, open_source
 from nearzip.tensors import Array, Checkpoint, check_text, keeping_last
 
-__all__ = ["compress", "compress_file", "decompress", "decompress_file", "methods", "open"]
+__all__ = ["PlanLike", "compress", "compress_file", "decompress", "decompress_file", "methods", "open"]
 
 Path = str | os.PathLike[str]
+
+
+class PlanLike(Protocol):
+    """What `plan=` takes: anything that says which method and bound each tensor gets."""
+
+    def assignments(self, names: Sequence[str]) -> Mapping[str, tuple[Recipe, Bound | None]]:
+        """For every one of `names`: a recipe, and the bound that it keeps (None: its own)."""
 
 
 def methods() -> dict[str, str]:
@@ -33,7 +40,45 @@ def methods() -> dict[str, str]:
     return {name: recipe.summary() for name, recipe in recipe_types().items()}
 
 
-def _bound(bound: Bound | str | None) -> Bound | None:
+BoundLike = Bound | str | None
+
+
+def _settings(
+    method: str,
+    bound: BoundLike | Mapping[str, BoundLike],
+    plan: PlanLike | None,
+    options: Mapping[str, Any] | None,
+    names: Iterable[str],
+) -> Settings:
+    """What applies to each tensor."""
+    names = list(names)
+    if plan is not None:
+        return Settings.of_plan(plan.assignments(names), names)
+    recipe = recipe_type(method).from_options(options)
+    if isinstance(bound, Mapping):
+        return Settings.by_pattern(recipe, {pattern: _bound(each) for pattern, each in bound.items()}, names)
+    return Settings(Setting.of(recipe, _bound(bound)))
+
+
+def _check_arguments(
+    method: str,
+    bound: BoundLike | Mapping[str, BoundLike],
+    plan: PlanLike | None,
+    options: Mapping[str, Any] | None,
+) -> None:
+    """What can be refused before anything is read. Raises UsageError, UnknownMethodError."""
+    if plan is not None:
+        if bound is not None or options is not None:
+            raise UsageError("a plan says bounds and options for every tensor; give a plan or those, not both")
+        if not callable(getattr(plan, "assignments", None)):
+            raise UsageError(f"a plan comes from nearzip.tune or a file that it wrote, not {plan!r}")
+        return
+    recipe = recipe_type(method).from_options(options)
+    for each in bound.values() if isinstance(bound, Mapping) else [bound]:
+        Setting.of(recipe, _bound(each))
+
+
+def _bound(bound: BoundLike) -> Bound | None:
     if bound is None or isinstance(bound, Bound):
         return bound
     if isinstance(bound, str):
@@ -54,8 +99,8 @@ def compress(
     tensors: Mapping[str, Any],
     base: Mapping[str, Any] | None = None,
     method: str = "nearzip",
-    bound: Bound | str | None = None,
-    plan: None = None,
+    bound: BoundLike | Mapping[str, BoundLike] = None,
+    plan: PlanLike | None = None,
     options: Mapping[str, Any] | None = None,
     *,
     metadata: Mapping[str, str] | None = None,
@@ -72,10 +117,12 @@ def compress(
         original it was made from.
     method : str
         One of `methods()`.
-    bound : Bound, str or None
-        What is promised for every element; None: lossless for "nearzip", the paper's default for the others.
-    plan : None
-        Reserved for accuracy budgets.
+    bound : Bound, str, None, or mapping
+        What is promised for every element; None: lossless for "nearzip", the paper's default for the others. A mapping
+        gives bounds by tensor name or pattern (`fnmatch`): ``{"*": nz.Absolute(1e-3), "*.bias": nz.Lossless()}``. A
+        name comes before patterns, and those in the order given, "*" last.
+    plan : PlanLike
+        Method and bound for each tensor, in place of `method`, `bound` and `options`.
     options : mapping
         The method's own settings.
     metadata : mapping of str to str
@@ -88,7 +135,7 @@ def compress(
     Raises
     ------
     UsageError
-        Unsupported input, or a bound that the method cannot promise.
+        Unsupported input, a bound that the method cannot promise, or a bound together with a plan.
     UnknownMethodError
         No such method.
 
@@ -102,17 +149,14 @@ def compress(
     >>> bool(abs(restored["w"] - new["w"]).max() <= 1e-3), archive.nbytes < 500
     (True, True)
     """
-    if plan is not None:
-        raise UsageError("plans come with accuracy budgets, which this release does not have; give a bound")
-    recipe = recipe_type(method).from_options(options)
+    _check_arguments(method, bound, plan, options)
     source = _checkpoint(tensors, metadata)
     restored: dict[str, Array] = {}
     stream = io.BytesIO()
     report = write_archive(
         source,
         None if base is None else _checkpoint(base),
-        recipe,
-        _bound(bound),
+        _settings(method, bound, plan, options, source.specs),
         stream,
         restored.__setitem__,
         threads,
@@ -213,8 +257,8 @@ def compress_file(
     dst: Path,
     base: Path | None = None,
     method: str = "nearzip",
-    bound: Bound | str | None = None,
-    plan: None = None,
+    bound: BoundLike | Mapping[str, BoundLike] = None,
+    plan: PlanLike | None = None,
     options: Mapping[str, Any] | None = None,
     *,
     restored: Path | None = None,
@@ -228,23 +272,20 @@ def compress_file(
     what a reader will get, the next base. Outputs are written whole or not at all and overwritten only with `force`.
     The other parameters and the errors are `compress`'s.
     """
-    if plan is not None:
-        raise UsageError("plans come with accuracy budgets, which this release does not have; give a bound")
-    recipe = recipe_type(method).from_options(options)
-    wanted = _bound(bound)
-    recipe.resolve_bound(wanted)
+    _check_arguments(method, bound, plan, options)
     for output in (dst, restored):
         if output is not None:
             check_free(output, force)
     source = open_input(src)
     reference = None if base is None else open_input(base)
     try:
+        settings = _settings(method, bound, plan, options, source.specs)
         with atomic_file(dst, force=force) as stream:
             if restored is None:
-                report = write_archive(source, reference, recipe, wanted, stream, None, threads, progress)
+                report = write_archive(source, reference, settings, stream, None, threads, progress)
             else:
                 with write_checkpoint(restored, source.specs, source.metadata, source.tree, force) as writer:
-                    report = write_archive(source, reference, recipe, wanted, stream, writer.write, threads, progress)
+                    report = write_archive(source, reference, settings, stream, writer.write, threads, progress)
                     # Neither file appears before the other is safe.
                     with naming_errors("write", dst):
                         stream.flush()

@@ -10,7 +10,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from nearzip.bounds import Bound
 from nearzip.codec import decode_block, encode_block
 from nearzip.container import BlockEntry, Index, Segment, Source, Writer, read_index
 from nearzip.digests import content_id, digest, join_pieces, piece_digests, tensor_digest
@@ -18,7 +17,7 @@ from nearzip.errors import CorruptError, LimitError, NotFoundError, UsageError, 
 from nearzip.layout import Block, Draft, context_of, draft_segments, find_ties, read_block, segment_blocks
 from nearzip.limits import Limits
 from nearzip.parallel import number_of_threads, ordered_map
-from nearzip.recipes import Recipe
+from nearzip.recipes import Settings
 from nearzip.storage import atomic_file
 from nearzip.tensors import Array, Checkpoint, TensorSpec, room_for
 from nearzip.version import __version__
@@ -120,21 +119,19 @@ class _Assembler:
 def write_archive(
     source: Checkpoint,
     base: Checkpoint | None,
-    recipe: Recipe,
-    bound: Bound | None,
+    settings: Settings,
     stream: BinaryIO,
     keep: Keep | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> WriteReport:
-    """Encode every tensor of `source`, block by block, and write the archive to `stream`.
+    """Encode every tensor of `source` as `settings` say, block by block, and write the archive to `stream`.
 
     `keep` gets each tensor as a reader will. Memory: a few blocks, and what `keep` holds.
     """
     threads = number_of_threads(threads)
     _check_writable(source)
-    resolved = recipe.resolve_bound(bound)
-    if not recipe.uses_base:
+    if not any(setting.recipe.uses_base for setting in settings.distinct(source.specs)):
         base = None
     ties = find_ties(source)
     tied_to = _inverted(ties)
@@ -145,7 +142,7 @@ def write_archive(
     base_contents: dict[str, bytes] = {}
     entries: list[BlockEntry] = []
     n_patched = done_bytes = 0
-    drafts = draft_segments(source, base, names, recipe, resolved, threads)
+    drafts = draft_segments(source, base, names, settings, threads)
     assembler = base_assembler = _Assembler(())
 
     for done in ordered_map(lambda task: _encode(task, source, base), _tasks(drafts), threads):
@@ -188,11 +185,22 @@ def write_archive(
         gone=tuple(name for name in base.specs if name not in source.specs) if base else (),
         metadata=dict(source.metadata),
         tree=source.tree,
-        method={"name": recipe.name, "options": recipe.options()},
-        bound=resolved.to_json(),
+        method=_method_json(settings, specs),
+        bound=settings.default.bound.to_json(),
         writer=f"nearzip {__version__}",
     )
-    return WriteReport(index, writer.finish(index), n_patched, _coded_alone(source, base, ties))
+    return WriteReport(index, writer.finish(index), n_patched, _coded_alone(source, base, ties, settings))
+
+
+def _method_json(settings: Settings, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
+    """The default setting, and others with the numbers of their tensors. Readers show it; decoding needs none of it."""
+    number = {spec.name: i for i, spec in enumerate(specs)}
+    others = [
+        {**setting.to_json(), "bound": setting.bound.to_json(), "tensors": [number[name] for name in names]}
+        for setting, names in settings.distinct(number).items()
+        if setting != settings.default
+    ]
+    return {**settings.default.to_json(), **({"others": others} if others else {})}
 
 
 def _check_writable(source: Checkpoint) -> None:
@@ -215,13 +223,15 @@ def _inverted(aliases: Mapping[str, str]) -> dict[str, list[str]]:
     return found
 
 
-def _coded_alone(source: Checkpoint, base: Checkpoint | None, ties: Mapping[str, str]) -> dict[str, str]:
+def _coded_alone(
+    source: Checkpoint, base: Checkpoint | None, ties: Mapping[str, str], settings: Settings
+) -> dict[str, str]:
     if base is None:
         return {}
     reasons = {}
     for name, spec in source.specs.items():
         other = base.specs.get(name)
-        if name in ties or spec.same_kind(other):
+        if name in ties or spec.same_kind(other) or not settings[name].recipe.uses_base:
             continue
         if other is None:
             reasons[name] = "new"
@@ -359,7 +369,7 @@ class Reader(Mapping[str, Array]):
             n_bytes = sum(block.length for block in segment.blocks)
             n = sum(spec.n_elements for spec in segment.tensors)
             for spec in segment.tensors:
-                stages = tuple(stage.id for stage in segment.blocks[0].pipeline.stages)
+                stages = tuple(stage.label for stage in segment.blocks[0].pipeline.stages)
                 share = n_bytes * spec.n_elements / n if n else 0.0
                 reports[spec.name] = TensorReport(spec, stages, segment.base_digest is not None, share)
         specs = {spec.name: spec for spec in self.index.tensors}

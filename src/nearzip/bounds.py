@@ -21,6 +21,7 @@ __all__ = [
     "Absolute",
     "Bound",
     "Lossless",
+    "NoPromise",
     "PointwiseRelative",
     "Relative",
     "Rms",
@@ -71,9 +72,11 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What is promised for one tensor: bits, |x - x'| <= value, or |x - x'| <= value |x|."""
+    """What is promised for one tensor: bits, |x - x'| <= value, |x - x'| <= value |x|, or only that x' is finite where
+    x is, and that bits are kept where it is not.
+    """
 
-    kind: Literal["exact", "absolute", "pointwise"]
+    kind: Literal["exact", "absolute", "pointwise", "finite"]
     value: float = 0.0
 
 
@@ -116,6 +119,27 @@ class Lossless(Bound):
 
     def tolerance(self, statistics: Statistics) -> Tolerance:
         return EXACT
+
+    def __str__(self) -> str:
+        return self.key
+
+
+@dataclass(frozen=True)
+class NoPromise(Bound):
+    """Finite values stay finite, the others keep their bits: all that pruning and clustering can promise.
+
+    It cannot be asked for; methods that promise nothing against their input have it.
+
+    Examples
+    --------
+    >>> str(NoPromise())
+    'no promise'
+    """
+
+    key = "no promise"
+
+    def tolerance(self, statistics: Statistics) -> Tolerance:
+        return Tolerance("finite")
 
     def __str__(self) -> str:
         return self.key
@@ -233,11 +257,22 @@ def violations(original: Array, decoded: Array, tolerance: Tolerance) -> Array:
         per_value = 2 if original.dtype.kind == "c" else 1
         differs = bits_of(original) != bits_of(decoded)
         return np.flatnonzero(differs.reshape(-1, per_value).any(axis=1)) if per_value > 1 else np.flatnonzero(differs)
+    if tolerance.kind == "finite":
+        return _not_finite(original, decoded)
     left, right = original, decoded
     if original.dtype.itemsize < 4:
         left, right = original.astype(np.float32), decoded.astype(np.float32)
     suspects = np.array(_core.outside(left, right, tolerance.value, tolerance.kind == "pointwise"), dtype=np.int64)
     if not suspects.size:
         return suspects
+    broken: Array = suspects[bits_of(original)[suspects] != bits_of(decoded)[suspects]]
+    return broken
+
+
+def _not_finite(original: Array, decoded: Array) -> Array:
+    """Where a value that is not finite lost its bits, or a finite one became something else."""
+    with np.errstate(invalid="ignore"):
+        was, stays = np.isfinite(original), np.isfinite(decoded)
+    suspects = np.flatnonzero(~(was & stays))
     broken: Array = suspects[bits_of(original)[suspects] != bits_of(decoded)[suspects]]
     return broken

@@ -384,7 +384,9 @@ class _Parser:
 
 def _check_blocks(segment: Segment) -> None:
     total = sum(spec.n_bytes for spec in segment.tensors)
-    if not 0 < segment.block_bytes <= _MOST_BLOCK_BYTES or segment.block_bytes % PIECE_BYTES:
+    # A tensor that is never cut is one block of its own size, however large.
+    most = max(_MOST_BLOCK_BYTES, -(-total // PIECE_BYTES) * PIECE_BYTES)
+    if not 0 < segment.block_bytes <= most or segment.block_bytes % PIECE_BYTES:
         raise CorruptError("index: block size out of range")
     expected = max(1, -(-total // segment.block_bytes))
     if not segment.tensors or len({spec.dtype for spec in segment.tensors}) != 1:

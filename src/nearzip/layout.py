@@ -9,9 +9,10 @@ import numpy as np
 
 from nearzip.bounds import EXACT, Bound, Statistics, Tolerance
 from nearzip.codec import exact_pipeline
-from nearzip.digests import digest
+from nearzip.digests import PIECE_BYTES, digest
+from nearzip.errors import UsageError
 from nearzip.parallel import ordered_map
-from nearzip.recipes import Recipe, TensorPlan
+from nearzip.recipes import Setting, Settings, TensorPlan, TensorView
 from nearzip.stages import Context, Pipeline
 from nearzip.tensors import Array, Checkpoint, TensorSpec, dtype_of, is_float, room_for
 
@@ -91,45 +92,85 @@ def _survey(source: Checkpoint, names: list[str], bound: Bound, threads: int) ->
 
 
 def draft_segments(
-    source: Checkpoint, base: Checkpoint | None, names: list[str], recipe: Recipe, bound: Bound, threads: int
+    source: Checkpoint, base: Checkpoint | None, names: list[str], settings: Settings, threads: int
 ) -> Iterator[Draft]:
-    """Decide how every tensor of `names` is coded. Small ones are gathered, in order, into groups of one kind."""
-    rounded = [name for name in names if is_float(dtype_of(source.spec(name).dtype))]
-    statistics = _survey(source, rounded, bound, threads)
-    whole = sum(statistics.values(), Statistics())
+    """Decide how every tensor of `names` is coded. Small ones of one setting are gathered, in order, into groups of one
+    kind."""
+    for setting, members in settings.distinct(names).items():
+        yield from _draft(source, base if setting.recipe.uses_base else None, members, setting, threads)
+
+
+def _draft(
+    source: Checkpoint, base: Checkpoint | None, names: list[str], setting: Setting, threads: int
+) -> Iterator[Draft]:
+    recipe = setting.recipe
     groups: dict[tuple[str, Pipeline, bool], list[tuple[TensorSpec, Tolerance]]] = {}
     sizes: dict[tuple[str, Pipeline, bool], int] = {}
-
-    def draft(members: list[tuple[TensorSpec, Tolerance]], pipeline: Pipeline, with_base: bool) -> Draft:
-        specs, tolerances = zip(*members, strict=True)
-        return Draft(specs, pipeline, tolerances, with_base, recipe.group_bytes)
-
-    for name in names:
-        spec = source.spec(name)
-        with_base = recipe.uses_base and base is not None and spec.same_kind(base.specs.get(name))
-        plan = _plan(spec, with_base, recipe, bound, statistics.get(name, Statistics()), whole)
+    for spec, with_base, plan in _plans(source, base, names, setting, threads):
         member = (spec, plan.tolerance)
         n_bytes = spec.n_bytes
-        if n_bytes >= recipe.group_bytes:
-            yield draft([member], plan.pipeline, with_base)
+        whole = recipe.whole_tensors and is_float(dtype_of(spec.dtype))
+        if whole or n_bytes >= recipe.group_bytes:
+            cut = recipe.cut_tensors and not whole
+            yield _gathered([member], plan.pipeline, with_base, recipe.group_bytes if cut else _one_block(n_bytes))
             continue
         key = (spec.dtype, plan.pipeline, with_base)
         group = groups.setdefault(key, [])
         if group and sizes[key] + n_bytes > recipe.group_bytes:
-            yield draft(group, plan.pipeline, with_base)
+            yield _gathered(group, plan.pipeline, with_base, recipe.group_bytes)
             group.clear()
             sizes[key] = 0
         group.append(member)
         sizes[key] = sizes.get(key, 0) + n_bytes
     for (_, pipeline, with_base), group in groups.items():
         if group:
-            yield draft(group, pipeline, with_base)
+            yield _gathered(group, pipeline, with_base, recipe.group_bytes)
 
 
-def _plan(
-    spec: TensorSpec, with_base: bool, recipe: Recipe, bound: Bound, own: Statistics, whole: Statistics
-) -> TensorPlan:
-    dtype = dtype_of(spec.dtype)
-    if not is_float(dtype):
-        return TensorPlan(recipe.exact_pipeline(with_base) or exact_pipeline(with_base), EXACT)
-    return recipe.plan(dtype, with_base, bound, own, whole)
+def _gathered(
+    members: list[tuple[TensorSpec, Tolerance]], pipeline: Pipeline, with_base: bool, block_bytes: int
+) -> Draft:
+    specs, tolerances = zip(*members, strict=True)
+    return Draft(specs, pipeline, tolerances, with_base, block_bytes)
+
+
+def _one_block(n_bytes: int) -> int:
+    """The size of a block that holds so much: a multiple of a digest's pieces, like all sizes of blocks."""
+    return max(1, -(-n_bytes // PIECE_BYTES)) * PIECE_BYTES
+
+
+def _plans(
+    source: Checkpoint, base: Checkpoint | None, names: list[str], setting: Setting, threads: int
+) -> Iterator[tuple[TensorSpec, bool, TensorPlan]]:
+    """Each tensor, whether a base takes part, and how it is coded."""
+    recipe, bound = setting.recipe, setting.bound
+    rounded = [name for name in names if is_float(dtype_of(source.spec(name).dtype))]
+    statistics = _survey(source, rounded, bound, threads)
+    whole = sum(statistics.values(), Statistics())
+    views = (_view(source, base, name, statistics.get(name, Statistics()), whole) for name in rounded)
+    plans = recipe.plan_all(views, bound)
+    for name in names:
+        spec = source.spec(name)
+        with_base = _has_base(spec, base)
+        if is_float(dtype_of(spec.dtype)):
+            yield spec, with_base, next(plans)
+        else:
+            yield spec, with_base, TensorPlan(recipe.exact_pipeline(with_base) or exact_pipeline(with_base), EXACT)
+
+
+def _has_base(spec: TensorSpec, base: Checkpoint | None) -> bool:
+    return base is not None and spec.same_kind(base.specs.get(spec.name))
+
+
+def _view(source: Checkpoint, base: Checkpoint | None, name: str, own: Statistics, whole: Statistics) -> TensorView:
+    spec = source.spec(name)
+    with_base = _has_base(spec, base)
+
+    def base_values() -> Array:
+        if base is None or not with_base:
+            raise UsageError(f"tensor {name!r} has no base")
+        return base.read(name)
+
+    return TensorView(
+        name, dtype_of(spec.dtype), spec.shape, with_base, own, whole, lambda: source.read(name), base_values
+    )

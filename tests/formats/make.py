@@ -1,10 +1,10 @@
 """Write the golden files of this release, once, before it is released:
 
-    python tests/formats/make.py
+    python tests/formats/make.py [LABEL]
 
-They stay in the repository for good, and every later release reads them (`test_formats.py`). Existing files are never
-replaced: a release whose format changes after its golden files were made, but before it is out, removes its folder
-by hand first.
+With a label, a folder of that label gets what no folder has yet: methods that were added since. They stay in the
+repository for good, and every later release reads them (`test_formats.py`). Existing files are never replaced: a
+release whose format changes after its golden files were made, but before it is out, removes its folder by hand first.
 """
 
 from __future__ import annotations
@@ -99,9 +99,12 @@ def cases():
 
 
 def main() -> int:
-    folder = HERE / f"{nz.__version__}-format-{FORMAT_VERSION}"
-    if folder.exists():
-        print(f"{folder} exists already; golden files are never replaced", file=sys.stderr)
+    label = "".join(f"-{text}" for text in sys.argv[1:])
+    folder = HERE / f"{nz.__version__}-format-{FORMAT_VERSION}{label}"
+    written = {path.name for path in HERE.glob("*/*.nz")}
+    missing = [case for case in cases() if not label or f"{case[0]}-alone.nz" not in written]
+    if folder.exists() or not missing:
+        print(f"{folder} exists already, or has nothing to hold; golden files are never replaced", file=sys.stderr)
         return 2
     folder.mkdir()
     source = Checkpoint.of(base_network())
@@ -110,7 +113,7 @@ def main() -> int:
             writer.write(name, array)
     base = dict(open_checkpoint(folder / "base.safetensors").arrays())
     expected = {}
-    for name, method, bound, options in cases():
+    for name, method, bound, options in missing:
         for side, held in (("alone", None), ("update", base)):
             archive = nz.compress(new_network(), held, method, bound, options=options, metadata={"case": name})
             archive.save(folder / f"{name}-{side}.nz")

@@ -14,7 +14,7 @@ from nearzip.api import open_input
 from nearzip.archive import Reader, TensorReport
 from nearzip.cli.console import facts, human_bytes, print_json, progress, rows_table, safe, show
 from nearzip.cli.running import common_options
-from nearzip.cli.transfer import bound_text, some
+from nearzip.cli.transfer import bound_text, others_text, some
 from nearzip.comparison import Comparison, Figures
 from nearzip.errors import CorruptError, Error, WrongBaseError
 from nearzip.plots import check_plot, draw_comparison
@@ -128,6 +128,7 @@ def _inspect_text(
         ("writer", index.writer),
         ("method", f"{index.method.get('name')} ({options})" if options else index.method.get("name")),
         ("bound", bound_text(index.bound)),
+        ("others", others_text(index.method)),
         ("id", index.id),
         ("base id", index.base_id or "none needed"),
         ("holds", f"{len(reports):,} tensors, {n:,} values, {human_bytes(index.n_bytes)}"),

@@ -128,6 +128,7 @@ def _compress_text(report: FileReport, output: str, restored: str | None, second
                  f"{report.ratio:.2f}x smaller, {_bits_per_value(report):.3f} bits per parameter"),
         ("method", index.method["name"]),
         ("bound", bound_text(index.bound) + (f", {patched:,} values stored exactly to keep it" if patched else "")),
+        ("others", others_text(index.method)),
         ("alone", some([f"{name} ({why})" for name, why in report.write.alone.items()])),
         ("gone", some(index.gone)),
         ("id", index.id),
@@ -140,6 +141,20 @@ def bound_text(document: Mapping[str, Any]) -> str:
     """A bound as the command line spells it, from an archive's index (untrusted)."""
     kind, value = document.get("kind", "unknown"), document.get("value")
     return f"{kind}:{value:g}" if isinstance(value, float) else str(kind)
+
+
+def others_text(method: Mapping[str, Any]) -> str | None:
+    """Settings besides the default one, from an archive's index (untrusted): how many tensors have each."""
+    others = method.get("others")
+    if not isinstance(others, list):
+        return None
+    texts = []
+    for other in filter(lambda item: isinstance(item, dict), others):
+        tensors, bound = other.get("tensors"), other.get("bound")
+        n = len(tensors) if isinstance(tensors, list) else 0
+        kept = bound_text(bound) if isinstance(bound, dict) else "unknown"
+        texts.append(f"{n} {'tensor' if n == 1 else 'tensors'}: {safe(str(other.get('name')))}, {safe(kept)}")
+    return "; ".join(texts) or None
 
 
 def some(items: Sequence[str], n: int = 4) -> str | None:

@@ -6,12 +6,22 @@ import functools
 from importlib.metadata import entry_points
 
 from nearzip.errors import UnknownMethodError
-from nearzip.recipes.base import Recipe, TensorPlan
+from nearzip.recipes.base import Recipe, TensorPlan, TensorView, Unpromised
 from nearzip.recipes.baselines import GzipRecipe, LzmaRecipe, ZstdRecipe
 from nearzip.recipes.delta_dnn import DeltaDnn
 from nearzip.recipes.nearzip import Nearzip
+from nearzip.recipes.settings import Setting, Settings
 
-__all__ = ["Recipe", "TensorPlan", "recipe_type", "recipe_types"]
+__all__ = [
+    "Recipe",
+    "Setting",
+    "Settings",
+    "TensorPlan",
+    "TensorView",
+    "Unpromised",
+    "recipe_type",
+    "recipe_types",
+]
 
 _BUILT_IN: tuple[type[Recipe], ...] = (Nearzip, DeltaDnn, GzipRecipe, ZstdRecipe, LzmaRecipe)
 

@@ -4,17 +4,47 @@ from __future__ import annotations
 
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
 
-from nearzip.bounds import Bound, Statistics, Tolerance
+from nearzip.bounds import Bound, NoPromise, Statistics, Tolerance
 from nearzip.errors import UsageError
 from nearzip.stages import Pipeline
+from nearzip.tensors import Array
 
-__all__ = ["Recipe", "TensorPlan"]
+__all__ = ["Recipe", "TensorPlan", "TensorView", "Unpromised"]
+
+
+@dataclass(frozen=True)
+class TensorView:
+    """What a recipe sees of a floating-point tensor.
+
+    Parameters
+    ----------
+    name : str
+    dtype : numpy dtype
+    shape : tuple of int
+    with_base : bool
+        Whether the reader holds a tensor of the same dtype and shape.
+    own, whole : Statistics
+        Of this tensor, and of all floating-point tensors that share its method and bound (empty if the bound is
+        lossless).
+    values, base_values : callable
+        The tensor, and what the reader holds (UsageError if that is nothing), shape `shape`. Read when called, so a
+        recipe that does not need them costs nothing; nobody writes to them.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    with_base: bool
+    own: Statistics
+    whole: Statistics
+    values: Callable[[], Array]
+    base_values: Callable[[], Array]
 
 
 @dataclass(frozen=True)
@@ -30,33 +60,35 @@ class Recipe(ABC):
     """A published method, or ours. Fields are its options.
 
     The docstring's first line is its one-line description. `uses_base`: whether it makes anything of a base.
-    `group_bytes`: tensors up to this size are coded together, up to this size in all.
+    `promises`: whether it keeps a bound (see `Unpromised`). `group_bytes`: tensors up to this size are coded together,
+    up to this size in all. `cut_tensors`: whether larger ones are cut into blocks of that size; if not, a tensor is in
+    one block, however large. `whole_tensors`: every tensor is a block of its own, never grouped and never cut, because
+    stages keep side data for it.
     """
 
     name: ClassVar[str]
     uses_base: ClassVar[bool] = True
+    promises: ClassVar[bool] = True
     group_bytes: ClassVar[int] = 4 << 20
+    cut_tensors: ClassVar[bool] = True
+    whole_tensors: ClassVar[bool] = False
 
     @abstractmethod
     def resolve_bound(self, bound: Bound | None) -> Bound:
         """The bound that is kept: the caller's, or the method's default. Raises UsageError if it cannot be promised."""
 
     @abstractmethod
-    def plan(
-        self, dtype: np.dtype[Any], with_base: bool, bound: Bound, own: Statistics, whole: Statistics
-    ) -> TensorPlan:
-        """How to code a floating-point tensor.
+    def plan(self, tensor: TensorView, bound: Bound) -> TensorPlan:
+        """How to code a floating-point tensor, under a bound as `resolve_bound` gave it."""
 
-        Parameters
-        ----------
-        dtype : numpy dtype
-        with_base : bool
-            Whether the reader holds a tensor of the same dtype and shape.
-        bound : Bound
-            As `resolve_bound` gave it.
-        own, whole : Statistics
-            Of this tensor and of all of the network's floating-point tensors (empty if the bound needs none).
+    def plan_all(self, tensors: Iterable[TensorView], bound: Bound) -> Iterator[TensorPlan]:
+        """Plans for all floating-point tensors that share this recipe and bound, in their order.
+
+        For recipes that compare tensors with each other before they decide; by default each is planned alone, when
+        its turn comes.
         """
+        for tensor in tensors:
+            yield self.plan(tensor, bound)
 
     def exact_pipeline(self, with_base: bool) -> Pipeline | None:
         """For integers, booleans and complex numbers; None: as `codec.exact_pipeline` does."""
@@ -78,6 +110,22 @@ class Recipe(ABC):
 
     def options(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True)
+class Unpromised(Recipe):
+    """A recipe that promises nothing against its input: it prunes, clusters, or has a fixed number of bits."""
+
+    promises = False
+
+    def resolve_bound(self, bound: Bound | None) -> Bound:
+        if bound is None or isinstance(bound, NoPromise):
+            return NoPromise()
+        settings = ", ".join(f.name for f in fields(self))
+        raise UsageError(
+            f"{self.name} promises nothing against its input, so it cannot keep {bound}; leave the bound out and set "
+            f"its options ({settings}), or take a method that keeps bounds"
+        )
 
 
 def _convert(method: str, name: str, hint: Any, value: Any) -> Any:

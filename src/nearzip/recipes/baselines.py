@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-
-from nearzip.bounds import EXACT, Bound, Lossless, Statistics
-from nearzip.recipes.base import Recipe, TensorPlan
+from nearzip.bounds import EXACT, Bound, Lossless
+from nearzip.recipes.base import Recipe, TensorPlan, TensorView
 from nearzip.stages import Gzip, Lzma, Pipeline, RawBytes, Stage, Zstd
 
 __all__ = ["GzipRecipe", "LzmaRecipe", "ZstdRecipe"]
@@ -30,9 +28,7 @@ class _RawRecipe(Recipe):
         # Keeping every bit keeps any bound.
         return Lossless()
 
-    def plan(
-        self, dtype: np.dtype[Any], with_base: bool, bound: Bound, own: Statistics, whole: Statistics
-    ) -> TensorPlan:
+    def plan(self, tensor: TensorView, bound: Bound) -> TensorPlan:
         return TensorPlan(self._pipeline(), EXACT)
 
     def exact_pipeline(self, with_base: bool) -> Pipeline:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-
-from nearzip.bounds import Absolute, Bound, PointwiseRelative, Statistics
+from nearzip.bounds import Absolute, Bound, PointwiseRelative
 from nearzip.errors import UsageError
-from nearzip.recipes.base import Recipe, TensorPlan
+from nearzip.recipes.base import Recipe, TensorPlan, TensorView
 from nearzip.stages import LogStep, Lzma, PackIntegers, Pipeline, RunLengths, Stage, SubtractBase, UniformStep, Zstd
 
 __all__ = ["BACKENDS", "DeltaDnn"]
@@ -56,13 +54,11 @@ class DeltaDnn(Recipe):
             f"delta-dnn cannot promise {bound}; it keeps abs:EPS (mode absolute) or pwrel:EPS (mode relative)"
         )
 
-    def plan(
-        self, dtype: np.dtype[Any], with_base: bool, bound: Bound, own: Statistics, whole: Statistics
-    ) -> TensorPlan:
-        tolerance = bound.tolerance(own)
+    def plan(self, tensor: TensorView, bound: Bound) -> TensorPlan:
+        tolerance = bound.tolerance(tensor.own)
         if isinstance(bound, PointwiseRelative):
-            first: tuple[Stage, ...] = (LogStep(tolerance.value, delta=with_base),)
+            first: tuple[Stage, ...] = (LogStep(tolerance.value, delta=tensor.with_base),)
         else:
             step = UniformStep(2 * math.log1p(tolerance.value))
-            first = (SubtractBase(), step) if with_base else (step,)
+            first = (SubtractBase(), step) if tensor.with_base else (step,)
         return TensorPlan(Pipeline(first + BACKENDS[self.backend]), tolerance)

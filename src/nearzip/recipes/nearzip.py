@@ -13,7 +13,7 @@ import numpy as np
 
 from nearzip.bounds import Bound, Lossless, Statistics, Tolerance
 from nearzip.codec import exact_pipeline
-from nearzip.recipes.base import Recipe, TensorPlan
+from nearzip.recipes.base import Recipe, TensorPlan, TensorView
 from nearzip.stages import LogStep, Pipeline, Rans, SubtractBase, UniformStep
 
 __all__ = ["Nearzip"]
@@ -40,17 +40,15 @@ class Nearzip(Recipe):
     def resolve_bound(self, bound: Bound | None) -> Bound:
         return bound or Lossless()
 
-    def plan(
-        self, dtype: np.dtype[Any], with_base: bool, bound: Bound, own: Statistics, whole: Statistics
-    ) -> TensorPlan:
-        tolerance = bound.tolerance(own)
+    def plan(self, tensor: TensorView, bound: Bound) -> TensorPlan:
+        tolerance = bound.tolerance(tensor.own)
         if tolerance.kind == "exact":
-            return TensorPlan(exact_pipeline(with_base), tolerance)
+            return TensorPlan(exact_pipeline(tensor.with_base), tolerance)
         if tolerance.kind == "pointwise":
-            eps = _room(tolerance.value, _half_spacing(dtype, 1.0))
-            return TensorPlan(Pipeline((LogStep(eps, delta=with_base), Rans())), tolerance)
-        room = _shared_room(tolerance.value, bound.tolerance(whole), dtype, own)
-        return TensorPlan(_stepped(min(2 * room, sys.float_info.max), with_base), tolerance)
+            eps = _room(tolerance.value, _half_spacing(tensor.dtype, 1.0))
+            return TensorPlan(Pipeline((LogStep(eps, delta=tensor.with_base), Rans())), tolerance)
+        room = _shared_room(tolerance.value, bound.tolerance(tensor.whole), tensor.dtype, tensor.own)
+        return TensorPlan(_stepped(min(2 * room, sys.float_info.max), tensor.with_base), tolerance)
 
 
 @functools.lru_cache(maxsize=64)

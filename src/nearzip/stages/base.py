@@ -19,7 +19,19 @@ import numpy as np
 from nearzip.errors import CorruptError, UsageError
 from nearzip.tensors import Array, round_to
 
-__all__ = ["BYTES", "FLOATS", "SYMBOLS", "Coded", "Context", "Kind", "Pipeline", "Stage", "get_varint", "put_varint"]
+__all__ = [
+    "BYTES",
+    "FLOATS",
+    "SYMBOLS",
+    "Chain",
+    "Coded",
+    "Context",
+    "Kind",
+    "Pipeline",
+    "Stage",
+    "get_varint",
+    "put_varint",
+]
 
 
 class Kind(enum.Enum):
@@ -113,23 +125,35 @@ class Stage(ABC):
         """
         return None
 
+    @property
+    def label(self) -> str:
+        """For people: the id, and what is nested in it."""
+        return self.id
+
     def to_json(self) -> dict[str, Any]:
-        """Id and fields; a field that has its default is left out."""
+        """Id and fields; a field that has its default is left out. A chain is the list of its stages."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        return {"id": self.id, **values}
+        return {"id": self.id, **{n: v.to_json() if isinstance(v, Chain) else v for n, v in values.items()}}
 
     @classmethod
     def from_json(cls, parameters: dict[str, Any]) -> Stage:
-        """From the parameters in a file (untrusted). Raises UsageError."""
-        hints = typing.get_type_hints(cls)
-        known = {f.name: hints[f.name] for f in fields(cls)}
+        """From the parameters in a file (untrusted), chains as `registry` has read them. Raises UsageError."""
+        known = cls.hints()
         needed = {f.name for f in fields(cls) if f.default is MISSING}
         if not needed <= set(parameters) <= set(known):
             raise UsageError(f"stage {cls.id!r} takes {sorted(known)}, not {repr(sorted(parameters))[:200]}")
         return cls(**{name: _checked(cls.id, name, known[name], value) for name, value in parameters.items()})
 
+    @classmethod
+    def hints(cls) -> dict[str, Any]:
+        """Type of each field."""
+        hints = typing.get_type_hints(cls)
+        return {f.name: hints[f.name] for f in fields(cls)}
+
 
 def _checked(stage: str, name: str, hint: Any, value: Any) -> Any:
+    if hint is Chain and isinstance(value, Chain):
+        return value
     if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     if typing.get_origin(hint) is typing.Literal and type(value) is str and value in typing.get_args(hint):
@@ -178,16 +202,18 @@ def get_varint(data: memoryview | bytes, at: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Pipeline:
-    """Stages from a tensor's values to bytes. The kinds of neighbours must match.
+class Chain:
+    """Stages that lead to bytes from any kind. The kinds of neighbours must match.
+
+    A stage that splits what it takes into several streams has one as a field for each of them.
 
     Examples
     --------
-    >>> from nearzip.stages import Lzma, PackIntegers, UniformStep
-    >>> pipeline = Pipeline((UniformStep(0.5), PackIntegers(), Lzma()))
-    >>> x = np.array([0.0, 0.2, -1.3], np.float32)
-    >>> pipeline.decode(pipeline.encode(x, Context.alone(x)), Context.alone(x))
-    array([ 0. ,  0. , -1.5], dtype=float32)
+    >>> from nearzip.stages import Lzma, PackIntegers
+    >>> chain = Chain((PackIntegers(), Lzma()))
+    >>> context = Context(np.dtype(np.int32), (3,))
+    >>> chain.decode(chain.encode(np.array([1, 2, 3], np.int32), context), context)
+    array([1, 2, 3], dtype=int32)
     """
 
     stages: tuple[Stage, ...]
@@ -195,8 +221,8 @@ class Pipeline:
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.stages or self.stages[0].takes is not FLOATS or self.stages[-1].gives is not BYTES:
-            raise UsageError("a pipeline leads from floats to bytes")
+        if not self.stages or self.stages[-1].gives is not BYTES:
+            raise UsageError("a chain of stages leads to bytes")
         for one, next_one in zip(self.stages, self.stages[1:], strict=False):
             if one.gives is not next_one.takes:
                 raise UsageError(
@@ -209,12 +235,19 @@ class Pipeline:
         return self._hash
 
     @property
+    def takes(self) -> Kind:
+        return self.stages[0].takes
+
+    @property
     def needs_base(self) -> bool:
         return any(stage.needs_base for stage in self.stages)
 
-    def encode(self, values: Array, context: Context) -> bytes:
-        """Bytes of `values`, shape (n,), dtype `context.dtype`."""
-        value: Any = values
+    @property
+    def label(self) -> str:
+        return " ".join(stage.label for stage in self.stages)
+
+    def encode(self, value: Any, context: Context) -> bytes:
+        """Bytes of `value`: an array, shape (n,), or n bytes. Floats have dtype `context.dtype`."""
         sides = []
         for n_stages, step in self._steps:
             coded = step.encode(value, context)
@@ -222,8 +255,8 @@ class Pipeline:
             sides += [b"\0"] * (n_stages - 1) + [put_varint(len(coded.side)) + coded.side]
         return b"".join([*sides, value])
 
-    def decode(self, data: bytes | memoryview, context: Context) -> Array:
-        """The values, shape (n,), dtype `context.dtype`. Raises CorruptError on bytes that no encoder wrote."""
+    def decode(self, data: bytes | memoryview, context: Context) -> Any:
+        """The value again, n of them. Raises CorruptError on bytes that no encoder wrote."""
         view = memoryview(data)
         sides = []
         at = 0
@@ -238,12 +271,45 @@ class Pipeline:
         value: Any = view[at:]
         for (_, step), side in zip(reversed(self._steps), reversed(sides), strict=True):
             value = step.decode(Coded(value, side), context)
-        if value.shape != (context.n,):
+        if len(value) != context.n:
             raise CorruptError("stream holds another number of values")
-        return round_to(context.dtype, value)
+        return round_to(context.dtype, value) if self.takes is FLOATS else value
 
     def to_json(self) -> list[dict[str, Any]]:
         return [stage.to_json() for stage in self.stages]
+
+
+@dataclass(frozen=True)
+class Pipeline(Chain):
+    """A chain from a tensor's values to bytes.
+
+    Examples
+    --------
+    >>> from nearzip.stages import Lzma, PackIntegers, UniformStep
+    >>> pipeline = Pipeline((UniformStep(0.5), PackIntegers(), Lzma()))
+    >>> x = np.array([0.0, 0.2, -1.3], np.float32)
+    >>> pipeline.decode(pipeline.encode(x, Context.alone(x)), Context.alone(x))
+    array([ 0. ,  0. , -1.5], dtype=float32)
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.takes is not FLOATS:
+            raise UsageError("a pipeline leads from floats to bytes")
+
+    # A dataclass that compares would make its own, over all fields.
+    __hash__ = Chain.__hash__
+
+    def encode(self, value: Array, context: Context) -> bytes:
+        """Bytes of `value`, shape (n,), dtype `context.dtype`."""
+        return super().encode(value, context)
+
+    def decode(self, data: bytes | memoryview, context: Context) -> Array:
+        """The values, shape (n,), dtype `context.dtype`. Raises CorruptError on bytes that no encoder wrote."""
+        values: Array = super().decode(data, context)
+        if values.shape != (context.n,):
+            raise CorruptError("stream holds another number of values")
+        return values
 
 
 def _fused(stages: tuple[Stage, ...]) -> tuple[tuple[int, Stage], ...]:

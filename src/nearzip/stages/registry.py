@@ -7,14 +7,14 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from nearzip.errors import CorruptError, NewerFormatError, UsageError
-from nearzip.stages.base import Pipeline, Stage
+from nearzip.stages.base import Chain, Pipeline, Stage
 from nearzip.stages.entropy import Rans
 from nearzip.stages.external import Gzip, Lzma, Zstd
 from nearzip.stages.predict import OrderedBits, OrderedDelta, SubtractBase
 from nearzip.stages.quantize import LogStep, UniformStep
 from nearzip.stages.runs import PackIntegers, RawBytes, RunLengths
 
-__all__ = ["BUILT_IN", "pipeline_from_json", "stage_types"]
+__all__ = ["BUILT_IN", "pipeline_from_json", "read_chains", "stage_types"]
 
 BUILT_IN: tuple[type[Stage], ...] = (
     SubtractBase,
@@ -31,7 +31,9 @@ BUILT_IN: tuple[type[Stage], ...] = (
     Zstd,
 )
 
+#: Of one chain, and chains within chains.
 _MOST_STAGES = 16
+_MOST_DEPTH = 3
 
 
 @functools.cache
@@ -41,12 +43,13 @@ def stage_types() -> dict[str, type[Stage]]:
     return types | {stage.id: stage for stage in BUILT_IN}
 
 
-def _stage_from_json(document: Any) -> Stage:
+def _stage_from_json(document: Any, depth: int) -> Stage:
     if not isinstance(document, dict) or not isinstance(document.get("id"), str):
         raise CorruptError("index: a stage is not an object with an id")
     parameters = {name: value for name, value in document.items() if name != "id"}
+    kind = _stage_type(document["id"])
     try:
-        return _stage_type(document["id"]).from_json(parameters)
+        return kind.from_json(read_chains(kind, parameters, depth))
     except UsageError as error:
         raise CorruptError(f"index: {error}") from None
 
@@ -62,12 +65,26 @@ def _stage_type(name: str) -> type[Stage]:
     return found
 
 
-def pipeline_from_json(document: Any) -> Pipeline:
-    """A pipeline from a file's index (untrusted). Raises CorruptError or NewerFormatError."""
+def read_chains(kind: type[Stage], parameters: dict[str, Any], depth: int = 0) -> dict[str, Any]:
+    """Parameters of a stage with its chains made of their JSON (untrusted). Raises CorruptError, NewerFormatError."""
+    chains = {name for name, hint in kind.hints().items() if hint is Chain}
+    return {
+        name: Chain(_stages_from_json(value, depth + 1)) if name in chains and isinstance(value, list) else value
+        for name, value in parameters.items()
+    }
+
+
+def _stages_from_json(document: Any, depth: int) -> tuple[Stage, ...]:
     if not isinstance(document, list) or not 0 < len(document) <= _MOST_STAGES:
         raise CorruptError("index: a pipeline is not a short list of stages")
-    stages = tuple(_stage_from_json(stage) for stage in document)
+    if depth > _MOST_DEPTH:
+        raise CorruptError(f"index: pipelines are nested deeper than {_MOST_DEPTH}")
+    return tuple(_stage_from_json(stage, depth) for stage in document)
+
+
+def pipeline_from_json(document: Any) -> Pipeline:
+    """A pipeline from a file's index (untrusted). Raises CorruptError or NewerFormatError."""
     try:
-        return Pipeline(stages)
+        return Pipeline(_stages_from_json(document, 0))
     except UsageError as error:
         raise CorruptError(f"index: {error}") from None

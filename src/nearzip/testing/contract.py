@@ -22,8 +22,9 @@ import numpy as np
 from nearzip.archive import Reader, WriteReport, write_archive
 from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms, Statistics, violations
 from nearzip.errors import CorruptError, Error, UnknownMethodError, UsageError
-from nearzip.recipes import Recipe
+from nearzip.recipes import Recipe, Setting, Settings
 from nearzip.stages import BYTES, FLOATS, SYMBOLS, Coded, Context, Stage, pipeline_from_json, stage_types
+from nearzip.stages.registry import read_chains
 from nearzip.storage import BytesSource
 from nearzip.tensors import DTYPES, Array, Checkpoint, is_float
 
@@ -151,7 +152,9 @@ def _check_json(stage: Stage) -> None:
     _require(document.get("id") == stage.id, stage, "JSON", "id is missing")
     read = json.loads(json.dumps(document, allow_nan=False))
     read.pop("id")
-    _require(type(stage).from_json(read) == stage, stage, "JSON", "does not read back as it was")
+    _require(
+        type(stage).from_json(read_chains(type(stage), read)) == stage, stage, "JSON", "does not read back as it was"
+    )
     hash(stage)
     if stage_types().get(stage.id) is type(stage) and stage.takes is FLOATS and stage.gives is BYTES:
         pipeline = pipeline_from_json([stage.to_json()])
@@ -317,7 +320,8 @@ def _write(
     kept: dict[str, Array] = {}
     source, reference = Checkpoint.of(tensors), None if base is None else Checkpoint.of(base)
     wanted = None if bound == recipe.resolve_bound(None) else bound
-    report = write_archive(source, reference, recipe, wanted, stream, kept.__setitem__, threads)
+    settings = Settings(Setting.of(recipe, wanted))
+    report = write_archive(source, reference, settings, stream, kept.__setitem__, threads)
     return stream.getvalue(), kept, report
 
 
