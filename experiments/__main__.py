@@ -4,7 +4,10 @@ import importlib
 import sys
 
 #: Command: the module whose `main` it is.
-_SAME = ("bound_truth", "damage", "damage_peers", "fidelity", "memory", "page", "size", "speed", "tables", "train")
+_SAME = (
+    "bound_truth", "damage", "damage_peers", "fidelity", "memory", "page", "size", "speed", "tables", "throughput",
+    "train",
+)  # fmt: skip
 COMMANDS = dict(zip(_SAME, _SAME, strict=True)) | {"traces": "trace_sets"}
 
 

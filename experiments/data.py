@@ -164,27 +164,33 @@ def _held_out(name: str, train: Split, test: Split, n_validation: int) -> Datase
     return Dataset(name, train[:cut], train[cut:], test)
 
 
+def _mnist_split(folder: Path, part: str) -> Split:
+    def path(what: str) -> Path:
+        file = f"{part}-{what}-ubyte.gz"
+        return _find(folder, "MNIST", f"MNIST/raw/{file}", f"raw/{file}", file)
+
+    pixels, labels = read_idx(path("images-idx3")), read_idx(path("labels-idx1"))
+    return _images(pixels[:, None], labels, MNIST_MEAN, MNIST_STD)
+
+
 def _mnist(folder: Path, n_validation: int) -> Dataset:
-    def split(part: str) -> Split:
-        def path(what: str) -> Path:
-            file = f"{part}-{what}-ubyte.gz"
-            return _find(folder, "MNIST", f"MNIST/raw/{file}", f"raw/{file}", file)
+    return _held_out("mnist", _mnist_split(folder, "train"), _mnist_split(folder, "t10k"), n_validation)
 
-        pixels, labels = read_idx(path("images-idx3")), read_idx(path("labels-idx1"))
-        return _images(pixels[:, None], labels, MNIST_MEAN, MNIST_STD)
 
-    return _held_out("mnist", split("train"), split("t10k"), n_validation)
+def _cifar_split(folder: Path, *names: str) -> Split:
+    batches = _cifar_batches(folder)
+    records = np.concatenate([np.fromfile(batches / name, np.uint8).reshape(-1, 3073) for name in names])
+    return _images(records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0], CIFAR_MEAN, CIFAR_STD)
 
 
 def _cifar(folder: Path, n_validation: int) -> Dataset:
-    batches = _cifar_batches(folder)
+    train = _cifar_split(folder, *(f"data_batch_{i}.bin" for i in range(1, 6)))
+    return _held_out("cifar-10", train, _cifar_split(folder, "test_batch.bin"), n_validation)
 
-    def split(*names: str) -> Split:
-        records = np.concatenate([np.fromfile(batches / name, np.uint8).reshape(-1, 3073) for name in names])
-        return _images(records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0], CIFAR_MEAN, CIFAR_STD)
 
-    train = split(*(f"data_batch_{i}.bin" for i in range(1, 6)))
-    return _held_out("cifar-10", train, split("test_batch.bin"), n_validation)
+def held_out_images(name: str, folder: Path) -> Split:
+    """The official test images of `mnist` or `cifar-10`, without reading the training images."""
+    return _mnist_split(folder, "t10k") if name == "mnist" else _cifar_split(folder, "test_batch.bin")
 
 
 def _cifar_batches(folder: Path) -> Path:

@@ -1,13 +1,11 @@
 """What a restored network still does: divergence, loss, accuracy and agreement with the original on held-out data.
 
 Needs PyTorch. Held-out data are as the README of the traces says: the last tenth of tinyshakespeare, the test images
-of CIFAR-10.
+of CIFAR-10 and MNIST.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from experiments.cache import cache_folder
-from experiments.networks import NETWORKS
+from experiments.data import held_out_images
+from experiments.networks import NETWORKS, data_of
 from experiments.traces import Tensors
 
 #: Predictions per forward pass of the images.
 _BATCH = 500
-_MEAN = (0.4914, 0.4822, 0.4465)
-_STD = (0.2470, 0.2435, 0.2616)
 
 
 @dataclass(frozen=True)
@@ -64,31 +60,16 @@ def characters(text: str, batches: int = 20, rows: int = 32, time: int = 128) ->
     return HeldOut(inputs, targets)
 
 
-def images(records: np.ndarray) -> HeldOut:
-    """CIFAR-10 records of 3 073 bytes, normalised per channel."""
-    records = records.reshape(-1, 3073)
-    pixels = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).astype(np.float32) / 255)
-    pixels = (pixels - torch.tensor(_MEAN).view(3, 1, 1)) / torch.tensor(_STD).view(3, 1, 1)
-    classes = torch.from_numpy(records[:, 0].astype(np.int64))
-    return HeldOut(list(pixels.split(_BATCH)), list(classes.split(_BATCH)))
-
-
-def _cifar10(data: Path) -> Path:
-    folder = cache_folder() / "cifar-10-batches-bin"
-    if not (folder / "batches.meta.txt").is_file():
-        subprocess.run([sys.executable, data / "unpack_cifar10.py", folder.parent], check=True)
-    return folder
-
-
 def held_out(network: str, data: Path, share: float = 1.0) -> HeldOut:
-    """Held-out data of a network; `data` is the folder with `tinyshakespeare/` and `cifar-10.xz`.
+    """Held-out data of a network; `data` is the folder that `experiments.data.load` reads.
 
     `share`: how much of it to use, the first batches.
     """
     if network == "transformer":
         whole = characters((data / "tinyshakespeare" / "input.txt").read_text())
     else:
-        whole = images(np.fromfile(_cifar10(data) / "test_batch.bin", np.uint8))
+        split = held_out_images(data_of(network), data)
+        whole = HeldOut(list(split.inputs.split(_BATCH)), list(split.targets.split(_BATCH)))
     n = max(1, round(share * len(whole.inputs)))
     return HeldOut(whole.inputs[:n], whole.targets[:n])
 

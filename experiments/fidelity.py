@@ -21,22 +21,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import evaluate, record, traces
+from experiments import evaluate, pairs, record, traces
 from experiments.cache import cache_folder
 from experiments.peers import METHODS, PEERS, Peer
 from experiments.peers.environments import NotInstalledError, python_of
 
-#: An absolute error for each pair that leaves a divergence between 1e-4 and 1e-3.
-UNITS = {"transformer early": 1.8e-3, "transformer late": 2e-4, "vgg-small early": 1e-3, "vgg-small late": 1e-3}
 _ROOT = Path(__file__).parent.parent
 
 
 class Judge:
     """Fidelity to the newer version of a pair; what was judged before is kept by the restored bits."""
 
-    def __init__(self, pair: str, new: traces.Tensors, data: Path, share: float, fresh: bool):
-        self.network = traces.PAIRS[pair][0].split("/")[0]
-        self.new, self.data, self.share, self.fresh = new, data, share, fresh
+    def __init__(self, pair: pairs.Pair, data: Path, share: float, fresh: bool):
+        self.network, self.new = pair.network, pair.new
+        self.data, self.share, self.fresh = data, share, fresh
 
     @functools.cached_property
     def evaluator(self) -> evaluate.Evaluator:
@@ -72,18 +70,25 @@ def check(peer: Peer, setting: dict[str, Any], new: traces.Tensors, restored: tr
     return {"max_error": worst} | ({"values_outside_bound": outside} if "abs" in setting else {})
 
 
-def _ask(peer: Peer, old: traces.Tensors, new: traces.Tensors, unit: float, rounds: int, folder: Path) -> Any:
-    """Run the peer's worker; its answer. What it restored lies in `folder`."""
-    request = {"peer": peer.name, "new": str(folder / "new.npz"), "base": str(folder / "base.npz"),
-               "settings": peer.settings(unit), "rounds": rounds, "out": str(folder)}  # fmt: skip
-    np.savez(folder / "new.npz", **new)
-    np.savez(folder / "base.npz", **old)
+def ask(
+    peer: Peer, pair: pairs.Pair, settings: list[dict[str, Any]], rounds: int, folder: Path, cores: int | None = None
+) -> Any:
+    """Run the peer's worker; its answer. What it restored lies in `folder`. Raises NotInstalledError."""
+    request = {"peer": peer.name, "new": str(folder / "new.npz"), "base": str(folder / "base.npz"), "cores": cores,
+               "settings": settings, "rounds": rounds, "out": str(folder)}  # fmt: skip
+    np.savez(folder / "new.npz", **pair.new)
+    np.savez(folder / "base.npz", **pair.old)
     (folder / "request.json").write_text(json.dumps(request))
     command = [python_of(peer.needs), "-m", "experiments.peers.worker", folder / "request.json"]
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise NotInstalledError(f"failed: {(done.stderr.strip().splitlines() or [str(done.returncode)])[-1][:200]}")
     return json.loads((folder / "answer.json").read_text())
+
+
+def restored(folder: Path, i: int) -> traces.Tensors:
+    """What the worker got back with its i-th setting."""
+    return dict(np.load(folder / f"{i}.npz"))
 
 
 def _point(raw: dict[str, Any], found: dict[str, Any], fidelity: dict[str, float], n: int) -> dict[str, Any]:
@@ -99,21 +104,21 @@ def _point(raw: dict[str, Any], found: dict[str, Any], fidelity: dict[str, float
     }
 
 
-def measure(peer: Peer, pair: str, old: traces.Tensors, new: traces.Tensors, judge: Judge, rounds: int) -> Any:
+def measure(peer: Peer, pair: pairs.Pair, judge: Judge, rounds: int) -> Any:
     """One method or peer over one pair, or why it could not be measured."""
-    n = sum(w.size for w in new.values())
+    n = sum(w.size for w in pair.new.values())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            answer = _ask(peer, old, new, UNITS[pair], rounds, folder)
+            answer = ask(peer, pair, peer.settings(pair.unit), rounds, folder)
         except NotInstalledError as error:
             return {"not_measured": str(error)}
         points = []
         for i, raw in enumerate(answer["points"]):
-            restored = dict(np.load(folder / f"{i}.npz"))
-            found = check(peer, raw["setting"], new, restored)
-            points.append(_point(raw, found, judge(restored), n))
-            print(pair, peer.name, points[-1], file=sys.stderr)
+            tensors = restored(folder, i)
+            found = check(peer, raw["setting"], pair.new, tensors)
+            points.append(_point(raw, found, judge(tensors), n))
+            print(pair.name, peer.name, points[-1], file=sys.stderr)
     return {"commit": record.commit(), "lossless": peer.lossless, "versions": answer["versions"], "points": points}
 
 
@@ -139,7 +144,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", help="folder with the data and, beside it, the traces (or NEARZIP_DATA)")
     parser.add_argument("--methods", nargs="*", metavar="NAME", default=[m.name for m in METHODS])
     parser.add_argument("--peers", nargs="*", metavar="NAME", default=[p.name for p in PEERS])
-    parser.add_argument("--pairs", nargs="+", choices=list(traces.PAIRS), default=list(traces.PAIRS))
+    parser.add_argument("--pairs", nargs="+", choices=pairs.NAMES, default=pairs.NAMES)
     parser.add_argument("--share", type=float, default=1.0, help="how much of the held-out data to use")
     parser.add_argument("--rounds", type=int, default=1, help="times to encode and decode; medians are kept")
     parser.add_argument("--fresh", action="store_true", help="judge again what was judged before")
@@ -153,13 +158,14 @@ def main(arguments: list[str]) -> None:
     # One thread adds in the same order on any machine's number of cores.
     torch.set_num_threads(1)
     data = where.parent / "data"
-    for pair in options.pairs:
-        old, new = traces.pair(where, pair)
-        judge = Judge(pair, new, data, options.share, options.fresh)
-        for name in options.methods + options.peers:
-            entry = measure(known[name](), pair, old, new, judge, options.rounds)
-            pairs = _load()
-            row = pairs.setdefault(pair, {"unit": UNITS[pair], "entries": {}})
-            row |= {**update(old, new), "held_out_share": options.share, "base": judge(old), "original": judge(new)}
-            row["entries"][name] = entry
-            record.save("fidelity", {"seed": 1, "pairs": pairs}, ("nearzip", "numpy", "torch"))
+    for name in options.pairs:
+        pair = pairs.load(name, where)
+        judge = Judge(pair, data, options.share, options.fresh)
+        for method in options.methods + options.peers:
+            entry = measure(known[method](), pair, judge, options.rounds)
+            rows = _load()
+            row = rows.setdefault(name, {"unit": pair.unit, "entries": {}})
+            row |= {**update(pair.old, pair.new), "held_out_share": options.share}
+            row |= {"base": judge(pair.old), "original": judge(pair.new)}
+            row["entries"][method] = entry
+            record.save("fidelity", {"seed": 1, "pairs": rows}, ("nearzip", "numpy", "torch"))

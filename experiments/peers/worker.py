@@ -7,6 +7,7 @@ each setting, what a reader gets, and `answer.json`.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -20,14 +21,24 @@ import numpy as np
 from experiments.peers import Peer, Setting, Tensors, by_name
 
 
-def _timed(work: Callable[[], Any], rounds: int) -> tuple[Any, float]:
-    """The result and the median of the processor seconds that it took, all threads together."""
-    seconds = []
+def _timed(work: Callable[[], Any], rounds: int) -> tuple[Any, float, float]:
+    """The result, and the medians of the processor seconds (all threads together) and wall seconds that it took."""
+    seconds, wall = [], []
     for _ in range(rounds):
-        begin = time.process_time()
+        begin, begin_wall = time.process_time(), time.perf_counter()
         result = work()
         seconds.append(time.process_time() - begin)
-    return result, statistics.median(seconds)
+        wall.append(time.perf_counter() - begin_wall)
+    return result, statistics.median(seconds), statistics.median(wall)
+
+
+def _memory_mib(field: str) -> float | None:
+    """VmRSS or VmHWM of this process; None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
 def _warm_up(peer: Peer) -> None:
@@ -38,10 +49,20 @@ def _warm_up(peer: Peer) -> None:
 
 
 def _point(peer: Peer, new: Tensors, base: Tensors, setting: Setting, rounds: int, out: Path) -> dict[str, Any]:
-    data, encode_s = _timed(lambda: peer.encode(new, base, setting), rounds)
-    restored, decode_s = _timed(lambda: peer.decode(data, base), rounds)
+    before = _memory_mib("VmRSS")
+    data, encode_s, encode_wall_s = _timed(lambda: peer.encode(new, base, setting), rounds)
+    restored, decode_s, decode_wall_s = _timed(lambda: peer.decode(data, base), rounds)
+    peak = _memory_mib("VmHWM")
     np.savez(out, **restored)
-    return {"setting": setting, "bytes": len(data), "encode_s": encode_s, "decode_s": decode_s}
+    return {
+        "setting": setting,
+        "bytes": len(data),
+        "encode_s": encode_s,
+        "decode_s": decode_s,
+        "encode_wall_s": encode_wall_s,
+        "decode_wall_s": decode_wall_s,
+        "peak_mib": None if peak is None or before is None else round(peak - before, 1),
+    }
 
 
 def _package(peer: Peer) -> dict[str, str]:
@@ -53,6 +74,8 @@ def _package(peer: Peer) -> dict[str, str]:
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     peer, out = by_name(request["peer"]), Path(request["out"])
+    if request.get("cores") and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: request["cores"]])
     new, base = dict(np.load(request["new"])), dict(np.load(request["base"]))
     _warm_up(peer)
     points = [
