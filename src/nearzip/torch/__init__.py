@@ -1,0 +1,25 @@
+"""Training with PyTorch: save, crash, resume. Needs the extra `torch`."""
+
+from __future__ import annotations
+
+from nearzip.errors import missing_extra
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError:
+    raise missing_extra("PyTorch", "torch", "nearzip.torch") from None
+
+from nearzip.torch.drop_in import load_file, safe_open, save_file
+from nearzip.torch.moments import Moments
+from nearzip.torch.state import Restored, TrainingState, capture, restore
+
+__all__ = [
+    "Moments",
+    "Restored",
+    "TrainingState",
+    "capture",
+    "load_file",
+    "restore",
+    "safe_open",
+    "save_file",
+]

@@ -1,0 +1,39 @@
+"""NumPy arrays as torch tensors, bfloat16 and float8 included."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from nearzip.tensors import Array
+
+__all__ = ["to_torch"]
+
+#: What NumPy does not know itself goes by way of integers of the same width.
+_BY_BITS = {
+    "bfloat16": (np.int16, torch.bfloat16),
+    "float8_e4m3fn": (np.uint8, torch.float8_e4m3fn),
+    "float8_e5m2": (np.uint8, torch.float8_e5m2),
+}
+
+
+def to_torch(array: Array | torch.Tensor, copy: bool = True) -> torch.Tensor:
+    """A tensor of the array's values, shape and dtype, on the CPU.
+
+    Parameters
+    ----------
+    array : array or tensor
+        Of any dtype that archives hold.
+    copy : bool
+        False: share memory where that is possible.
+    """
+    if isinstance(array, torch.Tensor):
+        return array.detach().clone() if copy else array.detach()
+    if not copy and not array.flags.writeable:
+        copy = True  # torch knows no read-only tensors
+    array = np.array(array, order="C", copy=True) if copy else np.ascontiguousarray(array)
+    by_bits = _BY_BITS.get(array.dtype.name)
+    if by_bits is None:
+        return torch.from_numpy(array)
+    bits, dtype = by_bits
+    return torch.from_numpy(array.view(bits)).view(dtype)

@@ -1,0 +1,414 @@
+"""Optimizer state in few bits: moments as small integers, in the domain that matters for the next step.
+
+Adam moves a weight by m / (sqrt(v) + eps), so that is what is rounded, and v in its logarithm:
+
+* v is a power of two times a step: log2 v = step x (level + prediction), prediction by row and column;
+* m = level x step x (sqrt(v') + eps) with v' as restored, where level x step is m / (sqrt(v) + eps) rounded;
+* a momentum buffer (SGD) is rounded in units of its own root mean square.
+
+Levels are integers, which archives keep exactly and code as differences to the version before where that pays. What
+rounding cannot hold (not finite, negative, beyond the range) is kept as it was, beside the levels; so are tensors of
+which that is much. Restoring takes +, x, sqrt and powers of two: the same bits on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nearzip.errors import CorruptError, UsageError
+from nearzip.tensors import Array, as_array, dtype_of, is_float, round_to
+
+__all__ = ["Moments", "expand_moments", "shrink_moments"]
+
+#: Second moments, by optimizer state key, and the first moments that are divided by their roots.
+ROOTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
+MEANS = {"exp_avg": "exp_avg_sq"}
+BUFFERS = ("momentum_buffer",)
+
+#: A level that stands for zero.
+_ZERO = {np.dtype(np.int8): -128, np.dtype(np.int16): -(1 << 15)}
+#: Predictions are in sixteenths of a level.
+_FINE = 4
+#: With more than one value in so many that does not fit, a tensor is kept as it was.
+_MANY = 64
+#: What float64 arithmetic may add to a rounding error of half a step.
+_SLACK = 1e-6
+_BLOCK = 1 << 20
+
+Node = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """How finely an optimizer's moments are kept.
+
+    Parameters
+    ----------
+    mean : float
+        Step of Adam's m / (sqrt(v) + eps): the error of what the next update is made of is at most half of it.
+        `inf`: first moments are not stored and begin again at zero.
+    variance : float
+        Step of log2 v: a whole number, or 1/2, 1/4, .. 1/16. v is off by a factor of at most 2^(step / 2).
+    momentum : float
+        Step of SGD's momentum buffer in units of its root mean square. `inf`: not stored.
+
+    Examples
+    --------
+    >>> Moments(mean=0.5, variance=1)
+    Moments(mean=0.5, variance=1, momentum=0.5)
+    """
+
+    mean: float = 1.0
+    variance: float = 1.0
+    momentum: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "momentum"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"moments: the step of {name} is positive, not {getattr(self, name)!r}")
+        if not _is_variance_step(self.variance):
+            raise UsageError(
+                f"moments: the step of variance is a whole number up to 64, or 1/2, 1/4, 1/8, 1/16, "
+                f"not {self.variance!r}"
+            )
+
+
+def _is_variance_step(step: Any) -> bool:
+    return isinstance(step, (int, float)) and (step in (1 / 2, 1 / 4, 1 / 8, 1 / 16) or step in range(1, 65))
+
+
+# ---- to levels -------------------------------------------------------------------------------------------------
+
+
+def shrink_moments(
+    node: Mapping[str, Any],
+    tensors: dict[str, Any],
+    options: Mapping[str, Any],
+    moments: Moments,
+    predictions: dict[str, tuple[Array, Array]],
+) -> dict[str, Any]:
+    """Replace the moments of one parameter by levels.
+
+    Parameters
+    ----------
+    node : mapping
+        Nodes of the parameter's state by key, as `state` makes them.
+    tensors : dict
+        Named tensors; those that are replaced are taken out, levels are put in.
+    options : mapping
+        Of the parameter's group; `eps` is used.
+    moments : Moments
+    predictions : dict
+        Rows and columns by the name of the second moment, kept from save to save, so that levels change only where the
+        moments did.
+
+    Returns
+    -------
+    dict
+        The nodes that now stand for the state.
+    """
+    out = dict(node)
+    eps = float(options.get("eps", 0.0))
+    roots: dict[str, tuple[Array, Array]] = {}
+    for key in ROOTS:
+        name, value = _tensor_of(node.get(key), tensors)
+        if value is None:
+            continue
+        coded = _shrink_variance(name, value, moments.variance, predictions)
+        if coded is not None:
+            out[key] = _replace(name, tensors, *coded)
+            roots[key] = (value, _variance(out[key]["v"], tensors))
+    for key, root in MEANS.items():
+        name, value = _tensor_of(node.get(key), tensors)
+        if value is not None and root in roots:
+            coded = _shrink_mean(name, value, *roots[root], eps, moments.mean)
+            if coded is not None:
+                out[key] = _replace(name, tensors, *coded)
+    for key in BUFFERS:
+        name, value = _tensor_of(node.get(key), tensors)
+        coded = None if value is None else _shrink_buffer(name, value, moments.momentum)
+        if coded is not None:
+            out[key] = _replace(name, tensors, *coded)
+    return out
+
+
+def _tensor_of(node: Any, tensors: Mapping[str, Any]) -> tuple[str, Array | None]:
+    """Name and values of a floating-point tensor that `node` names."""
+    name = node.get("t") if isinstance(node, dict) else None
+    if name is None:
+        return "", None
+    value = as_array(name, tensors[name])
+    return name, value if is_float(value.dtype) and value.dtype.itemsize <= 4 and value.size else None
+
+
+def _replace(name: str, tensors: dict[str, Any], node: Node, levels: dict[str, Array]) -> Node:
+    del tensors[name]
+    tensors.update(levels)
+    return node
+
+
+def _shrink_variance(
+    name: str, value: Array, step: float, predictions: dict[str, tuple[Array, Array]]
+) -> tuple[Node, dict[str, Array]] | None:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log2(value.astype(np.float32)) * np.float32(1 / step)
+    usable = np.isfinite(logs)
+    if name not in predictions or not _fits(predictions[name], value.shape):
+        predictions[name] = _predict(logs, usable)
+    rows, columns = predictions[name]
+    residual = np.where(usable, np.rint(np.where(usable, logs, 0)) - _predicted(rows, columns, value.shape), 0)
+    levels = _levels(residual)
+    if levels is None:
+        return None
+    levels[(value == 0) & ~np.signbit(value)] = _ZERO[levels.dtype]
+    node: Node = {"v": {"levels": f"{name}.levels", "rows": f"{name}.rows", "columns": f"{name}.columns",
+                        "step": step, "dtype": value.dtype.name}}  # fmt: skip
+    found = {f"{name}.levels": levels, f"{name}.rows": rows, f"{name}.columns": columns}
+    restored = _variance(node["v"], found)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        off = np.abs(np.log2(restored.astype(np.float64) / value.astype(np.float64)))
+    wrong = ~(off <= step / 2 + _SLACK) & (bits(restored) != bits(value))
+    return _patched(name, node, "v", found, value, wrong)
+
+
+def _shrink_mean(
+    name: str, value: Array, root: Array, root_restored: Array, eps: float, step: float
+) -> tuple[Node, dict[str, Array]] | None:
+    if math.isinf(step):
+        return {"z": {"shape": list(value.shape), "dtype": value.dtype.name}}, {}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = value.astype(np.float64) / (np.sqrt(root.astype(np.float64)) + eps)
+        levels = _levels(np.rint(np.nan_to_num(ratio / step, nan=0, posinf=0, neginf=0)))
+    if levels is None:
+        return None
+    node: Node = {"m": {"levels": f"{name}.levels", "eps": eps, "step": step, "dtype": value.dtype.name}}
+    found = {f"{name}.levels": levels}
+    restored = _mean(node["m"], found, root_restored)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        off = np.abs(restored.astype(np.float64) / (np.sqrt(root_restored.astype(np.float64)) + eps) - ratio)
+    # Rounding the result to the tensor's own type belongs to the type, not to the step.
+    rounding = 2.0**-23 if value.dtype.itemsize == 4 else 2.0**-8
+    room = step / 2 + _SLACK + rounding * np.where(np.isfinite(ratio), np.abs(ratio), 0)
+    wrong = ~(off <= room) & (bits(restored) != bits(value))
+    return _patched(name, node, "m", found, value, wrong)
+
+
+def _shrink_buffer(name: str, value: Array, step: float) -> tuple[Node, dict[str, Array]] | None:
+    if math.isinf(step):
+        return {"z": {"shape": list(value.shape), "dtype": value.dtype.name}}, {}
+    working = value.astype(np.float64)
+    finite = np.isfinite(working)
+    square = float(np.square(working, where=finite, out=np.zeros_like(working)).mean())
+    unit = step * math.sqrt(square)
+    if not 0 < unit < math.inf:
+        return None
+    levels = _levels(np.rint(np.where(finite, working, 0) / unit))
+    if levels is None:
+        return None
+    node: Node = {"s": {"levels": f"{name}.levels", "unit": unit, "dtype": value.dtype.name}}
+    found = {f"{name}.levels": levels}
+    restored = _scaled(node["s"], found).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        off = np.abs(restored - working)
+    room = unit / 2 * (1 + _SLACK) + np.abs(np.where(finite, working, 0)) * 2**-8 * (value.dtype.itemsize < 4)
+    return _patched(name, node, "s", found, value, ~(off <= room))
+
+
+def bits(values: Array) -> Array:
+    """The values' bits, to tell -0.0 from 0.0 and one NaN from another."""
+    return np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
+
+
+def _levels(values: Array) -> Array | None:
+    """As the smallest integers that hold them with room for the zero; None if there are none."""
+    largest = float(np.abs(values).max(initial=0))
+    if largest < 127:
+        return np.asarray(values, np.int8)
+    # What lies beyond is left to the patch.
+    return np.asarray(np.clip(values, -32767, 32767), np.int16) if math.isfinite(largest) else None
+
+
+def _patched(
+    name: str, node: Node, kind: str, found: dict[str, Array], value: Array, wrong: Array
+) -> tuple[Node, dict[str, Array]] | None:
+    places = np.flatnonzero(wrong)
+    if places.size * _MANY > value.size:
+        return None
+    if places.size:
+        node[kind]["places"], node[kind]["exact"] = f"{name}.places", f"{name}.exact"
+        found[f"{name}.places"] = places.astype(np.int64)
+        found[f"{name}.exact"] = value.reshape(-1)[places]
+    return node, found
+
+
+def _predict(logs: Array, usable: Array) -> tuple[Array, Array]:
+    """Rows and columns whose sums come near to `logs`, in sixteenths: of the first axis and of all the others.
+
+    What has one axis or none gets one number.
+    """
+    if logs.ndim < 2:
+        mean = float(logs[usable].mean()) if usable.any() else 0.0
+        return np.array([round(mean * (1 << _FINE))], np.int16), np.zeros(1, np.int16)
+    table, mask = (part.reshape(logs.shape[0], -1) for part in (np.where(usable, logs, 0), usable))
+    weight = mask.sum(axis=1), mask.sum(axis=0)
+    rows = table.sum(axis=1, dtype=np.float64) / np.maximum(weight[0], 1)
+    rest = np.where(mask, table - rows[:, None].astype(table.dtype), 0)
+    columns = rest.sum(axis=0, dtype=np.float64) / np.maximum(weight[1], 1)
+    # Empty rows get the mean, so that what appears there later is near.
+    if mask.any():
+        rows[weight[0] == 0] = rows[weight[0] > 0].mean()
+    as_fine = [np.rint(np.clip(part * (1 << _FINE), -32000, 32000)).astype(np.int16) for part in (rows, columns)]
+    return as_fine[0], as_fine[1]
+
+
+def _fits(parts: tuple[Array, Array], shape: tuple[int, ...]) -> bool:
+    n_rows, n_columns = (1, 1) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
+    return parts[0].shape == (n_rows,) and parts[1].shape == (n_columns,)
+
+
+def _predicted(rows: Array, columns: Array, shape: tuple[int, ...]) -> Array:
+    """Whole levels, shape `shape`."""
+    total = (rows.astype(np.int32)[:, None] + columns.astype(np.int32)[None, :]) >> _FINE
+    if len(shape) < 2:
+        return np.broadcast_to(total.reshape(-1)[0], shape)
+    predicted: Array = total.reshape(shape)
+    return predicted
+
+
+# ---- and back --------------------------------------------------------------------------------------------------
+
+
+def expand_moments(node: Mapping[str, Any], tensors: Mapping[str, Array]) -> dict[str, Any]:
+    """The state of one parameter by key, arrays where levels stood; other nodes stay. Raises CorruptError."""
+    out = dict(node)
+    roots: dict[str, Array] = {}
+    for key in ROOTS:
+        content = _content(node.get(key), "v")
+        if content is not None:
+            roots[key] = _variance(content, tensors)
+            out[key] = roots[key]
+    for key in (*MEANS, *BUFFERS):
+        if (content := _content(node.get(key), "z")) is not None:
+            out[key] = _zeros(content)
+        elif (content := _content(node.get(key), "s")) is not None:
+            out[key] = _scaled(content, tensors)
+        elif (content := _content(node.get(key), "m")) is not None:
+            if MEANS.get(key) not in roots:
+                raise CorruptError(f"training state: {key} without its second moment")
+            out[key] = _mean(content, tensors, roots[MEANS[key]])
+    return out
+
+
+def _content(node: Any, kind: str) -> Any:
+    if not isinstance(node, dict) or list(node) != [kind]:
+        return None
+    if not isinstance(node[kind], dict):
+        raise CorruptError("training state: moments are damaged")
+    return node[kind]
+
+
+def _get(
+    content: Mapping[str, Any], key: str, tensors: Mapping[str, Any], kinds: str, rank: int | None = None
+) -> Array:
+    name = content.get(key)
+    array = tensors.get(name) if isinstance(name, str) else None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds or rank not in (None, array.ndim):
+        raise CorruptError(f"training state: moments name {str(name)[:80]!r}, which does not serve as {key}")
+    return array
+
+
+def _number(content: Mapping[str, Any], key: str) -> float:
+    value = content.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise CorruptError(f"training state: {key} of moments is {str(value)[:40]!r}")
+    return float(value)
+
+
+def _dtype(content: Mapping[str, Any]) -> np.dtype[Any]:
+    name = content.get("dtype")
+    if name not in ("float32", "float16", "bfloat16"):
+        raise CorruptError(f"training state: moments of dtype {str(name)[:40]!r}")
+    return dtype_of(name)
+
+
+def _powers_of_two(levels: Array, step: float) -> Array:
+    """2 ** (step * level): a table of at most 16 roots, and the exponent."""
+    if step >= 1:
+        whole: Array = np.ldexp(1.0, np.clip(levels * int(step), -2000, 2000))
+        return whole
+    per_octave = round(1 / step)
+    smallest = 2.0
+    for _ in range(per_octave.bit_length() - 1):
+        smallest = math.sqrt(smallest)
+    table = np.cumprod([1.0] + [smallest] * (per_octave - 1))
+    powers: Array = np.ldexp(table[levels % per_octave], np.clip(levels // per_octave, -2000, 2000))
+    return powers
+
+
+def _variance(content: Mapping[str, Any], tensors: Mapping[str, Any]) -> Array:
+    levels = _get(content, "levels", tensors, "i")
+    rows, columns = (_get(content, key, tensors, "i", 1) for key in ("rows", "columns"))
+    step = _number(content, "step")
+    if not _is_variance_step(step) or levels.dtype not in _ZERO or not _fits((rows, columns), levels.shape):
+        raise CorruptError("training state: second moments are damaged")
+    dtype = _dtype(content)
+    out = np.empty(levels.size, dtype)
+    predicted, flat = _predicted(rows, columns, levels.shape).reshape(-1), levels.reshape(-1)
+    for part in _blocks(levels.size):
+        powers = _powers_of_two(flat[part].astype(np.int32) + predicted[part], step)
+        out[part] = round_to(dtype, np.where(flat[part] == _ZERO[levels.dtype], 0.0, powers))
+    return _apply_patch(content, tensors, out).reshape(levels.shape)
+
+
+def _mean(content: Mapping[str, Any], tensors: Mapping[str, Any], root: Array) -> Array:
+    levels = _get(content, "levels", tensors, "i")
+    step, eps, dtype = _number(content, "step"), _number(content, "eps"), _dtype(content)
+    if levels.shape != root.shape:
+        raise CorruptError("training state: first and second moments differ in shape")
+    out = np.empty(levels.size, dtype)
+    flat, flat_root = levels.reshape(-1), root.reshape(-1)
+    for part in _blocks(levels.size):
+        with np.errstate(invalid="ignore"):
+            unit = np.sqrt(flat_root[part].astype(np.float64)) + eps
+            out[part] = round_to(dtype, flat[part].astype(np.float64) * step * unit)
+    return _apply_patch(content, tensors, out).reshape(levels.shape)
+
+
+def _scaled(content: Mapping[str, Any], tensors: Mapping[str, Any]) -> Array:
+    levels, unit, dtype = _get(content, "levels", tensors, "i"), _number(content, "unit"), _dtype(content)
+    out = round_to(dtype, levels.astype(np.float64) * unit).reshape(-1)
+    return _apply_patch(content, tensors, out).reshape(levels.shape)
+
+
+def _zeros(content: Mapping[str, Any]) -> Array:
+    shape = content.get("shape")
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 32:
+        raise CorruptError("training state: moments are damaged")
+    return np.broadcast_to(np.zeros((), _dtype(content)), shape)
+
+
+def _apply_patch(content: Mapping[str, Any], tensors: Mapping[str, Any], out: Array) -> Array:
+    if "places" not in content:
+        return out
+    places = _get(content, "places", tensors, "i", 1)
+    name = content.get("exact")
+    exact = tensors.get(name) if isinstance(name, str) else None
+    if (
+        not isinstance(exact, np.ndarray)
+        or exact.dtype != out.dtype
+        or exact.shape != places.shape
+        or (places.size and not 0 <= int(places.min()) <= int(places.max()) < out.size)
+    ):
+        raise CorruptError("training state: the patch of moments is damaged")
+    out[places] = exact
+    return out
+
+
+def _blocks(n: int) -> Iterator[slice]:
+    for start in range(0, n, _BLOCK):
+        yield slice(start, min(n, start + _BLOCK))

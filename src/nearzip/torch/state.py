@@ -1,0 +1,432 @@
+"""The whole state of a training, as named tensors and one JSON document, and back into live objects.
+
+Tensors are called `model/NAME`, `optimizer/PARAMETER/KEY`, `scheduler/..`, `rng/..` and so on. Everything is checked
+before the first live object is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import zstandard
+from torch import nn, optim
+
+from nearzip.errors import CorruptError, NewerFormatError, UsageError
+from nearzip.tensors import Array, as_array
+from nearzip.torch.arrays import to_torch
+from nearzip.torch.moments import Moments, expand_moments, shrink_moments
+from nearzip.torch.trees import Json, pack, unpack
+
+__all__ = ["DOCUMENT", "Restored", "TrainingState", "capture", "restore"]
+
+#: The tensor that holds the document: JSON, compressed with zstd.
+DOCUMENT = "training.json"
+FORMAT = 1
+#: A document says little of each tensor; more than this is not one of ours.
+_MOST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Tensors by name and what else there is to say, as plain JSON.
+
+    Parameters
+    ----------
+    tensors : dict
+        Name to torch tensor or array. As `capture` gives it they are live: the training goes on changing them.
+    document : dict
+        Step, metrics, the optimizer's groups, and so on; `trees` says how nested values stand in it.
+    parameters : frozenset of str
+        Which of the model's tensors are parameters (the others are buffers).
+    """
+
+    tensors: dict[str, Any]
+    document: dict[str, Json]
+
+    @property
+    def step(self) -> int:
+        return int(self.document["step"])
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        """Names in `tensors` of the model's parameters; the others of `model/` are buffers."""
+        return frozenset(f"model/{name}" for name in self.document["parameters"])
+
+    def to_arrays(self) -> dict[str, Array]:
+        """Everything as arrays, the document among them: what a store or an archive takes."""
+        text = json.dumps(self.document, separators=(",", ":"), allow_nan=False).encode()
+        packed = zstandard.ZstdCompressor(19, write_content_size=True).compress(text)
+        arrays = {name: as_array(name, value) for name, value in self.tensors.items()}
+        return {**arrays, DOCUMENT: np.frombuffer(packed, np.uint8)}
+
+    def shrunk(self, moments: Moments | None, predictions: dict[str, tuple[Array, Array]]) -> TrainingState:
+        """With the optimizer's moments as `moments` says; None leaves them exact.
+
+        `predictions` is empty at first and to be given again with the next state.
+        """
+        if moments is None or "optimizer" not in self.document:
+            return self
+        tensors, saved = dict(self.tensors), self.document["optimizer"]
+        options = {n: unpack(g["options"], tensors) for g in saved["groups"] for n in g["names"]}
+        state = [[n, shrink_moments(nodes, tensors, options[n], moments, predictions)] for n, nodes in saved["state"]]
+        return TrainingState(tensors, {**self.document, "optimizer": {**saved, "state": state}})
+
+    def expanded(self) -> TrainingState:
+        """The inverse of `shrunk`, up to its rounding. Raises CorruptError."""
+        if "optimizer" not in self.document:
+            return self
+        tensors, state = dict(self.tensors), []
+        saved = _optimizer_part(self.document)
+        for name, nodes in saved["state"]:
+            values = expand_moments(nodes, self.tensors)
+            arrays = {
+                f"optimizer/{name}/{key}": value for key, value in values.items() if isinstance(value, np.ndarray)
+            }
+            tensors.update(arrays)
+            state.append([name, {k: {"t": f"optimizer/{name}/{k}"} if isinstance(v, np.ndarray) else v
+                                 for k, v in values.items()}])  # fmt: skip
+        return TrainingState(tensors, {**self.document, "optimizer": {**saved, "state": state}})
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, Array]) -> TrainingState:
+        """What `to_arrays` gave, from an untrusted source. Raises CorruptError, NewerFormatError."""
+        if DOCUMENT not in arrays:
+            raise CorruptError(f"no tensor {DOCUMENT!r}: this is not a training state but plain tensors")
+        document = _read_document(arrays[DOCUMENT])
+        return TrainingState({name: array for name, array in arrays.items() if name != DOCUMENT}, document)
+
+
+def _read_document(array: Array) -> dict[str, Json]:
+    try:
+        data = array.tobytes()
+        if array.dtype != np.uint8 or not 0 < zstandard.frame_content_size(data) <= _MOST_BYTES:
+            raise ValueError
+        document = json.loads(zstandard.ZstdDecompressor().decompress(data))
+    except (zstandard.ZstdError, ValueError, RecursionError):
+        raise CorruptError("training state: the document is damaged") from None
+    if not isinstance(document, dict) or type(document.get("format")) is not int:
+        raise CorruptError("training state: the document is damaged")
+    if document["format"] > FORMAT:
+        raise NewerFormatError(f"training state: format {document['format']}; this release reads up to {FORMAT}")
+    names = document.get("parameters")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CorruptError("training state: the document is damaged")
+    if type(document.get("step")) is not int:
+        raise CorruptError("training state: the document is damaged")
+    return document
+
+
+# ---- live objects to state -------------------------------------------------------------------------------------
+
+
+def capture(
+    model: nn.Module,
+    optimizer: optim.Optimizer | None = None,
+    scheduler: Any = None,
+    step: int = 0,
+    metrics: Mapping[str, float] | None = None,
+    *,
+    scaler: Any = None,
+    loader: Any = None,
+    extra: Any = None,
+    rng: bool = True,
+) -> TrainingState:
+    """The state of a training, without copying a tensor.
+
+    Parameters
+    ----------
+    model, optimizer, scheduler, scaler
+        Whatever has `state_dict`; the optimizer is a `torch.optim.Optimizer`.
+    step : int
+    metrics : mapping of str to float
+    loader
+        A data loader with `state_dict`, or any plain value that says where the data stand.
+    extra
+        Plain values and tensors of your own.
+    rng : bool
+        Whether the states of random, numpy.random, torch and its CUDA devices belong to it.
+
+    Raises
+    ------
+    UsageError
+        State that is not made of tensors and plain values, or is spread over processes.
+    """
+    tensors: dict[str, Any] = {}
+    other: dict[str, Any] = {}
+    for name, value in model.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            tensors[f"model/{name}"] = _whole(name, value)
+        else:
+            other[name] = value
+    document: dict[str, Json] = {
+        "format": FORMAT,
+        "step": _step(step),
+        "metrics": pack(dict(metrics or {}), "metrics", {}),
+        "parameters": [name for name, _ in model.named_parameters()],
+        "other": pack(other, "model.extra", tensors),
+    }
+    if optimizer is not None:
+        document["optimizer"] = _capture_optimizer(model, optimizer, tensors)
+    for key, thing in (("scheduler", scheduler), ("scaler", scaler), ("loader", loader)):
+        if thing is not None:
+            document[key] = _capture_object(key, thing, tensors)
+    if extra is not None:
+        document["extra"] = pack(extra, "extra", tensors)
+    if rng:
+        document["rng"] = pack(_random_state(), "rng", tensors)
+    return TrainingState(tensors, document)
+
+
+def _step(step: Any) -> int:
+    if isinstance(step, bool) or int(step) != step or step < 0:
+        raise UsageError(f"a step is a whole number from 0 on, not {step!r}")
+    return int(step)
+
+
+def _whole(name: str, value: torch.Tensor) -> torch.Tensor:
+    if hasattr(value, "full_tensor"):
+        raise UsageError(
+            f"tensor {name!r} is spread over processes (a DTensor); save it with torch.distributed.checkpoint and "
+            "nearzip.torch.dcp.NearzipWriter"
+        )
+    return value.detach()
+
+
+def _parameter_names(model: nn.Module, optimizer: optim.Optimizer) -> list[list[str]]:
+    """Names of the parameters of each of the optimizer's groups; `#n` for the n-th if it is not the model's."""
+    known = {id(parameter): name for name, parameter in model.named_parameters()}
+    names, n = [], 0
+    for group in optimizer.param_groups:
+        names.append([known.get(id(p), f"#{n + i}") for i, p in enumerate(group["params"])])
+        n += len(group["params"])
+    return names
+
+
+def _capture_optimizer(model: nn.Module, optimizer: optim.Optimizer, tensors: dict[str, Any]) -> Json:
+    if not isinstance(optimizer, optim.Optimizer):
+        raise UsageError(f"the optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    names = _parameter_names(model, optimizer)
+    flat = [name for group in names for name in group]
+    content = optimizer.state_dict()
+    groups = [
+        {
+            "names": own,
+            "options": pack({k: v for k, v in group.items() if k != "params"}, f"optimizer/group{i}", tensors),
+        }
+        for i, (own, group) in enumerate(zip(names, content["param_groups"], strict=True))
+    ]
+    state = []
+    for index, values in content["state"].items():
+        name = flat[index]
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor):
+                _whole(f"{name}.{key}", value)
+        nodes = {
+            key: pack(value, f"optimizer/{name}/{key}", tensors, f"optimizer state {key!r} of {name}")
+            for key, value in values.items()
+        }
+        state.append([name, nodes])
+    return {"class": type(optimizer).__name__, "groups": groups, "state": state}
+
+
+def _capture_object(key: str, thing: Any, tensors: dict[str, Any]) -> Json:
+    if hasattr(thing, "state_dict"):
+        return {"class": type(thing).__name__, "state": pack(thing.state_dict(), key, tensors)}
+    return {"class": None, "state": pack(thing, key, tensors)}
+
+
+def _random_state() -> dict[str, Any]:
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # noqa: NPY002 - whoever uses the global generator has it restored
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+# ---- state to live objects -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What came back besides the objects that were restored in place.
+
+    `loader` is the plain value that was given as the loader's position; None if it was an object with `state_dict`.
+    """
+
+    step: int
+    metrics: dict[str, Any]
+    loader: Any = None
+    extra: Any = None
+    version: int | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def restore(
+    state: TrainingState,
+    model: nn.Module,
+    optimizer: optim.Optimizer | None = None,
+    scheduler: Any = None,
+    *,
+    scaler: Any = None,
+    loader: Any = None,
+    rng: bool = True,
+) -> Restored:
+    """Put a state back. All of it is checked against the objects first; if anything does not fit, none is changed.
+
+    What was saved but is not asked for (an optimizer, when only the model is wanted) is left out.
+
+    Raises
+    ------
+    UsageError
+        The state does not fit: other tensors or shapes, another optimizer, a scheduler that was not saved.
+    CorruptError
+        The state is damaged.
+    """
+    document, arrays = state.document, state.tensors
+    weights = _model_state(document, arrays, model)
+    packed_optimizer = None if optimizer is None else _optimizer_state(document, arrays, model, optimizer)
+    things = [("scheduler", scheduler), ("scaler", scaler)] + ([("loader", loader)] if loader is not None else [])
+    states = [(thing, _object_state(key, thing, document, arrays)) for key, thing in things if thing is not None]
+    random_state = unpack(document["rng"], arrays) if rng and "rng" in document else None
+    metrics = unpack(document.get("metrics"), {}) or {}
+    extra = unpack(document["extra"], arrays) if "extra" in document else None
+    position = _position(document, arrays) if loader is None else None
+
+    model.load_state_dict(weights)
+    if optimizer is not None:
+        optimizer.load_state_dict(packed_optimizer)  # type: ignore[arg-type]
+    for thing, content in states:
+        thing.load_state_dict(content)
+    if random_state is not None:
+        _set_random_state(random_state)
+    return Restored(state.step, metrics, position, extra)
+
+
+def _some(names: Iterator[str] | list[str]) -> str:
+    found = list(names)
+    return ", ".join(map(repr, found[:3])) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _model_state(document: dict[str, Json], arrays: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    saved = {name.removeprefix("model/"): value for name, value in arrays.items() if name.startswith("model/")}
+    other = unpack(document.get("other"), arrays) or {}
+    if not isinstance(other, dict):
+        raise CorruptError("training state: the document is damaged")
+    live = model.state_dict()
+    missing = [name for name in live if name not in saved and name not in other]
+    unknown = [name for name in (*saved, *other) if name not in live]
+    if missing or unknown:
+        parts = [f"has no {_some(missing)}"] if missing else []
+        parts += [f"holds {_some(unknown)}, which the model lacks"] if unknown else []
+        raise UsageError(f"the saved state does not fit the model: it {' and '.join(parts)}")
+    for name, array in saved.items():
+        if not isinstance(live[name], torch.Tensor) or tuple(live[name].shape) != tuple(array.shape):
+            was, is_now = list(array.shape), list(getattr(live[name], "shape", []))
+            raise UsageError(f"the saved state does not fit the model: {name!r} was {was}, is {is_now}")
+    return {**{name: to_torch(array, copy=False) for name, array in saved.items()}, **other}
+
+
+def _optimizer_state(
+    document: dict[str, Json], arrays: Mapping[str, Any], model: nn.Module, optimizer: optim.Optimizer
+) -> dict[str, Any]:
+    if "optimizer" not in document:
+        raise UsageError("the state was saved without an optimizer; restore it without one")
+    saved = _optimizer_part(document)
+    kind, pairs = saved["class"], saved["state"]
+    names = [list(group["names"]) for group in saved["groups"]]
+    options = [unpack(group["options"], arrays) for group in saved["groups"]]
+    if kind != type(optimizer).__name__:
+        raise UsageError(f"the state is of the optimizer {kind}, not {type(optimizer).__name__}")
+    live = _parameter_names(model, optimizer)
+    if names != live:
+        raise UsageError(f"the optimizer's parameters differ: {_difference(names, live)}")
+    index = {name: i for i, name in enumerate(name for group in live for name in group)}
+    if not all(name in index for name, _ in pairs) or not all(isinstance(group, dict) for group in options):
+        raise CorruptError("training state: the optimizer's part is damaged")
+    content = {index[name]: {str(k): unpack(node, arrays) for k, node in nodes.items()} for name, nodes in pairs}
+    _check_shapes(optimizer, content, list(index))
+    at, packed = 0, []
+    for own, group in zip(live, options, strict=True):
+        packed.append({**group, "params": list(range(at, at + len(own)))})
+        at += len(own)
+    return {"state": content, "param_groups": packed}
+
+
+def _optimizer_part(document: dict[str, Json]) -> dict[str, Any]:
+    """The optimizer's part of a document: class, groups of names and options, nodes by parameter and key."""
+    saved = document["optimizer"]
+    try:
+        groups = [{"names": [str(n) for n in g["names"]], "options": g["options"]} for g in saved["groups"]]
+        state = [(str(name), dict(nodes)) for name, nodes in saved["state"]]
+        return {"class": saved["class"], "groups": groups, "state": state}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise CorruptError("training state: the optimizer's part is damaged") from None
+
+
+def _difference(saved: list[list[str]], live: list[list[str]]) -> str:
+    if len(saved) != len(live):
+        return f"it had {len(saved)} groups, this one has {len(live)}"
+    for i, (was, has) in enumerate(zip(saved, live, strict=True)):
+        gone, new = [n for n in was if n not in has], [n for n in has if n not in was]
+        if gone or new:
+            lacks, also = _some(gone) or "nothing", _some(new) or "nothing"
+            return f"group {i} lacks {lacks} and has {also} instead"
+    return "they stand in another order"
+
+
+def _check_shapes(optimizer: optim.Optimizer, content: Mapping[int, Mapping[str, Any]], names: list[str]) -> None:
+    """State of as many axes as its parameter has its shape (Adafactor's rows and columns have fewer)."""
+    live = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for i, values in content.items():
+        for key, value in values.items():
+            same_rank = isinstance(value, torch.Tensor) and value.dim() == live[i].dim() > 0
+            if same_rank and value.shape != live[i].shape and key in _LIKE_PARAMETERS:
+                raise UsageError(
+                    f"optimizer state {key!r} of {names[i]!r} was {list(value.shape)}, "
+                    f"but the parameter is {list(live[i].shape)}"
+                )
+
+
+#: State that always has its parameter's shape.
+_LIKE_PARAMETERS = frozenset(
+    {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "sum", "prev", "exp_inf"}
+)
+
+
+def _object_state(key: str, thing: Any, document: dict[str, Json], arrays: Mapping[str, Any]) -> Any:
+    saved = document.get(key)
+    if not isinstance(saved, dict) or "state" not in saved:
+        raise UsageError(f"the state was saved without a {key}; restore it without one")
+    if not hasattr(thing, "load_state_dict"):
+        raise UsageError(f"the {key} given has no load_state_dict; leave it out, restore() returns the saved value")
+    if key == "scheduler" and saved.get("class") != type(thing).__name__:
+        raise UsageError(f"the state is of the scheduler {saved.get('class')}, not {type(thing).__name__}")
+    return unpack(saved["state"], arrays)
+
+
+def _position(document: dict[str, Json], arrays: Mapping[str, Any]) -> Any:
+    saved = document.get("loader")
+    if not isinstance(saved, dict) or saved.get("class") is not None:
+        return None
+    return unpack(saved.get("state"), arrays)
+
+
+def _set_random_state(state: Any) -> None:
+    try:
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])  # noqa: NPY002
+        torch.set_rng_state(state["torch"])
+        devices = state.get("cuda")
+        if devices is not None and torch.cuda.is_available() and len(devices) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(devices)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CorruptError(f"training state: the random generators' part is damaged: {error}") from None

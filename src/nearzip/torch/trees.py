@@ -1,0 +1,232 @@
+"""Nested plain values with tensors in them, as named tensors and a JSON document. Nothing is ever pickled.
+
+A node of the document is null, a boolean, an integer, a string or a finite float as it is, and else an object with one
+key: `d` dict (pairs of key and value), `c` Counter, `l` list, `u` tuple, `f` a float that JSON cannot spell, `b` bytes,
+`t` / `a` the name of a torch tensor / NumPy array, `x` a tensor of one number (dtype and value), `i` / `j` the name of
+the array of a tuple / list of many integers, `y` a torch dtype.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import collections
+import math
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from nearzip.errors import CorruptError, UsageError
+from nearzip.tensors import as_array
+from nearzip.torch.arrays import to_torch
+
+__all__ = ["Json", "pack", "unpack"]
+
+Json = Any
+#: Deeper nesting than any training state has; keeps recursion bounded.
+_DEPTH = 64
+#: From this length on a sequence of integers is stored as an array (Python's random state has 625).
+_MANY = 16
+_NUMBERS = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
+
+
+def pack(value: Any, name: str, tensors: MutableMapping[str, Any], where: str | None = None, depth: int = 0) -> Json:
+    """The node of `value`; its tensors go to `tensors` under names that begin with `name`.
+
+    Parameters
+    ----------
+    value : None, bool, int, float, str, bytes, list, tuple, dict, Counter, tensor, array, dtype
+        Nested as one likes, up to 64 deep.
+    name : str
+        Prefix of the tensors' names.
+    tensors : mutable mapping
+        Gets torch tensors and arrays as they are; nothing is copied.
+    where : str
+        What messages call the value; `name` if not given.
+
+    Raises
+    ------
+    UsageError
+        Something else is in there; the message says where.
+    """
+    where = where or name
+    if depth > _DEPTH:
+        raise UsageError(f"{where}: is nested more than {_DEPTH} deep")
+    if value is None or isinstance(value, (bool, str)) or type(value) is int:
+        return _plain(value, where)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"f": repr(float(value))}
+    if isinstance(value, torch.Tensor):
+        return _pack_tensor(value, name, tensors)
+    if isinstance(value, np.ndarray):
+        return {"a": _keep(value, name, tensors)}
+    if isinstance(value, np.generic):
+        return pack(value.item(), name, tensors, where, depth)
+    if isinstance(value, bytes):
+        return {"b": base64.b64encode(value).decode()}
+    if isinstance(value, torch.dtype):
+        return {"y": str(value).removeprefix("torch.")}
+    if isinstance(value, (list, tuple)):
+        return _pack_sequence(value, name, tensors, where, depth)
+    if isinstance(value, Mapping):
+        kind = "c" if isinstance(value, collections.Counter) else "d"
+        return {kind: [_pack_item(key, item, name, tensors, where, depth) for key, item in value.items()]}
+    raise UsageError(
+        f"{where}: a {type(value).__module__}.{type(value).__qualname__} cannot be stored; "
+        "training state is made of tensors, numbers, strings, lists and dicts"
+    )
+
+
+def _plain(value: Any, where: str) -> Json:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{where}: {value!r} is not valid Unicode") from None
+        return str(value)
+    if type(value) is int and value.bit_length() > 8192:
+        raise UsageError(f"{where}: an integer of {value.bit_length()} bits cannot be stored")
+    return value
+
+
+def _keep(value: Any, name: str, tensors: MutableMapping[str, Any]) -> str:
+    unique, n = name, 2
+    while unique in tensors:
+        unique, n = f"{name}~{n}", n + 1
+    tensors[unique] = value
+    return unique
+
+
+def _pack_tensor(value: torch.Tensor, name: str, tensors: MutableMapping[str, Any]) -> Json:
+    if value.dim() == 0 and value.dtype in _NUMBERS and value.device.type == "cpu":
+        number = value.item()
+        # A negative zero and what is not finite are rare enough to be arrays.
+        if math.isfinite(number) and not (number == 0 and math.copysign(1, number) < 0):
+            return {"x": [str(value.dtype).removeprefix("torch."), number]}
+    return {"t": _keep(value.detach(), name, tensors)}
+
+
+def _pack_sequence(value: Any, name: str, tensors: MutableMapping[str, Any], where: str, depth: int) -> Json:
+    is_list = isinstance(value, list)
+    if len(value) >= _MANY and all(type(item) is int and 0 <= item < 1 << 63 for item in value):
+        width = np.uint32 if max(value) < 1 << 32 else np.uint64
+        return {"j" if is_list else "i": _keep(np.array(value, width), name, tensors)}
+    nodes = [pack(item, f"{name}.{i}", tensors, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
+    return {"l" if is_list else "u": nodes}
+
+
+def _pack_item(
+    key: Any, item: Any, name: str, tensors: MutableMapping[str, Any], where: str, depth: int
+) -> tuple[Json, Json]:
+    if isinstance(key, (list, Mapping, torch.Tensor, np.ndarray)):
+        raise UsageError(f"{where}: a {type(key).__name__} cannot be the key of a stored dict")
+    packed_key = pack(key, f"{name}.key", tensors, f"a key of {where}", depth + 1)
+    return packed_key, pack(item, f"{name}.{key}", tensors, f"{where}[{key!r}]", depth + 1)
+
+
+def unpack(node: Json, tensors: Mapping[str, np.ndarray[Any, Any]], depth: int = 0) -> Any:
+    """The value of a node, from an untrusted document; `tensors` by name. Raises CorruptError."""
+    if depth > _DEPTH:
+        raise CorruptError("training state: nested too deep")
+    if node is None or isinstance(node, (bool, int, float, str)):
+        return node
+    if isinstance(node, dict) and len(node) == 1:
+        ((kind, content),) = node.items()
+        reader = _READERS.get(kind)
+        if reader is not None:
+            return reader(content, tensors, depth + 1)
+    raise CorruptError(f"training state: {str(node)[:80]!r} is not a node")
+
+
+def _array(name: Any, tensors: Mapping[str, Any]) -> Any:
+    if not isinstance(name, str) or name not in tensors:
+        raise CorruptError(f"training state: names tensor {str(name)[:80]!r}, which is not there")
+    return tensors[name]
+
+
+def _items(content: Any, what: type = list) -> Any:
+    if not isinstance(content, what):
+        raise CorruptError(f"training state: {str(content)[:80]!r} is not a {what.__name__}")
+    return content
+
+
+def _read_dict(content: Any, tensors: Mapping[str, Any], depth: int) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for pair in _items(content):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise CorruptError("training state: a dict holds pairs")
+        key = unpack(pair[0], tensors, depth)
+        try:
+            duplicate = key in found
+        except TypeError:
+            raise CorruptError("training state: a key cannot be hashed") from None
+        if duplicate:
+            raise CorruptError(f"training state: key {key!r} appears twice")
+        found[key] = unpack(pair[1], tensors, depth)
+    return found
+
+
+def _read_list(content: Any, tensors: Mapping[str, Any], depth: int) -> list[Any]:
+    return [unpack(node, tensors, depth) for node in _items(content)]
+
+
+def _read_integers(content: Any, tensors: Mapping[str, Any]) -> list[int]:
+    array = _array(content, tensors)
+    if array.dtype.kind != "u" or array.ndim != 1:
+        raise CorruptError("training state: a list of integers is damaged")
+    integers: list[int] = array.tolist()
+    return integers
+
+
+def _read_float(content: Any) -> float:
+    if content not in ("nan", "inf", "-inf"):
+        raise CorruptError(f"training state: {str(content)[:80]!r} is not a float")
+    return float(content)
+
+
+def _read_bytes(content: Any) -> bytes:
+    try:
+        return base64.b64decode(_items(content, str), validate=True)
+    except (binascii.Error, ValueError):
+        raise CorruptError("training state: bytes are not base64") from None
+
+
+def _read_dtype(content: Any) -> torch.dtype:
+    found = getattr(torch, content, None) if isinstance(content, str) else None
+    if not isinstance(found, torch.dtype):
+        raise CorruptError(f"training state: {str(content)[:80]!r} is no dtype")
+    return found
+
+
+def _read_number(content: Any) -> torch.Tensor:
+    if not isinstance(content, list) or len(content) != 2 or not isinstance(content[1], (bool, int, float)):
+        raise CorruptError("training state: a number is damaged")
+    dtype = _read_dtype(content[0])
+    if dtype not in _NUMBERS:
+        raise CorruptError(f"training state: a number of dtype {dtype}")
+    try:
+        return torch.tensor(content[1], dtype=dtype)
+    except (RuntimeError, OverflowError, ValueError):
+        raise CorruptError(f"training state: {content[1]!r} does not fit {dtype}") from None
+
+
+def _read_array(content: Any, tensors: Mapping[str, Any]) -> Any:
+    return as_array(content if isinstance(content, str) else "?", _array(content, tensors)).copy()
+
+
+_READERS: dict[str, Callable[[Any, Mapping[str, Any], int], Any]] = {
+    "d": _read_dict,
+    "c": lambda content, tensors, depth: collections.Counter(_read_dict(content, tensors, depth)),
+    "l": _read_list,
+    "u": lambda content, tensors, depth: tuple(_read_list(content, tensors, depth)),
+    "f": lambda content, tensors, depth: _read_float(content),
+    "b": lambda content, tensors, depth: _read_bytes(content),
+    "t": lambda content, tensors, depth: to_torch(_array(content, tensors)),
+    "a": lambda content, tensors, depth: _read_array(content, tensors),
+    "x": lambda content, tensors, depth: _read_number(content),
+    "i": lambda content, tensors, depth: tuple(_read_integers(content, tensors)),
+    "j": lambda content, tensors, depth: _read_integers(content, tensors),
+    "y": lambda content, tensors, depth: _read_dtype(content),
+}
