@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import twins
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nearzip import _core
@@ -176,6 +176,7 @@ def decoded_tokens(data: bytes, parts: list[int]) -> bytes:
 
 
 @given(seed=seeds, n=st.one_of(st.integers(0, 100), st.integers(0, 12_000)))
+@example(seed=1, n=100_000)
 def test_token_streams_read_as_the_format_says(seed, n):
     rng = np.random.default_rng(seed)
     tokens, parts = tokens_of(rng, n), parts_of(rng, n)
@@ -185,8 +186,14 @@ def test_token_streams_read_as_the_format_says(seed, n):
     assert len(data) <= n + 8 + 40
 
 
-@given(seed=seeds, n=st.integers(1, 3000), scale=st.integers(8, 16), chunk_log=st.integers(6, 24))
-def test_every_stream_that_the_format_allows_can_be_read(seed, n, scale, chunk_log):
+@given(
+    seed=seeds,
+    n=st.integers(1, 3000),
+    scale=st.integers(8, 16),
+    chunk_log=st.integers(6, 24),
+    lanes=st.sampled_from([twins.LANES, twins.MANY_LANES]),
+)
+def test_every_stream_that_the_format_allows_can_be_read(seed, n, scale, chunk_log, lanes):
     """Scales, chunk sizes and numbers of tables that our own encoder does not choose."""
     rng = np.random.default_rng(seed)
     tokens, parts = tokens_of(rng, n), parts_of(rng, n)
@@ -202,7 +209,7 @@ def test_every_stream_that_the_format_allows_can_be_read(seed, n, scale, chunk_l
     table_of = rng.integers(0, len(tables), len(twins.chunk_sizes(parts, chunk_log))).tolist()
     if len(tables) == 1:
         table_of = [0] * len(table_of)
-    data = twins.encode_tokens(tokens.tobytes(), parts, scale, chunk_log, tables, table_of)
+    data = twins.encode_tokens(tokens.tobytes(), parts, scale, chunk_log, tables, table_of, lanes)
     assert twins.decode_tokens(data, parts) == tokens.tobytes()
     assert decoded_tokens(data, parts) == tokens.tobytes()
 
@@ -255,6 +262,71 @@ def test_coding_quantized_values_in_one_pass_is_coding_them_in_two(dtype, seed, 
     assert bits_equal(np.nan_to_num(out, nan=1.0), np.nan_to_num(expected, nan=1.0))
 
 
+MANTISSA_BITS = {np.uint8: (2, 3), np.uint16: (7, 10), np.uint32: (23,), np.uint64: (52,)}
+
+
+def versions_of(rng: np.random.Generator, n: int, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    """A base of any bits, or of floats of like size, and a version of it: near, equal in stretches, or anything."""
+    top, width = np.iinfo(dtype).max, 8 * np.dtype(dtype).itemsize
+    anything = rng.integers(0, top, n, dtype=dtype, endpoint=True)
+    middle = anything & dtype(top >> 3) | dtype(1 << (width - 3))
+    base = [anything, middle][rng.integers(0, 2)]
+    noise = rng.integers(0, top, n, dtype=dtype, endpoint=True) >> dtype(rng.integers(0, width))
+    x = [base + noise, base - (noise & dtype(3)), anything[::-1].copy()][rng.integers(0, 3)]
+    same = rng.random(n) < rng.choice([0, 0.5, 0.99, 1])
+    stretches = (np.arange(n) // 700 % 2 == 0) & (rng.random() < 0.5)
+    return base, np.where(same | stretches, base, x).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", UNSIGNED)
+@given(seed=seeds, n=st.one_of(st.integers(0, 100), st.integers(0, 6000)), floats=st.booleans())
+@example(seed=8, n=50_000, floats=True)
+def test_context_streams_read_as_the_format_says(dtype, seed, n, floats):
+    rng = np.random.default_rng(seed)
+    base, x = versions_of(rng, n, dtype)
+    parts = parts_of(rng, n)
+    kind = (floats, int(rng.choice(MANTISSA_BITS[dtype])) if floats else 0)
+    data = _core.encode_contexts(x, base, *kind, parts)
+    assert len(data) <= 1 + x.nbytes
+    assert bits_equal(twins.decode_contexts(data, base, *kind, parts), x)
+    out = np.empty_like(x)
+    _core.decode_contexts(np.frombuffer(data, np.uint8), base, *kind, parts, out)
+    assert bits_equal(out, x)
+
+
+def test_an_unchanged_block_is_one_byte():
+    x = np.arange(100_000, dtype=np.uint32)
+    assert len(_core.encode_contexts(x, x, True, 23, [x.size])) == 1
+
+
+def test_only_mantissas_that_exist():
+    x = np.zeros(4, np.uint32)
+    for bits in (-1, 33, 19, 2**31 - 1):
+        with pytest.raises(ValueError, match="mantissa bits"):
+            _core.encode_contexts(x, x, True, bits, [4])
+        with pytest.raises(ValueError, match="mantissa bits"):
+            _core.decode_contexts(np.zeros(1, np.uint8), x, True, bits, [4], x)
+
+
+def test_contexts_come_near_the_entropy_within_them():
+    """Updates of one size to values of many exponents: order-0 coding pays for not knowing which is which."""
+    rng = np.random.default_rng(5)
+    n = 400_000
+    base = (rng.normal(0, 1, n) * 2.0 ** rng.integers(-7, 1, n)).astype(np.float32)
+    x = (base + rng.laplace(0, 1e-4, n)).astype(np.float16).view(np.uint16)
+    base = base.astype(np.float16).view(np.uint16)
+    symbols = np.empty_like(x)
+    _core.ordered_delta(x, base, True, symbols)
+    alone = len(_core.encode_symbols(symbols, [n], False))
+    coded = len(_core.encode_contexts(x, base, True, 10, [n]))
+    bits = 0.0
+    for e in np.unique(base >> 10):  # sign and exponent
+        counts = np.unique(symbols[base >> 10 == e], return_counts=True)[1]
+        bits += float((counts * np.log2(counts.sum() / counts)).sum())
+    assert coded < 0.85 * alone
+    assert coded < 1.04 * bits / 8
+
+
 def test_chunks_do_not_span_parts():
     """Two parts of one chunk each, told apart: their tables differ, so neither pays for the other."""
     rng = np.random.default_rng(0)
@@ -285,6 +357,10 @@ def test_arrays_must_be_of_one_size():
         lambda: _core.dequantize(symbols, None, 1.0, short),
         lambda: _core.outside(x, short, 1.0, False),
         lambda: _core.ordered_delta(symbols.view(np.uint32), short.view(np.uint32), True, x.view(np.uint32)),
+        lambda: _core.encode_contexts(symbols.view(np.uint32), short.view(np.uint32), True, 23, [4]),
+        lambda: _core.decode_contexts(
+            np.zeros(1, np.uint8), short.view(np.uint32), True, 23, [4], symbols.view(np.uint32)
+        ),
         lambda: _core.undo_ordered_delta(symbols.view(np.uint32), x.view(np.uint32), True, short.view(np.uint32)),
     ]
     for call in calls:

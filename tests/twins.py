@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 LANES = 8
+MANY_LANES = 32
 LOW = 1 << 16
 DIRECT = 128
 
@@ -181,13 +182,14 @@ class TokenHeader:
     chunks: list[int]
     n_bytes: int
     table_bits: int
+    lanes: int
 
 
 def read_token_header(data: bytes, parts: Sequence[int]) -> TokenHeader | None:
     """None: the tokens are stored as they are."""
-    scale = data[0]
-    if scale == 0:
+    if data[0] == 0:
         return None
+    scale, lanes = data[0] % MANY_LANES, MANY_LANES if data[0] >= MANY_LANES else LANES
     chunk_log = data[1]
     n_tables, at = read_varint(data, 2)
     bits = Bits(data[at:])
@@ -203,7 +205,7 @@ def read_token_header(data: bytes, parts: Sequence[int]) -> TokenHeader | None:
             if bits.get(1):
                 last = bits.get(width)
             table_of[i] = last
-    return TokenHeader(scale, tables, table_of, chunks, at + bits.bytes_begun(), table_bits)
+    return TokenHeader(scale, tables, table_of, chunks, at + bits.bytes_begun(), table_bits, lanes)
 
 
 def _read_table(bits: Bits, scale: int) -> list[int]:
@@ -227,11 +229,12 @@ def decode_tokens(data: bytes, parts: Sequence[int]) -> bytes:
         return data[1:]
     whole = 1 << header.scale
     constant = [max(freqs) == whole for freqs in header.tables]
-    states, words = [LOW] * LANES, iter(())
+    lanes = header.lanes
+    states, words = [LOW] * lanes, iter(())
     if not all(constant):
-        numbers = np.frombuffer(data[header.n_bytes : header.n_bytes + 4 * LANES], "<u4")
+        numbers = np.frombuffer(data[header.n_bytes : header.n_bytes + 4 * lanes], "<u4")
         states = [int(number) for number in numbers]
-        words = iter(np.frombuffer(data[header.n_bytes + 4 * LANES :], "<u2").tolist())
+        words = iter(np.frombuffer(data[header.n_bytes + 4 * lanes :], "<u2").tolist())
     elif len(data) != header.n_bytes:
         raise Malformed("too long")
     starts = [np.concatenate([[0], np.cumsum(freqs)]).tolist() for freqs in header.tables]
@@ -243,15 +246,15 @@ def decode_tokens(data: bytes, parts: Sequence[int]) -> bytes:
             continue
         freqs, start, slot_of = header.tables[k], starts[k], slots[k]
         for i in range(size):
-            state = states[i % LANES]
+            state = states[i % lanes]
             slot = state % whole
             token = slot_of[slot]
             state = freqs[token] * (state // whole) + slot - start[token]
             if state < LOW:
                 state = state << 16 | next(words)
-            states[i % LANES] = state
+            states[i % lanes] = state
             out.append(token)
-    if states != [LOW] * LANES or next(words, None) is not None:
+    if states != [LOW] * lanes or next(words, None) is not None:
         raise Malformed("does not close")
     return bytes(out)
 
@@ -263,6 +266,7 @@ def encode_tokens(
     chunk_log: int,
     tables: list[list[int]],
     table_of: list[int],
+    lanes: int = LANES,
 ) -> bytes:
     """A stream that says exactly this, whether or not our encoder would choose so."""
     bits = BitSink()
@@ -274,11 +278,13 @@ def encode_tokens(
         if k != last:
             bits.put(k, (len(tables) - 1).bit_length())
         last = k
-    head = bytes([scale, chunk_log]) + varint(len(tables)) + bits.to_bytes()
+    head = (
+        bytes([scale + (MANY_LANES if lanes == MANY_LANES else 0), chunk_log]) + varint(len(tables)) + bits.to_bytes()
+    )
     whole = 1 << scale
     if all(max(freqs) == whole for freqs in tables):
         return head
-    states = [LOW] * LANES
+    states = [LOW] * lanes
     words: list[int] = []
     end = len(tokens)
     for size, k in reversed(list(zip(chunk_sizes(parts, chunk_log), table_of, strict=True))):
@@ -288,11 +294,11 @@ def encode_tokens(
         if max(freqs) != whole:
             for i in range(size - 1, -1, -1):
                 token = tokens[begin + i]
-                f, state = freqs[token], states[i % LANES]
+                f, state = freqs[token], states[i % lanes]
                 if state >= f << (32 - scale):
                     words.append(state & 0xFFFF)
                     state >>= 16
-                states[i % LANES] = (state // f << scale) + state % f + start[token]
+                states[i % lanes] = (state // f << scale) + state % f + start[token]
         end = begin
     return head + np.array(states, "<u4").tobytes() + np.array(words[::-1], "<u2").tobytes()
 
@@ -351,3 +357,78 @@ def _decode_magnitude(data: bytes, parts: Sequence[int]) -> list[int]:
     if raw.bytes_begun() != len(data) - at - size:
         raise Malformed("raw bits")
     return values
+
+
+# ---- context streams -------------------------------------------------------------------------------------------
+
+#: Bits behind the leading one that a token holds, by the width of the values.
+LEAD = {8: 7, 16: 4, 32: 3, 64: 2}
+CONTEXTS = 128
+
+
+def decode_contexts(data: bytes, base: Array, floats: bool, mantissa_bits: int, parts: Sequence[int]) -> Array:
+    width = 8 * base.itemsize
+    if data[0] == 0:
+        return np.frombuffer(data[1:], base.dtype)
+    if data[0] == 1:
+        return base.copy()
+    scale, lanes = data[1] % MANY_LANES, MANY_LANES if data[1] >= MANY_LANES else LANES
+    bits = Bits(data[2:])
+    n_tables = bits.get(6) + 1
+    lengths = [bits.get_golomb() + 1 for _ in range(n_tables - 1)]
+    table_of = [k for k, length in enumerate(lengths) for _ in range(length)]
+    table_of += [n_tables - 1] * (CONTEXTS - len(table_of))
+    tables = [_read_table(bits, scale) for _ in range(n_tables)]
+    chunks = chunk_sizes(parts, 9)
+    sizes = _read_sizes(bits, len(chunks))
+    at = 2 + bits.bytes_begun()
+    states = [int(state) for state in np.frombuffer(data[at : at + 4 * lanes], "<u4")]
+    n_words, at = read_varint(data, at + 4 * lanes)
+    words = iter(np.frombuffer(data[at : at + n_words], "<u2").tolist())
+    raw = Bits(data[at + n_words :])
+    slots = [np.repeat(np.arange(256), freqs).tolist() for freqs in tables]
+    starts = [np.concatenate([[0], np.cumsum(freqs)]).tolist() for freqs in tables]
+    out: list[int] = []
+    old = base.tolist()
+    for n, size in zip(chunks, sizes, strict=True):
+        for i in range(n):
+            value = old[len(out)]
+            if size is None:
+                out.append(value)
+                continue
+            exponent = (value % (1 << (width - 1))) >> mantissa_bits if floats else 0
+            k = table_of[min(max(size - 2 * exponent + 16, 0), CONTEXTS - 1)]
+            state, whole = states[i % lanes], 1 << scale
+            token = slots[k][state % whole]
+            state = tables[k][token] * (state // whole) + state % whole - starts[k][token]
+            states[i % lanes] = state << 16 | next(words) if state < LOW else state
+            z = _joined(token, LEAD[width], raw)
+            difference = z // 2 if z % 2 == 0 else -(z + 1) // 2
+            out.append(_disorder((_order(value, width, floats) + difference) % (1 << width), width, floats))
+    if states != [LOW] * lanes or next(words, None) is not None:
+        raise Malformed("does not close")
+    if raw.bytes_begun() != len(data) - at - n_words:
+        raise Malformed("raw bits")
+    return np.array(out, base.dtype)
+
+
+def _read_sizes(bits: Bits, n: int) -> list[int | None]:
+    """Twice the logarithm of each chunk's differences; None: there are none."""
+    sizes: list[int | None] = []
+    last = 0
+    for _ in range(n):
+        code = bits.get_golomb()
+        if code == 1:
+            sizes.append(None)
+            continue
+        last += -(code // 2) if code % 2 else code // 2
+        sizes.append(last)
+    return sizes
+
+
+def _joined(token: int, lead: int, raw: Bits) -> int:
+    direct = 2 << lead
+    if token < direct:
+        return token
+    rest = ((token - direct) >> lead) + 1
+    return ((1 << lead) + (token - direct) % (1 << lead) << rest) + raw.get(rest)

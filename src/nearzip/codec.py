@@ -14,7 +14,7 @@ import numpy as np
 from nearzip import _core
 from nearzip.bounds import EXACT, Tolerance, violations
 from nearzip.errors import BoundError, CorruptError
-from nearzip.stages import Context, OrderedBits, OrderedDelta, Pipeline, Rans
+from nearzip.stages import Context, ContextDelta, OrderedBits, Pipeline, Rans
 from nearzip.stages.base import check_booleans, get_varint, put_varint
 from nearzip.tensors import Array, bits_of
 
@@ -27,7 +27,7 @@ _MANY_PATCHES = 64
 def exact_pipeline(with_base: bool) -> Pipeline:
     """Bit-exact coding of any dtype: differences of order-preserving integers, or exponents and mantissas apart."""
     if with_base:
-        return Pipeline((OrderedDelta(), Rans()))
+        return Pipeline((ContextDelta(),))
     return Pipeline((OrderedBits(), Rans("planes")))
 
 

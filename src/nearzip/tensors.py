@@ -25,6 +25,7 @@ __all__ = [
     "dtype_of",
     "is_float",
     "keeping_last",
+    "mantissa_bits",
     "room_for",
     "round_to",
 ]
@@ -61,6 +62,11 @@ def dtype_of(name: str) -> np.dtype[Any]:
 def is_float(dtype: np.dtype[Any]) -> bool:
     """Whether values of that type may be rounded (real floating point); everything else is exact."""
     return _NAMES.get(dtype) in FLOATS
+
+
+def mantissa_bits(dtype: np.dtype[Any]) -> int:
+    """Bits below the exponent of a floating-point number, or of each part of a complex one."""
+    return int(ml_dtypes.finfo(dtype).nmant)  # type: ignore[no-untyped-call]
 
 
 def bits_of(values: Array) -> Array:

@@ -10,6 +10,7 @@ import pytest
 from nearzip.errors import CorruptError, NewerFormatError, UsageError
 from nearzip.stages import (
     Context,
+    ContextDelta,
     LogStep,
     Lzma,
     OrderedBits,
@@ -42,6 +43,7 @@ def test_the_contract_is_kept(stage):
         Pipeline((RawBytes(),)),
         Pipeline((OrderedBits(), Rans("planes"))),
         Pipeline((OrderedBits(), Rans())),
+        Pipeline((ContextDelta(),)),
         Pipeline((OrderedDelta(), Rans())),
         Pipeline((OrderedDelta(), Rans("planes"))),
     ],

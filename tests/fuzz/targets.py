@@ -23,6 +23,7 @@ from nearzip.stages import (
     SYMBOLS,
     Coded,
     Context,
+    ContextDelta,
     Gzip,
     LogStep,
     Lzma,
@@ -47,6 +48,7 @@ DTYPES = [np.dtype(t) for t in (
 STAGES: list[Stage] = [
     RawBytes(), PackIntegers(), RunLengths(), Gzip(), Lzma(), Zstd(), Rans(), Rans("planes"), OrderedBits(),
     OrderedDelta(), UniformStep(0.01), LogStep(0.01, delta=True), LogStep(0.5, delta=False), SubtractBase(),
+    ContextDelta(),
 ]  # fmt: skip
 SYMBOL_TYPES = [np.dtype(t) for t in (np.int32, np.uint8, np.uint16, np.uint32, np.uint64)]
 PIPELINES = [
@@ -59,6 +61,7 @@ PIPELINES = [
     Pipeline((UniformStep(0.01), RunLengths(), Zstd())),
     Pipeline((UniformStep(0.01), PackIntegers(), Gzip())),
     Pipeline((SubtractBase(), LogStep(0.5, delta=False), RunLengths())),
+    Pipeline((ContextDelta(),)),
     Pipeline((RawBytes(), Gzip())),
     Pipeline((RawBytes(), Zstd(), Lzma())),
     Pipeline((RawBytes(),)),
@@ -117,6 +120,24 @@ def symbols(data: bytes) -> None:
     parts, choice, rest = head
     with contextlib.suppress(ValueError):
         _core.decode_symbols(rest, parts, np.empty(sum(parts), SYMBOL_TYPES[choice % 5]))
+
+
+def contexts(data: bytes) -> None:
+    head = _head(data)
+    if head is None:
+        return
+    parts, choice, rest = head
+    dtype = SYMBOL_TYPES[1 + (choice & 3)]
+    kind = (not choice & 4, (3, 7, 23, 52)[choice & 3])
+    base = np.resize(np.arange(1, 60_000, 7, dtype=np.uint64) * 0x9E3779B97F4A7C15, sum(parts)).astype(dtype)
+    with contextlib.suppress(ValueError):
+        _core.decode_contexts(rest, base, *kind, parts, np.empty_like(base))
+    whole = rest[: rest.size // dtype.itemsize * dtype.itemsize].view(dtype)
+    values = np.resize(whole, base.size) if whole.size else base
+    coded = np.frombuffer(_core.encode_contexts(values, base, *kind, parts), np.uint8)
+    back = np.empty_like(values)
+    _core.decode_contexts(coded, base, *kind, parts, back)
+    assert np.array_equal(back, values)
 
 
 def roundtrip(data: bytes) -> None:
@@ -306,7 +327,9 @@ def sealed(data: bytes) -> None:
     _read(seal(document, bytes(content)), base)
 
 
-NATIVE: dict[str, Callable[[bytes], None]] = {"tokens": tokens, "symbols": symbols, "roundtrip": roundtrip}
+NATIVE: dict[str, Callable[[bytes], None]] = {
+    "tokens": tokens, "symbols": symbols, "contexts": contexts, "roundtrip": roundtrip,
+}  # fmt: skip
 PYTHON: dict[str, Callable[[bytes], None]] = {
     "stages": stages, "blocks": blocks, "patch": patch, "archive": archive, "sealed": sealed,
 }  # fmt: skip

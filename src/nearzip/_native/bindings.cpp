@@ -9,6 +9,7 @@
 #include <optional>
 #include <tuple>
 
+#include "contexts.hpp"
 #include "floats.hpp"
 #include "symbols.hpp"
 
@@ -134,6 +135,35 @@ void py_undo_ordered_delta(Input<U> symbols, Input<U> base, bool floats, Output<
     undo_ordered_delta<U>(symbols.data(), base.data(), out.size(), floats, out.data());
 }
 
+ValueKind kind_of(bool floats, int mantissa_bits, size_t width) {
+    if (mantissa_bits < 0 || size_t(mantissa_bits) > width || (floats && size_t(mantissa_bits) + 12 < width))
+        throw nb::value_error("no type has that many mantissa bits");
+    return {floats, floats ? mantissa_bits : int(width)};
+}
+
+template <class U>
+nb::bytes py_encode_contexts(Input<U> x, Input<U> base, bool floats, int mantissa_bits, const Parts &parts) {
+    check_parts(parts, x.size());
+    same_size(x.size(), base.size());
+    const ValueKind kind = kind_of(floats, mantissa_bits, 8 * sizeof(U));
+    Bytes out;
+    {
+        nb::gil_scoped_release nogil;
+        encode_contexts<U>(x.data(), base.data(), x.size(), kind, parts, out);
+    }
+    return to_bytes(out);
+}
+
+template <class U>
+void py_decode_contexts(Input<uint8_t> data, Input<U> base, bool floats, int mantissa_bits, const Parts &parts,
+                        Output<U> out) {
+    check_parts(parts, out.size());
+    same_size(base.size(), out.size());
+    const ValueKind kind = kind_of(floats, mantissa_bits, 8 * sizeof(U));
+    nb::gil_scoped_release nogil;
+    decode_contexts<U>({data.data(), data.size()}, base.data(), out.size(), kind, parts, out.data());
+}
+
 template <class F>
 std::vector<uint64_t> py_outside(Input<F> x, Input<F> y, double tolerance, bool relative) {
     same_size(x.size(), y.size());
@@ -173,6 +203,10 @@ template <class U>
 void bind_bits(nb::module_ &m) {
     m.def("ordered_delta", &py_ordered_delta<U>, "x"_a.noconvert(), "base"_a.noconvert(), "floats"_a,
           "out"_a.noconvert());
+    m.def("encode_contexts", &py_encode_contexts<U>, "x"_a.noconvert(), "base"_a.noconvert(), "floats"_a,
+          "mantissa_bits"_a, "parts"_a);
+    m.def("decode_contexts", &py_decode_contexts<U>, "data"_a.noconvert(), "base"_a.noconvert(), "floats"_a,
+          "mantissa_bits"_a, "parts"_a, "out"_a.noconvert());
     m.def("undo_ordered_delta", &py_undo_ordered_delta<U>, "symbols"_a.noconvert(), "base"_a.noconvert(), "floats"_a,
           "out"_a.noconvert());
 }

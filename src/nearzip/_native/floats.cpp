@@ -5,6 +5,8 @@
 #include <limits>
 #include <type_traits>
 
+#include "ordered.hpp"
+
 namespace nearzip {
 namespace {
 
@@ -17,31 +19,6 @@ NZ_INLINE int32_t nearest(double ratio) {
     int64_t bits;
     std::memcpy(&bits, &shifted, 8);
     return int32_t(bits);
-}
-
-template <class U>
-NZ_INLINE U ordered(U u, bool floats) {
-    constexpr U sign = U(U(1) << (8 * sizeof(U) - 1));
-    if (!floats) return u;
-    return U(u & sign ? ~u : u | sign);
-}
-
-template <class U>
-NZ_INLINE U unordered(U u, bool floats) {
-    constexpr U sign = U(U(1) << (8 * sizeof(U) - 1));
-    if (!floats) return u;
-    return U(u & sign ? u ^ sign : ~u);
-}
-
-template <class U>
-NZ_INLINE U zigzag(U d) {
-    constexpr int top = 8 * sizeof(U) - 1;
-    return U(U(d << 1) ^ U(U(0) - U(d >> top)));
-}
-
-template <class U>
-NZ_INLINE U unzigzag(U z) {
-    return U(U(z >> 1) ^ U(U(0) - U(z & 1)));
 }
 
 template <class U, bool floats>

@@ -3,12 +3,9 @@
 // Duda, "Asymmetric numeral systems", arXiv:1311.2540 (2013). Layout of a stream: docs/format.md, "Token streams".
 #pragma once
 
-#include "common.hpp"
+#include "tables.hpp"
 
 namespace nearzip {
-
-// Sizes of the tensors whose values follow each other in one stream. A chunk never spans two of them.
-using Parts = std::vector<uint64_t>;
 
 // Appends a stream that holds `n` tokens; the sum of `parts` is n.
 void encode_tokens(const uint8_t *tokens, size_t n, const Parts &parts, Bytes &out);

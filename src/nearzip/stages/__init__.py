@@ -3,7 +3,7 @@
 from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Chain, Coded, Context, Kind, Pipeline, Stage
 from nearzip.stages.entropy import Rans
 from nearzip.stages.external import Gzip, Lzma, Zstd
-from nearzip.stages.predict import OrderedBits, OrderedDelta, SubtractBase
+from nearzip.stages.predict import ContextDelta, OrderedBits, OrderedDelta, SubtractBase
 from nearzip.stages.quantize import LogStep, UniformStep
 from nearzip.stages.registry import pipeline_from_json, stage_types
 from nearzip.stages.runs import PackIntegers, RawBytes, RunLengths
@@ -16,6 +16,7 @@ __all__ = [
     "Chain",
     "Coded",
     "Context",
+    "ContextDelta",
     "Gzip",
     "Kind",
     "LogStep",

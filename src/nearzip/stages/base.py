@@ -72,6 +72,11 @@ class Context:
     def n(self) -> int:
         return sum(self.parts)
 
+    @property
+    def doubled_parts(self) -> tuple[int, ...]:
+        """Parts in plain numbers: a complex one is two."""
+        return tuple(2 * part for part in self.parts) if self.dtype.kind == "c" else self.parts
+
     def require_base(self) -> Array:
         if self.base is None:
             raise UsageError("this pipeline needs a base")

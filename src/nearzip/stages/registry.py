@@ -10,7 +10,7 @@ from nearzip.errors import CorruptError, NewerFormatError, UsageError
 from nearzip.stages.base import Chain, Pipeline, Stage
 from nearzip.stages.entropy import Rans
 from nearzip.stages.external import Gzip, Lzma, Zstd
-from nearzip.stages.predict import OrderedBits, OrderedDelta, SubtractBase
+from nearzip.stages.predict import ContextDelta, OrderedBits, OrderedDelta, SubtractBase
 from nearzip.stages.quantize import LogStep, UniformStep
 from nearzip.stages.runs import PackIntegers, RawBytes, RunLengths
 
@@ -19,6 +19,7 @@ __all__ = ["BUILT_IN", "pipeline_from_json", "read_chains", "stage_types"]
 BUILT_IN: tuple[type[Stage], ...] = (
     SubtractBase,
     OrderedDelta,
+    ContextDelta,
     OrderedBits,
     UniformStep,
     LogStep,

@@ -1,0 +1,45 @@
+// Interleaved rANS states: the inner loops that code tokens and decode them. Value i of a run uses state i mod lanes.
+//
+// Every token may have a table of its own: `offsets[i]` is where the table of value i begins (null: all use the first).
+#pragma once
+
+#include "tables.hpp"
+
+namespace nearzip {
+
+// Eight states hide the latency of the multiplier in plain code; 32 fill four vectors of eight.
+constexpr int kFewLanes = 8, kManyLanes = 32;
+constexpr uint32_t kLow = 1u << 16;  // states live in [2^16, 2^32), words of 16 bits go in and out
+constexpr int kNarrowScale = 12;     // up to here a slot of a decoding table fits 32 bits
+// A group of lanes reads past the end of the words before that is noticed: so many zeros must follow them.
+constexpr size_t kWordPadding = 2 * kManyLanes + 32;
+
+struct EncodeEntry {
+    uint64_t reciprocal;  // the state divided by the frequency, as a product
+    uint32_t bias, complement;
+};
+
+// Appends the entries of one table, kAlphabet of them.
+void add_encode_table(std::vector<EncodeEntry> &tables, const Freqs &freqs, int scale);
+
+// Codes n tokens back to front; `words` grows downwards. Returns its new place.
+uint16_t *encode_run(const uint8_t *tokens, const uint32_t *offsets, size_t n, const EncodeEntry *tables, int scale,
+                     int lanes, uint32_t *states, uint16_t *words);
+
+// Decoding tables, 2^scale slots each. No token's frequency may be 2^scale.
+class DecodeTables {
+public:
+    explicit DecodeTables(int scale) : scale_(scale) {}
+    void add(const Freqs &freqs);
+
+    // Decodes n tokens. `words` may end up behind `end`: then the stream ended early, and the tokens mean nothing.
+    const uint8_t *decode_run(const uint32_t *offsets, size_t first_table, size_t n, int lanes, uint32_t *states,
+                              const uint8_t *words, const uint8_t *end, uint8_t *tokens) const;
+
+private:
+    int scale_;
+    std::vector<uint32_t> narrow_;
+    std::vector<uint64_t> wide_;
+};
+
+}  // namespace nearzip
