@@ -10,10 +10,14 @@ except ImportError:
     raise missing_extra("PyTorch", "torch", "nearzip.torch") from None
 
 from nearzip.torch.drop_in import load_file, safe_open, save_file
+from nearzip.torch.feedback import ErrorFeedback
 from nearzip.torch.moments import Moments
 from nearzip.torch.state import Restored, TrainingState, capture, restore
+from nearzip.torch.verify import Equivalence, verify_resume
 
 __all__ = [
+    "Equivalence",
+    "ErrorFeedback",
     "Moments",
     "Restored",
     "TrainingState",
@@ -22,4 +26,5 @@ __all__ = [
     "restore",
     "safe_open",
     "save_file",
+    "verify_resume",
 ]
