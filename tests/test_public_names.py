@@ -10,9 +10,9 @@ import nearzip as nz
 from nearzip import errors
 
 NAMES = {
-    "Absolute", "Archive", "Bound", "Comparison", "Limits", "Lossless", "PointwiseRelative", "Reader", "Relative",
-    "Rms", "__version__", "compare", "compress", "compress_file", "decompress", "decompress_file", "errors", "methods",
-    "open",
+    "Absolute", "Archive", "Bound", "Comparison", "Limits", "Lossless", "Plan", "PointwiseRelative", "Reader",
+    "Relative", "Rms", "__version__", "compare", "compress", "compress_file", "decompress", "decompress_file",
+    "errors", "methods", "open", "tune",
 }  # fmt: skip
 
 #: Parameters that may be given by position, in this order; more may follow by keyword.

@@ -12,6 +12,7 @@ from nearzip import errors
 from nearzip.api import compress, compress_file, decompress, decompress_file, methods, open
 from nearzip.archive import Archive, Reader
 from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms
+from nearzip.budget import Plan, tune
 from nearzip.comparison import Comparison, compare
 from nearzip.limits import Limits
 from nearzip.version import __version__
@@ -23,6 +24,7 @@ __all__ = [
     "Comparison",
     "Limits",
     "Lossless",
+    "Plan",
     "PointwiseRelative",
     "Reader",
     "Relative",
@@ -36,4 +38,5 @@ __all__ = [
     "errors",
     "methods",
     "open",
+    "tune",
 ]

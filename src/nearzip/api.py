@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nearzip.archive import Archive, Progress, Reader, WriteReport, write_archive
 from nearzip.bounds import Bound, parse_bound
+from nearzip.digests import checkpoint_id
 from nearzip.errors import CorruptError, Error, UsageError
 from nearzip.files import check_writable, open_checkpoint, write_checkpoint
 from nearzip.limits import Limits
@@ -78,6 +80,14 @@ def _check_arguments(
         Setting.of(recipe, _bound(each))
 
 
+def _warn_of_another_network(plan: PlanLike | None, source: Checkpoint, base: Checkpoint | None) -> None:
+    """A plan's loss was measured for one network and base; its settings may be applied to others, its promise not."""
+    differs = getattr(plan, "differs", None)
+    reason = differs(checkpoint_id(source), base and checkpoint_id(base)) if callable(differs) else None
+    if reason:
+        warnings.warn(f"{reason}; the loss that it states was not measured here", stacklevel=3)
+
+
 def _bound(bound: BoundLike) -> Bound | None:
     if bound is None or isinstance(bound, Bound):
         return bound
@@ -122,7 +132,8 @@ def compress(
         gives bounds by tensor name or pattern (`fnmatch`): ``{"*": nz.Absolute(1e-3), "*.bias": nz.Lossless()}``. A
         name comes before patterns, and those in the order given, "*" last.
     plan : PlanLike
-        Method and bound for each tensor, in place of `method`, `bound` and `options`.
+        Method and bound for each tensor, in place of `method`, `bound` and `options`; see `tune`. Warns if the plan was
+        made for another network or base.
     options : mapping
         The method's own settings.
     metadata : mapping of str to str
@@ -151,12 +162,15 @@ def compress(
     """
     _check_arguments(method, bound, plan, options)
     source = _checkpoint(tensors, metadata)
+    reference = None if base is None else _checkpoint(base)
+    settings = _settings(method, bound, plan, options, source.specs)
+    _warn_of_another_network(plan, source, reference)
     restored: dict[str, Array] = {}
     stream = io.BytesIO()
     report = write_archive(
         source,
-        None if base is None else _checkpoint(base),
-        _settings(method, bound, plan, options, source.specs),
+        reference,
+        settings,
         stream,
         restored.__setitem__,
         threads,
@@ -280,6 +294,7 @@ def compress_file(
     reference = None if base is None else open_input(base)
     try:
         settings = _settings(method, bound, plan, options, source.specs)
+        _warn_of_another_network(plan, source, reference)
         with atomic_file(dst, force=force) as stream:
             if restored is None:
                 report = write_archive(source, reference, settings, stream, None, threads, progress)

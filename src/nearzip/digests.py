@@ -11,9 +11,9 @@ from collections.abc import Iterable
 import numpy as np
 import xxhash
 
-from nearzip.tensors import Array, TensorSpec
+from nearzip.tensors import Array, Checkpoint, TensorSpec
 
-__all__ = ["DIGEST_BYTES", "PIECE_BYTES", "content_id", "digest", "piece_digests", "tensor_digest"]
+__all__ = ["DIGEST_BYTES", "PIECE_BYTES", "checkpoint_id", "content_id", "digest", "piece_digests", "tensor_digest"]
 
 DIGEST_BYTES = 16
 #: A tensor's digest is taken over pieces of this size, so that blocks can be checked in parallel.
@@ -55,3 +55,8 @@ def content_id(tensors: Iterable[tuple[TensorSpec, bytes]]) -> str:
     items = sorted(tensors, key=lambda item: item[0].name)
     heads = json.dumps([[spec.name, spec.dtype, spec.shape] for spec, _ in items], separators=(",", ":"))
     return digest(heads.encode(), *(content for _, content in items)).hex()
+
+
+def checkpoint_id(checkpoint: Checkpoint) -> str:
+    """Identity of a checkpoint, read tensor by tensor."""
+    return content_id((checkpoint.specs[name], tensor_digest(array)) for name, array in checkpoint.arrays())

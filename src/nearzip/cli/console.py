@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 __all__ = [
+    "Bar",
     "facts",
     "hint",
     "human_bytes",
@@ -144,7 +145,7 @@ def progress(command: str, as_json: bool, unit: str = "bytes") -> Iterator[Calla
     elif not sys.stderr.isatty():
         yield None
     else:
-        bar = _Bar(command, unit)
+        bar = Bar(command, unit)
         try:
             yield bar
         finally:
@@ -167,14 +168,16 @@ def _status_lines(command: str, unit: str) -> Callable[[int, int], None]:
     return report
 
 
-class _Bar:
+class Bar:
+    """A bar on stderr, once the work has lasted a second. Called with work done, work in all, and what to say."""
+
     def __init__(self, command: str, unit: str):
         self._command = command
         self._start = time.monotonic()
         self._amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
         self._progress: Progress | None = None
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, note: str | None = None) -> None:
         if self._progress is None and time.monotonic() - self._start < _PATIENCE:
             return
         if self._progress is None:
@@ -182,7 +185,7 @@ class _Bar:
             self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
             self._task = self._progress.add_task(self._command, total=total)
             self._progress.start()
-        self._progress.update(self._task, completed=done, total=total)
+        self._progress.update(self._task, completed=done, total=total, description=note or self._command)
 
     def stop(self) -> None:
         if self._progress is not None:

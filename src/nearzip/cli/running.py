@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import click
 
-from nearzip.cli.console import print_json_line, safe
+from nearzip.cli.console import print_json_line, safe, warn
 from nearzip.errors import Error
 
-__all__ = ["OneLineGroup", "common_options"]
+__all__ = ["OneLineGroup", "common_options", "showing_warnings"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,6 +27,21 @@ def common_options(function: F) -> F:
     """--json and --debug."""
     function = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(function)
     return click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of a failure.")(function)
+
+
+@contextlib.contextmanager
+def showing_warnings() -> Iterator[list[str]]:
+    """Warnings of the public functions as lines on stderr, at once; all of them in the list."""
+    shown: list[str] = []
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        shown.append(str(message))
+        warn(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield shown
 
 
 class _StoppedError(Exception):

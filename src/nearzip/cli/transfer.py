@@ -11,17 +11,19 @@ from typing import Any
 import click
 
 from nearzip.api import FileReport, compress_file, decompress_file
+from nearzip.budget import Plan
 from nearzip.cli.console import facts, hint, human_bytes, print_json, progress, safe, show, warn
-from nearzip.cli.running import common_options
+from nearzip.cli.running import common_options, showing_warnings
 from nearzip.limits import Limits
 
-__all__ = ["compress", "decompress"]
+__all__ = ["compress", "decompress", "options_of"]
 
 _FILE = click.Path(path_type=str)
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 
 
-def _options(pairs: Sequence[str]) -> dict[str, str]:
+def options_of(pairs: Sequence[str]) -> dict[str, str]:
+    """Options of a method, from --set."""
     found: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -53,9 +55,10 @@ force_option = click.option("--force", is_flag=True, help="Overwrite outputs tha
 @click.argument("new", type=_FILE)
 @click.option("--base", type=_FILE, metavar="OLD", help="What the reader already holds; makes an update.")
 @click.option("-o", "--output", required=True, type=_FILE, metavar="OUT.nz", help="The archive to write.")
-@click.option("--method", default="nearzip", show_default=True, help="See 'nearzip methods'.")
+@click.option("--method", help="See 'nearzip methods'.  [default: nearzip]")
 @click.option("--bound", help="lossless, abs:1e-3, rel:1e-3, pwrel:0.01 or rms:0.01. Default: the method's.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the method. Repeatable.")
+@click.option("--plan", "plan_path", type=_FILE, metavar="PLAN", help="Settings that 'nearzip tune' found.")
 @click.option("--restored", type=_FILE, metavar="FILE", help="Also write what a reader will get, the next base.")
 @force_option
 @threads_option
@@ -64,32 +67,37 @@ def compress(
     new: str,
     base: str | None,
     output: str,
-    method: str,
+    method: str | None,
     bound: str | None,
     settings: Sequence[str],
+    plan_path: str | None,
     restored: str | None,
     force: bool,
     threads: int | None,
     as_json: bool,
-) -> None:
+) -> int:
     """Compress the network NEW, or the update that leads from OLD to it.
 
     Reads .safetensors, .pt, .pth, .bin, .npz, and .nz archives that need no base. For the next update, give as --base
     what the reader will hold then: the file written by --restored, not the original.
     """
+    if plan_path is not None and (method or bound or settings):
+        raise click.UsageError("a plan says method, bounds and options; give --plan or those, not both")
+    plan = None if plan_path is None else Plan.load(plan_path)
     started = time.perf_counter()
-    with progress("compress", as_json) as callback:
+    with showing_warnings() as warned, progress("compress", as_json) as callback:
         report = compress_file(
-            new, output, base, method, bound, options=_options(settings), restored=restored, force=force,
-            threads=threads, progress=callback,
+            new, output, base, method or "nearzip", bound, plan, options_of(settings) or None, restored=restored,
+            force=force, threads=threads, progress=callback,
         )  # fmt: skip
     seconds = time.perf_counter() - started
     if as_json:
         print_json("compress", _compress_document(report, output, restored, seconds))
     else:
         show(_compress_text(report, output, restored, seconds))
-    if method == "nearzip" and bound is None:
+    if method in (None, "nearzip") and bound is None and plan is None:
         hint("every bit was kept; with a bound, --bound rms:0.01 for example, the file is much smaller")
+    return 1 if warned else 0
 
 
 def _bits_per_value(report: FileReport) -> float:

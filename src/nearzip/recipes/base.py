@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -72,6 +72,9 @@ class Recipe(ABC):
     group_bytes: ClassVar[int] = 4 << 20
     cut_tensors: ClassVar[bool] = True
     whole_tensors: ClassVar[bool] = False
+    #: An option that trades size for accuracy where no bound does, and its values from the largest file to the
+    #: smallest: what `nearzip.tune` turns.
+    knob: ClassVar[tuple[str, Sequence[Any]] | None] = None
 
     @abstractmethod
     def resolve_bound(self, bound: Bound | None) -> Bound:

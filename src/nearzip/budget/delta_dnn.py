@@ -1,0 +1,80 @@
+"""Delta-DNN's selection of an error bound: Hu et al., ICPP 2020, section 3.3, Algorithm 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nearzip.budget.families import KINDS, Bounds, Family, Options, with_bound
+from nearzip.budget.plan import Assignment, Trial
+from nearzip.budget.trials import Runner
+from nearzip.errors import UsageError
+
+__all__ = ["CANDIDATES", "DeltaDnnSearch"]
+
+#: Section 5.1: "from 1 % to 10 %"; section 3.3 says that there are ten.
+CANDIDATES = tuple(i / 100 for i in range(1, 11))
+
+
+@dataclass(frozen=True)
+class DeltaDnnSearch:
+    """Try every candidate, keep those that lose at most theta, take the one of the best score.
+
+    Score = alpha Phi + beta Omega (equation 3): Phi is minus the loss in percent, of the metric that loses most, and
+    Omega the compression ratio. The loss is signed, so that gains pass. Without a candidate whose score is above zero
+    the answer is `fallback` (the paper's lambda), which is measured like any other.
+
+    Parameters
+    ----------
+    candidates : sequence of float
+        Error bounds; for a method whose knob is an option, all of its values.
+    alpha, beta : float
+        Section 5.1 takes one half each.
+    fallback : float
+        0.1 %.
+    """
+
+    candidates: Sequence[float] = CANDIDATES
+    alpha: float = 0.5
+    beta: float = 0.5
+    fallback: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.candidates or any(not 0 < c < math.inf for c in (*self.candidates, self.fallback)):
+            raise UsageError(f"candidates are positive error bounds, not {list(self.candidates)}")
+        if not (self.alpha >= 0 and self.beta >= 0 and math.isclose(self.alpha + self.beta, 1)):
+            raise UsageError(f"alpha and beta are weights that add up to 1, not {self.alpha} and {self.beta}")
+
+    @property
+    def most(self) -> int:
+        return len(self.candidates) + 1
+
+    def search(self, runner: Runner, family: Family) -> Trial | None:
+        """The trial chosen, or None if the fallback loses too much as well."""
+        trials = runner.run(self._settings(family), "candidate")
+        scored = [(self.score(trial, runner.subject.n_bytes), trial) for trial in trials if trial.fits]
+        best = max(scored, key=lambda pair: pair[0], default=(0.0, None))
+        if best[1] is not None and best[0] > 0:
+            return best[1]
+        [last] = runner.run([self._fallback(family)], "fallback")
+        return last if last.fits else None
+
+    def score(self, trial: Trial, n_bytes: int) -> float:
+        """Equation 3."""
+        phi = -100 * max(trial.losses.values())
+        return self.alpha * phi + self.beta * n_bytes / trial.n_bytes
+
+    def _settings(self, family: Family) -> list[Assignment]:
+        if isinstance(family, Options):
+            return [family.at(i) for i in range(len(family.values))]
+        if isinstance(family, Bounds):
+            return [self._bounded(family, eps) for eps in self.candidates]
+        return [family.at(0)]
+
+    def _fallback(self, family: Family) -> Assignment:
+        return self._bounded(family, self.fallback) if isinstance(family, Bounds) else family.at(family.low)
+
+    @staticmethod
+    def _bounded(family: Bounds, eps: float) -> Assignment:
+        return Assignment(with_bound(family.choice, KINDS[family.kind](eps)))

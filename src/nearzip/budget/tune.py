@@ -1,0 +1,175 @@
+"""As small as possible, with at most so much lost: the search for settings, from the caller's side."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nearzip.budget.delta_dnn import DeltaDnnSearch
+from nearzip.budget.families import family_of
+from nearzip.budget.measure import Evaluate, Subject
+from nearzip.budget.plan import Plan, Trial
+from nearzip.budget.search import EVALUATIONS, search
+from nearzip.budget.trials import Runner, Watch
+from nearzip.errors import BudgetError, UsageError
+from nearzip.storage import Path_
+from nearzip.version import __version__
+
+__all__ = ["STRATEGIES", "tune"]
+
+STRATEGIES = ("nearzip", "delta-dnn")
+
+
+def tune(
+    tensors: Mapping[str, Any],
+    base: Mapping[str, Any] | None = None,
+    method: str = "nearzip",
+    evaluate: Evaluate | None = None,
+    max_loss: float | Mapping[str, float] | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    bound: str | None = None,
+    strategy: str = "nearzip",
+    evaluations: int | None = None,
+    trials: Path_ | None = None,
+    seed: int = 0,
+    progress: Watch | None = None,
+    **parameters: Any,
+) -> Plan:
+    """Find the settings that make the smallest archive within an accuracy budget.
+
+    Every trial is compressed, restored from the stored bytes and given to `evaluate`; what the plan promises was
+    measured that way, not predicted. Trials run through joblib: `with joblib.parallel_config(...)` around the call says
+    where and how many at once.
+
+    Parameters
+    ----------
+    tensors, base : mapping of str to array
+        As for `compress`.
+    method : str
+        One of `methods()`; what is turned is its bound, or the option that stands for one.
+    evaluate : callable
+        Takes a dict of arrays; returns a number, or a dict of numbers by metric. Higher is better.
+    max_loss : float or dict
+        The largest loss allowed, absolute, in evaluate's units, against the original network; by metric if it is a dict
+        (metrics that it does not name are recorded), else the same for every metric.
+    options : mapping
+        The method's own settings, held fixed.
+    bound : str
+        Which kind of bound to turn: "abs", "rel", "pwrel" or "rms". Default: the method's knob.
+    strategy : str
+        "nearzip": ours. "delta-dnn": Algorithm 1 of Hu et al., ICPP 2020.
+    evaluations : int
+        Most trials of our strategy, besides two evaluations of the original. The papers' have their own ends.
+    trials : path
+        A folder where every trial is filed as soon as it is measured; a search that was interrupted goes on from there.
+    seed : int
+        Python's, NumPy's and torch's global generators start from it at every evaluation, and are put back afterwards.
+    progress : callable
+        Called with a `Status` after every trial.
+    **parameters
+        Of the strategy: `candidates`, `alpha`, `beta`, `fallback` for "delta-dnn".
+
+    Returns
+    -------
+    Plan
+        For `compress(tensors, base, plan=plan)`.
+
+    Raises
+    ------
+    BudgetError
+        No setting tried was within the budget; the message says the best one reached.
+    UsageError
+        An argument that cannot be meant.
+    Error
+        `evaluate` raised, or gave no number for the original network.
+
+    Warns
+    -----
+    UserWarning
+        `evaluate` is not deterministic, or returned NaN for a trial, which counts as over the budget.
+
+    Examples
+    --------
+    >>> import numpy as np, nearzip as nz
+    >>> w = {"w": np.linspace(-1, 1, 4096, dtype=np.float32).reshape(64, 64)}
+    >>> def evaluate(tensors):  # stands for the accuracy of your network
+    ...     return -float(np.abs(tensors["w"] - w["w"]).mean())
+    >>> plan = nz.tune(w, evaluate=evaluate, max_loss=0.01)
+    >>> archive = nz.compress(w, plan=plan)
+    >>> evaluate(w) - evaluate(archive.restored) <= 0.01, archive.nbytes == plan.nbytes
+    (True, True)
+    """
+    if evaluate is None or max_loss is None:
+        raise UsageError("tune needs evaluate, a function of a dict of arrays, and max_loss")
+    if type(seed) is not int:
+        raise UsageError(f"a seed is an integer, not {seed!r}")
+    subject = Subject.of(tensors, base, evaluate, seed)
+    finder = _finder(strategy, parameters)
+    most = _evaluations(evaluations)
+    family = family_of(subject, method, options, bound)
+    family.at(family.start).default.checked()
+    runner = Runner(subject, max_loss, trials, progress)
+    if finder is None:
+        runner.most = most
+        chosen = search(runner, family, most)
+    else:
+        runner.most = getattr(finder, "most", 0)
+        chosen = finder.search(runner, family)
+    if chosen is None:
+        raise BudgetError(_why_nothing_fits(runner, method))
+    described = {"name": strategy, "knob": str(bound or "default"), **parameters}
+    if finder is None:
+        described["evaluations"] = most
+    return _plan(runner, chosen, described, seed)
+
+
+def _finder(strategy: str, parameters: Mapping[str, Any]) -> DeltaDnnSearch | None:
+    """None: ours."""
+    kinds: dict[str, Any] = {"delta-dnn": DeltaDnnSearch}
+    if strategy not in STRATEGIES:
+        raise UsageError(f"strategy is one of {', '.join(STRATEGIES)}, not {strategy!r}")
+    known = kinds[strategy].__dataclass_fields__ if strategy in kinds else {}
+    for name in parameters:
+        if name not in known:
+            raise UsageError(f"strategy {strategy!r} has no parameter {name!r}; it takes {', '.join(known) or 'none'}")
+    return kinds[strategy](**parameters) if strategy in kinds else None
+
+
+def _evaluations(wanted: int | None) -> int:
+    if wanted is None:
+        return EVALUATIONS
+    if type(wanted) is not int or wanted < 1:
+        raise UsageError(f"evaluations is a positive number, not {wanted!r}")
+    return wanted
+
+
+def _why_nothing_fits(runner: Runner, method: str) -> str:
+    best = min(runner.trials, key=lambda trial: trial.usage)
+    losses = ", ".join(f"{name} {best.losses[name]:.6g} of {allowed:g}" for name, allowed in runner.max_loss.items())
+    return (
+        f"no setting of {method} is within the budget after {len(runner.trials)} trials; the best reached, "
+        f"{best.assignment}, loses {losses}; allow more, or take a method that can be lossless"
+    )
+
+
+def _plan(runner: Runner, chosen: Trial, strategy: Mapping[str, Any], seed: int) -> Plan:
+    subject = runner.subject
+    return Plan(
+        choices={name: chosen.assignment[name] for name in subject.tensors},
+        chosen=chosen,
+        trials=runner.trials,
+        max_loss=runner.max_loss,
+        original=runner.original,
+        original_again=runner.original_again,
+        network_id=runner.network_id,
+        base_id=runner.base_id,
+        original_bytes=subject.n_bytes,
+        evaluate=runner.evaluate_name,
+        strategy=dict(strategy),
+        seed=seed,
+        versions={"nearzip": __version__, "numpy": np.__version__, "python": platform.python_version()},
+    )

@@ -1,0 +1,222 @@
+"""nearzip tune."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import click
+
+from nearzip.api import open_input
+from nearzip.budget import STRATEGIES, Plan, Status, Trial
+from nearzip.budget import tune as find_plan
+from nearzip.cli.console import Bar, facts, human_bytes, print_json, print_json_line, rows_table, show
+from nearzip.cli.running import common_options, showing_warnings
+from nearzip.cli.transfer import force_option, options_of
+from nearzip.errors import UsageError, missing_extra
+from nearzip.storage import check_free
+from nearzip.tensors import Array
+
+__all__ = ["tune"]
+
+_FILE = click.Path(path_type=str)
+
+
+@click.command()
+@click.argument("new", type=_FILE)
+@click.option("--base", type=_FILE, metavar="OLD", help="What the reader already holds; tunes an update.")
+@click.option(
+    "--evaluate",
+    required=True,
+    metavar="PACKAGE.MODULE:FUNCTION",
+    help="Takes a dict of arrays, returns a number or a dict of numbers by metric; higher is better.",
+)
+@click.option(
+    "--max-loss",
+    "max_losses",
+    required=True,
+    multiple=True,
+    metavar="X|NAME=X",
+    help="Largest loss, in evaluate's units; by metric if there are several. Repeatable.",
+)
+@click.option("-o", "--output", required=True, type=_FILE, metavar="PLAN.json", help="The plan to write.")
+@click.option("--method", default="nearzip", show_default=True, help="See 'nearzip methods'.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A fixed option of the method. Repeatable.")
+@click.option("--bound", metavar="KIND", help="Which kind to turn: abs, rel, pwrel or rms. Default: the method's knob.")
+@click.option("--strategy", type=click.Choice(STRATEGIES), default="nearzip", show_default=True)
+@click.option("--evaluations", type=click.IntRange(min=1), help="Most trials of strategy nearzip.")
+@click.option(
+    "--trials", type=_FILE, metavar="DIR", help="File every trial here; an interrupted search goes on from it."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Global generators start from it at every trial.")
+@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Trials at once, each in a process of its own.")
+@force_option
+@common_options
+def tune(
+    new: str,
+    base: str | None,
+    evaluate: str,
+    max_losses: Sequence[str],
+    output: str,
+    method: str,
+    settings: Sequence[str],
+    bound: str | None,
+    strategy: str,
+    evaluations: int | None,
+    trials: str | None,
+    seed: int,
+    jobs: int | None,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Find the settings that make the smallest archive of NEW within an accuracy budget.
+
+    Every trial is stored, restored from its bytes and evaluated. 'nearzip compress NEW --plan PLAN.json' applies what
+    was found. Modules are looked for in the current folder first.
+    """
+    check_free(output, force)
+    started = time.perf_counter()
+    max_loss = _max_loss(max_losses)
+    with showing_warnings() as warned, _watching(as_json) as watch, _workers(jobs):
+        plan = find_plan(
+            _arrays(new), None if base is None else _arrays(base), method, _function(evaluate), max_loss,
+            options=options_of(settings), bound=bound, strategy=strategy, evaluations=evaluations, trials=trials,
+            seed=seed, progress=watch,
+        )  # fmt: skip
+    plan.save(output, force=force)
+    seconds = time.perf_counter() - started
+    if as_json:
+        print_json("tune", {"output": output, "seconds": seconds, "warnings": warned, "plan": plan.to_json()})
+    else:
+        show(_table(plan), "", _summary(plan, output, seconds))
+    return 1 if warned else 0
+
+
+# ---- what was asked for ----------------------------------------------------------------------------------------
+
+
+def _max_loss(texts: Sequence[str]) -> float | dict[str, float]:
+    pairs = [text.rpartition("=") for text in texts]
+    if len(pairs) == 1 and not pairs[0][1]:
+        return _number(texts[0])
+    found: dict[str, float] = {}
+    for text, (name, equals, value) in zip(texts, pairs, strict=True):
+        if not equals or not name or name in found:
+            raise click.UsageError(f"--max-loss takes one number, or NAME=X once for each metric, not {text!r}")
+        found[name] = _number(value)
+    return found
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise click.UsageError(f"--max-loss takes a number, not {text!r}") from None
+
+
+def _function(spelled: str) -> Callable[[dict[str, Array]], Any]:
+    """The function of PACKAGE.MODULE:FUNCTION, the current folder first."""
+    module_name, colon, name = spelled.partition(":")
+    if not colon or not module_name or not name:
+        raise click.UsageError(f"--evaluate takes PACKAGE.MODULE:FUNCTION, not {spelled!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"--evaluate {spelled}: {error}") from error
+    except Exception as error:
+        raise UsageError(f"--evaluate {spelled}: importing it raised {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise UsageError(f"--evaluate {spelled}: is a {type(found).__name__}, not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def _arrays(path: str) -> dict[str, Array]:
+    with contextlib.closing(open_input(path)) as checkpoint:
+        return {name: array.copy() for name, array in checkpoint.arrays()}
+
+
+@contextlib.contextmanager
+def _workers(jobs: int | None) -> Iterator[None]:
+    """joblib's processes; without `jobs` whatever joblib does by itself, which is one trial at a time."""
+    if jobs is None:
+        yield
+        return
+    try:
+        import joblib
+    except ImportError:
+        raise missing_extra("joblib", "tune", "--jobs") from None
+    with joblib.parallel_config("loky", n_jobs=jobs):
+        yield
+
+
+# ---- what is said ----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _watching(as_json: bool) -> Iterator[Callable[[Status], None] | None]:
+    """After every trial: a line of JSON, or a bar with the best so far on a terminal."""
+    if as_json:
+        yield _status_line
+        return
+    if not sys.stderr.isatty():
+        yield None
+        return
+    bar = Bar("tune", "trials")
+    try:
+        yield lambda status: bar(status.done, status.most, _best_so_far(status.best))
+    finally:
+        bar.stop()
+
+
+def _best_so_far(best: Trial | None) -> str:
+    return "tune: nothing within the budget yet" if best is None else f"tune: best {human_bytes(best.n_bytes)}"
+
+
+def _status_line(status: Status) -> None:
+    print_json_line({
+        "message_type": "status", "command": "tune", "trials_done": status.done, "trials_most": status.most,
+        "latest": status.latest and status.latest.to_json(), "best": status.best and status.best.to_json(),
+    })  # fmt: skip
+
+
+def _table(plan: Plan) -> Any:
+    names = list(plan.original)
+    columns = {"setting": "left", "size": "right", **{f"loss of {name}": "right" for name in names}, "": "left"}
+    rows = []
+    for trial in plan.trials:
+        word = "chosen" if trial is plan.chosen else "" if trial.fits else "over"
+        losses = [_loss(trial.losses[name]) for name in names]
+        rows.append([str(trial.assignment), human_bytes(trial.n_bytes), *losses, word])
+    return rows_table(columns, rows)
+
+
+def _loss(value: float) -> str:
+    return f"{value:.6g}" if math.isfinite(value) else "no number"
+
+
+def _summary(plan: Plan, output: str, seconds: float) -> str:
+    budget = _by_metric(plan.max_loss)
+    return facts([
+        ("wrote", output),
+        ("size", f"{human_bytes(plan.original_bytes)} of tensors -> {human_bytes(plan.nbytes)}: "
+                 f"{plan.original_bytes / plan.nbytes:.2f}x smaller"),
+        ("loss", f"{_by_metric(plan.losses)}, measured on the stored archive; at most {budget}"),
+        ("original", _by_metric(plan.original)),
+        ("setting", plan.chosen.assignment),
+        ("trials", f"{len(plan.trials)}, and twice the original"),
+        ("time", f"{seconds:.2f} s"),
+    ])  # fmt: skip
+
+
+def _by_metric(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {_loss(value)}" for name, value in values.items())

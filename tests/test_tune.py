@@ -1,0 +1,447 @@
+"""Accuracy budgets: what a plan promises was measured on the stored archive, and the search behaves."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+
+import joblib
+import ml_dtypes
+import numpy as np
+import pytest
+
+import nearzip as nz
+from nearzip import errors
+from nearzip.budget import Assignment, Choice
+from nearzip.recipes import recipe_types
+
+rng = np.random.default_rng(7)
+NETWORK = {
+    "a.weight": rng.normal(0, 0.1, (96, 64)).astype(np.float32),
+    "a.bias": rng.normal(0, 0.02, 96).astype(np.float32),
+    "b.weight": rng.normal(0, 0.3, (10, 96)).astype(np.float32),
+    "steps": np.array(7, np.int64),
+}
+BASE = {
+    name: (w + rng.normal(0, 0.01, w.shape)).astype(np.float32) if w.dtype.kind == "f" else w
+    for name, w in NETWORK.items()
+}
+INPUTS = rng.normal(0, 1, (200, 64)).astype(np.float32)
+
+
+def forward(tensors):
+    hidden = np.maximum(INPUTS @ tensors["a.weight"].T + tensors["a.bias"], 0)
+    return hidden @ tensors["b.weight"].T
+
+
+EXPECTED = forward(NETWORK)
+
+
+def negative_error(tensors):
+    """Smooth: minus the mean square error of the outputs."""
+    return -float(np.mean((forward(tensors) - EXPECTED) ** 2))
+
+
+def agreement(tensors):
+    """In steps: the share of inputs whose largest output stays the largest."""
+    return float(np.mean(forward(tensors).argmax(1) == EXPECTED.argmax(1)))
+
+
+def both(tensors):
+    return {"error": negative_error(tensors), "agreement": agreement(tensors)}
+
+
+def check(plan, tensors=NETWORK, base=None, evaluate=negative_error):
+    """Apply a plan as a user does: its loss, measured anew, is the one stated, and within the budget."""
+    archive = nz.compress(tensors, base, plan=plan)
+    assert (archive.nbytes, archive.id) == (plan.nbytes, plan.chosen.restored_id)
+    restored = nz.decompress(archive.to_bytes(), base)
+    before, after = evaluate(tensors), evaluate(restored)
+    if not isinstance(before, dict):
+        before, after = {"score": before}, {"score": after}
+    for name, allowed in plan.max_loss.items():
+        assert before[name] - after[name] == plan.losses[name] <= allowed
+    return archive
+
+
+# ---- the promise -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", [None, BASE], ids=["alone", "update"])
+@pytest.mark.parametrize("strategy", ["nearzip", "delta-dnn"])
+@pytest.mark.parametrize(("evaluate", "max_loss"), [(negative_error, 0.01), (agreement, 0.02)])
+def test_the_measured_loss_is_within_the_budget(base, strategy, evaluate, max_loss):
+    plan = nz.tune(NETWORK, base, evaluate=evaluate, max_loss=max_loss, strategy=strategy)
+    archive = check(plan, NETWORK, base, evaluate)
+    assert archive.nbytes < 0.5 * nz.compress(NETWORK, base).nbytes
+    assert plan.original == plan.original_again
+    assert len(plan.trials) <= (5 if strategy == "nearzip" else 11)
+
+
+@pytest.mark.parametrize("method", sorted(recipe_types()))
+def test_every_method_can_be_tuned(method):
+    plan = nz.tune(NETWORK, method=method, evaluate=agreement, max_loss=0.05, evaluations=8)
+    check(plan, evaluate=agreement)
+    assert {choice.method for choice in plan.choices.values()} == {method}
+
+
+@pytest.mark.parametrize("kind", ["abs", "rel", "pwrel", "rms"])
+def test_every_kind_of_bound_can_be_turned(kind):
+    plan = nz.tune(NETWORK, evaluate=negative_error, max_loss=0.01, bound=kind)
+    check(plan)
+    assert plan.choices["a.weight"].bound.key == kind
+
+
+def test_several_metrics_have_a_budget_each():
+    plan = nz.tune(NETWORK, evaluate=both, max_loss={"error": 0.02, "agreement": 0.01})
+    check(plan, evaluate=both)
+    loose = nz.tune(NETWORK, evaluate=both, max_loss={"error": 0.02})
+    assert set(loose.losses) == {"error", "agreement"}
+    assert set(loose.max_loss) == {"error"}
+    assert loose.nbytes <= plan.nbytes
+
+
+def test_a_budget_of_nothing_falls_back_on_lossless():
+    plan = nz.tune(NETWORK, evaluate=negative_error, max_loss=0)
+    check(plan)
+    assert plan.losses == {"score": 0}
+    assert plan.choices["a.weight"].bound == nz.Lossless()
+
+
+def test_a_budget_that_is_never_used_ends_at_the_smallest_file():
+    plan = nz.tune(NETWORK, BASE, evaluate=lambda tensors: 1.0, max_loss=0.1)
+    restored = nz.compress(NETWORK, BASE, plan=plan).restored
+    assert all(np.array_equal(restored[name], BASE[name]) for name in ("a.weight", "b.weight"))
+
+
+def test_small_tensors_keep_a_finer_bound():
+    network = {"w": rng.normal(0, 0.1, (512, 256)).astype(np.float32), "b": rng.normal(0, 0.1, 256).astype(np.float32)}
+    plan = nz.tune(network, evaluate=lambda w: -float(np.mean((w["w"] - network["w"]) ** 2)), max_loss=1e-3)
+    assert plan.choices["b"].bound.value < plan.choices["w"].bound.value / 4
+
+
+def test_what_cannot_fit_says_how_near_it_came():
+    with pytest.raises(errors.BudgetError, match=r"delta-dnn .* after \d+ trials; the best reached, .* of 1e-30"):
+        nz.tune(NETWORK, method="delta-dnn", evaluate=negative_error, max_loss=1e-30)
+    with pytest.raises(errors.BudgetError, match="after 11 trials"):
+        nz.tune(NETWORK, evaluate=negative_error, max_loss=1e-30, strategy="delta-dnn")
+
+
+def test_searches_are_deterministic():
+    plans = [nz.tune(NETWORK, evaluate=agreement, max_loss=0.02).to_json() for _ in range(2)]
+    for plan in plans:
+        for trial in plan["trials"]:
+            trial.pop("seconds")
+    assert plans[0] == plans[1]
+
+
+# ---- Delta-DNN's Algorithm 1 -----------------------------------------------------------------------------------
+
+
+def test_delta_dnn_takes_the_best_score_of_those_that_pass():
+    plan = nz.tune(NETWORK, evaluate=agreement, max_loss=0.15, strategy="delta-dnn", alpha=0.3, beta=0.7)
+    candidates = [trial for trial in plan.trials if trial.stage == "candidate"]
+    assert [trial.assignment.default.bound.value for trial in candidates] == [i / 100 for i in range(1, 11)]
+    scores = [
+        -0.3 * 100 * trial.losses["score"] + 0.7 * plan.original_bytes / trial.n_bytes if trial.fits else -math.inf
+        for trial in candidates
+    ]
+    assert plan.chosen is candidates[int(np.argmax(scores))]
+
+
+def test_delta_dnn_measures_its_fallback():
+    plan = nz.tune(NETWORK, evaluate=negative_error, max_loss=1e-4, strategy="delta-dnn", fallback=1e-3)
+    assert plan.chosen.stage == "fallback"
+    check(plan)
+
+
+def test_gains_pass():
+    worse = {**NETWORK, "a.bias": NETWORK["a.bias"] + np.float32(0.5)}
+    plan = nz.tune(worse, NETWORK, evaluate=negative_error, max_loss=0, strategy="delta-dnn", candidates=[5.0])
+    assert plan.losses["score"] < 0
+
+
+# ---- evaluate --------------------------------------------------------------------------------------------------
+
+
+def test_an_evaluate_that_raises_is_named_with_its_trial():
+    calls = []
+
+    def breaks(tensors):
+        calls.append(1)
+        if len(calls) > 2:
+            raise ValueError("no more memory")
+        return 1.0
+
+    with pytest.raises(
+        errors.Error, match=r"evaluate raised ValueError on the trial of nearzip abs:.*: no more memory"
+    ):
+        nz.tune(NETWORK, evaluate=breaks, max_loss=0.1)
+    with pytest.raises(errors.Error, match=r"evaluate raised ValueError on the original network"):
+        nz.tune(NETWORK, evaluate=breaks, max_loss=0.1)
+
+
+def test_nan_is_an_error_for_the_original_and_over_the_budget_for_a_trial():
+    with pytest.raises(errors.Error, match=r"evaluate returned nan as 'score' of the original network"):
+        nz.tune(NETWORK, evaluate=lambda tensors: math.nan, max_loss=0.1)
+
+    def sensitive(tensors):
+        return math.nan if agreement(tensors) < 0.98 else agreement(tensors)
+
+    with pytest.warns(UserWarning, match="evaluate returned nan as 'score' for the trial of nearzip abs"):
+        plan = nz.tune(NETWORK, evaluate=sensitive, max_loss=0.5)
+    assert agreement(nz.compress(NETWORK, plan=plan).restored) >= 0.98
+
+
+def test_an_evaluate_that_is_not_deterministic_is_named_with_its_spread():
+    noise = np.random.default_rng(1)
+    with pytest.warns(UserWarning, match=r"evaluate is not deterministic: 'score' .*apart by"):
+        plan = nz.tune(NETWORK, evaluate=lambda tensors: agreement(tensors) + noise.normal(0, 1e-4), max_loss=0.05)
+    assert plan.original != plan.original_again
+
+
+def test_global_generators_are_seeded_and_put_back():
+    def random(tensors):
+        return agreement(tensors) + np.random.normal(0, 1e-3)  # noqa: NPY002
+
+    np.random.seed(5)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    one, other = (nz.tune(NETWORK, evaluate=random, max_loss=0.05, seed=seed) for seed in (1, 2))
+    assert one.original == one.original_again != other.original
+    assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
+def test_what_evaluate_changes_is_its_own():
+    network = {name: w.copy() for name, w in NETWORK.items()}
+
+    def destroys(tensors):
+        score = agreement(tensors)
+        for w in tensors.values():
+            w[...] = 0
+        return score
+
+    nz.tune(network, evaluate=destroys, max_loss=0.05)
+    assert all(np.array_equal(network[name], NETWORK[name]) for name in NETWORK)
+
+
+@pytest.mark.parametrize("value", ["0.9", None, [1, 2], {}, {"a": "b"}, {"a": None}])
+def test_what_is_no_metric_is_refused(value):
+    with pytest.raises(errors.UsageError, match="evaluate return"):
+        nz.tune(NETWORK, evaluate=lambda tensors: value, max_loss=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"max_loss": -0.1}, "max_loss"),
+        ({"max_loss": math.nan}, "max_loss"),
+        ({"max_loss": True}, "max_loss"),
+        ({"max_loss": "1"}, "max_loss"),
+        ({"max_loss": {}}, "max_loss"),
+        ({"max_loss": {"top1": 0.1}}, "no metric 'top1'; it returns score"),
+        ({"max_loss": None}, "max_loss"),
+        ({"evaluate": None}, "evaluate"),
+        ({"evaluate": 3}, "evaluate"),
+        ({"strategy": "luck"}, "strategy is one of"),
+        ({"strategy": "delta-dnn", "gamma": 1}, "no parameter 'gamma'"),
+        ({"strategy": "delta-dnn", "candidates": []}, "candidates"),
+        ({"strategy": "delta-dnn", "alpha": 0.9}, "add up to 1"),
+        ({"evaluations": 0}, "evaluations"),
+        ({"seed": "a"}, "seed"),
+        ({"bound": "l2"}, "kind of bound"),
+        ({"method": "delta-dnn", "bound": "rms"}, "cannot promise"),
+        ({"method": "delta-dnn", "options": {"eps": 0.1, "nope": 1}}, "no option"),
+    ],
+)  # fmt: skip
+def test_arguments_that_cannot_be_meant(arguments, says):
+    with pytest.raises(errors.UsageError, match=says):
+        nz.tune(NETWORK, **{"evaluate": agreement, "max_loss": 0.1, **arguments})
+
+
+# ---- trials on disk --------------------------------------------------------------------------------------------
+
+
+class Counting:
+    """Counts its calls, and breaks off after some."""
+
+    name = "counting"
+
+    def __init__(self, most=math.inf):
+        self.calls, self.most = 0, most
+
+    def __call__(self, tensors):
+        if self.calls == self.most:
+            raise KeyboardInterrupt
+        self.calls += 1
+        return agreement(tensors)
+
+
+def test_an_interrupted_search_goes_on(tmp_path):
+    broken = Counting(4)
+    with pytest.raises(KeyboardInterrupt):
+        nz.tune(NETWORK, evaluate=broken, max_loss=0.02, trials=tmp_path / "new" / "trials")
+    again = Counting()
+    plan = nz.tune(NETWORK, evaluate=again, max_loss=0.02, trials=tmp_path / "new" / "trials")
+    assert again.calls == 1 + len(plan.trials) - 2  # the original once, the trials that were missing
+    fresh = nz.tune(NETWORK, evaluate=agreement, max_loss=0.02)
+    assert [t.restored_id for t in plan.trials] == [t.restored_id for t in fresh.trials]
+    tighter = Counting()
+    check(nz.tune(NETWORK, evaluate=tighter, max_loss=0.015, trials=tmp_path / "new" / "trials"), evaluate=agreement)
+
+
+def test_trials_of_another_evaluate_or_network_are_not_taken(tmp_path):
+    nz.tune(NETWORK, evaluate=Counting(), max_loss=0.02, trials=tmp_path)
+    other = Counting()
+    other.__class__ = type("Other", (Counting,), {"__call__": lambda self, tensors: 0.5})
+    with pytest.raises(errors.UsageError, match="another evaluate"):
+        nz.tune(NETWORK, evaluate=other, max_loss=0.02, trials=tmp_path)
+    again = Counting()
+    plan = nz.tune(BASE, evaluate=again, max_loss=0.02, trials=tmp_path)
+    assert again.calls == 2 + len(plan.trials)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b"\xff", b'{"key": 1}', b"[" * 100_000, b'{"a":NaN}'])
+def test_damaged_trials_are_named(tmp_path, damage):
+    nz.tune(NETWORK, evaluate=agreement, max_loss=0.02, trials=tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_bytes(damage)
+    with pytest.raises(errors.CorruptError, match=tmp_path.name):
+        nz.tune(NETWORK, evaluate=agreement, max_loss=0.02, trials=tmp_path)
+
+
+# ---- joblib ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["nearzip", "delta-dnn"])
+@pytest.mark.parametrize("backend", ["threading", "loky"])
+def test_trials_run_where_the_caller_says(backend, strategy, tmp_path):
+    with joblib.parallel_config(backend, n_jobs=2):
+        plan = nz.tune(NETWORK, evaluate=agreement, max_loss=0.02, strategy=strategy, trials=tmp_path)
+    check(plan, evaluate=agreement)
+    if strategy == "delta-dnn":
+        alone = nz.tune(NETWORK, evaluate=agreement, max_loss=0.02, strategy=strategy)
+        assert [t.restored_id for t in alone.trials] == [t.restored_id for t in plan.trials]
+    assert len(list(tmp_path.glob("*.json"))) == len(plan.trials) + 1
+
+
+def test_trials_run_on_dask():
+    distributed = pytest.importorskip("distributed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of dask's own
+        with (
+            distributed.LocalCluster(
+                n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+            ) as cluster,
+            distributed.Client(cluster),
+            joblib.parallel_config("dask"),
+        ):
+            plan = nz.tune(NETWORK, evaluate=agreement, max_loss=0.02)
+    check(plan, evaluate=agreement)
+
+
+def test_large_tensors_of_any_type_reach_the_workers():
+    big = {"w": rng.normal(0, 1, (1024, 1024)).astype(ml_dtypes.bfloat16)}
+
+    def error(tensors):
+        return -float(np.mean((tensors["w"].astype(np.float32) - big["w"].astype(np.float32)) ** 2))
+
+    with joblib.parallel_config("loky", n_jobs=2):
+        plan = nz.tune(big, evaluate=error, max_loss=0.01, evaluations=2)
+    check(plan, big, None, error)
+
+
+# ---- plans -----------------------------------------------------------------------------------------------------
+
+PLAN = nz.tune(NETWORK, evaluate=both, max_loss={"error": 0.02})
+
+
+def test_plans_survive_their_file(tmp_path):
+    PLAN.save(tmp_path / "plan.json")
+    again = nz.Plan.load(tmp_path / "plan.json")
+    assert again.to_json() == PLAN.to_json()
+    assert nz.compress(NETWORK, plan=again).to_bytes() == nz.compress(NETWORK, plan=PLAN).to_bytes()
+    with pytest.raises(errors.UsageError, match="exists already"):
+        PLAN.save(tmp_path / "plan.json")
+    with pytest.raises(errors.NotFoundError):
+        nz.Plan.load(tmp_path / "other.json")
+
+
+def test_plans_know_their_network():
+    changed = {**NETWORK, "a.bias": NETWORK["a.bias"] + np.float32(1)}
+    with pytest.warns(UserWarning, match="made for the network"):
+        nz.compress(changed, plan=PLAN)
+    with pytest.warns(UserWarning, match="made against the base None"):
+        nz.compress(NETWORK, BASE, plan=PLAN)
+    with pytest.raises(errors.UsageError, match="'more': the plan has no setting for it"):
+        nz.compress({**NETWORK, "more": NETWORK["a.bias"]}, plan=PLAN)
+    with pytest.raises(errors.UsageError, match=r"'a\.bias': the plan expects it"):
+        nz.compress({name: w for name, w in NETWORK.items() if name != "a.bias"}, plan=PLAN)
+    with pytest.raises(errors.UsageError, match="plan"):
+        nz.compress(NETWORK, plan=PLAN, bound=nz.Absolute(1))
+
+
+def _walk(document, path=()):
+    yield path
+    items = (
+        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    )
+    for key, value in items:
+        yield from _walk(value, (*path, key))
+
+
+def _replaced(document, path, value):
+    changed = json.loads(json.dumps(document))
+    at = changed
+    for key in path[:-1]:
+        at = at[key]
+    if value is KeyError:
+        del at[path[-1]]
+    else:
+        at[path[-1]] = value
+    return changed
+
+
+@pytest.mark.parametrize("value", [None, True, -1, 1e308, "x", [], {}, {"x": 1}, KeyError], ids=repr)
+def test_hostile_plans_give_named_errors(tmp_path, value):
+    document = PLAN.to_json()
+    for path in list(_walk(document))[1:]:
+        (tmp_path / "p.json").write_text(json.dumps(_replaced(document, path, value)))
+        try:
+            plan = nz.Plan.load(tmp_path / "p.json")
+            nz.compress(NETWORK, plan=plan)
+        except errors.Error:
+            continue
+        except UserWarning:
+            continue
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"version": 2}, errors.NewerFormatError),
+        ({"version": 0}, errors.CorruptError),
+        ({"format": "other"}, errors.CorruptError),
+        ({"bytes": 3}, errors.CorruptError),
+        ({"losses": {"error": 0, "agreement": 0}}, errors.CorruptError),
+        ({"more": 1}, errors.CorruptError),
+        ({"trials": []}, errors.CorruptError),
+        ({"tensors": {"a": {"method": "nope", "options": {}, "bound": None}}}, errors.UnknownMethodError),
+        ({"tensors": {"a": {"method": "nearzip", "options": {"x": 1}, "bound": None}}}, errors.CorruptError),
+        ({"tensors": {"a": {"method": "nearzip", "options": {}, "bound": {"kind": "abs", "value": -1}}}},
+         errors.CorruptError),
+        ({"max_loss": {"other": 1}}, errors.CorruptError),
+    ],
+)  # fmt: skip
+def test_plans_that_do_not_fit_together(tmp_path, change, error):
+    (tmp_path / "p.json").write_text(json.dumps({**PLAN.to_json(), **change}))
+    with pytest.raises(error, match=r"p\.json"):
+        nz.Plan.load(tmp_path / "p.json")
+
+
+def test_assignments_are_plans_too():
+    assignment = Assignment(Choice("nearzip", {}, nz.Absolute(1e-3)), {"b.weight": Choice("zstd")})
+    restored = nz.compress(NETWORK, plan=assignment).restored
+    assert np.array_equal(restored["b.weight"], NETWORK["b.weight"])
+    assert 0 < np.abs(restored["a.weight"] - NETWORK["a.weight"]).max() <= 1e-3
+    assert str(assignment) == "nearzip abs:0.001 and 1 tensor otherwise"
