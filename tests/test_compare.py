@@ -237,3 +237,28 @@ def test_counters_are_no_parameters():
     assert found.total.n_unchanged == 0
     assert found.tensors["steps"].max_abs_error == 800
     assert nz.compare({"steps": a["steps"]}, {"steps": b["steps"]}).total.max_abs_error == 800
+
+
+# ---- QD-Compressor's measures ----------------------------------------------------------------------------------
+
+
+def test_mdm_and_corrcoef_are_equations_6_and_7():
+    a, b = rng.normal(0, 1, (2, 5000)).astype(np.float32)
+    b = a + b / 10
+    found = nz.compare({"x": a}, {"x": b}).total
+    assert found.mdm == pytest.approx(np.abs(b.astype(float) - a).mean(), rel=1e-12)
+    assert found.corrcoef == pytest.approx(np.corrcoef(a.astype(float), b.astype(float))[0, 1], rel=1e-9)
+    assert nz.compare({"x": np.ones(3)}, {"x": a[:3].astype(float)}).total.corrcoef is None
+
+
+def test_values_are_compared_as_quantized_to_bits():
+    a = {"x": np.array([0.0, 0.5, 1.0, np.nan], np.float32), "n": np.array([3, 5])}
+    b = {"x": np.array([0.0, 0.9, 2.0, 0.0], np.float32), "n": np.array([3, 7])}
+    found = nz.compare(a, b, bits=2)
+    # 0, 1.5 to even, 3, 0 and 0, 1.35, 3, 0.
+    assert found.tensors["x"].mdm == 0.25
+    assert found.tensors["x"].n_unchanged == 3
+    assert found.tensors["n"].mdm == 1.0
+    for bits in (0, 17):
+        with pytest.raises(UsageError, match="1 to 16 bits"):
+            nz.compare(a, b, bits=bits)

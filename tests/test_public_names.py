@@ -23,6 +23,7 @@ POSITIONAL = {
     nz.compress_file: ["src", "dst", "base", "method", "bound", "plan", "options"],
     nz.decompress_file: ["src", "dst", "base", "limits"],
     nz.methods: [],
+    nz.compare: ["a", "b"],
     nz.Lossless: [],
     nz.Absolute: ["value"],
     nz.Relative: ["value"],
@@ -36,6 +37,7 @@ KEYWORDS = {
     nz.compress: {"metadata", "threads", "progress"},
     nz.decompress: {"threads", "progress"},
     nz.open: {"threads"},
+    nz.compare: {"bits", "progress"},
     nz.compress_file: {"restored", "force", "threads", "progress"},
     nz.decompress_file: {"keep_going", "force", "threads", "progress"},
 }
@@ -50,7 +52,7 @@ EXIT_CODES = {
     "NewerFormatError": 13, "LimitError": 14, "BoundError": 15, "BudgetError": 15, "WrongBaseError": 3,
     "UnknownMethodError": 3, "StoreError": 3, "MissingExtraError": 3,
 }  # fmt: skip
-METHODS = {"nearzip", "delta-dnn", "gzip", "zstd", "lzma"}
+METHODS = {"nearzip", "delta-dnn", "qd-compressor", "lc-checkpoint", "gzip", "zstd", "lzma"}
 
 
 def test_public_names_stay():

@@ -1,4 +1,5 @@
-"""How alike two networks are: differences, the linear fit and the SSIM of Delta-DNN's Figure 1.
+"""How alike two networks are: differences, the linear fit and the SSIM of Delta-DNN's Figure 1, MDM and CorrCoef of
+QD-Compressor's Figure 5.
 
 Tensors are read one after the other and in pieces, so memory does not grow with the files.
 """
@@ -16,6 +17,9 @@ from typing import Any
 import numpy as np
 
 from nearzip.api import open_input
+from nearzip.bounds import Statistics
+from nearzip.errors import UsageError
+from nearzip.stages.ranges import Levels
 from nearzip.tensors import Array, Checkpoint, TensorSpec, bits_of, dtype_of, is_float
 
 __all__ = ["Comparison", "Figures", "LinearFit", "compare", "ssim"]
@@ -52,6 +56,8 @@ class Figures:
         every place where either is not finite.
     max_abs_error, rms_error, mean_difference : float
         Of b - a.
+    mdm : float
+        Mean of |b - a|: QD-Compressor's Manhattan distance mean, equation 6.
     max_relative_error : float
         Largest |b - a| / |a| where a is not zero.
     fit : LinearFit or None
@@ -68,6 +74,7 @@ class Figures:
     max_abs_error: float
     rms_error: float
     mean_difference: float
+    mdm: float
     max_relative_error: float
     fit: LinearFit | None
     ssim: float | None
@@ -77,6 +84,11 @@ class Figures:
     def unchanged(self) -> float:
         """The share of values with the same bits; 1 if there is no value."""
         return self.n_unchanged / self.n_values if self.n_values else 1.0
+
+    @property
+    def corrcoef(self) -> float | None:
+        """QD-Compressor's CorrCoef, equation 7: that of the fit. None where a or b does not vary."""
+        return self.fit.r if self.fit else None
 
 
 @dataclass(frozen=True)
@@ -125,6 +137,7 @@ def compare(
     a: Mapping[str, Any] | Checkpoint | Path,
     b: Mapping[str, Any] | Checkpoint | Path,
     *,
+    bits: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Compare two networks, tensor by tensor.
@@ -133,6 +146,9 @@ def compare(
     ----------
     a, b : mapping of str to array, Checkpoint, or path
         A path is a .safetensors, .pt, .pth, .bin or .npz file, or an .nz archive that needs no base.
+    bits : int or None
+        Compare floating-point tensors as QD-Compressor quantizes them: the range of each, in a and in b, in 2^bits
+        levels, 1 to 16 bits. What is not finite counts as level 0.
     progress : callable
         Called with values done and values in all.
 
@@ -151,6 +167,8 @@ def compare(
     >>> found.total.max_abs_error, found.identical
     (100.0, False)
     """
+    if bits is not None and not 1 <= bits <= 16:
+        raise UsageError(f"values are quantized to 1 to 16 bits, not {bits}")
     with _opened(a) as (source, n_bytes_a), _opened(b) as (other, n_bytes_b):
         both = [(spec, other.specs[name]) for name, spec in source.specs.items() if name in other.specs]
         mismatched = {
@@ -165,7 +183,7 @@ def compare(
         total = _Sums()
         tensors = {}
         for name in specs:
-            one, two = source.read(name), other.read(name)
+            one, two = _quantized(source.read(name), bits), _quantized(other.read(name), bits)
             sums = _tensor(one, two)
             tensors[name] = sums.figures()
             if name in parameters:
@@ -186,6 +204,14 @@ def compare(
         n_bytes_b=n_bytes_b,
         sample=sample.pair(),
     )
+
+
+def _quantized(values: Array, bits: int | None) -> Array:
+    """Levels of the array's own range, or the array itself."""
+    if bits is None or not is_float(values.dtype):
+        return values
+    found = Statistics.of(values)
+    return Levels(found.low, found.high, bits).quantize(values)
 
 
 @contextlib.contextmanager
@@ -217,6 +243,7 @@ class _Sums:
     max_abs: float = 0.0
     max_relative: float = 0.0
     difference: float = 0.0
+    distance: float = 0.0
     squares: float = 0.0
     mean_a: float = 0.0
     mean_b: float = 0.0
@@ -237,7 +264,17 @@ class _Sums:
 
     def merge(self, more: _Sums) -> None:
         self._merge_moments(more)
-        for name in ("n_values", "n_unchanged", "n_mismatches", "n", "difference", "squares", "ssim", "n_ssim"):
+        for name in (
+            "n_values",
+            "n_unchanged",
+            "n_mismatches",
+            "n",
+            "difference",
+            "distance",
+            "squares",
+            "ssim",
+            "n_ssim",
+        ):
             setattr(self, name, getattr(self, name) + getattr(more, name))
         self.max_abs = max(self.max_abs, more.max_abs)
         self.max_relative = max(self.max_relative, more.max_relative)
@@ -265,6 +302,7 @@ class _Sums:
             max_abs_error=self.max_abs,
             rms_error=math.sqrt(self.squares / n),
             mean_difference=self.difference / n,
+            mdm=self.distance / n,
             max_relative_error=self.max_relative,
             fit=self._fit(),
             ssim=self.ssim / self.n_ssim if self.n_ssim else None,
@@ -323,6 +361,7 @@ def _add_differences(sums: _Sums, x: Array, y: Array) -> None:
     size = np.abs(difference)
     sums.max_abs = float(size.max())
     sums.difference = float(difference.sum())
+    sums.distance = float(size.sum())
     sums.squares = float(np.square(difference).sum())
     with np.errstate(divide="ignore"):
         relative = size / np.abs(x)

@@ -34,6 +34,11 @@ MORE = (
     ("delta-dnn-rle-zstd", "delta-dnn", None, {"backend": "rle+zstd"}),
     ("delta-dnn-lzma", "delta-dnn", None, {"backend": "lzma"}),
     ("delta-dnn-zstd", "delta-dnn", None, {"backend": "zstd"}),
+    ("qd-compressor-8", "qd-compressor", None, {"bits": 8, "backend": "zstd"}),
+    ("qd-compressor-16", "qd-compressor", None, {"bits": 16, "backend": "gzip"}),
+    ("qd-compressor-delta-first", "qd-compressor", None, {"variant": "delta-first"}),
+    ("qd-compressor-global", "qd-compressor", None, {"variant": "global"}),
+    ("lc-checkpoint-8", "lc-checkpoint", None, {"bits": 8}),
 )
 
 

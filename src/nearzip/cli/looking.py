@@ -175,9 +175,12 @@ def _inspect_table(reports: list[TensorReport], codings: list[tuple[str, ...]]) 
 @click.option("--plot", type=_FILE, metavar="FILE.png", help="Values of B over those of A, and their differences.")
 @click.option("--force", is_flag=True, help="Overwrite the plot if it exists.")
 @click.option("--sort", type=click.Choice(["file", "name", "error"]), default="file", show_default=True)
+@click.option("--bits", type=click.IntRange(1, 16), help="Compare values quantized to so many bits, tensor by tensor.")
 @_limit_option(100)
 @common_options
-def compare(a: str, b: str, plot: str | None, force: bool, sort: str, limit: int, as_json: bool) -> None:
+def compare(
+    a: str, b: str, plot: str | None, force: bool, sort: str, bits: int | None, limit: int, as_json: bool
+) -> None:
     """Compare two networks: differences, linear fit, structural similarity.
 
     Reads .safetensors, .pt, .pth, .bin, .npz, and .nz archives that need no base.
@@ -185,7 +188,7 @@ def compare(a: str, b: str, plot: str | None, force: bool, sort: str, limit: int
     if plot is not None:
         check_plot(plot, force)
     with progress("compare", as_json, "values") as callback:
-        found = nearzip.compare(a, b, progress=callback)
+        found = nearzip.compare(a, b, bits=bits, progress=callback)
     if plot is not None:
         draw_comparison(found, a, b, plot, force)
     if as_json:
@@ -195,7 +198,7 @@ def compare(a: str, b: str, plot: str | None, force: bool, sort: str, limit: int
 
 
 def _figures_document(figures: Figures) -> dict[str, Any]:
-    return {**dataclasses.asdict(figures), "unchanged": figures.unchanged}
+    return {**dataclasses.asdict(figures), "unchanged": figures.unchanged, "corrcoef": figures.corrcoef}
 
 
 def _compare_document(found: Comparison, a: str, b: str, plot: str | None) -> dict[str, Any]:
@@ -228,7 +231,8 @@ def _compare_text(found: Comparison, a: str, b: str, plot: str | None, sort: str
         ("NaN or Inf", f"in one only: {odd:,} values" if odd else None),
         ("error", f"max {total.max_abs_error:.4g}, rms {total.rms_error:.4g}, mean {total.mean_difference:.4g}; "
                   f"max relative {total.max_relative_error:.4g}"),
-        ("fit", fit and f"b = {fit.slope:.6g} a {fit.intercept:+.3g}, r = {fit.r:.6f}"),
+        ("MDM", f"{total.mdm:.4g}"),
+        ("fit", fit and f"b = {fit.slope:.6g} a {fit.intercept:+.3g}, CorrCoef r = {fit.r:.6f}"),
         ("SSIM", None if total.ssim is None else f"{total.ssim:.6f}"),
         ("plot", plot),
     ])  # fmt: skip

@@ -9,7 +9,9 @@ from nearzip.errors import UnknownMethodError
 from nearzip.recipes.base import Recipe, TensorPlan, TensorView, Unpromised
 from nearzip.recipes.baselines import GzipRecipe, LzmaRecipe, ZstdRecipe
 from nearzip.recipes.delta_dnn import DeltaDnn
+from nearzip.recipes.lc_checkpoint import LcCheckpoint
 from nearzip.recipes.nearzip import Nearzip
+from nearzip.recipes.qd_compressor import QdCompressor
 from nearzip.recipes.settings import Setting, Settings
 
 __all__ = [
@@ -23,7 +25,15 @@ __all__ = [
     "recipe_types",
 ]
 
-_BUILT_IN: tuple[type[Recipe], ...] = (Nearzip, DeltaDnn, GzipRecipe, ZstdRecipe, LzmaRecipe)
+_BUILT_IN: tuple[type[Recipe], ...] = (
+    Nearzip,
+    DeltaDnn,
+    QdCompressor,
+    LcCheckpoint,
+    GzipRecipe,
+    ZstdRecipe,
+    LzmaRecipe,
+)
 
 
 @functools.cache

@@ -1,12 +1,15 @@
 """Typed, reversible steps from a tensor's values to bytes. Array maths only: no files, no PyTorch, no store."""
 
 from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Chain, Coded, Context, Kind, Pipeline, Stage
+from nearzip.stages.buckets import ExponentBuckets
 from nearzip.stages.entropy import Rans
 from nearzip.stages.external import Gzip, Lzma, Zstd
+from nearzip.stages.huffman import Huffman
 from nearzip.stages.predict import ContextDelta, OrderedBits, OrderedDelta, SubtractBase
 from nearzip.stages.quantize import LogStep, UniformStep
+from nearzip.stages.ranges import RangeQuantize
 from nearzip.stages.registry import pipeline_from_json, stage_types
-from nearzip.stages.runs import PackIntegers, RawBytes, RunLengths
+from nearzip.stages.runs import PackIntegers, RawBytes, RunLengths, SymbolBytes
 from nearzip.stages.split import Split, Stream
 
 __all__ = [
@@ -17,7 +20,9 @@ __all__ = [
     "Coded",
     "Context",
     "ContextDelta",
+    "ExponentBuckets",
     "Gzip",
+    "Huffman",
     "Kind",
     "LogStep",
     "Lzma",
@@ -25,6 +30,7 @@ __all__ = [
     "OrderedDelta",
     "PackIntegers",
     "Pipeline",
+    "RangeQuantize",
     "Rans",
     "RawBytes",
     "RunLengths",
@@ -32,6 +38,7 @@ __all__ = [
     "Stage",
     "Stream",
     "SubtractBase",
+    "SymbolBytes",
     "UniformStep",
     "Zstd",
     "pipeline_from_json",

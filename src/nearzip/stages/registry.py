@@ -8,11 +8,14 @@ from typing import Any
 
 from nearzip.errors import CorruptError, NewerFormatError, UsageError
 from nearzip.stages.base import Chain, Pipeline, Stage
+from nearzip.stages.buckets import ExponentBuckets
 from nearzip.stages.entropy import Rans
 from nearzip.stages.external import Gzip, Lzma, Zstd
+from nearzip.stages.huffman import Huffman
 from nearzip.stages.predict import ContextDelta, OrderedBits, OrderedDelta, SubtractBase
 from nearzip.stages.quantize import LogStep, UniformStep
-from nearzip.stages.runs import PackIntegers, RawBytes, RunLengths
+from nearzip.stages.ranges import RangeQuantize
+from nearzip.stages.runs import PackIntegers, RawBytes, RunLengths, SymbolBytes
 
 __all__ = ["BUILT_IN", "pipeline_from_json", "read_chains", "stage_types"]
 
@@ -23,10 +26,14 @@ BUILT_IN: tuple[type[Stage], ...] = (
     OrderedBits,
     UniformStep,
     LogStep,
+    RangeQuantize,
+    ExponentBuckets,
     RawBytes,
     PackIntegers,
     RunLengths,
+    SymbolBytes,
     Rans,
+    Huffman,
     Gzip,
     Lzma,
     Zstd,

@@ -11,7 +11,7 @@ from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Coded, Context, Stage, check_booleans
 from nearzip.tensors import Array, bits_of
 
-__all__ = ["PackIntegers", "RawBytes", "RunLengths"]
+__all__ = ["PackIntegers", "RawBytes", "RunLengths", "SymbolBytes"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,36 @@ class PackIntegers(Stage):
         if coded.side not in (b"\1", b"\2", b"\4") or len(coded.data) != coded.side[0] * context.n:
             raise CorruptError("packed integers have another length")
         return np.frombuffer(coded.data, f"<i{coded.side[0]}").astype(np.int32)
+
+
+_SYMBOLS = {b"i": np.dtype("<i4"), **{bytes([w]): np.dtype(f"<u{w}") for w in (1, 2, 4, 8)}}
+
+
+@dataclass(frozen=True)
+class SymbolBytes(Stage):
+    """Symbols in the width that they have, little-endian.
+
+    Examples
+    --------
+    >>> SymbolBytes().encode(np.array([1, 255], np.uint8)).data
+    b'\\x01\\xff'
+    """
+
+    id = "symbol-bytes"
+    takes, gives = SYMBOLS, BYTES
+
+    def encode(self, value: Any, context: Context | None = None) -> Coded:
+        for code, dtype in _SYMBOLS.items():
+            if value.dtype == dtype:
+                return Coded(value.astype(dtype, copy=False).tobytes(), code)
+        raise UsageError(f"symbols are {value.dtype}; this stage takes int32 and unsigned integers")
+
+    def decode(self, coded: Coded, context: Context) -> Array:
+        dtype = _SYMBOLS.get(coded.side)
+        n = context.n * (2 if context.dtype.kind == "c" else 1)
+        if dtype is None or len(coded.data) != dtype.itemsize * n:
+            raise CorruptError("symbols have another width or number")
+        return np.frombuffer(coded.data, dtype).astype(dtype.newbyteorder("="))
 
 
 def _varints(values: Array) -> bytes:
