@@ -19,7 +19,8 @@ from experiments.data import DataError, Dataset, cache_folder, load
 from experiments.networks import data_of
 from experiments.training import Settings, preset, train
 
-#: quick: under 10 minutes on two cores; full: under 120; papers: for a GPU, as long as `--epochs` says.
+#: quick: under 10 minutes on two cores; chains: twelve versions each, under 20; full: under 120; papers: for a GPU, as
+#: long as `--epochs` says.
 SETS: dict[str, tuple[Settings, ...]] = {
     "quick": (
         preset("lenet-300-100", epochs=4),
@@ -27,6 +28,11 @@ SETS: dict[str, tuple[Settings, ...]] = {
         preset("transformer", steps=200, every=50),
         preset("vgg-small", epochs=3, limit=15_000),
         preset("resnet-20", epochs=2, limit=6_400),
+    ),
+    "chains": (
+        preset("lenet-300-100", epochs=12),
+        preset("vgg-small", epochs=12, limit=15_000),
+        preset("transformer", steps=240, every=20),
     ),
     "full": (
         preset("lenet-300-100"),

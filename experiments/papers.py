@@ -1,0 +1,26 @@
+"""Pages under `docs/papers`, made from `results/*.json`: our figures in a paper's layout beside the paper's own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+from experiments import delta_dnn_page
+from experiments.record import RESULTS
+
+_DOCS = RESULTS.parent.parent / "docs"
+
+#: Name of the result and of the page: what writes it, given the result and the folder of the docs.
+PAGES: dict[str, Callable[[dict[str, Any]], str]] = {"delta_dnn": delta_dnn_page.page}
+
+
+def main(arguments: list[str]) -> None:
+    argparse.ArgumentParser(prog="bench papers", description=__doc__).parse_args(arguments)
+    (_DOCS / "papers").mkdir(exist_ok=True)
+    for name, page in PAGES.items():
+        source = RESULTS / f"{name}.json"
+        if source.is_file():
+            text = page(json.loads(source.read_text()))
+            (_DOCS / "papers" / f"{name.replace('_', '-')}.md").write_text(text)
