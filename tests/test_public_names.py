@@ -11,8 +11,8 @@ from nearzip import errors
 
 NAMES = {
     "Absolute", "Archive", "Bound", "Comparison", "Limits", "Lossless", "Plan", "PointwiseRelative", "Reader",
-    "Relative", "Rms", "__version__", "compare", "compress", "compress_file", "decompress", "decompress_file",
-    "errors", "methods", "open", "tune",
+    "Relative", "Rms", "Store", "__version__", "compare", "compress", "compress_file", "decompress",
+    "decompress_file", "errors", "methods", "open", "tune",
 }  # fmt: skip
 
 #: Parameters that may be given by position, in this order; more may follow by keyword.
@@ -31,6 +31,9 @@ POSITIONAL = {
     nz.Rms: ["value"],
     nz.Archive.save: ["self", "path", "force"],
     nz.Archive.to_bytes: ["self"],
+    nz.Store: ["url", "create", "bound", "policy", "method", "options"],
+    nz.Store.commit: ["self", "tensors", "message", "metrics", "tags", "step"],
+    nz.Store.checkout: ["self", "selector", "names"],
     nz.Limits: ["output_bytes", "index_bytes", "tensors", "rank", "name_bytes", "depth"],
 }
 KEYWORDS = {
@@ -38,6 +41,8 @@ KEYWORDS = {
     nz.decompress: {"threads", "progress"},
     nz.open: {"threads"},
     nz.compare: {"bits", "progress"},
+    nz.Store: {"storage_options", "exclusive", "hold", "limits", "threads"},
+    nz.Store.commit: {"metadata", "timeout", "progress"},
     nz.compress_file: {"restored", "force", "threads", "progress"},
     nz.decompress_file: {"keep_going", "force", "threads", "progress"},
 }
@@ -50,7 +55,7 @@ DEFAULTS = {
 EXIT_CODES = {
     "Error": 3, "UsageError": 2, "NotFoundError": 10, "BusyError": 11, "CorruptError": 12, "TruncatedError": 12,
     "NewerFormatError": 13, "LimitError": 14, "BoundError": 15, "BudgetError": 15, "WrongBaseError": 3,
-    "UnknownMethodError": 3, "StoreError": 3, "MissingExtraError": 3,
+    "UnknownMethodError": 3, "StoreError": 3, "NoSpaceError": 3, "MissingExtraError": 3,
 }  # fmt: skip
 METHODS = {"nearzip", "delta-dnn", "qd-compressor", "lc-checkpoint", "gzip", "zstd", "lzma"}
 

@@ -15,6 +15,7 @@ from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relativ
 from nearzip.budget import Plan, tune
 from nearzip.comparison import Comparison, compare
 from nearzip.limits import Limits
+from nearzip.store import Store
 from nearzip.version import __version__
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Reader",
     "Relative",
     "Rms",
+    "Store",
     "__version__",
     "compare",
     "compress",

@@ -59,6 +59,8 @@ class WriteReport:
     index: Index
     n_bytes: int
     n_patched: int
+    #: Digest of every tensor as a reader will get it.
+    contents: dict[str, bytes]
     #: Tensors coded without a base although one was given, and why.
     alone: dict[str, str] = field(default_factory=dict)
 
@@ -189,7 +191,7 @@ def write_archive(
         bound=settings.default.bound.to_json(),
         writer=f"nearzip {__version__}",
     )
-    return WriteReport(index, writer.finish(index), n_patched, _coded_alone(source, base, ties, settings))
+    return WriteReport(index, writer.finish(index), n_patched, contents, _coded_alone(source, base, ties, settings))
 
 
 def _method_json(settings: Settings, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:

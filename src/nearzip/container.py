@@ -26,7 +26,7 @@ from nearzip.stages import Pipeline, pipeline_from_json
 from nearzip.stages.external import unpack_zstd
 from nearzip.tensors import DTYPES, TensorSpec
 
-__all__ = ["BlockEntry", "Index", "Segment", "Source", "Writer", "read_index"]
+__all__ = ["BlockEntry", "Index", "Segment", "Source", "Writer", "load_json", "read_index"]
 
 MAGIC = b"\x89NZIP\r\n\x1a"
 CLOSING = b"\x1a\nNZEND\x89"
@@ -205,7 +205,7 @@ def read_index(source: Source, limits: Limits) -> Index:
     if len(document) != n_document:
         raise CorruptError(f"{source.name}: index has another length than the footer says")
     try:
-        return _Parser(limits).index(_load_json(document, limits.depth), source.size - FOOTER_BYTES - len(stored))
+        return _Parser(limits).index(load_json(document, limits.depth), source.size - FOOTER_BYTES - len(stored))
     except (CorruptError, LimitError, NewerFormatError) as error:
         raise type(error)(f"{source.name}: {error}") from None
 
@@ -253,17 +253,18 @@ def _read_footer(source: Source, header: bytes, limits: Limits) -> tuple[bytes, 
     return stored, n_document
 
 
-def _load_json(document: bytes, depth: int) -> Any:
-    _check_depth(document, depth)
+def load_json(document: bytes, depth: int, what: str = "index") -> Any:
+    """Strict JSON: no key twice, no NaN, no text that is not Unicode, nested `depth` at most. Raises CorruptError."""
+    _check_depth(document, depth, what)
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise CorruptError("index: a key stands twice")
+            raise CorruptError(f"{what}: a key stands twice")
         return found
 
     def no_constants(text: str) -> Any:
-        raise CorruptError(f"index: {text} is not a number here")
+        raise CorruptError(f"{what}: {text} is not a number here")
 
     try:
         found = json.loads(document.decode(), object_pairs_hook=no_duplicates, parse_constant=no_constants)
@@ -271,7 +272,7 @@ def _load_json(document: bytes, depth: int) -> Any:
             json.dumps(found, ensure_ascii=False).encode()
         return found
     except (ValueError, RecursionError) as error:
-        raise CorruptError(f"index: {str(error)[:200]}") from None
+        raise CorruptError(f"{what}: {str(error)[:200]}") from None
 
 
 #: What a bracket does to the depth, as a signed byte.
@@ -279,13 +280,13 @@ _DEPTHS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
-def _check_depth(document: bytes, limit: int) -> None:
+def _check_depth(document: bytes, limit: int, what: str) -> None:
     """Refuse deep nesting before the parser recurses into it."""
     # A string that never ends is one token too: without `\Z` each of its quotes would be searched from anew.
     bare = re.sub(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', b"", document, flags=re.DOTALL)
     marks = np.frombuffer(bare.translate(_DEPTHS, _NO_BRACKETS), np.int8)
     if marks.size and int(np.cumsum(marks, dtype=np.int32).max()) > limit:
-        raise CorruptError(f"index: nested deeper than {limit}")
+        raise CorruptError(f"{what}: nested deeper than {limit}")
 
 
 class _Parser:

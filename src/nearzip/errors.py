@@ -15,6 +15,7 @@
     ├── WrongBaseError (3)        the base is missing or not the one that the archive was made against
     ├── UnknownMethodError (3)    no recipe or stage of that name
     ├── StoreError (3)            a store that cannot do what was asked
+    │   └── NoSpaceError (3)      the disk that holds it is full
     └── MissingExtraError (3)     an optional dependency is not installed
 """
 
@@ -29,6 +30,7 @@ __all__ = [
     "LimitError",
     "MissingExtraError",
     "NewerFormatError",
+    "NoSpaceError",
     "NotFoundError",
     "StoreError",
     "TruncatedError",
@@ -106,6 +108,10 @@ class UnknownMethodError(Error):
 
 class StoreError(Error):
     """A store that cannot do what was asked."""
+
+
+class NoSpaceError(StoreError):
+    """The disk that holds a store is full; what was committed is safe."""
 
 
 class MissingExtraError(Error):

@@ -13,9 +13,18 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from nearzip.errors import Error, NotFoundError, UsageError, missing_extra
+from nearzip.errors import Error, MissingExtraError, NotFoundError, UsageError, missing_extra
 
-__all__ = ["BytesSource", "FileSource", "RemoteSource", "atomic_file", "is_url", "naming_errors", "open_source"]
+__all__ = [
+    "BytesSource",
+    "FileSource",
+    "RemoteSource",
+    "atomic_file",
+    "extra_for",
+    "is_url",
+    "naming_errors",
+    "open_source",
+]
 
 #: Extras that bring fsspec's driver for a URL's scheme.
 _EXTRAS = {"http": "http", "https": "http", "s3": "s3", "gs": "gcs", "gcs": "gcs"}
@@ -26,6 +35,11 @@ Path_ = str | os.PathLike[str]
 def is_url(place: Any) -> bool:
     """Whether fsspec, not the local file system, is to open it."""
     return isinstance(place, str) and "://" in place
+
+
+def extra_for(scheme: str, url: str) -> MissingExtraError:
+    """The error for a URL whose driver is not installed."""
+    return missing_extra(f"fsspec's driver for {scheme}", _EXTRAS.get(scheme, "all"), url)
 
 
 @contextlib.contextmanager
@@ -161,8 +175,7 @@ class RemoteSource:
                 self._fs, self._path = fsspec.core.url_to_fs(url)
                 self.size = int(self._fs.info(self._path)["size"])
             except ImportError:
-                scheme = url.split("://")[0]
-                raise missing_extra(f"fsspec's driver for {scheme}", _EXTRAS.get(scheme, "all"), url) from None
+                raise extra_for(url.split("://")[0], url) from None
             except ValueError as error:
                 raise UsageError(f"{url}: {error}") from None
 

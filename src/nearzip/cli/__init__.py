@@ -12,6 +12,7 @@ import click
 from nearzip.cli.demo import demo
 from nearzip.cli.looking import compare, inspect, methods
 from nearzip.cli.running import OneLineGroup
+from nearzip.cli.store import store
 from nearzip.cli.transfer import compress, decompress
 from nearzip.cli.tuning import tune
 from nearzip.version import __version__
@@ -25,11 +26,12 @@ def cli() -> None:
     """Compress neural networks, and updates between their versions, within an error bound that is kept.
 
     Results go to stdout, everything else to stderr. Exit codes: 0 ok, 1 warnings, 2 usage, 3 error, 10 no such file,
-    12 corrupt, 13 format newer than this release, 14 limit exceeded, 15 bound or budget missed, 130 interrupted.
+    11 somebody else is writing, 12 corrupt, 13 format newer than this release, 14 limit exceeded, 15 bound or budget
+    missed, 130 interrupted.
     """
 
 
-for command in (compress, decompress, tune, inspect, compare, methods, demo):
+for command in (compress, decompress, tune, inspect, compare, methods, store, demo):
     cli.add_command(command)
 
 

@@ -22,15 +22,15 @@ _FILE = click.Path(path_type=str)
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 
 
-def options_of(pairs: Sequence[str]) -> dict[str, str]:
-    """Options of a method, from --set."""
+def options_of(pairs: Sequence[str], option: str = "--set", form: str = "key=value") -> dict[str, str]:
+    """What a repeatable option such as --set was given."""
     found: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
-            raise click.UsageError(f"--set takes key=value, not {pair!r}")
+            raise click.UsageError(f"{option} takes {form}, not {pair!r}")
         if key in found:
-            raise click.UsageError(f"--set {key} is given twice")
+            raise click.UsageError(f"{option} {key} is given twice")
         found[key] = value
     return found
 

@@ -1,0 +1,7 @@
+"""Versions of a network under a path or URL: small, verified, and restored bit for bit. docs/store.md."""
+
+from nearzip.store.log import Version
+from nearzip.store.policy import Policy
+from nearzip.store.repository import Store
+
+__all__ = ["Policy", "Store", "Version"]

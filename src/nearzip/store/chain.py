@@ -1,0 +1,242 @@
+"""From manifests to arrays: a version is decoded against its base, which is decoded against its own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from nearzip.archive import Reader
+from nearzip.container import Segment
+from nearzip.digests import content_id, tensor_digest
+from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, TruncatedError, WrongBaseError
+from nearzip.limits import Limits
+from nearzip.store.backend import Backend
+from nearzip.store.manifest import Manifest, Part
+from nearzip.store.versions import Versions
+from nearzip.tensors import Array, Checkpoint, TensorSpec, keeping_last
+
+__all__ = ["Progress", "identity", "open_part", "restore", "stream"]
+
+Progress = Callable[[int, int], None]
+
+
+def identity(arrays: Mapping[str, Array]) -> str:
+    """The digest of a version's content, from its arrays."""
+    specs = Checkpoint.of(arrays).specs
+    return content_id((spec, tensor_digest(arrays[name])) for name, spec in specs.items())
+
+
+@contextlib.contextmanager
+def _naming(url: str, number: int) -> Iterator[None]:
+    """Say which version it was, and what to do."""
+    try:
+        yield
+    except (CorruptError, LimitError, WrongBaseError, NotFoundError) as error:
+        kind = CorruptError if isinstance(error, (WrongBaseError, NotFoundError, TruncatedError)) else type(error)
+        advice = "" if kind is LimitError else f"; run 'nearzip store verify {url}'"
+        raise kind(f"{url}: version {number} cannot be restored: {error}{advice}") from None
+    except _LacksTensorError as error:
+        raise NotFoundError(f"{url}: version {number} has no tensor {error.args[0]!r}") from None
+
+
+def open_part(
+    backend: Backend, part: Part, base: Checkpoint | None, limits: Limits | None, threads: int | None
+) -> Reader:
+    """The archive that a part of a version stands in. Raises NotFoundError, CorruptError, .."""
+    source = backend.source(f"objects/{part.object}", part.n_bytes)
+    try:
+        if source.size != part.n_bytes:
+            raise TruncatedError(f"object {part.object} has {source.size} bytes instead of {part.n_bytes}")
+        reader = Reader(source, base, limits, threads)
+        lacking = [name for name in part.names or () if name not in reader]
+        if lacking:
+            raise CorruptError(f"object {part.object} has no tensor {lacking[0]!r}")
+        return reader
+    except BaseException:
+        source.close()
+        raise
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part, opened to look at its index, and which of its tensors are wanted."""
+
+    part: Part
+    reader: Reader
+    names: frozenset[str]
+
+    @property
+    def segments(self) -> list[Segment]:
+        targets = {self.reader.index.aliases.get(name, name) for name in self.names}
+        return [s for s in self.reader.index.segments if any(spec.name in targets for spec in s.tensors)]
+
+    @property
+    def base_names(self) -> set[str]:
+        """Tensors of the base that decoding needs."""
+        return {spec.name for s in self.segments if s.base_digest is not None for spec in s.tensors}
+
+
+def _pieces(manifest: Manifest, wanted: frozenset[str] | None, open_: Callable[[Part], Reader]) -> list[_Piece]:
+    pieces = []
+    for part in manifest.parts:
+        reader = open_(part)
+        names = frozenset(reader if part.names is None else part.names)
+        names = names if wanted is None else names & wanted
+        if names:
+            pieces.append(_Piece(part, reader, names))
+    seen = [name for piece in pieces for name in piece.names]
+    if len(seen) != len(set(seen)):
+        raise CorruptError("two of its parts hold a tensor of one name")
+    if wanted is not None and not wanted <= set(seen):
+        raise _LacksTensorError(min(wanted - set(seen)))
+    return pieces
+
+
+class _LacksTensorError(Exception):
+    """The caller's mistake if it is the version that was asked for, else damage."""
+
+
+def restore(
+    backend: Backend,
+    versions: Versions,
+    number: int,
+    names: Iterable[str] | None = None,
+    limits: Limits | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    known: Mapping[int, Mapping[str, Array]] | None = None,
+) -> dict[str, Array]:
+    """The arrays of a version, in memory, bit for bit what was committed.
+
+    Memory: the arrays, and those of one base at a time. `known`: arrays of versions that need no decoding.
+
+    Raises
+    ------
+    NotFoundError
+        No such version or tensor.
+    CorruptError, LimitError
+        It is damaged, or larger than the limits.
+    """
+    chain = versions.chain(number)
+    with contextlib.ExitStack() as stack, _naming(backend.url, number):
+
+        def open_(part: Part) -> Reader:
+            return stack.enter_context(open_part(backend, part, None, _generous(limits), threads))
+
+        wanted: dict[int, frozenset[str] | None] = {number: None if names is None else frozenset(names)}
+        work: list[tuple[Manifest, list[_Piece]]] = []
+        for manifest in reversed(chain):
+            needed = wanted.get(manifest.number, frozenset())
+            if needed == frozenset() and manifest.number != number:
+                continue
+            if known and manifest.number in known:
+                continue
+            try:
+                pieces = _pieces(manifest, needed, open_)
+            except _LacksTensorError as error:
+                if manifest.number == number:
+                    raise
+                raise CorruptError(f"version {manifest.number} lacks tensor {error.args[0]!r}") from None
+            for piece in pieces:
+                if piece.part.base is not None:
+                    # Never None: only the version that was asked for is wanted whole.
+                    before = wanted.get(piece.part.base) or frozenset()
+                    wanted[piece.part.base] = before | piece.base_names
+            work.append((manifest, pieces))
+        work.reverse()
+        held: dict[int, Mapping[str, Array]] = dict(known or {})
+        total = sum(spec.n_bytes for _, pieces in work for p in pieces for s in p.segments for spec in s.tensors)
+        done = 0
+        for i, (manifest, pieces) in enumerate(work):
+            arrays: dict[str, Array] = {}
+            for piece in pieces:
+                for name, array in _decoded(backend, piece, held, limits, threads):
+                    arrays[name] = array
+                    done += array.nbytes
+                    if progress:
+                        progress(min(done, total), total)
+            held[manifest.number] = arrays
+            still = {p.part.base for _, later in work[i + 1 :] for p in later} | {number}
+            held = {n: a for n, a in held.items() if n in still}
+        order = [name for piece in work[-1][1] for name in piece.reader if name in piece.names] if work else []
+        return _finished(versions.get(number), order, held[number], names is None)
+
+
+def _generous(limits: Limits | None) -> Limits:
+    """For looking at an index alone."""
+    return Limits(output_bytes=1 << 62, index_bytes=None if limits is None else limits.index_bytes)
+
+
+def _decoded(
+    backend: Backend, piece: _Piece, held: Mapping[int, Mapping[str, Array]], limits: Limits | None, threads: int | None
+) -> Iterator[tuple[str, Array]]:
+    base = piece.part.base
+    with open_part(backend, piece.part, None if base is None else _checkpoint(held[base]), limits, threads) as reader:
+        yield from reader.stream(set(piece.names))
+
+
+def _checkpoint(arrays: Mapping[str, Array]) -> Checkpoint:
+    return Checkpoint.of(arrays)
+
+
+def _finished(manifest: Manifest, order: list[str], arrays: Mapping[str, Array], whole: bool) -> dict[str, Array]:
+    """In order, separate in memory, and compared with what the manifest says."""
+    order = [name for name in manifest.order or order if name in arrays]
+    found: dict[str, Array] = {}
+    seen: set[int] = set()
+    for name in order:
+        array = arrays[name]
+        found[name] = array.copy() if id(array) in seen else array
+        seen.add(id(array))
+    if whole and (set(found) != set(arrays) or identity(found) != manifest.id):
+        raise CorruptError("what was decoded is not what was committed (digests differ)")
+    return found
+
+
+# ---- one tensor at a time --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def stream(
+    backend: Backend, versions: Versions, number: int, limits: Limits | None = None, threads: int | None = None
+) -> Iterator[Checkpoint]:
+    """A version whose tensors are decoded when they are read. Memory: one tensor for each link of the chain."""
+    chain = versions.chain(number)
+    with contextlib.ExitStack() as stack:
+        opened: dict[int, Checkpoint] = {}
+        for manifest in chain:
+            with _naming(backend.url, number):
+                opened[manifest.number] = _lazy(backend, manifest, opened, limits, threads, stack)
+        yield opened[number]
+
+
+def _lazy(
+    backend: Backend,
+    manifest: Manifest,
+    opened: Mapping[int, Checkpoint],
+    limits: Limits | None,
+    threads: int | None,
+    stack: contextlib.ExitStack,
+) -> Checkpoint:
+    def open_(part: Part) -> Reader:
+        base = None if part.base is None else opened[part.base]
+        return stack.enter_context(open_part(backend, part, base, limits, threads))
+
+    pieces = _pieces(manifest, None, open_)
+    readers = {name: piece.reader for piece in pieces for name in piece.names}
+    specs: dict[str, TensorSpec] = {
+        spec.name: spec for piece in pieces for spec in piece.reader.index.tensors if spec.name in piece.names
+    }
+    if manifest.order is not None:
+        if set(manifest.order) != set(specs):
+            raise CorruptError("its order names other tensors than its parts")
+        specs = {name: specs[name] for name in manifest.order}
+
+    def read(name: str) -> Array:
+        try:
+            return readers[name][name]
+        except Error as error:
+            raise type(error)(f"version {manifest.number}: {error}") from None
+
+    return Checkpoint(specs, keeping_last(read), dict(manifest.metadata), manifest.tree)

@@ -1,0 +1,357 @@
+"""A store in a folder: every file is written aside, synced, and moved into place, and so is its folder.
+
+fsspec's local driver syncs nothing, and its exclusive creation looks first and writes then; hence our own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from nearzip.container import Source
+from nearzip.errors import BusyError, Error, LimitError, NoSpaceError, NotFoundError
+from nearzip.storage import FileSource
+from nearzip.store.backend import Entry, Stored
+
+__all__ = ["Disk", "LocalBackend"]
+
+_BUFFER = 1 << 20
+#: Between two looks at a lock that somebody else holds.
+_PATIENCE = 0.005
+#: A day: nobody writes a shard for longer.
+_LONGEST = 86400.0
+
+
+class Disk:
+    """The operations on files that a store is made of. Tests put failing ones in their place."""
+
+    def open_new(self, path: str) -> int:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+
+    def write(self, handle: int, data: bytes | memoryview) -> int:
+        return os.write(handle, data)
+
+    def sync(self, handle: int) -> None:
+        os.fsync(handle)
+
+    def close(self, handle: int) -> None:
+        os.close(handle)
+
+    def link(self, path: str, new: str) -> None:
+        os.link(path, new)
+
+    def rename(self, path: str, new: str) -> None:
+        os.replace(path, new)
+
+    def unlink(self, path: str) -> None:
+        os.unlink(path)
+
+    def make_folder(self, path: str) -> None:
+        os.mkdir(path)
+
+    def sync_folder(self, path: str) -> None:
+        if os.name == "nt":  # Windows cannot open directories, and its renames are journaled
+            return
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def read(self, path: str, most: int) -> bytes:
+        with open(path, "rb") as stream:
+            return stream.read(most)
+
+    def source(self, path: str) -> Source:
+        return FileSource(path)
+
+    def scan(self, path: str) -> list[Entry]:
+        found = []
+        with os.scandir(path) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # gone since
+                    status = entry.stat(follow_symlinks=False)
+                    if entry.is_file(follow_symlinks=False):
+                        found.append(Entry(entry.name, status.st_size, status.st_mtime))
+        return found
+
+    @contextlib.contextmanager
+    def lock(self, path: str, timeout: float) -> Iterator[None]:
+        """The lock ends with the process that holds it, however that ends."""
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _wait_for(handle, timeout)
+            yield
+        finally:
+            os.close(handle)
+
+
+def _wait_for(handle: int, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while not _try_lock(handle):
+        if time.monotonic() >= deadline:
+            raise BlockingIOError
+        time.sleep(_PATIENCE)
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            return False
+        raise
+    return True
+
+
+@contextlib.contextmanager
+def _naming(verb: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(f"{path}: no such file or directory") from None
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(
+                f"{path}: cannot {verb}: {reason}; what was committed is safe, 'nearzip store prune' frees space"
+            ) from None
+        raise Error(f"{path}: cannot {verb}: {reason}") from None
+
+
+class _Sink:
+    """An object on its way into the folder."""
+
+    def __init__(self, backend: LocalBackend, staged: bool):
+        self.stored: Stored | None = None
+        self._backend = backend
+        self._hash = hashlib.sha256()
+        self._n_bytes = 0
+        self._buffer = bytearray()
+        self._path, self._handle = backend._open_aside("staged-" if staged else "")
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        self._n_bytes += len(data)
+        self._buffer += data
+        if len(self._buffer) >= _BUFFER:
+            self._flush()
+        return len(data)
+
+    def _flush(self) -> None:
+        buffer, self._buffer = self._buffer, bytearray()
+        self._backend._write_all(self._handle, buffer, self._path)
+
+    def finish(self) -> None:
+        name = self._hash.hexdigest()
+        self._flush()
+        self._backend._put_aside(self._handle, self._path)
+        target = self._backend._path(f"objects/{name}")
+        with _naming("write", target):
+            self._backend.disk.rename(self._path, target)
+        self.stored = Stored(name, self._n_bytes)
+
+
+class LocalBackend:
+    """Files under a folder of this machine.
+
+    Parameters
+    ----------
+    root : str
+    disk : Disk
+        The file operations.
+    """
+
+    can_write = True
+    can_list = True
+    commits_alone = True
+    renames = True
+    #: Whoever holds the lock knows that nothing is in the making.
+    grace = 0.0
+
+    def __init__(self, root: str, disk: Disk | None = None):
+        self.root = os.path.abspath(root)
+        self.url = root
+        self.disk = disk or Disk()
+
+    def _path(self, path: str) -> str:
+        return os.path.join(self.root, *path.split("/"))
+
+    def make(self) -> None:
+        """The folders of a store; those that are there stay."""
+        root = Path(self.root)
+        for folder in (root, root / "tmp", root / "objects", root / "versions", root / "hints", root / "staged"):
+            with _naming("create", str(folder)):
+                try:
+                    self.disk.make_folder(str(folder))
+                except FileExistsError:
+                    continue
+        for folder in (root, root.parent):
+            with _naming("write", str(folder)):
+                self.disk.sync_folder(str(folder))
+
+    # reading
+
+    def read(self, path: str, most: int) -> bytes:
+        where = self._path(path)
+        with _naming("read", where):
+            data = self.disk.read(where, most + 1)
+        if len(data) > most:
+            raise LimitError(f"{where}: longer than {most} bytes")
+        return data
+
+    def source(self, path: str, n_bytes: int) -> Source:
+        where = self._path(path)
+        with _naming("read", where):
+            return self.disk.source(where)
+
+    def list(self, folder: str) -> list[Entry]:
+        where = self._path(folder)
+        with _naming("list", where):
+            try:
+                return self.disk.scan(where)
+            except FileNotFoundError:
+                return []
+
+    # writing
+
+    def create(self, path: str, data: bytes) -> bool:
+        target = self._path(path)
+        aside = self._write_aside(data)
+        try:
+            with _naming("write", target):
+                try:
+                    self._link(aside, target)
+                except FileExistsError:
+                    return False
+                self.disk.sync_folder(os.path.dirname(target))
+            return True
+        finally:
+            self._forget(aside)
+
+    def _link(self, aside: str, target: str) -> None:
+        try:
+            self.disk.link(aside, target)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise
+            # A file system without links: writers of this machine take turns under the lock, others do not.
+            if os.path.lexists(target):
+                raise FileExistsError from None
+            self.disk.rename(aside, target)
+
+    def replace(self, path: str, data: bytes) -> None:
+        target = self._path(path)
+        aside = self._write_aside(data)
+        try:
+            with _naming("write", target):
+                self.disk.rename(aside, target)
+        except BaseException:
+            self._forget(aside)
+            raise
+
+    def retire(self, path: str, data: bytes) -> None:
+        try:
+            self.replace(path, data)
+        except NoSpaceError:
+            target = self._path(path)
+            with _naming("rename", target):
+                self.disk.rename(target, f"{target}.pruned")
+        self.settle("versions")
+
+    @contextlib.contextmanager
+    def new_object(self, staged: bool = False) -> Iterator[_Sink]:
+        sink = _Sink(self, staged)
+        try:
+            yield sink
+            sink.finish()
+        finally:
+            if sink.stored is None:
+                with contextlib.suppress(OSError):
+                    self.disk.close(sink._handle)
+                self._forget(sink._path)
+
+    def delete(self, path: str) -> None:
+        where = self._path(path)
+        with _naming("delete", where), contextlib.suppress(FileNotFoundError):
+            self.disk.unlink(where)
+
+    def settle(self, folder: str) -> None:
+        where = self._path(folder)
+        with _naming("write", where):
+            self.disk.sync_folder(where)
+
+    def _open_aside(self, prefix: str = "") -> tuple[str, int]:
+        path = self._path(f"tmp/{prefix}{os.getpid()}-{secrets.token_hex(8)}")
+        with _naming("write", path):
+            return path, self.disk.open_new(path)
+
+    def _write_all(self, handle: int, data: bytes | bytearray, path: str) -> None:
+        view = memoryview(data)
+        with _naming("write", path):
+            while len(view):
+                n = self.disk.write(handle, view)
+                if n <= 0:
+                    raise OSError(errno.EIO, "the disk takes no more bytes")
+                view = view[n:]
+
+    def _put_aside(self, handle: int, path: str) -> None:
+        with _naming("write", path):
+            self.disk.sync(handle)
+            self.disk.close(handle)
+
+    def _write_aside(self, data: bytes) -> str:
+        path, handle = self._open_aside()
+        try:
+            self._write_all(handle, data, path)
+            self._put_aside(handle, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.disk.close(handle)
+            self._forget(path)
+            raise
+        return path
+
+    def _forget(self, aside: str) -> None:
+        with contextlib.suppress(OSError):
+            self.disk.unlink(aside)
+
+    # locks
+
+    @contextlib.contextmanager
+    def committing(self, timeout: float) -> Iterator[None]:
+        path = self._path("lock")
+        with contextlib.ExitStack() as stack, _naming("lock", path):
+            try:
+                stack.enter_context(self.disk.lock(path, timeout))
+            except BlockingIOError:
+                raise BusyError(f"{self.url}: another process is writing to this store; try again later") from None
+            held = stack.pop_all()
+        with held:
+            yield
+
+    maintaining = committing
+
+    def sweep_litter(self) -> int:
+        n = 0
+        for entry in self.list("tmp"):
+            # Whoever holds the lock is alone, but for the writers of shards.
+            if not entry.name.startswith("staged-") or entry.modified < time.time() - _LONGEST:
+                self.delete(f"tmp/{entry.name}")
+                n += 1
+        return n

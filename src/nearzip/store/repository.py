@@ -1,0 +1,492 @@
+"""`nearzip.Store`: versions of a network, each small, verified, and restored bit for bit. docs/store.md."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import random
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nearzip.api import PlanLike
+from nearzip.archive import write_archive
+from nearzip.digests import content_id, tensor_digest
+from nearzip.errors import BusyError, CorruptError, LimitError, NotFoundError, UsageError
+from nearzip.files import check_writable, write_checkpoint
+from nearzip.limits import Limits
+from nearzip.recipes import recipe_type
+from nearzip.recipes.settings import Settings
+from nearzip.store.backend import Backend
+from nearzip.store.chain import Progress, restore, stream
+from nearzip.store.commit import Draft, Encoder, Held, now
+from nearzip.store.documents import MOST_DOCUMENT_BYTES
+from nearzip.store.log import Version, version_rows
+from nearzip.store.manifest import Manifest, check_name, clean_metrics
+from nearzip.store.place import open_backend
+from nearzip.store.policy import Policy, parse_policy
+from nearzip.store.selectors import Selector, needs_log, select
+from nearzip.store.settings import PATH, BoundLike, StoreSettings, parse_settings, settled_bound
+from nearzip.store.versions import Versions
+from nearzip.tensors import Array, Checkpoint, check_text
+
+__all__ = ["Store"]
+
+#: Larger versions are not kept in memory from one commit to the next.
+_HOLD_BYTES = 4 << 30
+
+
+class Store:
+    """Versions of a network under a path or URL.
+
+    Parameters
+    ----------
+    url : str or path
+        A folder, or what fsspec opens: s3://bucket/name, memory://name, https://host/name (read only).
+    create : bool
+        Make a store if there is none.
+    bound : Bound, str, or mapping of tensor name or pattern to Bound or str
+        Promised for every element of every version, against what was committed. None: lossless for "nearzip".
+    policy : Policy or str
+        "forward", "backward", "hop" or "hop:8"; see docs/store.md. Default: hop, a keyframe every 10 versions.
+    method, options : str, dict
+        How versions are coded: one of `nearzip.methods()`.
+    storage_options : dict
+        For fsspec's driver.
+    exclusive : {"create", "single-writer"}
+        "single-writer" promises that only one process writes, for places that cannot create files exclusively.
+    hold : bool
+        Keep the latest version's arrays in memory, so that the next commit need not decode them.
+
+    Raises
+    ------
+    NotFoundError
+        No store there, and `create` was not given.
+    UsageError
+        Settings that differ from those of the store that is there (`configure` changes them).
+
+    Examples
+    --------
+    >>> import numpy as np, nearzip as nz
+    >>> store = nz.Store("memory://example", create=True, bound=nz.Absolute(1e-3))
+    >>> store.commit({"w": np.zeros(4, np.float32)}, metrics={"loss": 0.5})
+    0
+    >>> store.checkout("min:loss")
+    {'w': array([0., 0., 0., 0.], dtype=float32)}
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        create: bool = False,
+        bound: BoundLike = None,
+        policy: Policy | str | None = None,
+        method: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        exclusive: str | None = None,
+        hold: bool = True,
+        limits: Limits | None = None,
+        threads: int | None = None,
+    ):
+        self._backend: Backend = open_backend(url, storage_options)
+        self._versions = Versions(self._backend)
+        self._held: Held | None = None
+        self._hold = hold
+        self._limits = limits
+        self._threads = threads
+        wanted = _wanted(bound, policy, method, options, exclusive)
+        self.settings = self._open(create, wanted)
+
+    # opening
+
+    def _open(self, create: bool, wanted: dict[str, Any]) -> StoreSettings:
+        try:
+            found = self._read_settings()
+        except NotFoundError:
+            if not create:
+                raise NotFoundError(
+                    f"{self.url}: no store here; make one with 'nearzip store init {self.url}' (create=True)"
+                ) from None
+            return self._make(wanted)
+        for name, value in wanted.items():
+            if getattr(found, name) != value:
+                raise UsageError(
+                    f"{self.url}: this store has {name} {getattr(found, name)}, not {value}; leave it out, or change "
+                    f"the store's with 'nearzip store configure'"
+                )
+        return found
+
+    def _read_settings(self) -> StoreSettings:
+        data = self._backend.read(PATH, MOST_DOCUMENT_BYTES)
+        return parse_settings(data, f"{self.url}/{PATH}")
+
+    def _make(self, wanted: dict[str, Any]) -> StoreSettings:
+        if not self._backend.can_write:
+            raise UsageError(f"{self.url}: cannot be written to; make the store elsewhere")
+        settings = StoreSettings(secrets.token_hex(16), now(), **wanted)
+        _try_out(settings)
+        if hasattr(self._backend, "make"):
+            self._backend.make()
+        if settings.exclusive == "create" and hasattr(self._backend, "probe"):
+            self._backend.probe()
+        if not self._backend.create(PATH, settings.to_bytes()):
+            return self._read_settings()  # somebody else made it at the same time
+        return settings
+
+    @property
+    def url(self) -> str:
+        return self._backend.url
+
+    @property
+    def policy(self) -> Policy:
+        return self.settings.policy
+
+    @property
+    def bound(self) -> str | Mapping[str, str] | None:
+        """As the command line spells it."""
+        return self.settings.bound
+
+    def __repr__(self) -> str:
+        return f"<nearzip.Store {self.url}>"
+
+    def _check_writable(self) -> None:
+        if not self._backend.can_write:
+            raise UsageError(f"{self.url}: is read only")
+
+    def configure(
+        self,
+        *,
+        bound: BoundLike = None,
+        policy: Policy | str | None = None,
+        method: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        timeout: float = 60.0,
+    ) -> None:
+        """Change the settings given, for versions yet to come. Versions that are there stay as they are."""
+        self._check_writable()
+        wanted = _wanted(bound, policy, method, options, None)
+        with self._backend.maintaining(timeout):
+            settings = dataclasses.replace(self._read_settings(), **wanted)
+            _try_out(settings)
+            self._backend.replace(PATH, settings.to_bytes())
+            self._backend.settle("")
+        self.settings = settings
+
+    # committing
+
+    def commit(
+        self,
+        tensors: Mapping[str, Any] | Checkpoint,
+        message: str = "",
+        metrics: Mapping[str, float] | None = None,
+        tags: Sequence[str] = (),
+        step: int | None = None,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        plan: PlanLike | None = None,
+        timeout: float = 300.0,
+        progress: Progress | None = None,
+    ) -> int:
+        """Add a version; it is there for good, or not at all.
+
+        Parameters
+        ----------
+        tensors : mapping of str to array
+            NumPy arrays or torch tensors.
+        message, metrics, tags, step, metadata
+            What `log` shows and `checkout` selects by. Metrics are numbers (NaN too), tags single words.
+        plan
+            Method and bound for each tensor, in place of the store's.
+        timeout : float
+            Seconds to wait for other writers.
+
+        Returns
+        -------
+        int
+            The version's number: 0, 1, 2, ..
+
+        Raises
+        ------
+        BusyError
+            Others kept committing for longer than `timeout`.
+        NoSpaceError
+            The disk is full. The store is as before.
+        """
+        self._check_writable()
+        said = _said(message, metrics, tags, step, metadata)
+        source = tensors if isinstance(tensors, Checkpoint) else Checkpoint.of(tensors)
+        settings = self._codec(source, plan)
+        deadline = time.monotonic() + timeout
+        while True:
+            with self._backend.committing(max(0.0, deadline - time.monotonic())):
+                manifest = self._try_commit(source, settings, said, progress)
+            if manifest is not None:
+                break
+            if time.monotonic() >= deadline:
+                raise BusyError(f"{self.url}: others kept committing for {timeout:g} s; try again")
+            time.sleep(random.uniform(0, 0.05))  # noqa: S311 (not for secrets)
+        self._after_commit(manifest)
+        return manifest.number
+
+    def commit_file(self, path: str | os.PathLike[str], message: str = "", **said: Any) -> int:
+        """As `commit`, from a checkpoint file, tensor by tensor: memory does not grow with the file."""
+        from nearzip.api import open_input
+
+        source = open_input(path)
+        try:
+            metadata = {**source.metadata, **(said.pop("metadata", None) or {})}
+            return self.commit(source, message, metadata=metadata, **said)
+        finally:
+            source.close()
+
+    def _codec(self, source: Checkpoint, plan: PlanLike | None) -> Settings:
+        if plan is None:
+            return self.settings.codec(source.specs)
+        names = list(source.specs)
+        return Settings.of_plan(plan.assignments(names), names)
+
+    def _try_commit(
+        self, source: Checkpoint, settings: Settings, said: dict[str, Any], progress: Progress | None
+    ) -> Manifest | None:
+        latest = self._versions.latest()
+        number = 0 if latest is None else latest + 1
+        encoder = Encoder(self._backend, settings, self._threads, progress)
+        hold = self._hold and source.n_bytes <= _HOLD_BYTES
+        draft = self._encode(encoder, source, number, latest, hold)
+        manifest = draft.manifest(number, source, **said)
+        data = manifest.to_bytes()  # too long a description fails here
+        del data
+        self._backend.settle("objects")
+        if not self._versions.create(manifest):
+            self._versions.forget()
+            return None
+        if hold and draft.arrays is not None:
+            self._held = Held(number, manifest.id, draft.arrays)
+        return manifest
+
+    def _encode(self, encoder: Encoder, source: Checkpoint, number: int, latest: int | None, hold: bool) -> Draft:
+        policy = self.settings.policy
+        if latest is None:
+            return encoder.version(source, number, None, None, hold)
+        with contextlib.ExitStack() as stack:
+            base = self._base(latest, stack, hold)
+            if base is None:  # it cannot be read: start anew, and let `verify` say what is wrong
+                return encoder.version(source, number, None, None, hold)
+            checkpoint, held = base
+            manifest = self._versions.get(latest)
+            depth = self._versions.depth(latest)
+            shared = None
+            if held is not None and self._shares and depth < policy.depth:
+                shared = encoder.shared(source, held, manifest)
+            if policy.wants_keyframe(depth):
+                return encoder.version(source, number, None, None, hold, shared)
+            draft = encoder.version(source, number, checkpoint, latest, hold, shared)
+            keyframe = self._keyframe_bytes(latest)
+            if draft.n_stored <= policy.pays * keyframe:
+                return draft
+            return self._smaller(draft, encoder.version(source, number, None, None, hold, shared))
+
+    @property
+    def _shares(self) -> bool:
+        """Whether nobody can drop what a commit points at before it is there."""
+        return self._backend.commits_alone
+
+    def _smaller(self, one: Draft, other: Draft) -> Draft:
+        kept, dropped = (one, other) if one.n_stored <= other.n_stored else (other, one)
+        names = {part.object for part in kept.parts}
+        for part in dropped.parts:
+            if part.names is None and part.object not in names:
+                self._backend.delete(f"objects/{part.object}")
+        return kept
+
+    def _keyframe_bytes(self, number: int) -> int:
+        return max((m.n_stored for m in self._versions.chain(number) if not m.bases), default=0)
+
+    def _base(self, number: int, stack: contextlib.ExitStack, hold: bool) -> tuple[Checkpoint, Held | None] | None:
+        """The version that the next one is coded against, as readers get it; None if it cannot be read."""
+        try:
+            held = self._held
+            latest = held is not None and held.number == number and held.id == self._versions.get(number).id
+            if held is not None and latest and held.intact():
+                return Checkpoint.of(held.arrays), held
+            if hold and self._versions.get(number).n_bytes <= _HOLD_BYTES:
+                arrays = self._restore(number)
+                self._held = Held(number, self._versions.get(number).id, arrays)
+                return Checkpoint.of(arrays), self._held
+            return stack.enter_context(stream(self._backend, self._versions, number, self._limits, self._threads)), None
+        except (CorruptError, LimitError):
+            return None
+
+    def _after_commit(self, manifest: Manifest) -> None:
+        self._versions.point_to(manifest.number)
+
+    # reading
+
+    def resolve(self, selector: Selector = "latest") -> int:
+        """The number of the version that a selector means. Raises UsageError, NotFoundError."""
+        if needs_log(selector):
+            self._versions.forget()
+            return select(selector, self._versions.all(), self.url)
+        if str(selector) == "latest":
+            latest = self._versions.latest()
+            if latest is None:
+                raise NotFoundError(f"{self.url}: has no versions yet")
+            return latest
+        number = int(selector)
+        self._checked(number)
+        return number
+
+    def _checked(self, number: int) -> Manifest:
+        manifest = self._versions.get(number)
+        if manifest.pruned is not None:
+            raise NotFoundError(f"{self.url}: version {number} was pruned on {manifest.pruned}")
+        return manifest
+
+    def checkout(
+        self,
+        selector: Selector = "latest",
+        names: Sequence[str] | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> dict[str, Array]:
+        """The arrays of a version, bit for bit the same whenever it is asked for.
+
+        Parameters
+        ----------
+        selector : int or str
+            "latest", a number, "tag:best", "step=1200", "best:accuracy" (the largest), "min:loss".
+        names : sequence of str
+            Only these tensors.
+
+        Raises
+        ------
+        NotFoundError
+            No such version or tensor.
+        CorruptError
+            Something that it needs is damaged; nothing wrong is ever returned.
+        """
+        number = self.resolve(selector)
+        return self._restore(number, names, progress)
+
+    def _restore(
+        self, number: int, names: Sequence[str] | None = None, progress: Progress | None = None
+    ) -> dict[str, Array]:
+        def attempt() -> dict[str, Array]:
+            self._checked(number)
+            return restore(self._backend, self._versions, number, names, self._limits, self._threads, progress)
+
+        try:
+            return attempt()
+        except CorruptError:
+            # Perhaps somebody re-encoded what was remembered.
+            self._versions.forget()
+            return attempt()
+
+    def checkout_file(
+        self,
+        selector: Selector,
+        path: str | os.PathLike[str],
+        *,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> int:
+        """Write a version to a checkpoint file (.safetensors, .pt, .npz), tensor by tensor; returns its number."""
+        number = self.resolve(selector)
+        manifest = self._checked(number)
+        with stream(self._backend, self._versions, number, self._limits, self._threads) as version:
+            check_writable(path, version.specs)
+            contents, done = {}, 0
+            with write_checkpoint(path, version.specs, version.metadata, version.tree, force) as writer:
+                for name, array in version.arrays():
+                    writer.write(name, array)
+                    contents[name] = tensor_digest(array)
+                    done += array.nbytes
+                    if progress:
+                        progress(done, manifest.n_bytes)
+                if content_id((spec, contents[name]) for name, spec in version.specs.items()) != manifest.id:
+                    raise CorruptError(
+                        f"{self.url}: version {number}: what was decoded is not what was committed; "
+                        f"run 'nearzip store verify {self.url}'"
+                    )
+        return number
+
+    def info(self, selector: Selector = "latest") -> Version:
+        """What `log` says of one version."""
+        return next(row for row in version_rows(self._versions.chain(self.resolve(selector)))[::-1])
+
+    def log(self, pruned: bool = False) -> list[Version]:
+        """All versions, oldest first; tombstones too if `pruned`."""
+        self._versions.forget()
+        return [row for row in version_rows(self._versions.all()) if pruned or row.pruned is None]
+
+    def __len__(self) -> int:
+        """How many versions were committed, pruned ones included."""
+        latest = self._versions.latest()
+        return 0 if latest is None else latest + 1
+
+    def __iter__(self) -> Iterator[Version]:
+        return iter(self.log())
+
+
+def _wanted(
+    bound: BoundLike,
+    policy: Policy | str | None,
+    method: str | None,
+    options: Mapping[str, Any] | None,
+    exclusive: str | None,
+) -> dict[str, Any]:
+    """The settings that a caller gave, checked."""
+    wanted: dict[str, Any] = {}
+    if bound is not None:
+        wanted["bound"] = settled_bound(bound)
+    if policy is not None:
+        wanted["policy"] = parse_policy(policy)
+    if method is not None or options is not None:
+        recipe = recipe_type(method or StoreSettings.method).from_options(options)
+        wanted["method"] = recipe.name
+        wanted["options"] = {key: value for key, value in recipe.options().items() if value is not None}
+    if exclusive is not None:
+        if exclusive not in ("create", "single-writer"):
+            raise UsageError(f"exclusive is 'create' or 'single-writer', not {exclusive!r}")
+        wanted["exclusive"] = exclusive
+    return wanted
+
+
+def _try_out(settings: StoreSettings) -> None:
+    """Raise UsageError for a method that cannot do what is asked of it, before anything depends on it."""
+    bounds = settings.bound.values() if isinstance(settings.bound, Mapping) else [settings.bound]
+    probe = Checkpoint.of({"x": np.zeros(1, np.float32)})
+    for bound in bounds:
+        write_archive(probe, None, dataclasses.replace(settings, bound=bound).codec(["x"]), io.BytesIO(), threads=1)
+
+
+def _said(
+    message: str,
+    metrics: Mapping[str, float] | None,
+    tags: Sequence[str],
+    step: int | None,
+    metadata: Mapping[str, str] | None,
+) -> dict[str, Any]:
+    """What the committer says of a version, checked."""
+    if isinstance(tags, str):
+        raise UsageError(f"tags are a list of texts, not the text {tags!r}")
+    if step is not None and (isinstance(step, bool) or not hasattr(step, "__index__") or abs(int(step)) >= 1 << 62):
+        raise UsageError(f"step is a whole number, not {step!r}")
+    pairs = dict(metadata or {})
+    for pair in pairs.items():
+        for text in pair:
+            check_text("metadata's keys and values", text)
+    return {
+        "message": check_text("messages", message),
+        "metrics": clean_metrics(metrics),
+        "tags": tuple(dict.fromkeys(check_name("tags", tag) for tag in tags)),
+        "step": None if step is None else int(step),
+        "metadata": pairs,
+    }

@@ -1,0 +1,103 @@
+"""What holds for a whole store: its file `nearzip-store`, which also says that there is a store."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nearzip.bounds import Bound, parse_bound
+from nearzip.errors import CorruptError, UsageError
+from nearzip.recipes import recipe_type
+from nearzip.recipes.base import Recipe
+from nearzip.recipes.settings import Setting, Settings
+from nearzip.store.documents import seal, unseal
+from nearzip.store.policy import Policy, policy_from_json
+from nearzip.tensors import check_text
+
+__all__ = ["PATH", "BoundLike", "StoreSettings", "parse_settings", "settled_bound"]
+
+PATH = "nearzip-store"
+_ID = re.compile(r"[0-9a-f]{32}")
+EXCLUSIVE = ("create", "single-writer")
+
+
+BoundLike = Bound | str | Mapping[str, Bound | str] | None
+
+
+def settled_bound(bound: BoundLike) -> str | dict[str, str] | None:
+    """A bound, or bounds by tensor name or pattern, as a store records them. Raises UsageError."""
+    if isinstance(bound, Mapping):
+        return {check_text("names of tensors", name): _settled(each) for name, each in bound.items()}
+    return None if bound is None else _settled(bound)
+
+
+def _settled(bound: Bound | str) -> str:
+    if isinstance(bound, str):
+        bound = parse_bound(bound)
+    if not isinstance(bound, Bound):
+        raise UsageError(
+            f"a bound is nearzip.Lossless(), Absolute(e), .. or a string such as 'abs:1e-3', not {bound!r}"
+        )
+    value = getattr(bound, "value", None)
+    return bound.key if value is None else f"{bound.key}:{value!r}"
+
+
+@dataclass(frozen=True)
+class StoreSettings:
+    """Of one store.
+
+    Parameters
+    ----------
+    id : str
+        Random, tells stores apart.
+    created : str
+        UTC, ISO 8601.
+    bound : str, dict of str to str, or None
+        As the command line spells it, for all tensors or by name or pattern; None: the method's default.
+    method, options : str, dict
+        How versions are coded.
+    policy : Policy
+    exclusive : {"create", "single-writer"}
+        What keeps two writers apart: a place that creates files exclusively, or a promise.
+    """
+
+    id: str
+    created: str
+    bound: str | Mapping[str, str] | None = None
+    method: str = "nearzip"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    policy: Policy = field(default_factory=Policy)
+    exclusive: str = "create"
+
+    def recipe(self) -> Recipe:
+        """The method with its options. Raises UnknownMethodError, UsageError."""
+        return recipe_type(self.method).from_options(self.options)
+
+    def codec(self, names: Iterable[str]) -> Settings:
+        """Method and bound for each tensor. Raises UsageError."""
+        if isinstance(self.bound, Mapping):
+            bounds = {pattern: parse_bound(text) for pattern, text in self.bound.items()}
+            return Settings.by_pattern(self.recipe(), bounds, names)
+        return Settings(Setting.of(self.recipe(), None if self.bound is None else parse_bound(self.bound)))
+
+    def to_bytes(self) -> bytes:
+        return seal("store", dataclasses.asdict(self))
+
+
+def parse_settings(data: bytes, where: str) -> StoreSettings:
+    """From untrusted bytes. Raises CorruptError, TruncatedError or NewerFormatError."""
+    d = unseal("store", data, where)
+    if set(d) != {f.name for f in dataclasses.fields(StoreSettings)}:
+        raise CorruptError(f"{where}: fields are missing or unknown")
+    texts = all(type(d[name]) is str for name in ("id", "created", "method", "exclusive"))
+    if not texts or type(d["options"]) is not dict or not _ID.fullmatch(d["id"]) or d["exclusive"] not in EXCLUSIVE:
+        raise CorruptError(f"{where}: a field has an impossible value")
+    try:
+        for text in d["bound"].values() if type(d["bound"]) is dict else [d["bound"] or "lossless"]:
+            parse_bound(text)
+        return StoreSettings(**{**d, "policy": policy_from_json(d["policy"])})
+    except (CorruptError, UsageError, AttributeError) as error:
+        raise CorruptError(f"{where}: {error}") from None

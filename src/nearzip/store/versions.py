@@ -1,0 +1,187 @@
+"""Finding and reading manifests. Numbers have no gaps, so that the newest is found without a list."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from nearzip.errors import CorruptError, Error, LimitError, NotFoundError
+from nearzip.store.backend import Backend
+from nearzip.store.documents import MOST_DOCUMENT_BYTES, seal, unseal
+from nearzip.store.manifest import MOST_VERSIONS, Manifest, parse, path_of
+from nearzip.store.policy import MOST_DEPTH
+
+__all__ = ["Versions"]
+
+_LATEST = "latest"
+_PRUNED = ".pruned"
+
+
+class Versions:
+    """The manifests of one store, remembered once they were read."""
+
+    def __init__(self, backend: Backend):
+        self._backend = backend
+        self._known: dict[int, Manifest] = {}
+
+    # reading
+
+    def get(self, number: int, fresh: bool = False) -> Manifest:
+        """The manifest of a version, or its tombstone.
+
+        Raises NotFoundError, and CorruptError or NewerFormatError for one that cannot be read. `fresh`: read it again.
+        """
+        if fresh or number not in self._known:
+            self._known[number] = self._read(number)
+        return self._known[number]
+
+    def forget(self) -> None:
+        """Read everything again when it is asked for next: somebody else may have re-encoded it."""
+        self._known.clear()
+
+    def _read(self, number: int) -> Manifest:
+        where = f"{self._backend.url}: version {number}"
+        data, renamed = self._bytes_of(number)
+        manifest = parse(data, number, where)
+        if renamed and manifest.pruned is None:
+            return dataclasses.replace(manifest, pruned=manifest.time)
+        return manifest
+
+    def _bytes_of(self, number: int) -> tuple[bytes, bool]:
+        try:
+            return self._backend.read(path_of(number), MOST_DOCUMENT_BYTES), False
+        except NotFoundError:
+            if self._backend.renames:
+                try:
+                    return self._backend.read(path_of(number) + _PRUNED, MOST_DOCUMENT_BYTES), True
+                except NotFoundError:
+                    pass
+        raise NotFoundError(f"{self._backend.url}: no version {number}")
+
+    def _exists(self, number: int) -> bool:
+        try:
+            self.get(number)
+        except NotFoundError:
+            return False
+        except Error as error:
+            if not isinstance(error, (CorruptError, LimitError)):
+                raise
+        return True
+
+    # the newest
+
+    def latest(self) -> int | None:
+        """The number of the newest version, None for an empty store. One read if the hint is right, and one to see."""
+        start = self._hint()
+        if start is None or not self._exists(start):
+            start = self._listed()
+        if start is None:
+            if not self._exists(0):
+                return None
+            start = 0
+        # Doubling steps, then halving ones: a hint may be behind.
+        step = 1
+        while start + step < MOST_VERSIONS and self._exists(start + step):
+            start, step = start + step, 2 * step
+        low, high = start, start + step
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._exists(middle) else (low, middle)
+        return low
+
+    def _hint(self) -> int | None:
+        try:
+            found = unseal("latest", self._backend.read(_LATEST, 1 << 12), _LATEST).get("version")
+        except (NotFoundError, CorruptError, LimitError):
+            return None
+        return found if type(found) is int and 0 <= found < MOST_VERSIONS else None
+
+    def _listed(self) -> int | None:
+        return max(self.numbers(), default=None) if self._backend.can_list else None
+
+    def numbers(self) -> set[int]:
+        """All numbers that a list of the files shows."""
+        names = (entry.name.removesuffix(_PRUNED) for entry in self._backend.list("versions"))
+        return {int(name) for name in names if name.isdecimal() and path_of(int(name)).endswith(f"/{name}")}
+
+    # chains
+
+    def chain(self, number: int) -> list[Manifest]:
+        """The version and all that it is coded against, bases before what needs them.
+
+        Raises CorruptError for a circle, LimitError for a chain that is too long, and what `get` raises.
+        """
+        done: dict[int, int] = {}
+        ordered: list[Manifest] = []
+        # Depth first, without recursion; an entry on the stack a second time means that its bases are done.
+        stack = [(number, False)]
+        open_: set[int] = set()
+        while stack:
+            one, ready = stack.pop()
+            if ready:
+                open_.discard(one)
+                manifest = self.get(one)
+                done[one] = 1 + max((done[base] for base in manifest.bases), default=-1)
+                if done[one] > MOST_DEPTH:
+                    raise LimitError(f"{self._backend.url}: version {number} is more than {MOST_DEPTH} deltas long")
+                ordered.append(manifest)
+            elif one not in done:
+                if one in open_:
+                    raise CorruptError(f"{self._backend.url}: version {one} is coded against itself in a circle")
+                open_.add(one)
+                stack.append((one, True))
+                stack += [(base, False) for base in self._manifest_of(one, number).bases if base not in done]
+                if len(open_) > 2 * MOST_DEPTH:
+                    raise LimitError(f"{self._backend.url}: version {number} is more than {MOST_DEPTH} deltas long")
+        return ordered
+
+    def _manifest_of(self, number: int, wanted: int) -> Manifest:
+        try:
+            return self.get(number)
+        except NotFoundError:
+            if number == wanted:
+                raise
+            raise CorruptError(
+                f"{self._backend.url}: version {number}, which version {wanted} is coded against, is missing; "
+                "run 'nearzip store verify'"
+            ) from None
+
+    def depth(self, number: int) -> int:
+        """Deltas between a version and its keyframe."""
+        depths: dict[int, int] = {}
+        for manifest in self.chain(number):
+            depths[manifest.number] = 1 + max((depths[base] for base in manifest.bases), default=-1)
+        return depths[number]
+
+    # writing
+
+    def create(self, manifest: Manifest) -> bool:
+        """The commit: whether the version is this one's now."""
+        created = self._backend.create(path_of(manifest.number), manifest.to_bytes())
+        if created:
+            self._known[manifest.number] = manifest
+        return created
+
+    def replace(self, manifest: Manifest) -> None:
+        """The same version, coded otherwise."""
+        self._backend.replace(path_of(manifest.number), manifest.to_bytes())
+        self._backend.settle("versions")
+        self._known[manifest.number] = manifest
+
+    def retire(self, manifest: Manifest) -> None:
+        """Leave a tombstone."""
+        self._backend.retire(path_of(manifest.number), manifest.to_bytes())
+        self._known[manifest.number] = manifest
+
+    def point_to(self, number: int) -> None:
+        """Move the hint. Nothing depends on it, so nothing fails."""
+        try:
+            self._backend.replace(_LATEST, seal("latest", {"version": number}))
+        except Error:
+            return
+
+    def all(self) -> Iterator[Manifest]:
+        """Every version and tombstone, in order. Raises what `get` raises."""
+        latest = self.latest()
+        for number in range(0 if latest is None else latest + 1):
+            yield self.get(number)

@@ -1,0 +1,302 @@
+"""Committing, restoring and selecting versions."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+import nearzip as nz
+from nearzip import errors
+from nearzip.store import Policy
+from nearzip.store.policy import parse_policy
+from store.helpers import history, memory_url, network, same, updated
+
+POLICIES = ("forward", "backward", "hop", "hop:3", "hop:1")
+
+
+@pytest.fixture(params=["local", "memory"])
+def url(request, tmp_path):
+    return str(tmp_path / "store") if request.param == "local" else memory_url()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_versions_are_restored_within_the_bound_and_never_change(url, policy):
+    store = nz.Store(url, create=True, bound=nz.Absolute(1e-3), policy=policy)
+    versions = history(7)
+    seen = {}
+    for i, version in enumerate(versions):
+        assert store.commit(version) == i
+        for number in range(i + 1):
+            restored = store.checkout(number)
+            assert same(restored, seen.setdefault(number, restored))
+    other = nz.Store(url)
+    for i, version in enumerate(versions):
+        restored = other.checkout(i)
+        assert same(restored, seen[i])
+        assert np.abs(restored["weight"] - version["weight"]).max() <= 1e-3
+        assert restored["steps"] == version["steps"]
+
+
+def test_without_a_bound_every_bit_is_kept(url):
+    store = nz.Store(url, create=True)
+    versions = history(4)
+    for version in versions:
+        store.commit(version)
+    assert all(same(store.checkout(i), version) for i, version in enumerate(versions))
+
+
+@pytest.mark.parametrize(("policy", "bases"), [
+    ("forward", [None, 0, 1, 2, 3, 4]), ("hop:3", [None, 0, 1, None, 3, 4]), ("hop:1", [None] * 6),
+])  # fmt: skip
+def test_chains_are_as_the_policy_says(policy, bases):
+    store = nz.Store(memory_url(), create=True, bound="abs:1e-3", policy=policy)
+    for version in history(6):
+        store.commit(version)
+    assert [row.base for row in store.log()] == bases
+    depths = [row.depth for row in store.log()]
+    assert all(d == (0 if b is None else depths[b] + 1) for d, b in zip(depths, bases, strict=True))
+
+
+def test_chains_end_at_the_depth_asked_for():
+    store = nz.Store(memory_url(), create=True, bound="abs:1e-3", policy=Policy("forward", depth=2))
+    for version in history(6):
+        store.commit(version)
+    assert [row.depth for row in store.log()] == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_delta_that_does_not_pay_becomes_a_keyframe():
+    store = nz.Store(memory_url(), create=True, policy="forward")
+    store.commit(network(0, 20_000))
+    store.commit(network(1, 20_000))  # has nothing in common with the first
+    assert [row.base for row in store.log()] == [None, None]
+
+
+def test_log_tells_what_was_said():
+    store = nz.Store(memory_url(), create=True)
+    store.commit(network(), "first", {"loss": math.nan, "accuracy": np.float32(0.5)}, ["best", "a/b"], 7)
+    (row,) = store.log()
+    assert (row.number, row.message, row.step, row.tags) == (0, "first", 7, ("best", "a/b"))
+    assert math.isnan(row.metrics["loss"])
+    assert row.metrics["accuracy"] == 0.5
+    assert row.n_bytes == sum(array.nbytes for array in network().values())
+    assert row.n_stored > 0
+
+
+def test_metadata_comes_back():
+    store = nz.Store(memory_url(), create=True)
+    store.commit(network(), metadata={"net": "lenet"})
+    assert store.log()[0].metadata == {"net": "lenet"}
+
+
+def test_selectors():
+    store = nz.Store(memory_url(), create=True)
+    for i, (accuracy, loss) in enumerate([(0.1, 3.0), (0.9, 1.0), (0.9, math.nan), (0.2, 0.5)]):
+        store.commit(
+            updated(network(), i), metrics={"accuracy": accuracy, "loss": loss}, tags=[f"t{i}", "all"], step=10 * i
+        )
+    wanted = {"latest": 3, 0: 0, "2": 2, "tag:t1": 1, "tag:all": 3, "step=20": 2, "best:accuracy": 2, "min:loss": 3,
+              "max:loss": 0, "min:accuracy": 0}  # fmt: skip
+    assert {selector: store.resolve(selector) for selector in wanted} == wanted
+    for missing in (4, "tag:none", "step=5", "best:f1"):
+        with pytest.raises(errors.NotFoundError):
+            store.checkout(missing)
+    for wrong in ("newest", "tag:", "-1", 1.5, True, None, "step=x"):
+        with pytest.raises(errors.UsageError):
+            store.checkout(wrong)
+
+
+def test_bounds_by_tensor():
+    url = memory_url()
+    store = nz.Store(url, create=True, bound={"*": "abs:0.1", "bias": nz.Lossless()}, policy="forward")
+    versions = history(3)
+    for version in versions:
+        store.commit(version)
+    restored = nz.Store(url).checkout(2)
+    assert np.array_equal(restored["bias"], versions[2]["bias"])
+    assert 0 < np.abs(restored["weight"] - versions[2]["weight"]).max() <= 0.1
+
+
+def test_a_plan_for_one_version():
+    class Plan:
+        def assignments(self, names):
+            return {name: (nz.recipes.recipe_type("nearzip").from_options(None), nz.Absolute(0.1)) for name in names}
+
+    store = nz.Store(memory_url(), create=True)
+    store.commit(network(), plan=Plan())
+    assert 0 < np.abs(store.checkout()["weight"] - network()["weight"]).max() <= 0.1
+
+
+def test_some_tensors():
+    store = nz.Store(memory_url(), create=True, policy="forward", bound="abs:1e-3")
+    for version in history(3):
+        store.commit(version)
+    whole = store.checkout(2)
+    assert same(store.checkout(2, names=["bias"]), {"bias": whole["bias"]})
+    with pytest.raises(errors.NotFoundError, match="version 2 has no tensor 'nope'"):
+        store.checkout(2, names=["nope"])
+
+
+def test_tensors_that_come_go_and_change_shape():
+    store = nz.Store(memory_url(), create=True, policy="forward")
+    one = {"a": np.ones(5, np.float32), "b": np.arange(4)}
+    two = {"b": np.arange(6), "c": np.ones(2, np.float16), "a": np.ones(5, np.float32)}
+    for version in (one, two, {}, one):
+        store.commit(version)
+    assert [same(store.checkout(i), v) for i, v in enumerate((one, two, {}, one))] == [True] * 4
+
+
+def test_unchanged_tensors_are_stored_once(url):
+    rng = np.random.default_rng(0)
+    frozen = rng.normal(size=100_000).astype(np.float32)
+    store = nz.Store(url, create=True, policy="hop:2")
+    for _ in range(6):
+        store.commit({"frozen": frozen, "head": rng.normal(size=100).astype(np.float32), "tied": frozen})
+    sizes = [row.n_stored for row in store.log()]
+    names = {part.object for i in range(6) for part in store._versions.get(i).parts}
+    assert sum(store._backend.source(f"objects/{name}", size).size for name, size in
+               {part.object: part.n_bytes for i in range(6) for part in store._versions.get(i).parts}.items()) < (
+        1.1 * sizes[0] + 6 * 2000
+    )  # fmt: skip
+    assert len(names) == 6
+    for i in range(6):
+        restored = nz.Store(url).checkout(i)
+        assert np.array_equal(restored["frozen"], frozen)
+        assert list(restored) == ["frozen", "head", "tied"]
+        restored["frozen"][:] = 0
+        assert np.array_equal(restored["tied"], frozen)
+    assert store.commit({"frozen": frozen, "tied": frozen}) == 6  # nothing new at all
+    assert np.array_equal(nz.Store(url).checkout(6)["frozen"], frozen)
+
+
+def test_what_the_caller_does_to_its_arrays_does_not_matter():
+    store = nz.Store(memory_url(), create=True, policy="forward", bound="abs:1e-3")
+    version = network()
+    store.commit(version)
+    before = store.checkout(0)
+    store._held.arrays["weight"] += 1  # somebody got hold of what is kept in memory
+    version["weight"] += np.float32(0.01)
+    store.commit(version)
+    assert same(store.checkout(0), before)
+    assert np.abs(store.checkout(1)["weight"] - version["weight"]).max() <= 1e-3
+
+
+def test_versions_larger_than_what_is_held_in_memory(url, monkeypatch):
+    monkeypatch.setattr("nearzip.store.repository._HOLD_BYTES", 100)
+    store = nz.Store(url, create=True, bound=nz.Absolute(1e-3), policy="hop:4")
+    versions = history(6)
+    for version in versions:
+        store.commit(version)
+    assert store._held is None
+    for i, version in enumerate(versions):
+        assert np.abs(store.checkout(i)["weight"] - version["weight"]).max() <= 1e-3
+
+
+def test_files_in_and_out(tmp_path):
+    store = nz.Store(tmp_path / "store", create=True)
+    version = network()
+    np.savez(tmp_path / "one.npz", **version)
+    assert store.commit_file(tmp_path / "one.npz", "from a file", step=1) == 0
+    assert store.checkout_file("latest", tmp_path / "two.npz") == 0
+    with np.load(tmp_path / "two.npz") as found:
+        assert same(dict(found), version)
+    with pytest.raises(errors.UsageError, match="exists already"):
+        store.checkout_file(0, tmp_path / "two.npz")
+
+
+def test_opening(tmp_path):
+    with pytest.raises(errors.NotFoundError, match="no store here"):
+        nz.Store(tmp_path / "none")
+    store = nz.Store(tmp_path / "store", create=True, bound=nz.Rms(0.01), policy="hop:7")
+    again = nz.Store(tmp_path / "store", create=True, bound="rms:0.01", policy="hop:7")
+    assert again.settings == store.settings
+    with pytest.raises(errors.UsageError, match=r"has bound rms:0.01, not abs:0.1"):
+        nz.Store(tmp_path / "store", bound="abs:0.1")
+    with pytest.raises(errors.UsageError, match="has policy hop:7, not forward"):
+        nz.Store(tmp_path / "store", policy="forward")
+    with pytest.raises(errors.NotFoundError, match="has no versions yet"):
+        store.checkout()
+    assert store.log() == []
+
+
+def test_settings_can_be_changed_later():
+    url = memory_url()
+    store = nz.Store(url, create=True, bound="abs:1e-3", policy="forward")
+    versions = history(4)
+    store.commit(versions[0])
+    store.configure(policy="hop:1", bound="abs:1e-2")
+    store.commit(versions[1])
+    assert nz.Store(url).settings == store.settings
+    assert [row.base for row in store.log()] == [None, None]
+    assert str(nz.Store(url).policy) == "hop:1"
+
+
+def test_numbers_and_times_in_settings_are_not_rounded():
+    store = nz.Store(memory_url(), create=True, bound=nz.Absolute(0.1234567890123))
+    assert store.settings.codec([]).default.bound == nz.Absolute(0.1234567890123)
+
+
+@pytest.mark.parametrize("arguments", [
+    {"bound": "abs:0"}, {"bound": 3}, {"policy": "sideways"}, {"policy": "hop:0"}, {"policy": "forward:3"},
+    {"policy": 3}, {"method": "zstd", "options": {"level": 99}}, {"exclusive": "perhaps"}, {"url": ""}, {"url": 3},
+    {"url": "nope://x"},
+])  # fmt: skip
+def test_settings_that_cannot_be_meant(arguments):
+    with pytest.raises(errors.UsageError):
+        nz.Store(**{"url": memory_url(), "create": True, **arguments})
+
+
+@pytest.mark.parametrize("said", [
+    {"tags": "best"}, {"tags": ["a b"]}, {"tags": [""]}, {"tags": [3]}, {"metrics": {"loss": "low"}},
+    {"metrics": {"": 1}}, {"metrics": {"x y": 1}}, {"step": 1.5}, {"step": True}, {"step": 1 << 80}, {"message": 3},
+    {"metadata": {"a": 3}}, {"message": "\ud800"}, {"message": "x" * (17 << 20)},
+])  # fmt: skip
+def test_what_cannot_be_said_of_a_version(said):
+    store = nz.Store(memory_url(), create=True)
+    with pytest.raises(errors.UsageError):
+        store.commit(network(), **said)
+    assert len(store) == 0
+    assert store.commit(network()) == 0
+
+
+@pytest.mark.parametrize("method", ["delta-dnn", "zstd"])
+def test_other_methods(method):
+    store = nz.Store(memory_url(), create=True, method=method, policy="forward")
+    versions = history(3)
+    for version in versions:
+        store.commit(version)
+    assert [row.base for row in store.log()] == ([None, 0, 1] if method == "delta-dnn" else [None] * 3)
+    assert store.checkout(2)["steps"] == versions[2]["steps"]
+
+
+def test_the_hint_may_be_wrong_or_gone(tmp_path):
+    store = nz.Store(tmp_path, create=True)
+    for version in history(9):
+        store.commit(version)
+    hint = tmp_path / "latest"
+    stale = hint.read_bytes()
+    from nearzip.store.documents import seal
+
+    for content in (None, b"", b"junk", seal("latest", {"version": 3}), seal("latest", {"version": 10**7}),
+                    seal("latest", {"version": -1}), seal("latest", {}), stale[:-1]):  # fmt: skip
+        hint.unlink(missing_ok=True)
+        if content is not None:
+            hint.write_bytes(content)
+        assert nz.Store(tmp_path).resolve() == 8
+
+
+def test_policies_are_spelled_as_they_are_read():
+    for text in POLICIES:
+        assert str(parse_policy(text)) == text
+    assert parse_policy("hop") == parse_policy("hop:10")
+
+
+def test_manifests_are_readable_by_people(tmp_path):
+    store = nz.Store(tmp_path, create=True)
+    store.commit(network(), "hello")
+    head, body = (tmp_path / "versions" / "00000000").read_text().splitlines()
+    assert head.split()[:2] == ["nearzip-version", "1"]
+    assert json.loads(body)["message"] == "hello"
+    assert not list((tmp_path / "tmp").iterdir())
