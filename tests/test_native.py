@@ -186,6 +186,46 @@ def test_token_streams_read_as_the_format_says(seed, n):
     assert len(data) <= n + 8 + 40
 
 
+@pytest.mark.parametrize("share", [0.001, 0.02, 0.11])
+def test_zeros_stand_apart_where_there_are_many(share):
+    rng = np.random.default_rng(3)
+    n = 70_001
+    tokens = (rng.integers(1, 256, n) * (rng.random(n) < share)).astype(np.uint8)
+    parts = [3, 0, 30_000, 1, n - 30_004]
+    data = _core.encode_tokens(tokens, parts)
+    assert data[0] == 64 or share < 0.01
+    assert twins.decode_tokens(data, parts) == tokens.tobytes()
+    assert decoded_tokens(data, parts) == tokens.tobytes()
+
+
+@given(seed=seeds, parts=st.lists(st.integers(0, 70), min_size=1, max_size=4))
+def test_masks_are_as_the_format_says(seed, parts):
+    """Streams that our encoder thinks too short; and masks that say too much are refused."""
+    rng = np.random.default_rng(seed)
+    n = sum(parts)
+    tokens = (rng.integers(0, 256, n) * (rng.random(n) < 0.3)).astype(np.uint8)
+    starts = np.cumsum([0, *parts])
+    pieces = [tokens[start : start + part] for start, part in zip(starts, parts, strict=False)]
+    padded = [np.pad(piece, (0, -piece.size % 4)).reshape(-1, 4) != 0 for piece in pieces]
+    masks = np.concatenate([(flags * [1, 2, 4, 8]).sum(axis=1) for flags in padded]).astype(np.uint8)
+    body = b"\0" + tokens[tokens != 0].tobytes()
+
+    def stream(masks: np.ndarray) -> bytes:
+        return b"\x40" + twins.varint(1 + masks.size) + b"\0" + masks.tobytes() + body
+
+    assert twins.decode_tokens(stream(masks), parts) == tokens.tobytes()
+    assert decoded_tokens(stream(masks), parts) == tokens.tobytes()
+    for i in range(min(8, masks.size)):
+        bent = masks.copy()
+        bent[i] ^= 1 << rng.integers(0, 8)
+        with pytest.raises(ValueError, match=r"mask out of range|another length"):
+            decoded_tokens(stream(bent), parts)
+    if body[1:]:
+        body = body[:-1] + b"\0"
+        with pytest.raises(ValueError, match="a zero among"):
+            decoded_tokens(stream(masks), parts)
+
+
 @given(
     seed=seeds,
     n=st.integers(1, 3000),
@@ -327,6 +367,34 @@ def test_contexts_come_near_the_entropy_within_them():
     assert coded < 1.04 * bits / 8
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_vectors_change_no_byte(seed):
+    if not _core.allow_vectors(True):
+        pytest.skip("this processor or build has no AVX2 loops")
+    rng = np.random.default_rng(seed)
+    n = 80_000
+    tokens = np.abs(rng.normal(0, 10.0 ** (seed / 4), n)).clip(0, 255).astype(np.uint8)
+    base, x = versions_of(rng, n, np.uint16)
+    parts = parts_of(rng, n)
+    try:
+        made = []
+        for allowed in (False, True):
+            _core.allow_vectors(allowed)
+            made.append((_core.encode_tokens(tokens, parts), _core.encode_contexts(x, base, True, 7, parts)))
+        assert made[0] == made[1]
+        for allowed in (False, True):
+            _core.allow_vectors(allowed)
+            assert decoded_tokens(made[0][0], parts) == tokens.tobytes()
+            out = np.empty_like(x)
+            _core.decode_contexts(np.frombuffer(made[0][1], np.uint8), base, True, 7, parts, out)
+            assert bits_equal(out, x)
+            half = np.frombuffer(made[0][0], np.uint8)[:-10_000]
+            with pytest.raises(ValueError, match=r"ends early|too long|does not close"):
+                decoded_tokens(half, parts)
+    finally:
+        _core.allow_vectors(True)
+
+
 def test_chunks_do_not_span_parts():
     """Two parts of one chunk each, told apart: their tables differ, so neither pays for the other."""
     rng = np.random.default_rng(0)
@@ -428,9 +496,7 @@ def test_a_stream_costs_little_more_than_its_entropy(name):
     data = _core.encode_symbols(symbols, [symbols.size], False)
     at = 2
     size, at = twins.read_varint(data, at)
-    # Big ints of pure Python are slow, and the header is short.
-    header = twins.read_token_header(data[at : at + min(size, 200_000)], [symbols.size])
-    tables = header.table_bits / 8 if header else 0.0
+    tables = twins.table_bytes(data[at : at + size])
     assert len(data) >= 32_000
     # Frequencies are multiples of 2^-16: many kinds of symbols that are rarer than that cost more than they should.
     share = 1.035 if name == "zeros, 99.9 %" else 1.005

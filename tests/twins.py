@@ -28,7 +28,9 @@ DIRECT = 128
 
 def quantize(x: Array, base: Array | None, step: float) -> Array:
     with np.errstate(all="ignore"):
-        ratio = (x.astype(np.float64) - (0.0 if base is None else base.astype(np.float64))) / step
+        difference = x.astype(np.float64) - (0.0 if base is None else base.astype(np.float64))
+        inverse = 1 / np.float64(step)
+        ratio = difference * inverse if 1e-300 < inverse < 1e300 else difference / step
         kept = np.where(np.abs(ratio) < 2.0**30, ratio, 0.0)
     return np.rint(kept).astype(np.int32)
 
@@ -208,6 +210,15 @@ def read_token_header(data: bytes, parts: Sequence[int]) -> TokenHeader | None:
     return TokenHeader(scale, tables, table_of, chunks, at + bits.bytes_begun(), table_bits, lanes)
 
 
+def table_bytes(data: bytes) -> float:
+    """What a token stream spends on frequency tables."""
+    if data[0] == 64:
+        size, at = read_varint(data, 1)
+        return table_bytes(data[at : at + size]) + table_bytes(data[at + size :])
+    header = read_token_header(data[:200_000], [])  # big ints of pure Python are slow, and the header is short
+    return header.table_bits / 8 if header else 0.0
+
+
 def _read_table(bits: Bits, scale: int) -> list[int]:
     freqs = [0] * 256
     last = bits.get(8)
@@ -224,6 +235,28 @@ def _read_table(bits: Bits, scale: int) -> list[int]:
 
 
 def decode_tokens(data: bytes, parts: Sequence[int]) -> bytes:
+    return decode_zeros_apart(data, parts) if data[0] == 64 else decode_plain(data, parts)
+
+
+def decode_zeros_apart(data: bytes, parts: Sequence[int]) -> bytes:
+    size, at = read_varint(data, 1)
+    masks = decode_plain(data[at : at + size], [-(-part // 4) for part in parts])
+    flags: list[list[int]] = []
+    for part in parts:
+        n = -(-part // 4)
+        bits = [mask >> k & 1 for mask in masks[:n] for k in range(4)]
+        if max(masks[:n], default=0) > 15 or any(bits[part:]):
+            raise Malformed("mask")
+        flags.append(bits[:part])
+        masks = masks[n:]
+    nonzero = decode_plain(data[at + size :], [sum(bits) for bits in flags])
+    if 0 in nonzero:
+        raise Malformed("zero")
+    values = iter(nonzero)
+    return bytes(next(values) if bit else 0 for bits in flags for bit in bits)
+
+
+def decode_plain(data: bytes, parts: Sequence[int]) -> bytes:
     header = read_token_header(data, parts)
     if header is None:
         return data[1:]

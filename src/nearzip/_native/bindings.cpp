@@ -11,6 +11,7 @@
 
 #include "contexts.hpp"
 #include "floats.hpp"
+#include "lanes.hpp"
 #include "symbols.hpp"
 
 namespace nb = nanobind;
@@ -222,6 +223,7 @@ NB_MODULE(_core, m) {
             PyErr_SetString(PyExc_ValueError, e.what());
         }
     });
+    m.def("allow_vectors", &allow_vectors, "allowed"_a);
     m.def("encode_tokens", &py_encode_tokens, "tokens"_a.noconvert(), "parts"_a);
     m.def("decode_tokens", &py_decode_tokens, "data"_a.noconvert(), "parts"_a, "out"_a.noconvert());
     bind_symbols<int32_t>(m);

@@ -72,6 +72,17 @@ inline int bit_length(uint64_t v) {
     return n;
 }
 
+// Place of the lowest bit that is set; v is not 0.
+inline int lowest_bit(unsigned v) {
+#if defined(__GNUC__) || defined(__clang__)
+    return __builtin_ctz(v);
+#else
+    int n = 0;
+    while (!(v >> n & 1)) ++n;
+    return n;
+#endif
+}
+
 inline void put_varint(Bytes &out, uint64_t v) {
     for (; v >= 128; v >>= 7) out.push_back(uint8_t(v) | 128);
     out.push_back(uint8_t(v));

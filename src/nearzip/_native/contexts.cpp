@@ -31,16 +31,38 @@ struct Split {
     static constexpr int lead = width == 8 ? 7 : width == 16 ? 4 : width == 32 ? 3 : 2;
     static constexpr unsigned direct = 1u << (lead + 1);
     static constexpr unsigned tokens = direct + (unsigned(width - lead - 1) << lead);
-
-    static NZ_INLINE unsigned token(U z, int &rest) {
-        if (z < direct) {
-            rest = 0;
-            return unsigned(z);
-        }
-        rest = bit_length(z) - 1 - lead;
-        return direct + (unsigned(rest - 1) << lead) + (unsigned(z >> rest) & ((1u << lead) - 1));
-    }
 };
+
+// The token of each number and how many of its bits stand behind it.
+template <class U>
+NZ_CLONES void tokens_of(const U *z, size_t n, uint8_t *tokens, uint8_t *rests) {
+    using S = Split<U>;
+    if constexpr (S::width == 64) {
+        for (size_t i = 0; i < n; ++i) {
+            const int rest = z[i] < S::direct ? 0 : bit_length(z[i]) - 1 - S::lead;
+            const unsigned leading = unsigned(z[i] >> rest) & ((1u << S::lead) - 1);
+            tokens[i] = uint8_t(rest ? S::direct + (unsigned(rest - 1) << S::lead) + leading : unsigned(z[i]));
+            rests[i] = uint8_t(rest);
+        }
+    } else if constexpr (S::width == 8) {
+        std::memcpy(tokens, z, n);
+        std::memset(rests, 0, n);
+    } else {
+        // The exponent and the top of the mantissa of half the number as a float say all of it. Bits that could round it
+        // up are taken away first.
+        constexpr uint32_t bias = uint32_t(127 + S::lead) << S::lead;
+        for (size_t i = 0; i < n; ++i) {
+            const uint32_t half = uint32_t(z[i]) >> 1, kept = half & ~(half >> (S::lead + 1));
+            const float f = float(int32_t(kept));
+            uint32_t bits;
+            std::memcpy(&bits, &f, 4);
+            const uint32_t above = (bits >> (23 - S::lead)) - bias;  // token - direct + 2^lead
+            const bool direct = z[i] < S::direct;
+            tokens[i] = uint8_t(direct ? uint32_t(z[i]) : above + S::direct);
+            rests[i] = uint8_t(direct ? 0 : (above >> S::lead) + 1);
+        }
+    }
+}
 
 template <class U>
 struct Joined {
@@ -81,59 +103,45 @@ private:
     int used_ = 0;
 };
 
-class FastReader {
-public:
-    // `data` must be followed by 16 readable bytes.
-    FastReader(const uint8_t *data, size_t size) : data_(data), left_(uint64_t(size) * 8) {}
-    void need(uint64_t bits) {
-        if (bits > left_) throw Corrupt("bit stream ends early");
-        left_ -= bits;
-    }
-    NZ_INLINE uint64_t get(int bits) {
-        if (bits <= 56) return get_short(bits);
-        const uint64_t low = get_short(32);
-        return low | get_short(bits - 32) << 32;
-    }
-    void finish() {
-        if (left_ > 7) throw Corrupt("raw bits are too long");
-        if (left_ && get(int(left_))) throw Corrupt("padding is not zero");
-    }
+// Where in the raw bits reading has come to.
+struct RawBits {
+    const uint8_t *data;  // followed by 16 readable bytes
+    uint64_t at, end;     // bits
 
-private:
-    NZ_INLINE uint64_t get_short(int bits) {
-        uint64_t v;
-        std::memcpy(&v, data_ + (at_ >> 3), 8);
-        v = (v >> (at_ & 7)) & ((uint64_t(1) << bits) - 1);
-        at_ += unsigned(bits);
-        return v;
+    void finish() const {
+        if (end - at > 7) throw Corrupt("raw bits are too long");
+        if (end > at && data[at >> 3] >> (at & 7)) throw Corrupt("padding is not zero");
     }
-    const uint8_t *data_;
-    uint64_t left_, at_ = 0;
 };
+
+// Up to 61 bits.
+NZ_INLINE uint64_t bits_at(const uint8_t *data, uint64_t at, int bits) {
+    uint64_t v;
+    std::memcpy(&v, data + (at >> 3), 8);
+    v >>= at & 7;
+    if (bits > 56) v |= uint64_t(data[(at >> 3) + 8]) << (63 - (at & 7)) << 1;
+    return v & ((uint64_t(1) << bits) - 1);
+}
 
 // ---- contexts --------------------------------------------------------------------------------------------------
 
 template <class U>
-NZ_INLINE unsigned exponent(U base, ValueKind kind) {
-    constexpr U sign = U(U(1) << (8 * sizeof(U) - 1));
-    return unsigned(U(kind.floats ? U(base & U(~sign)) : base) >> kind.mantissa_bits);
-}
-
-template <class U>
 NZ_CLONES void exponents(const U *base, size_t n, ValueKind kind, uint16_t *out) {
-    if (kind.mantissa_bits >= 8 * int(sizeof(U)))
+    constexpr U magnitude = U(U(~U(0)) >> 1);
+    const int shift = kind.mantissa_bits;
+    if (!kind.floats)
         std::fill(out, out + n, uint16_t(0));
     else
-        for (size_t i = 0; i < n; ++i) out[i] = uint16_t(exponent(base[i], kind));
+        for (size_t i = 0; i < n; ++i) out[i] = uint16_t(U(base[i] & magnitude) >> shift);
 }
 
-NZ_INLINE int context(int scale, int exponent) {
-    return std::min(std::max(scale - 2 * exponent - kLowest, 0), kContexts - 1);
-}
-
-// offsets[i] = of[context of value i].
-NZ_CLONES void place(const uint16_t *exponents, size_t n, int scale, const uint32_t *of, uint32_t *offsets) {
-    for (size_t i = 0; i < n; ++i) offsets[i] = of[context(scale, int(exponents[i]))];
+NZ_CLONES void contexts_of(const uint16_t *exponents, size_t n, int scale, uint8_t *contexts) {
+    // Within 16 bits: scales are at most 2^14, twice an exponent at most 2^12.
+    const int16_t from = int16_t(scale - kLowest);
+    for (size_t i = 0; i < n; ++i) {
+        const int16_t c = int16_t(from - 2 * int16_t(exponents[i]));
+        contexts[i] = uint8_t(c < 0 ? 0 : c > kContexts - 1 ? kContexts - 1 : c);
+    }
 }
 
 template <class U>
@@ -154,30 +162,40 @@ NZ_CLONES void undo_differences(const U *z, const U *base, size_t n, bool floats
         for (size_t i = 0; i < n; ++i) x[i] = U(base[i] + unzigzag(z[i]));
 }
 
-// 2^e, so that a difference times it is in the same unit whatever the base's exponent.
-struct Units {
-    double of[2048];
-    explicit Units(ValueKind kind, int width) {
-        const int half = 1 << std::max(0, width - kind.mantissa_bits - 2);
-        for (int e = 0; e < 2048; ++e) of[e] = std::ldexp(1.0, std::clamp(e - half, -500, 500));
-        bias = half;
-    }
-    int bias;
-};
+// Half the exponent's range: what stands for 1, or nearly.
+int middle(ValueKind kind, int width) { return kind.floats ? (1 << (width - kind.mantissa_bits - 2)) - 1 : 0; }
 
-// Twice the binary logarithm of the mean difference, rounded down, in the units of exponents.
+// Twice the binary logarithm of the mean difference, rounded down, in the units of exponents. Single precision, the sums
+// side by side: a float's bits are its exponent where the mantissa is 0.
 template <class U>
-int scale_of(const U *z, const uint16_t *exponents, size_t n, const Units &units) {
-    double sums[4] = {};
+NZ_CLONES float sum_of(const U *z, const uint16_t *exponents, size_t n, int one) {
+    constexpr size_t kSide = 16;
+    constexpr int most = 40;
+    float sums[kSide] = {};
+    const auto weight = [&](size_t i) {
+        const int e = int(exponents[i]) - one, kept = e < -most ? -most : e > most ? most : e;
+        const uint32_t bits = uint32_t(kept + 127) << 23;
+        float unit;
+        std::memcpy(&unit, &bits, 4);
+        const float steps = sizeof(U) == 8 ? float(z[i] >> 1) : float(int32_t(uint32_t(z[i]) >> 1) + int32_t(z[i] & 1));
+        return steps * unit;
+    };
     size_t i = 0;
-    for (; i + 4 <= n; i += 4)
-        for (size_t k = 0; k < 4; ++k)
-            sums[k] += double((uint64_t(z[i + k]) + 1) >> 1) * units.of[exponents[i + k]];
-    for (; i < n; ++i) sums[0] += double((uint64_t(z[i]) + 1) >> 1) * units.of[exponents[i]];
-    const double mean = ((sums[0] + sums[1]) + (sums[2] + sums[3])) / double(n);
+    for (; i + kSide <= n; i += kSide)
+        for (size_t k = 0; k < kSide; ++k) sums[k] += weight(i + k);
+    for (; i < n; ++i) sums[0] += weight(i);
+    float sum = 0;
+    for (float side : sums) sum += side;
+    return sum;
+}
+
+template <class U>
+int scale_of(const U *z, const uint16_t *exponents, size_t n, int one) {
+    // 2^-60 for differences of which nothing is left.
+    const double mean = std::max(double(sum_of(z, exponents, n, one)) / double(n), 0x1p-60);
     int whole;
     const double fraction = std::frexp(mean, &whole);
-    return 2 * (whole - 1 + units.bias) + (fraction >= 0.70710678118654752);
+    return 2 * (whole - 1 + one) + (fraction >= 0.70710678118654752);
 }
 
 // ---- which contexts share a table ------------------------------------------------------------------------------
@@ -291,46 +309,54 @@ std::vector<int> read_scales(BitReader &bits, size_t n) {
 struct Symbols {
     std::vector<uint32_t> sizes;   // of the chunks
     std::vector<int> scales;
-    std::vector<Counts> contexts;  // how often each token comes in each context
+    std::vector<Counts> counts;    // of the tokens in each context
     size_t n_raw = 0;              // bytes
     bool any = false;
 };
 
-// Fills `tokens` and `exponents` for every value and `raw` with the bits behind the tokens.
 template <class U>
-Symbols split(const U *x, const U *base, ValueKind kind, const Parts &parts, uint8_t *tokens, uint16_t *exponents_,
+NZ_CLONES void put_raw(const U *z, const uint8_t *rests, size_t n, FastBits &out) {
+    FastBits bits = out;
+    const auto kept = [&](size_t i) { return uint64_t(z[i]) & ((uint64_t(1) << rests[i]) - 1); };
+    size_t i = 0;
+    if constexpr (sizeof(U) <= 4)  // two at a time: each step waits for the one before it
+        for (; i + 2 <= n; i += 2) bits.put(kept(i) | kept(i + 1) << rests[i], rests[i] + rests[i + 1]);
+    for (; i < n; ++i) bits.put(kept(i), rests[i]);
+    out = bits;
+}
+
+// Fills `tokens` and `contexts` for the values of all chunks that changed, and `raw` with the bits behind the tokens.
+template <class U>
+Symbols split(const U *x, const U *base, ValueKind kind, const Parts &parts, uint8_t *tokens, uint8_t *contexts,
               uint8_t *raw) {
     Symbols symbols;
     symbols.sizes = chunk_sizes(parts, kChunkLog);
-    symbols.contexts.assign(kContexts, Counts{});
-    const Units units(kind, 8 * int(sizeof(U)));
+    symbols.counts.assign(kContexts, Counts{});
+    const int one = middle(kind, 8 * int(sizeof(U)));
     FastBits bits(raw);
     U z[kChunk];
+    uint16_t exponents_[kChunk];
+    uint8_t rests[kChunk];
     int last = 0;
-    bool first = true;
     for (const uint32_t n : symbols.sizes) {
-        if (!differences(x, base, n, kind.floats, z)) {
-            symbols.scales.push_back(kUnchanged);
-        } else {
+        int scale = kUnchanged;
+        if (differences(x, base, n, kind.floats, z)) {
             exponents(base, n, kind, exponents_);
-            const int scale = scale_of(z, exponents_, n, units);
+            scale = scale_of(z, exponents_, n, one);
             // A neighbouring scale is as good, and to stay costs less.
-            if (first || std::abs(scale - last) > 1) last = scale;
-            first = false;
-            symbols.scales.push_back(last);
-            for (size_t i = 0; i < n; ++i) {
-                int rest;
-                const unsigned token = Split<U>::token(z[i], rest);
-                tokens[i] = uint8_t(token);
-                if (rest) bits.put(uint64_t(z[i]) & ((uint64_t(1) << rest) - 1), rest);
-                ++symbols.contexts[size_t(context(last, exponents_[i]))][token];
-            }
+            if (symbols.any && std::abs(scale - last) <= 1) scale = last;
+            last = scale;
             symbols.any = true;
+            contexts_of(exponents_, n, scale, contexts);
+            tokens_of(z, n, tokens, rests);
+            for (size_t i = 0; i < n; ++i) ++symbols.counts[contexts[i]][tokens[i]];
+            put_raw(z, rests, n, bits);
         }
+        symbols.scales.push_back(scale);
         x += n;
         base += n;
         tokens += n;
-        exponents_ += n;
+        contexts += n;
     }
     symbols.n_raw = bits.finish();
     return symbols;
@@ -357,33 +383,36 @@ void write_head(const Symbols &symbols, const Grouping &grouping, const std::vec
     bits.finish();
 }
 
-struct Tables {
-    uint32_t of[kContexts];  // where the table of each context begins
+// The table of each context.
+struct Numbers {
+    uint8_t of[kContexts];
+
+    explicit Numbers(const std::vector<int> &last) {
+        int c = 0;
+        for (size_t k = 0; k < last.size(); ++k)
+            for (; c <= last[k]; ++c) of[c] = uint8_t(k);
+    }
+    // Contexts to numbers, in place.
+    void replace(uint8_t *contexts, size_t n) const {
+        for (size_t i = 0; i < n; ++i) contexts[i] = of[contexts[i]];
+    }
 };
 
-Tables places(const std::vector<int> &last, size_t stride) {
-    Tables tables;
-    int c = 0;
-    for (size_t k = 0; k < last.size(); ++k)
-        for (; c <= last[k]; ++c) tables.of[c] = uint32_t(k * stride);
-    return tables;
-}
-
 void encode_words(const Symbols &symbols, const Grouping &grouping, const std::vector<Freqs> &freqs, int scale,
-                  int lanes, const uint8_t *tokens, const uint16_t *exponents_, size_t n, Bytes &out) {
-    std::vector<EncodeEntry> tables;
-    for (const Freqs &f : freqs) add_encode_table(tables, f, scale);
-    const Tables where = places(grouping.last, kAlphabet);
+                  int lanes, const uint8_t *tokens, uint8_t *contexts, size_t n, Bytes &out) {
+    EncodeTables tables(scale);
+    for (const Freqs &f : freqs) tables.add(f);
+    const Numbers numbers(grouping.last);
     static thread_local Scratch<uint16_t> scratch;
-    uint16_t *const end = scratch.get(n + 1) + n + 1, *words = end;
-    uint32_t states[kManyLanes], offsets[kChunk];
+    uint16_t *const end = scratch.get(n + kWordsBefore) + n + kWordsBefore, *words = end;
+    uint32_t states[kManyLanes];
     std::fill(states, states + lanes, kLow);
     size_t at = n;
     for (size_t c = symbols.sizes.size(); c-- > 0;) {
         at -= symbols.sizes[c];
         if (symbols.scales[c] == kUnchanged) continue;
-        place(exponents_ + at, symbols.sizes[c], symbols.scales[c], where.of, offsets);
-        words = encode_run(tokens + at, offsets, symbols.sizes[c], tables.data(), scale, lanes, states, words);
+        numbers.replace(contexts + at, symbols.sizes[c]);
+        words = tables.encode_run(contexts + at, 0, symbols.sizes[c], lanes, states, tokens + at, words);
     }
     const size_t n_bytes = size_t(end - words) * 2, n_states = sizeof(uint32_t) * size_t(lanes);
     const auto *s = reinterpret_cast<const uint8_t *>(states), *w = reinterpret_cast<const uint8_t *>(words);
@@ -396,21 +425,20 @@ void encode_words(const Symbols &symbols, const Grouping &grouping, const std::v
 
 template <class U>
 void encode_contexts(const U *x, const U *base, size_t n, ValueKind kind, const Parts &parts, Bytes &out) {
-    static thread_local Scratch<uint8_t> token_scratch, raw_scratch;
-    static thread_local Scratch<uint16_t> exponent_scratch;
+    static thread_local Scratch<uint8_t> token_scratch, context_scratch, raw_scratch;
     uint8_t *const tokens = token_scratch.get(n + 1), *const raw = raw_scratch.get(n * sizeof(U) + 16);
-    uint16_t *const exponents_ = exponent_scratch.get(n + 1);
-    const Symbols symbols = split(x, base, kind, parts, tokens, exponents_, raw);
+    uint8_t *const contexts = context_scratch.get(n + 1);
+    const Symbols symbols = split(x, base, kind, parts, tokens, contexts, raw);
     if (!symbols.any) return out.push_back(kEqual);
     const size_t begin = out.size();
-    const Grouping grouping = join_contexts(symbols.contexts);
+    const Grouping grouping = join_contexts(symbols.counts);
     const int scale = choose_scale(grouping.tables, n);
     const int lanes = entropy_bytes(grouping.tables) >= kManyLanesFrom ? kManyLanes : kFewLanes;
     std::vector<Freqs> freqs;
     for (const Counts &counts : grouping.tables) freqs.push_back(open_frequencies(counts, scale));
     out.push_back(kCoded);
     write_head(symbols, grouping, freqs, scale, lanes, out);
-    encode_words(symbols, grouping, freqs, scale, lanes, tokens, exponents_, n, out);
+    encode_words(symbols, grouping, freqs, scale, lanes, tokens, contexts, n, out);
     out.insert(out.end(), raw, raw + symbols.n_raw);
     if (out.size() - begin <= n * sizeof(U)) return;
     out.resize(begin);
@@ -431,14 +459,25 @@ void check_tokens(const Freqs &freqs, int scale) {
 }
 
 template <class U>
-void join(const uint8_t *tokens, size_t n, const Joined<U> &joined, FastReader &raw, U *z) {
-    uint64_t bits = 0;
+NZ_CLONES uint64_t join_all(const uint8_t *tokens, size_t n, const Joined<U> &joined, const uint8_t *raw, uint64_t at,
+                            U *z) {
+    for (size_t i = 0; i < n; ++i) {
+        const int rest = joined.rest[tokens[i]];
+        z[i] = U(joined.start[tokens[i]] | bits_at(raw, at, rest));
+        at += unsigned(rest);
+    }
+    return at;
+}
+
+template <class U>
+void join(const uint8_t *tokens, size_t n, const Joined<U> &joined, RawBits &raw, U *z) {
+    uint32_t bits = 0;
     for (size_t i = 0; i < n; ++i) bits += joined.rest[tokens[i]];
-    raw.need(bits);
+    if (bits > raw.end - raw.at) throw Corrupt("bit stream ends early");
     if (bits)
-        for (size_t i = 0; i < n; ++i) z[i] = U(joined.start[tokens[i]] | raw.get(joined.rest[tokens[i]]));
+        raw.at = join_all(tokens, n, joined, raw.data, raw.at, z);
     else
-        for (size_t i = 0; i < n; ++i) z[i] = U(tokens[i]);
+        std::copy(tokens, tokens + n, z);
 }
 
 template <class U>
@@ -490,7 +529,7 @@ void decode_contexts(View in, const U *base, size_t n, ValueKind kind, const Par
     const int lanes = head.lanes;
     DecodeTables tables(head.scale);
     for (const Freqs &f : head.freqs) tables.add(f);
-    const Tables where = places(head.last, size_t(1) << head.scale);
+    const Numbers numbers(head.last);
 
     uint32_t states[kManyLanes];
     std::memcpy(states, in.take(4 * size_t(lanes)).data, 4 * size_t(lanes));
@@ -502,12 +541,11 @@ void decode_contexts(View in, const U *base, size_t n, ValueKind kind, const Par
     Bytes words(in.size + kWordPadding, 0);  // with the raw bits behind them
     if (in.size) std::memcpy(words.data(), in.data, in.size);
     const uint8_t *at = words.data(), *const end = words.data() + n_words;
-    FastReader raw(end, in.size - size_t(n_words));
+    RawBits raw{end, 0, 8 * uint64_t(in.size - size_t(n_words))};
 
     const Joined<U> joined;
     uint16_t exponents_[kChunk];
-    uint32_t offsets[kChunk];
-    uint8_t tokens[kChunk];
+    uint8_t contexts[kChunk], tokens[kChunk];
     U z[kChunk];
     for (size_t c = 0; c < sizes.size(); ++c) {
         const size_t size = sizes[c];
@@ -515,8 +553,9 @@ void decode_contexts(View in, const U *base, size_t n, ValueKind kind, const Par
             std::memcpy(out, base, size * sizeof(U));
         } else {
             exponents(base, size, kind, exponents_);
-            place(exponents_, size, head.scales[c], where.of, offsets);
-            at = tables.decode_run(offsets, 0, size, lanes, states, at, end, tokens);
+            contexts_of(exponents_, size, head.scales[c], contexts);
+            numbers.replace(contexts, size);
+            at = tables.decode_run(contexts, 0, size, lanes, states, at, end, tokens);
             if (at > end) throw Corrupt("token stream ends early");
             join(tokens, size, joined, raw, z);
             undo_differences(z, base, size, kind.floats, out);

@@ -12,6 +12,8 @@ namespace {
 
 constexpr double kShift = 6755399441055744.0;  // 1.5 * 2^52: adding it leaves the nearest integer in the low bits
 constexpr double kLargest = 1073741824.0;      // 2^30
+// Inverses of steps between these are normal numbers, and so are the steps.
+constexpr double kSmallestInverse = 1e-300, kLargestInverse = 1e300;
 
 NZ_INLINE int32_t nearest(double ratio) {
     const double kept = std::fabs(ratio) < kLargest ? ratio : 0.0;  // NaN goes to zero as well
@@ -66,6 +68,23 @@ NZ_CLONES uint64_t count_not_below(const F *x, const F *y, size_t begin, size_t 
     return count;
 }
 
+// Whether all differences are certainly below: single precision, against a tolerance less what its rounding may hide.
+NZ_CLONES bool all_below(const float *x, const float *y, size_t begin, size_t end, double tolerance) {
+    if (!(tolerance > 1e-30 && tolerance < 1e30)) return false;
+    const float limit = float(tolerance * (1 - 1e-6));
+    uint32_t count = 0;
+    for (size_t i = begin; i < end; ++i) count += !(std::fabs(x[i] - y[i]) < limit);
+    return count == 0;
+}
+
+NZ_INLINE bool suspicious(const float *x, const float *y, size_t begin, size_t end, double tolerance) {
+    return !all_below(x, y, begin, end, tolerance) && count_not_below<float>(x, y, begin, end, tolerance) != 0;
+}
+
+NZ_INLINE bool suspicious(const double *x, const double *y, size_t begin, size_t end, double tolerance) {
+    return count_not_below<double>(x, y, begin, end, tolerance) != 0;
+}
+
 template <class F>
 NZ_CLONES uint64_t count_not_below_relative(const F *x, const F *y, size_t begin, size_t end, double tolerance) {
     uint64_t count = 0;
@@ -78,10 +97,16 @@ NZ_CLONES uint64_t count_not_below_relative(const F *x, const F *y, size_t begin
 
 template <class F>
 NZ_CLONES void quantize(const F *x, const F *base, size_t n, double step, int32_t *symbols) {
+    // A product is several times faster than a quotient, and at most one rounding further off.
+    const double inverse = 1 / step;
+    if (!(inverse > kSmallestInverse && inverse < kLargestInverse)) {
+        for (size_t i = 0; i < n; ++i) symbols[i] = nearest((double(x[i]) - (base ? double(base[i]) : 0.0)) / step);
+        return;
+    }
     if (base)
-        for (size_t i = 0; i < n; ++i) symbols[i] = nearest((double(x[i]) - double(base[i])) / step);
+        for (size_t i = 0; i < n; ++i) symbols[i] = nearest((double(x[i]) - double(base[i])) * inverse);
     else
-        for (size_t i = 0; i < n; ++i) symbols[i] = nearest(double(x[i]) / step);
+        for (size_t i = 0; i < n; ++i) symbols[i] = nearest(double(x[i]) * inverse);
 }
 
 template <class F>
@@ -111,7 +136,7 @@ NZ_CLONES void undo_ordered_delta(const U *symbols, const U *base, size_t n, boo
 template <class F>
 std::vector<uint64_t> outside(const F *x, const F *y, size_t n, double tolerance) {
     return collect<F>(
-        n, [&](size_t b, size_t e) { return count_not_below<F>(x, y, b, e, tolerance) != 0; },
+        n, [&](size_t b, size_t e) { return suspicious(x, y, b, e, tolerance); },
         [&](size_t i) { return exceeds(x[i], y[i], tolerance); });
 }
 

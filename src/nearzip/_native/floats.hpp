@@ -8,7 +8,7 @@
 
 namespace nearzip {
 
-// symbols[i] = nearest integer to (x - base) / step, ties to even; 0 where that is not finite or beyond 2^30.
+// symbols[i] = nearest integer to (x - base) * (1 / step), ties to even (a quotient where 1 / step is out of range); 0 where that is not finite or beyond 2^30.
 // `base` may be null (no base: zero). F: float, double.
 template <class F>
 void quantize(const F *x, const F *base, size_t n, double step, int32_t *symbols);

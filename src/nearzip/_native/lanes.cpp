@@ -1,5 +1,6 @@
 #include "lanes.hpp"
 
+#include <atomic>
 #include <type_traits>
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(NZ_NO_CLONES)
@@ -32,32 +33,110 @@ NZ_INLINE void encode_one(uint32_t &state, const EncodeEntry &e, int scale, uint
     state = x + e.bias + quotient * e.complement;
 }
 
+struct Source {
+    const uint8_t *numbers, *tokens;
+    const EncodeEntry *entries;
+    uint32_t *states;
+};
+
+// Codes values [from, to) back to front.
 template <int lanes, bool mixed>
-NZ_INLINE uint16_t *encode_lanes(const uint8_t *tokens, const uint32_t *offsets, size_t n, const EncodeEntry *tables,
-                                 int scale, uint32_t *states, uint16_t *words) {
+NZ_INLINE uint16_t *encode_lanes(const Source &source, size_t from, size_t to, int scale, uint16_t *words) {
     const auto entry = [&](size_t i) -> const EncodeEntry & {
-        return tables[mixed ? offsets[i] + tokens[i] : uint32_t(tokens[i])];
+        const size_t token = source.tokens[i];
+        return source.entries[mixed ? size_t(source.numbers[i]) << 8 | token : token];
     };
-    size_t i = n;
-    while (i % lanes) --i, encode_one(states[i % lanes], entry(i), scale, words);
+    size_t i = to;
+    while (i > from && i % lanes) --i, encode_one(source.states[i % lanes], entry(i), scale, words);
     uint32_t x[lanes];
-    std::memcpy(x, states, sizeof x);
-    while (i) {
+    std::memcpy(x, source.states, sizeof x);
+    while (i > from) {
         i -= lanes;
         for (int lane = lanes - 1; lane >= 0; --lane) encode_one(x[lane], entry(i + size_t(lane)), scale, words);
     }
-    std::memcpy(states, x, sizeof x);
+    std::memcpy(source.states, x, sizeof x);
     return words;
 }
 
 template <int lanes, bool mixed>
-NZ_CLONES uint16_t *encode_clones(const uint8_t *tokens, const uint32_t *offsets, size_t n, const EncodeEntry *tables,
-                                  int scale, uint32_t *states, uint16_t *words) {
+NZ_CLONES uint16_t *encode_clones(const Source &source, size_t from, size_t to, int scale, uint16_t *words) {
     // A constant shift is part of the instruction.
-    if (scale == kNarrowScale)
-        return encode_lanes<lanes, mixed>(tokens, offsets, n, tables, kNarrowScale, states, words);
-    return encode_lanes<lanes, mixed>(tokens, offsets, n, tables, scale, states, words);
+    if (scale == kNarrowScale) return encode_lanes<lanes, mixed>(source, from, to, kNarrowScale, words);
+    return encode_lanes<lanes, mixed>(source, from, to, scale, words);
 }
+
+#ifdef NZ_AVX2
+
+std::atomic<bool> vectors_allowed{true};
+
+bool has_avx2() {
+    static const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt");
+    return has && vectors_allowed.load(std::memory_order_relaxed);
+}
+
+__attribute__((target("avx2"))) NZ_INLINE __m256i eight_bytes(const void *at) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i *>(at)));
+}
+
+// From which lane each of the last words comes, for each set of lanes that give one.
+struct Gathered {
+    uint64_t of[256];
+    constexpr Gathered() : of() {
+        for (int set = 0; set < 256; ++set) {
+            int at = 7;
+            for (int lane = 7; lane >= 0; --lane)
+                if ((set >> lane) & 1) of[set] |= uint64_t(lane) << (8 * at--);
+        }
+    }
+};
+constexpr Gathered kGathered;
+
+__attribute__((target("avx2"))) NZ_INLINE void encode_eight(__m256i &x, __m256i entry, int scale, uint16_t *&words) {
+    const __m128i shift = _mm_cvtsi32_si128(scale), rest = _mm_cvtsi32_si128(32 - scale);
+    const __m256i f = _mm256_and_si256(entry, _mm256_set1_epi32(0xffff)), start = _mm256_srli_epi32(entry, 16);
+    const __m256i room = _mm256_cmpgt_epi32(f, _mm256_srl_epi32(x, rest));  // states that give no word away
+    const unsigned set = unsigned(_mm256_movemask_ps(_mm256_castsi256_ps(room))) ^ 255;
+    const __m256i from = eight_bytes(&kGathered.of[set]);
+    const __m256i low = _mm256_and_si256(_mm256_permutevar8x32_epi32(x, from), _mm256_set1_epi32(0xffff));
+    const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(words - 8), packed);
+    words -= __builtin_popcount(set);
+    x = _mm256_blendv_epi8(_mm256_srli_epi32(x, 16), x, room);
+    // The quotient is below 2^22, and in single precision at most one off.
+    const __m256 high = _mm256_cvtepi32_ps(_mm256_srli_epi32(x, 16));
+    const __m256 tail = _mm256_cvtepi32_ps(_mm256_and_si256(x, _mm256_set1_epi32(0xffff)));
+    const __m256 whole = _mm256_add_ps(_mm256_mul_ps(high, _mm256_set1_ps(65536.0f)), tail);
+    __m256i q = _mm256_cvttps_epi32(_mm256_div_ps(whole, _mm256_cvtepi32_ps(f)));
+    __m256i r = _mm256_sub_epi32(x, _mm256_mullo_epi32(q, f));
+    const __m256i over = _mm256_srai_epi32(r, 31);  // -1 where the quotient is one too large
+    q = _mm256_add_epi32(q, over);
+    r = _mm256_add_epi32(r, _mm256_and_si256(over, f));
+    const __m256i fits = _mm256_cmpgt_epi32(f, r);  // 0 where it is one too small
+    q = _mm256_add_epi32(q, _mm256_add_epi32(fits, _mm256_set1_epi32(1)));
+    r = _mm256_sub_epi32(r, _mm256_andnot_si256(fits, f));
+    x = _mm256_add_epi32(_mm256_add_epi32(_mm256_sll_epi32(q, shift), r), start);
+}
+
+// Codes values [0, to), a multiple of 32 of them.
+template <bool mixed>
+__attribute__((target("avx2,popcnt"))) uint16_t *encode_avx2(const Source &source, const uint32_t *narrow, size_t to,
+                                                            int scale, uint16_t *words) {
+    __m256i x[4];
+    for (int v = 0; v < 4; ++v) x[v] = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(source.states + 8 * v));
+    for (size_t i = to; i;) {
+        i -= kManyLanes;
+        for (int v = 3; v >= 0; --v) {
+            __m256i where = eight_bytes(source.tokens + i + 8 * size_t(v));
+            if (mixed) where = _mm256_or_si256(where, _mm256_slli_epi32(eight_bytes(source.numbers + i + 8 * size_t(v)), 8));
+            const __m256i entry = _mm256_i32gather_epi32(reinterpret_cast<const int *>(narrow), where, 4);
+            encode_eight(x[v], entry, scale, words);
+        }
+    }
+    for (int v = 0; v < 4; ++v) _mm256_storeu_si256(reinterpret_cast<__m256i *>(source.states + 8 * v), x[v]);
+    return words;
+}
+
+#endif
 
 // ---- decoding --------------------------------------------------------------------------------------------------
 
@@ -98,7 +177,7 @@ NZ_INLINE uint8_t decode_one(uint32_t &state, const typename Entry::Type *table,
 }
 
 struct Run {
-    const uint32_t *offsets;
+    const uint8_t *numbers;
     size_t n;
     uint32_t *states;
     const uint8_t *words, *end;
@@ -111,7 +190,7 @@ NZ_INLINE const uint8_t *decode_lanes(const typename Entry::Type *table, int sca
     uint32_t x[lanes];
     std::memcpy(x, run.states, sizeof x);
     const auto one = [&](size_t at, int lane) {
-        run.tokens[at] = decode_one<Entry>(x[lane], mixed ? table + run.offsets[at] : table, scale, words);
+        run.tokens[at] = decode_one<Entry>(x[lane], mixed ? table + (size_t(run.numbers[at]) << scale) : table, scale, words);
     };
     for (; i + lanes <= run.n && words <= run.end; i += lanes)
         for (int lane = 0; lane < lanes; ++lane) one(i + size_t(lane), lane);
@@ -153,8 +232,7 @@ __attribute__((target("avx2"))) NZ_INLINE __m256i decode_eight(__m256i &x, const
     const unsigned set = unsigned(_mm256_movemask_ps(_mm256_castsi256_ps(low)));
     const __m256i next =
         _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(words)));
-    const __m256i spread =
-        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(&kSpread.of[set])));
+    const __m256i spread = eight_bytes(&kSpread.of[set]);
     const __m256i filled = _mm256_or_si256(_mm256_slli_epi32(x, 16), _mm256_permutevar8x32_epi32(next, spread));
     x = _mm256_blendv_epi8(x, filled, low);
     words += 2 * size_t(__builtin_popcount(set));
@@ -174,9 +252,10 @@ __attribute__((target("avx2,popcnt"))) const uint8_t *decode_avx2(const uint32_t
     for (; i + kManyLanes <= run.n && words <= run.end; i += kManyLanes) {
         for (int v = 0; v < 4; ++v) {
             __m256i where = _mm256_and_si256(x[v], slots);
-            if (mixed)
-                where = _mm256_add_epi32(
-                    where, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(run.offsets + i + size_t(8 * v))));
+            if (mixed) {
+                const __m256i numbers = eight_bytes(run.numbers + i + size_t(8 * v));
+                where = _mm256_or_si256(where, _mm256_sll_epi32(numbers, shift));
+            }
             t[v] = decode_eight(x[v], table, where, shift, words);
         }
         const __m256i packed = _mm256_packus_epi16(_mm256_packus_epi32(t[0], t[1]), _mm256_packus_epi32(t[2], t[3]));
@@ -188,11 +267,6 @@ __attribute__((target("avx2,popcnt"))) const uint8_t *decode_avx2(const uint32_t
     return words;
 }
 
-bool has_avx2() {
-    static const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt");
-    return has;
-}
-
 #endif
 
 template <class Entry>
@@ -201,22 +275,31 @@ const uint8_t *decode_any(const typename Entry::Type *table, int scale, int lane
 #ifdef NZ_AVX2
     if constexpr (std::is_same_v<Entry, Narrow>) {
         if (lanes == kManyLanes && run.n >= size_t(kManyLanes) && has_avx2())
-            run.words = run.offsets ? decode_avx2<true>(table, scale, run, done)
+            run.words = run.numbers ? decode_avx2<true>(table, scale, run, done)
                                     : decode_avx2<false>(table, scale, run, done);
         if (done == run.n || run.words > run.end) return run.words;
     }
 #endif
     if (lanes == kManyLanes)
-        return run.offsets ? decode_clones<Entry, kManyLanes, true>(table, scale, run, done)
+        return run.numbers ? decode_clones<Entry, kManyLanes, true>(table, scale, run, done)
                            : decode_clones<Entry, kManyLanes, false>(table, scale, run, done);
-    return run.offsets ? decode_clones<Entry, kFewLanes, true>(table, scale, run, done)
+    return run.numbers ? decode_clones<Entry, kFewLanes, true>(table, scale, run, done)
                        : decode_clones<Entry, kFewLanes, false>(table, scale, run, done);
 }
 
 }  // namespace
 
-void add_encode_table(std::vector<EncodeEntry> &tables, const Freqs &freqs, int scale) {
-    const uint32_t whole = 1u << scale;
+bool allow_vectors([[maybe_unused]] bool allowed) {
+#ifdef NZ_AVX2
+    vectors_allowed = allowed;
+    return has_avx2();
+#else
+    return false;
+#endif
+}
+
+void EncodeTables::add(const Freqs &freqs) {
+    const uint32_t whole = 1u << scale_;
     uint32_t start = 0;
     for (const uint32_t f : freqs) {
         EncodeEntry e{};
@@ -225,19 +308,31 @@ void add_encode_table(std::vector<EncodeEntry> &tables, const Freqs &freqs, int 
             // floor(2^64 / f) + 1 is exact for states below 2^32; for f = 1 the product is one short, the bias mends it.
             e.reciprocal = f == 1 ? ~uint64_t(0) : ~uint64_t(0) / f + 1;
             e.bias = f == 1 ? start + whole - 1 : start;
-            start += f;
         }
-        tables.push_back(e);
+        entries_.push_back(e);
+        narrow_.push_back((f ? f : 1) | start << 16);
+        start += f;
     }
 }
 
-uint16_t *encode_run(const uint8_t *tokens, const uint32_t *offsets, size_t n, const EncodeEntry *tables, int scale,
-                     int lanes, uint32_t *states, uint16_t *words) {
-    if (lanes == kManyLanes)
-        return offsets ? encode_clones<kManyLanes, true>(tokens, offsets, n, tables, scale, states, words)
-                       : encode_clones<kManyLanes, false>(tokens, offsets, n, tables, scale, states, words);
-    return offsets ? encode_clones<kFewLanes, true>(tokens, offsets, n, tables, scale, states, words)
-                   : encode_clones<kFewLanes, false>(tokens, offsets, n, tables, scale, states, words);
+uint16_t *EncodeTables::encode_run(const uint8_t *numbers, size_t first_table, size_t n, int lanes, uint32_t *states,
+                                   const uint8_t *tokens, uint16_t *words) const {
+    const Source source{numbers, tokens, entries_.data() + first_table * kAlphabet, states};
+    if (lanes == kFewLanes)
+        return numbers ? encode_clones<kFewLanes, true>(source, 0, n, scale_, words)
+                       : encode_clones<kFewLanes, false>(source, 0, n, scale_, words);
+    size_t from = 0;
+#ifdef NZ_AVX2
+    if (scale_ >= kNarrowScale - 2 && scale_ <= kNarrowScale && has_avx2()) from = n - n % kManyLanes;
+#endif
+    words = numbers ? encode_clones<kManyLanes, true>(source, from, n, scale_, words)
+                    : encode_clones<kManyLanes, false>(source, from, n, scale_, words);
+#ifdef NZ_AVX2
+    const uint32_t *narrow = narrow_.data() + first_table * kAlphabet;
+    if (from) words = numbers ? encode_avx2<true>(source, narrow, from, scale_, words)
+                              : encode_avx2<false>(source, narrow, from, scale_, words);
+#endif
+    return words;
 }
 
 void DecodeTables::add(const Freqs &freqs) {
@@ -247,10 +342,10 @@ void DecodeTables::add(const Freqs &freqs) {
         add_slots<Wide>(wide_, freqs, scale_);
 }
 
-const uint8_t *DecodeTables::decode_run(const uint32_t *offsets, size_t first_table, size_t n, int lanes,
+const uint8_t *DecodeTables::decode_run(const uint8_t *numbers, size_t first_table, size_t n, int lanes,
                                         uint32_t *states, const uint8_t *words, const uint8_t *end,
                                         uint8_t *tokens) const {
-    const Run run{offsets, n, states, words, end, tokens};
+    const Run run{numbers, n, states, words, end, tokens};
     const size_t at = first_table << scale_;
     if (scale_ <= kNarrowScale) return decode_any<Narrow>(narrow_.data() + at, scale_, lanes, run);
     return decode_any<Wide>(wide_.data() + at, scale_, lanes, run);

@@ -1,6 +1,5 @@
-// Interleaved rANS states: the inner loops that code tokens and decode them. Value i of a run uses state i mod lanes.
-//
-// Every token may have a table of its own: `offsets[i]` is where the table of value i begins (null: all use the first).
+// Interleaved rANS states: the inner loops that code tokens and decode them. Value i of a run uses state i mod lanes, and
+// the table `numbers[i]`; where there are no numbers, all values use one.
 #pragma once
 
 #include "tables.hpp"
@@ -14,17 +13,33 @@ constexpr int kNarrowScale = 12;     // up to here a slot of a decoding table fi
 // A group of lanes reads past the end of the words before that is noticed: so many zeros must follow them.
 constexpr size_t kWordPadding = 2 * kManyLanes + 32;
 
+// For tests: whether the loops for AVX2 may be used where the processor has it. Returns whether they are. The bytes are the
+// same either way.
+bool allow_vectors(bool allowed);
+
+// So many words in front of the last one written may be overwritten with anything.
+constexpr size_t kWordsBefore = 8;
+
 struct EncodeEntry {
     uint64_t reciprocal;  // the state divided by the frequency, as a product
     uint32_t bias, complement;
 };
 
-// Appends the entries of one table, kAlphabet of them.
-void add_encode_table(std::vector<EncodeEntry> &tables, const Freqs &freqs, int scale);
+// Encoding tables, an entry for each token.
+class EncodeTables {
+public:
+    explicit EncodeTables(int scale) : scale_(scale) {}
+    void add(const Freqs &freqs);
 
-// Codes n tokens back to front; `words` grows downwards. Returns its new place.
-uint16_t *encode_run(const uint8_t *tokens, const uint32_t *offsets, size_t n, const EncodeEntry *tables, int scale,
-                     int lanes, uint32_t *states, uint16_t *words);
+    // Codes n tokens back to front; `words` grows downwards. Returns its new place.
+    uint16_t *encode_run(const uint8_t *numbers, size_t first_table, size_t n, int lanes, uint32_t *states,
+                         const uint8_t *tokens, uint16_t *words) const;
+
+private:
+    int scale_;
+    std::vector<EncodeEntry> entries_;
+    std::vector<uint32_t> narrow_;  // frequency, and 2^16 times where its slots begin
+};
 
 // Decoding tables, 2^scale slots each. No token's frequency may be 2^scale.
 class DecodeTables {
@@ -33,7 +48,7 @@ public:
     void add(const Freqs &freqs);
 
     // Decodes n tokens. `words` may end up behind `end`: then the stream ended early, and the tokens mean nothing.
-    const uint8_t *decode_run(const uint32_t *offsets, size_t first_table, size_t n, int lanes, uint32_t *states,
+    const uint8_t *decode_run(const uint8_t *numbers, size_t first_table, size_t n, int lanes, uint32_t *states,
                               const uint8_t *words, const uint8_t *end, uint8_t *tokens) const;
 
 private:
