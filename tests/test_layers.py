@@ -27,6 +27,7 @@ ROWS = (
     "layout",
     "storage",
     "container",
+    "sparse_forms",
     "archive",
     "files",
     "api",

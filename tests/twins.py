@@ -465,3 +465,54 @@ def _joined(token: int, lead: int, raw: Bits) -> int:
         return token
     rest = ((token - direct) >> lead) + 1
     return ((1 << lead) + (token - direct) % (1 << lead) << rest) + raw.get(rest)
+
+
+# ---- Bloomier filter -------------------------------------------------------------------------------------------
+
+
+def _mix(z: int) -> int:
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
+
+
+def _four_hashes(key: int, seed: int, bits: int, slots: int) -> tuple[tuple[int, int, int], int]:
+    """Three places, one in each third of the table, and a mask."""
+    golden, third = 0x9E3779B97F4A7C15, slots // 3
+    one = _mix((seed * golden + key) % 2**64)
+    two = _mix((one + golden) % 2**64)
+    numbers = (one % 2**32, one >> 32, two % 2**32)
+    places = tuple(i * third + (number * third >> 32) for i, number in enumerate(numbers))
+    return places, (two >> 32) % 2**bits  # type: ignore[return-value]
+
+
+def build_bloomier(keys: Sequence[int], values: Sequence[int], seed: int, bits: int, slots: int) -> list[int] | None:
+    """Take away keys that alone point to some slot until none is left, then fill those slots in reverse order."""
+    hashes = {key: _four_hashes(key, seed, bits, slots) for key in keys}
+    left, order = set(keys), []
+    while left:
+        points: dict[int, list[int]] = {}
+        for key in sorted(left):
+            for slot in hashes[key][0]:
+                points.setdefault(slot, []).append(key)
+        free = {owners[0]: slot for slot, owners in points.items() if len(owners) == 1}
+        if not free:
+            return None
+        order += free.items()
+        left -= set(free)
+    table = [0] * slots
+    value_of = dict(zip(keys, values, strict=True))
+    for key, slot in reversed(order):
+        places, mask = hashes[key]
+        others = [table[place] for place in places if place != slot]
+        table[slot] = value_of[key] ^ mask ^ others[0] ^ others[1]
+    return table
+
+
+def query_bloomier(table: Sequence[int], seed: int, bits: int, n_values: int, n: int) -> list[int]:
+    out = []
+    for key in range(n):
+        (a, b, c), mask = _four_hashes(key, seed, bits, len(table))
+        value = table[a] ^ table[b] ^ table[c] ^ mask
+        out.append(value + 1 if value < n_values else 0)
+    return out

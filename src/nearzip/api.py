@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import warnings
@@ -15,7 +16,7 @@ from nearzip.digests import checkpoint_id
 from nearzip.errors import CorruptError, Error, UsageError
 from nearzip.files import check_writable, open_checkpoint, write_checkpoint
 from nearzip.limits import Limits
-from nearzip.recipes import Recipe, Setting, Settings, recipe_type, recipe_types
+from nearzip.recipes import Recipe, Retrain, Setting, Settings, recipe_type, recipe_types
 from nearzip.storage import atomic_file, check_free, naming_errors, open_source
 from nearzip.tensors import Array, Checkpoint, check_text, keeping_last
 
@@ -57,6 +58,7 @@ def _settings(
     if plan is not None:
         return Settings.of_plan(plan.assignments(names), names)
     recipe = recipe_type(method).from_options(options)
+    recipe.check_names(names)
     if isinstance(bound, Mapping):
         return Settings.by_pattern(recipe, {pattern: _bound(each) for pattern, each in bound.items()}, names)
     return Settings(Setting.of(recipe, _bound(bound)))
@@ -114,6 +116,7 @@ def compress(
     options: Mapping[str, Any] | None = None,
     *,
     metadata: Mapping[str, str] | None = None,
+    retrain: Retrain | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Archive:
@@ -138,6 +141,10 @@ def compress(
         The method's own settings.
     metadata : mapping of str to str
         Kept in the archive as it is.
+    retrain : callable
+        For the methods that prune: retrain(tensors, hold) gets a dict of arrays, pruned or clustered, and a
+        `nearzip.recipes.Hold` that says what must stay as it is; it returns the tensors retrained, by the same names.
+        `nearzip.torch.finetune` does the holding. Without it, what the options say is pruned and not retrained.
     threads : int or None
         None: `NEARZIP_THREADS`, or all processors. The bytes do not depend on it.
     progress : callable
@@ -146,7 +153,8 @@ def compress(
     Raises
     ------
     UsageError
-        Unsupported input, a bound that the method cannot promise, or a bound together with a plan.
+        Unsupported input, a bound that the method cannot promise, a bound together with a plan, or a retraining that
+        the method has no use for or that changed what it must not.
     UnknownMethodError
         No such method.
 
@@ -161,7 +169,7 @@ def compress(
     (True, True)
     """
     _check_arguments(method, bound, plan, options)
-    source = _checkpoint(tensors, metadata)
+    source = _retrained(method, plan, options, _checkpoint(tensors, metadata), retrain)
     reference = None if base is None else _checkpoint(base)
     settings = _settings(method, bound, plan, options, source.specs)
     _warn_of_another_network(plan, source, reference)
@@ -178,6 +186,25 @@ def compress(
     )
     _separate(restored, report.index.aliases)
     return Archive(stream.getvalue(), {name: restored[name] for name in source.specs}, report)
+
+
+def _retrained(
+    method: str,
+    plan: PlanLike | None,
+    options: Mapping[str, Any] | None,
+    source: Checkpoint,
+    retrain: Retrain | None,
+) -> Checkpoint:
+    """The tensors to compress: `source`, or what the method and its retraining make of it."""
+    if retrain is None:
+        return source
+    if plan is not None:
+        raise UsageError("a plan's settings were found for the tensors as they are; give a plan or retrain, not both")
+    recipe = recipe_type(method).from_options(options)
+    recipe.check_names(source.specs)
+    return dataclasses.replace(
+        Checkpoint.of(recipe.prepare(dict(source.arrays()), retrain), source.metadata, source.tree), close=source.close
+    )
 
 
 def _separate(tensors: dict[str, Array], aliases: Mapping[str, str]) -> None:
@@ -276,6 +303,7 @@ def compress_file(
     options: Mapping[str, Any] | None = None,
     *,
     restored: Path | None = None,
+    retrain: Retrain | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -284,15 +312,16 @@ def compress_file(
 
     `src` and `base`: .safetensors, .pt, .pth, .bin, .npz, or an .nz archive that needs no base. `restored`: also write
     what a reader will get, the next base. Outputs are written whole or not at all and overwritten only with `force`.
-    The other parameters and the errors are `compress`'s.
+    With `retrain` all tensors are held in memory. The other parameters and the errors are `compress`'s.
     """
     _check_arguments(method, bound, plan, options)
     for output in (dst, restored):
         if output is not None:
             check_free(output, force)
-    source = open_input(src)
+    opened = open_input(src)
     reference = None if base is None else open_input(base)
     try:
+        source = _retrained(method, plan, options, opened, retrain)
         settings = _settings(method, bound, plan, options, source.specs)
         _warn_of_another_network(plan, source, reference)
         with atomic_file(dst, force=force) as stream:
@@ -306,7 +335,7 @@ def compress_file(
                         stream.flush()
                         os.fsync(stream.fileno())
     finally:
-        source.close()
+        opened.close()
         if reference is not None:
             reference.close()
     return FileReport(source.n_bytes, report.n_bytes, report)

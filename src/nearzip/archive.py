@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 
-from nearzip.codec import decode_block, encode_block
+from nearzip.codec import decode_block, decode_sparse_block, encode_block
 from nearzip.container import BlockEntry, Index, Segment, Source, Writer, read_index
 from nearzip.digests import content_id, digest, join_pieces, piece_digests, tensor_digest
 from nearzip.errors import CorruptError, LimitError, NotFoundError, UsageError, WrongBaseError
@@ -18,11 +18,15 @@ from nearzip.layout import Block, Draft, context_of, draft_segments, find_ties, 
 from nearzip.limits import Limits
 from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.recipes import Settings
+from nearzip.sparse_forms import sparse_in
+from nearzip.stages import Context, Pipeline, SparseValues
 from nearzip.storage import atomic_file
 from nearzip.tensors import Array, Checkpoint, TensorSpec, room_for
 from nearzip.version import __version__
 
 __all__ = ["Archive", "Reader", "TensorReport", "write_archive"]
+
+T = TypeVar("T")
 
 #: Called with bytes done and bytes in all.
 Progress = Callable[[int, int], None]
@@ -48,6 +52,7 @@ class _Done:
     pipeline: Any
     restored: Array
     n_patched: int
+    n_false: int
     pieces: list[list[bytes]]  # digests of pieces of the restored tensors
     base_pieces: list[list[bytes]]
 
@@ -63,6 +68,8 @@ class WriteReport:
     contents: dict[str, bytes]
     #: Tensors coded without a base although one was given, and why.
     alone: dict[str, str] = field(default_factory=dict)
+    #: For tensors in a filter that errs on zeros: how many zeros a reader gets back as weights.
+    false_positives: dict[str, int] = field(default_factory=dict)
 
 
 def _pieces(block: Block, values: Array) -> list[list[bytes]]:
@@ -143,6 +150,7 @@ def write_archive(
     contents: dict[str, bytes] = {}
     base_contents: dict[str, bytes] = {}
     entries: list[BlockEntry] = []
+    false_positives: dict[str, int] = {}
     n_patched = done_bytes = 0
     drafts = draft_segments(source, base, names, settings, threads)
     assembler = base_assembler = _Assembler(())
@@ -155,6 +163,8 @@ def write_archive(
         entries.append(writer.add_block(done.payload, done.pipeline))
         assembler.add(done.restored if keep else None, done.pieces)
         n_patched += done.n_patched
+        if done.pipeline.errs_on_zeros:
+            false_positives[draft.tensors[0].name] = done.n_false
         done_bytes += done.restored.nbytes
         if draft.with_base:
             base_assembler.add(None, done.base_pieces)
@@ -191,7 +201,8 @@ def write_archive(
         bound=settings.default.bound.to_json(),
         writer=f"nearzip {__version__}",
     )
-    return WriteReport(index, writer.finish(index), n_patched, contents, _coded_alone(source, base, ties, settings))
+    alone = _coded_alone(source, base, ties, settings)
+    return WriteReport(index, writer.finish(index), n_patched, contents, alone, false_positives)
 
 
 def _method_json(settings: Settings, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
@@ -260,6 +271,7 @@ def _encode(task: _Task, source: Checkpoint, base: Checkpoint | None) -> _Done:
         encoded.pipeline,
         encoded.restored,
         encoded.n_patched,
+        encoded.n_false,
         _pieces(block, encoded.restored),
         base_pieces,
     )
@@ -327,6 +339,49 @@ class Reader(Mapping[str, Array]):
             arrays = self._cached[1]
         array = arrays[target]
         return array.copy() if len(segment.tensors) > 1 else array
+
+    def sparse(self, name: str, format: Literal["csr", "torch"] = "csr") -> Any:
+        """One tensor in sparse form.
+
+        Methods that keep a tensor sparse (deepsz, deepsz-nearzip, deep-compression, weightless) are decoded without a
+        dense array; of the others the zeros are left out.
+
+        Parameters
+        ----------
+        name : str
+        format : "csr" or "torch"
+            A `scipy.sparse.csr_array` of shape (first dimension, product of the others), or a coalesced
+            `torch.sparse_coo` tensor of the tensor's own shape.
+
+        Raises
+        ------
+        NotFoundError, CorruptError, WrongBaseError
+            As for dense reading. The checksums of the stored blocks are checked, not that of the dense tensor.
+        UsageError
+            A tensor without dimensions, or of a dtype that the format does not have.
+        MissingExtraError
+            SciPy or PyTorch is not installed.
+        """
+        target = self.index.aliases.get(name, name)
+        segment = self._segment_of.get(target)
+        if segment is None:
+            raise NotFoundError(f"{self._source.name}: no tensor {name!r}")
+        spec = next(spec for spec in segment.tensors if spec.name == target)
+        return sparse_in(format, spec, self._sparse_values(segment, spec))
+
+    def _sparse_values(self, segment: Segment, spec: TensorSpec) -> SparseValues:
+        """Places within the tensor, and values, of one that has a segment of its own or shares one."""
+        if len(segment.tensors) > 1:
+            flat = self[spec.name].reshape(-1)
+            places = np.flatnonzero(flat != 0)
+            return SparseValues(places, flat[places])
+        blocks = segment_blocks(segment.tensors, segment.block_bytes)
+        parts = [
+            self._decoded((segment, entry, block, number), decode_sparse_block)[1]
+            for number, (entry, block) in enumerate(zip(segment.blocks, blocks, strict=True))
+        ]
+        all_places = [part.places + block.start for part, block in zip(parts, blocks, strict=True)]
+        return SparseValues(np.concatenate(all_places), np.concatenate([part.values for part in parts]))
 
     @property
     def nbytes(self) -> int:
@@ -424,7 +479,10 @@ class Reader(Mapping[str, Array]):
             return error
         return None
 
-    def _decode_block(self, work: tuple[Segment, BlockEntry, Block, int]) -> tuple[Array, Any, Any]:
+    def _decoded(
+        self, work: tuple[Segment, BlockEntry, Block, int], decode: Callable[[bytes | memoryview, Context, Pipeline], T]
+    ) -> tuple[Context, T]:
+        """A block's context, and what `decode` makes of its bytes."""
         segment, entry, block, number = work
         payload = self._source.read(entry.offset, entry.length)
         where = f"{self._source.name}: {segment.label}, block {number}"
@@ -433,10 +491,14 @@ class Reader(Mapping[str, Array]):
         base = self._base_for(segment) if segment.base_digest is not None else None
         context = context_of(block, base)
         try:
-            values = decode_block(payload, context, entry.pipeline)
+            return context, decode(payload, context, entry.pipeline)
         except CorruptError as error:
             raise CorruptError(f"{where}: {error}") from None
-        base_pieces = _pieces(block, context.require_base()) if base else []
+
+    def _decode_block(self, work: tuple[Segment, BlockEntry, Block, int]) -> tuple[Array, Any, Any]:
+        block = work[2]
+        context, values = self._decoded(work, decode_block)
+        base_pieces = _pieces(block, context.require_base()) if context.base is not None else []
         return values, _pieces(block, values), base_pieces
 
     def _decode(self, segments: list[Segment]) -> Iterator[list[tuple[str, Array]]]:

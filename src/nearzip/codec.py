@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from nearzip import _core
 from nearzip.bounds import EXACT, Tolerance, violations
 from nearzip.errors import BoundError, CorruptError
-from nearzip.stages import Context, ContextDelta, OrderedBits, Pipeline, Rans
+from nearzip.stages import Context, ContextDelta, OrderedBits, Pipeline, Rans, SparseValues
 from nearzip.stages.base import check_booleans, get_varint, put_varint
 from nearzip.tensors import Array, bits_of
 
-__all__ = ["EncodedBlock", "decode_block", "encode_block", "exact_pipeline"]
+__all__ = ["EncodedBlock", "decode_block", "decode_sparse_block", "encode_block", "exact_pipeline"]
 
 #: With more patches than one in this many values, coding the block exactly is tried as well.
 _MANY_PATCHES = 64
@@ -33,16 +34,20 @@ def exact_pipeline(with_base: bool) -> Pipeline:
 
 @dataclass(frozen=True)
 class EncodedBlock:
-    """What `encode_block` gives: the bytes, the pipeline that made them, what they decode to, and how many patches."""
+    """What `encode_block` gives: the bytes, the pipeline that made them, what they decode to, how many patches, and how
+    many zeros came back as something else."""
 
     payload: bytes
     pipeline: Pipeline
     restored: Array
     n_patched: int
+    n_false: int = 0
 
 
 def encode_block(values: Array, context: Context, pipeline: Pipeline, tolerances: Sequence[Tolerance]) -> EncodedBlock:
     """Encode, decode in memory, compare, patch.
+
+    Compared is with the pipeline's target: the values themselves, or what is left of them after pruning.
 
     Parameters
     ----------
@@ -58,10 +63,11 @@ def encode_block(values: Array, context: Context, pipeline: Pipeline, tolerances
     BoundError
         If the patched block is still outside (a fault in a stage, never the data's).
     """
-    first = _encode(values, context, pipeline, tolerances)
+    target = pipeline.target(values, context)
+    first = _encode(target, context, pipeline, tolerances)
     if first.n_patched * _MANY_PATCHES <= context.n:
         return first
-    exact = _encode(values, context, exact_pipeline(pipeline.needs_base), [EXACT] * len(context.parts))
+    exact = _encode(target, context, exact_pipeline(pipeline.needs_base), [EXACT] * len(context.parts))
     return min(first, exact, key=lambda block: len(block.payload))
 
 
@@ -77,7 +83,8 @@ def _encode(values: Array, context: Context, pipeline: Pipeline, tolerances: Seq
         _apply_patch(patch, restored)
         if _outside(values, restored, context, tolerances).size:
             raise BoundError("a patched block is outside its bound; please report this as a fault")
-    return EncodedBlock(put_varint(len(patch)) + patch + body, pipeline, restored, places.size)
+    n_false = int(((values == 0) & (restored != 0)).sum()) if pipeline.errs_on_zeros else 0
+    return EncodedBlock(put_varint(len(patch)) + patch + body, pipeline, restored, places.size, n_false)
 
 
 def decode_block(payload: bytes | memoryview, context: Context, pipeline: Pipeline) -> Array:
@@ -92,6 +99,35 @@ def decode_block(payload: bytes | memoryview, context: Context, pipeline: Pipeli
             values = values.copy()
         _apply_patch(view[at : at + size], values)
     return values
+
+
+def decode_sparse_block(payload: bytes | memoryview, context: Context, pipeline: Pipeline) -> SparseValues:
+    """The values of a block that may differ from zero. Raises CorruptError as `decode_block`.
+
+    No dense array is made where the pipeline keeps the values sparse; otherwise its zeros are left out.
+    """
+    view = memoryview(payload)
+    size, at = get_varint(view, 0)
+    if size > len(view) - at:
+        raise CorruptError("block ends early")
+    sparse = pipeline.decode_sparse(view[at + size :], context)
+    if sparse is None:
+        return _without_zeros(decode_block(payload, context, pipeline))
+    return _patch_sparse(view[at : at + size], sparse, context) if size else sparse
+
+
+def _without_zeros(values: Array) -> SparseValues:
+    places = np.flatnonzero(values != 0)
+    return SparseValues(places, values[places])
+
+
+def _patch_sparse(patch: memoryview, sparse: SparseValues, context: Context) -> SparseValues:
+    places, exact = _read_patch(patch, context.n, context.dtype)
+    untouched = ~np.isin(sparse.places, places)
+    all_places = np.concatenate([sparse.places[untouched], places])
+    values = np.concatenate([sparse.values[untouched], exact.reshape(-1).view(context.dtype)])
+    order = np.argsort(all_places)
+    return SparseValues(all_places[order], values[order])
 
 
 def _stretches(context: Context, tolerances: Sequence[Tolerance]) -> Iterator[tuple[int, int, Tolerance]]:
@@ -123,21 +159,27 @@ def _encode_patch(places: Array, bits: Array, values: Array) -> bytes:
 
 
 def _apply_patch(patch: bytes | memoryview, values: Array) -> None:
+    places, exact = _read_patch(patch, values.size, values.dtype)
+    bits_of(values).reshape(values.size, -1)[places] = exact
+
+
+def _read_patch(patch: bytes | memoryview, n_values: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """Increasing places, shape (n,), and the exact bits there, shape (n, integers a value). Raises CorruptError."""
     view = memoryview(patch)
     n, at = get_varint(view, 0)
     size, at = get_varint(view, at)
-    if not 0 < n <= values.size or size > len(view) - at:
+    if not 0 < n <= n_values or size > len(view) - at:
         raise CorruptError("malformed patch")
     gaps = np.empty(n, np.uint32)
-    bits = bits_of(values).reshape(values.size, -1)
-    exact = np.empty(n * bits.shape[1], bits.dtype)
+    per_value = 2 if dtype.kind == "c" else 1
+    exact = np.empty(n * per_value, bits_of(np.empty(0, dtype)).dtype)
     try:
         _core.decode_symbols(np.frombuffer(view[at : at + size], np.uint8), [n], gaps)
         _core.decode_symbols(np.frombuffer(view[at + size :], np.uint8), [exact.size], exact)
     except ValueError as error:
         raise CorruptError(f"patch: {error}") from None
     places = np.cumsum(gaps.astype(np.int64) + 1) - 1
-    if places[-1] >= values.size:
+    if places[-1] >= n_values:
         raise CorruptError("patch reaches beyond its block")
-    check_booleans(exact, values.dtype)
-    bits[places] = exact.reshape(n, -1)
+    check_booleans(exact, dtype)
+    return places, exact.reshape(n, per_value)

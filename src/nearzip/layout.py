@@ -109,7 +109,7 @@ def _draft(
     for spec, with_base, plan in _plans(source, base, names, setting, threads):
         member = (spec, plan.tolerance)
         n_bytes = spec.n_bytes
-        whole = recipe.whole_tensors and is_float(dtype_of(spec.dtype))
+        whole = plan.alone or (recipe.whole_tensors and is_float(dtype_of(spec.dtype)))
         if whole or n_bytes >= recipe.group_bytes:
             cut = recipe.cut_tensors and not whole
             yield _gathered([member], plan.pipeline, with_base, recipe.group_bytes if cut else _one_block(n_bytes))

@@ -38,6 +38,9 @@ MORE = (
     ("qd-compressor-16", "qd-compressor", None, {"bits": 16, "backend": "gzip"}),
     ("qd-compressor-delta-first", "qd-compressor", None, {"variant": "delta-first"}),
     ("qd-compressor-global", "qd-compressor", None, {"variant": "global"}),
+    ("deepsz-nearzip-exact", "deepsz-nearzip", "lossless", {"keep": {"fc*": 0.2, "large": 1.0}}),
+    ("deep-compression-3", "deep-compression", None, {"keep": 0.3, "bits": 3}),
+    ("weightless-all", "weightless", None, {"layers": "*", "clusters": 4, "bits": 11}),
     ("lc-checkpoint-8", "lc-checkpoint", None, {"bits": 8}),
 )
 

@@ -9,6 +9,7 @@
 #include <optional>
 #include <tuple>
 
+#include "bloomier.hpp"
 #include "contexts.hpp"
 #include "floats.hpp"
 #include "lanes.hpp"
@@ -180,6 +181,25 @@ std::tuple<uint64_t, double, double, double> py_statistics(Input<F> x) {
     return {s.finite, s.low, s.high, s.sum_squares};
 }
 
+BloomierShape bloomier_shape(uint64_t seed, size_t slots, int bits) {
+    if (!slots || slots % 3 || slots >= (uint64_t(1) << 32)) throw nb::value_error("slots are a multiple of 3");
+    if (bits < 1 || bits > 16) throw nb::value_error("a slot has 1 to 16 bits");
+    return {seed, slots, bits};
+}
+
+bool py_build_bloomier(Input<uint64_t> keys, Input<uint16_t> values, uint64_t seed, int bits, Output<uint16_t> table) {
+    same_size(keys.size(), values.size());
+    const BloomierShape shape = bloomier_shape(seed, table.size(), bits);
+    nb::gil_scoped_release nogil;
+    return build_bloomier(keys.data(), values.data(), keys.size(), shape, table.data());
+}
+
+void py_query_bloomier(Input<uint16_t> table, uint64_t seed, int bits, uint32_t n_values, Output<uint16_t> out) {
+    const BloomierShape shape = bloomier_shape(seed, table.size(), bits);
+    nb::gil_scoped_release nogil;
+    query_bloomier(table.data(), shape, n_values, out.data(), out.size());
+}
+
 // Arrays are never converted: a copy in another type would be rounded, or take the output in place of the caller's.
 template <class T>
 void bind_symbols(nb::module_ &m) {
@@ -226,6 +246,10 @@ NB_MODULE(_core, m) {
     m.def("allow_vectors", &allow_vectors, "allowed"_a);
     m.def("encode_tokens", &py_encode_tokens, "tokens"_a.noconvert(), "parts"_a);
     m.def("decode_tokens", &py_decode_tokens, "data"_a.noconvert(), "parts"_a, "out"_a.noconvert());
+    m.def("build_bloomier", &py_build_bloomier, "keys"_a.noconvert(), "values"_a.noconvert(), "seed"_a, "bits"_a,
+          "table"_a.noconvert());
+    m.def("query_bloomier", &py_query_bloomier, "table"_a.noconvert(), "seed"_a, "bits"_a, "n_values"_a,
+          "out"_a.noconvert());
     bind_symbols<int32_t>(m);
     bind_symbols<uint8_t>(m);
     bind_symbols<uint16_t>(m);

@@ -13,6 +13,7 @@ import click
 from nearzip.api import FileReport, compress_file, decompress_file
 from nearzip.budget import Plan
 from nearzip.cli.console import facts, hint, human_bytes, print_json, progress, safe, show, warn
+from nearzip.cli.functions import load_function
 from nearzip.cli.running import common_options, showing_warnings
 from nearzip.limits import Limits
 
@@ -60,6 +61,11 @@ force_option = click.option("--force", is_flag=True, help="Overwrite outputs tha
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the method. Repeatable.")
 @click.option("--plan", "plan_path", type=_FILE, metavar="PLAN", help="Settings that 'nearzip tune' found.")
 @click.option("--restored", type=_FILE, metavar="FILE", help="Also write what a reader will get, the next base.")
+@click.option(
+    "--retrain",
+    metavar="PACKAGE.MODULE:FUNCTION",
+    help="For methods that prune: takes a dict of arrays and what to hold, returns the dict retrained.",
+)
 @force_option
 @threads_option
 @common_options
@@ -72,6 +78,7 @@ def compress(
     settings: Sequence[str],
     plan_path: str | None,
     restored: str | None,
+    retrain: str | None,
     force: bool,
     threads: int | None,
     as_json: bool,
@@ -84,11 +91,12 @@ def compress(
     if plan_path is not None and (method or bound or settings):
         raise click.UsageError("a plan says method, bounds and options; give --plan or those, not both")
     plan = None if plan_path is None else Plan.load(plan_path)
+    function = None if retrain is None else load_function("--retrain", retrain)
     started = time.perf_counter()
     with showing_warnings() as warned, progress("compress", as_json) as callback:
         report = compress_file(
             new, output, base, method or "nearzip", bound, plan, options_of(settings) or None, restored=restored,
-            force=force, threads=threads, progress=callback,
+            retrain=function, force=force, threads=threads, progress=callback,
         )  # fmt: skip
     seconds = time.perf_counter() - started
     if as_json:
@@ -119,6 +127,7 @@ def _compress_document(report: FileReport, output: str, restored: str | None, se
         "bound": index.bound,
         "patched_values": report.write.n_patched,
         "coded_alone": report.write.alone,
+        "false_positives": report.write.false_positives,
         "gone": index.gone,
         "id": index.id,
         "base_id": index.base_id,
@@ -139,6 +148,8 @@ def _compress_text(report: FileReport, output: str, restored: str | None, second
         ("others", others_text(index.method)),
         ("alone", some([f"{name} ({why})" for name, why in report.write.alone.items()])),
         ("gone", some(index.gone)),
+        ("false", some([f"{name}: {n:,} zeros come back as weights"
+                        for name, n in report.write.false_positives.items()])),
         ("id", index.id),
         ("base id", index.base_id or "none needed"),
         ("time", f"{seconds:.2f} s, {human_bytes(report.n_bytes_in / seconds)}/s"),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +15,10 @@ from nearzip.api import open_input
 from nearzip.budget import STRATEGIES, Plan, Status, Trial
 from nearzip.budget import tune as find_plan
 from nearzip.cli.console import Bar, facts, human_bytes, print_json, print_json_line, rows_table, show
+from nearzip.cli.functions import load_function
 from nearzip.cli.running import common_options, showing_warnings
 from nearzip.cli.transfer import force_option, options_of
-from nearzip.errors import UsageError, missing_extra
+from nearzip.errors import missing_extra
 from nearzip.storage import check_free
 from nearzip.tensors import Array
 
@@ -83,9 +82,10 @@ def tune(
     check_free(output, force)
     started = time.perf_counter()
     max_loss = _max_loss(max_losses)
+    function = load_function("--evaluate", evaluate)
     with showing_warnings() as warned, _watching(as_json) as watch, _workers(jobs):
         plan = find_plan(
-            _arrays(new), None if base is None else _arrays(base), method, _function(evaluate), max_loss,
+            _arrays(new), None if base is None else _arrays(base), method, function, max_loss,
             options=options_of(settings), bound=bound, strategy=strategy, evaluations=evaluations, trials=trials,
             seed=seed, progress=watch,
         )  # fmt: skip
@@ -118,26 +118,6 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise click.UsageError(f"--max-loss takes a number, not {text!r}") from None
-
-
-def _function(spelled: str) -> Callable[[dict[str, Array]], Any]:
-    """The function of PACKAGE.MODULE:FUNCTION, the current folder first."""
-    module_name, colon, name = spelled.partition(":")
-    if not colon or not module_name or not name:
-        raise click.UsageError(f"--evaluate takes PACKAGE.MODULE:FUNCTION, not {spelled!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"--evaluate {spelled}: {error}") from error
-    except Exception as error:
-        raise UsageError(f"--evaluate {spelled}: importing it raised {type(error).__name__}: {error}") from error
-    if not callable(found):
-        raise UsageError(f"--evaluate {spelled}: is a {type(found).__name__}, not a function")
-    return found  # type: ignore[no-any-return]
 
 
 def _arrays(path: str) -> dict[str, Array]:

@@ -8,14 +8,20 @@ from importlib.metadata import entry_points
 from nearzip.errors import UnknownMethodError
 from nearzip.recipes.base import Recipe, TensorPlan, TensorView, Unpromised
 from nearzip.recipes.baselines import GzipRecipe, LzmaRecipe, ZstdRecipe
+from nearzip.recipes.deep_compression import DeepCompression
+from nearzip.recipes.deepsz import DeepSzNearzip
 from nearzip.recipes.delta_dnn import DeltaDnn
 from nearzip.recipes.lc_checkpoint import LcCheckpoint
 from nearzip.recipes.nearzip import Nearzip
 from nearzip.recipes.qd_compressor import QdCompressor
+from nearzip.recipes.retrain import Hold, Retrain
 from nearzip.recipes.settings import Setting, Settings
+from nearzip.recipes.weightless import Weightless
 
 __all__ = [
+    "Hold",
     "Recipe",
+    "Retrain",
     "Setting",
     "Settings",
     "TensorPlan",
@@ -30,6 +36,9 @@ _BUILT_IN: tuple[type[Recipe], ...] = (
     DeltaDnn,
     QdCompressor,
     LcCheckpoint,
+    DeepSzNearzip,
+    DeepCompression,
+    Weightless,
     GzipRecipe,
     ZstdRecipe,
     LzmaRecipe,

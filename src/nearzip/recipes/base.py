@@ -12,6 +12,8 @@ import numpy as np
 
 from nearzip.bounds import Bound, NoPromise, Statistics, Tolerance
 from nearzip.errors import UsageError
+from nearzip.recipes.by_name import ByName
+from nearzip.recipes.retrain import Retrain
 from nearzip.stages import Pipeline
 from nearzip.tensors import Array
 
@@ -49,10 +51,14 @@ class TensorView:
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """How one tensor is coded: its pipeline and what is promised for it."""
+    """How one tensor is coded: its pipeline and what is promised for it.
+
+    `alone`: in a block of its own, never grouped and never cut, as all tensors of a recipe with `whole_tensors`.
+    """
 
     pipeline: Pipeline
     tolerance: Tolerance
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,16 @@ class Recipe(ABC):
         """For integers, booleans and complex numbers; None: as `codec.exact_pipeline` does."""
         return None
 
+    def check_names(self, names: Iterable[str]) -> None:  # noqa: B027
+        """Raise UsageError if an option names a tensor, or has a pattern, that is none of `names`."""
+
+    def prepare(self, tensors: Mapping[str, Array], retrain: Retrain) -> dict[str, Array]:
+        """The tensors to compress, after the steps of the method that `retrain` takes part in.
+
+        Raises UsageError for methods without such steps.
+        """
+        raise UsageError(f"method {self.name!r} has no step that retrains; leave retrain out")
+
     @classmethod
     def summary(cls) -> str:
         return (cls.__doc__ or "").strip().splitlines()[0]
@@ -112,7 +128,8 @@ class Recipe(ABC):
         return cls(**{name: _convert(cls.name, name, known[name], value) for name, value in (options or {}).items()})
 
     def options(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: v.to_option() if isinstance(v, ByName) else v for name, v in values.items()}
 
 
 @dataclass(frozen=True)
@@ -141,6 +158,8 @@ def _convert(method: str, name: str, hint: Any, value: Any) -> Any:
         if value is None:
             return None
         return _convert(method, name, next(kind for kind in kinds if kind is not type(None)), value)
+    if hint is ByName:
+        return ByName.parse(value)
     if hint is bool:
         words = {"true": True, "false": False}
         if isinstance(value, bool) or value in words:

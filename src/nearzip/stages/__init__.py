@@ -1,22 +1,29 @@
 """Typed, reversible steps from a tensor's values to bytes. Array maths only: no files, no PyTorch, no store."""
 
-from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Chain, Coded, Context, Kind, Pipeline, Stage
+from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Chain, Coded, Context, Kind, Pipeline, SparseValues, Stage
+from nearzip.stages.bloomier import Bloomier
 from nearzip.stages.buckets import ExponentBuckets
+from nearzip.stages.codebook import Codebook
 from nearzip.stages.entropy import Rans
 from nearzip.stages.external import Gzip, Lzma, Zstd
 from nearzip.stages.huffman import Huffman
 from nearzip.stages.predict import ContextDelta, OrderedBits, OrderedDelta, SubtractBase
+from nearzip.stages.prune import Prune
 from nearzip.stages.quantize import LogStep, UniformStep
 from nearzip.stages.ranges import RangeQuantize
 from nearzip.stages.registry import pipeline_from_json, stage_types
 from nearzip.stages.runs import PackIntegers, RawBytes, RunLengths, SymbolBytes
+from nearzip.stages.smallest import SmallestOf
+from nearzip.stages.sparse import Sparse
 from nearzip.stages.split import Split, Stream
 
 __all__ = [
     "BYTES",
     "FLOATS",
     "SYMBOLS",
+    "Bloomier",
     "Chain",
+    "Codebook",
     "Coded",
     "Context",
     "ContextDelta",
@@ -30,10 +37,14 @@ __all__ = [
     "OrderedDelta",
     "PackIntegers",
     "Pipeline",
+    "Prune",
     "RangeQuantize",
     "Rans",
     "RawBytes",
     "RunLengths",
+    "SmallestOf",
+    "Sparse",
+    "SparseValues",
     "Split",
     "Stage",
     "Stream",

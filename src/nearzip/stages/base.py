@@ -12,7 +12,7 @@ import sys
 import typing
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -28,10 +28,25 @@ __all__ = [
     "Context",
     "Kind",
     "Pipeline",
+    "SparseValues",
     "Stage",
     "get_varint",
     "put_varint",
 ]
+
+
+class SparseValues(NamedTuple):
+    """Values of a block that may differ from zero.
+
+    Attributes
+    ----------
+    places : array of int64, shape (m,)
+        Increasing.
+    values : array, shape (m,), the tensor's dtype
+    """
+
+    places: Array
+    values: Array
 
 
 class Kind(enum.Enum):
@@ -110,6 +125,10 @@ class Stage(ABC):
     id: ClassVar[str]
     takes: ClassVar[Kind]
     gives: ClassVar[Kind]
+    #: Whether what is promised counts from what this stage gives, not from what it takes (pruning).
+    changes_target: ClassVar[bool] = False
+    #: Whether zeros may come back as something else, beyond rounding (a filter's false positives).
+    errs_on_zeros: ClassVar[bool] = False
 
     @abstractmethod
     def encode(self, value: Any, context: Context | None = None) -> Coded:
@@ -122,6 +141,10 @@ class Stage(ABC):
     @property
     def needs_base(self) -> bool:
         return False
+
+    def decode_sparse(self, coded: Coded, context: Context) -> SparseValues | None:
+        """As `decode`, but only what may differ from zero; None from stages that know no such places."""
+        return None
 
     def fuse(self, after: Stage) -> Stage | None:
         """One stage that does this one and `after` in one pass over the data, bit for bit the same; or None.
@@ -262,6 +285,15 @@ class Chain:
 
     def decode(self, data: bytes | memoryview, context: Context) -> Any:
         """The value again, n of them. Raises CorruptError on bytes that no encoder wrote."""
+        sides, value = self.read_sides(data)
+        for (_, step), side in zip(reversed(self._steps), reversed(sides), strict=True):
+            value = step.decode(Coded(value, side), context)
+        if len(value) != context.n:
+            raise CorruptError("stream holds another number of values")
+        return round_to(context.dtype, value) if self.takes is FLOATS else value
+
+    def read_sides(self, data: bytes | memoryview) -> tuple[list[bytes], Any]:
+        """The side data of each step, and the payload. Raises CorruptError."""
         view = memoryview(data)
         sides = []
         at = 0
@@ -273,12 +305,7 @@ class Chain:
                 side = bytes(view[at : at + length])
                 at += length
             sides.append(side)
-        value: Any = view[at:]
-        for (_, step), side in zip(reversed(self._steps), reversed(sides), strict=True):
-            value = step.decode(Coded(value, side), context)
-        if len(value) != context.n:
-            raise CorruptError("stream holds another number of values")
-        return round_to(context.dtype, value) if self.takes is FLOATS else value
+        return sides, view[at:]
 
     def to_json(self) -> list[dict[str, Any]]:
         return [stage.to_json() for stage in self.stages]
@@ -315,6 +342,25 @@ class Pipeline(Chain):
         if values.shape != (context.n,):
             raise CorruptError("stream holds another number of values")
         return values
+
+    def target(self, values: Array, context: Context) -> Array:
+        """What a promise counts from: `values` behind the stages that promise nothing (`Stage.changes_target`)."""
+        for stage in self.stages:
+            if not stage.changes_target:
+                break
+            values = stage.encode(values, context).floats
+        return values
+
+    @property
+    def errs_on_zeros(self) -> bool:
+        return any(stage.errs_on_zeros for stage in self.stages)
+
+    def decode_sparse(self, data: bytes | memoryview, context: Context) -> SparseValues | None:
+        """As `decode`, but only what may differ from zero; None if the stages do not keep that apart."""
+        if not all(stage.changes_target for stage in self.stages[:-1]):
+            return None
+        sides, payload = self.read_sides(data)
+        return self.stages[-1].decode_sparse(Coded(payload, sides[-1]), context)
 
 
 def _fused(stages: tuple[Stage, ...]) -> tuple[tuple[int, Stage], ...]:

@@ -8,14 +8,19 @@ from typing import Any
 
 from nearzip.errors import CorruptError, NewerFormatError, UsageError
 from nearzip.stages.base import Chain, Pipeline, Stage
+from nearzip.stages.bloomier import Bloomier
 from nearzip.stages.buckets import ExponentBuckets
+from nearzip.stages.codebook import Codebook
 from nearzip.stages.entropy import Rans
 from nearzip.stages.external import Gzip, Lzma, Zstd
 from nearzip.stages.huffman import Huffman
 from nearzip.stages.predict import ContextDelta, OrderedBits, OrderedDelta, SubtractBase
+from nearzip.stages.prune import Prune
 from nearzip.stages.quantize import LogStep, UniformStep
 from nearzip.stages.ranges import RangeQuantize
 from nearzip.stages.runs import PackIntegers, RawBytes, RunLengths, SymbolBytes
+from nearzip.stages.smallest import SmallestOf
+from nearzip.stages.sparse import Sparse
 
 __all__ = ["BUILT_IN", "pipeline_from_json", "read_chains", "stage_types"]
 
@@ -28,6 +33,11 @@ BUILT_IN: tuple[type[Stage], ...] = (
     LogStep,
     RangeQuantize,
     ExponentBuckets,
+    Prune,
+    Codebook,
+    Bloomier,
+    Sparse,
+    SmallestOf,
     RawBytes,
     PackIntegers,
     RunLengths,

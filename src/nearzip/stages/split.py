@@ -75,6 +75,10 @@ class Split(Stage):
         return Coded(b"".join(out), side)
 
     def decode(self, coded: Coded, context: Context) -> Any:
+        return self.join(self.read_streams(coded, context), coded.side, context)
+
+    def read_streams(self, coded: Coded, context: Context) -> list[Any]:
+        """The streams of untrusted bytes, decoded. Raises CorruptError."""
         view = memoryview(coded.data)
         at = 0
         streams = []
@@ -87,7 +91,7 @@ class Split(Stage):
             at += size
         if at != len(view):
             raise CorruptError("bytes behind the last stream")
-        return self.join(streams, coded.side, context)
+        return streams
 
     def _context(self, name: str, n: int, context: Context) -> Context:
         return Context(self.streams[name].dtype or context.dtype, (n,))

@@ -11,6 +11,7 @@ except ImportError:
 
 from nearzip.torch.drop_in import load_file, safe_open, save_file
 from nearzip.torch.feedback import ErrorFeedback
+from nearzip.torch.finetune import finetune, holding, prune, share
 from nearzip.torch.moments import Moments
 from nearzip.torch.state import Restored, TrainingState, capture, restore
 from nearzip.torch.verify import Equivalence, verify_resume
@@ -22,9 +23,13 @@ __all__ = [
     "Restored",
     "TrainingState",
     "capture",
+    "finetune",
+    "holding",
     "load_file",
+    "prune",
     "restore",
     "safe_open",
     "save_file",
+    "share",
     "verify_resume",
 ]
