@@ -26,3 +26,16 @@ def decode_contexts(
 ) -> None: ...
 def build_bloomier(keys: _Array, values: _Array, seed: int, bits: int, table: _Array) -> bool: ...
 def query_bloomier(table: _Array, seed: int, bits: int, n_values: int, out: _Array) -> None: ...
+def round_tile(
+    target: _Array,
+    from_rows: _Array,
+    from_columns: _Array,
+    row_factor: _Array,
+    column_factor: _Array,
+    rows: int,
+    step: float,
+    reach: float,
+    levels: _Array,
+    remainders: _Array,
+    carried: _Array,
+) -> None: ...

@@ -21,7 +21,7 @@ from nearzip.recipes import Settings
 from nearzip.sparse_forms import sparse_in
 from nearzip.stages import Context, Pipeline, SparseValues
 from nearzip.storage import atomic_file
-from nearzip.tensors import Array, Checkpoint, TensorSpec, room_for
+from nearzip.tensors import Array, Checkpoint, TensorSpec, bits_of, room_for
 from nearzip.version import __version__
 
 __all__ = ["Archive", "Reader", "TensorReport", "write_archive"]
@@ -70,6 +70,10 @@ class WriteReport:
     alone: dict[str, str] = field(default_factory=dict)
     #: For tensors in a filter that errs on zeros: how many zeros a reader gets back as weights.
     false_positives: dict[str, int] = field(default_factory=dict)
+    #: Calibrated archives: tensors that were rounded without calibration, and why.
+    plain: dict[str, str] = field(default_factory=dict)
+    #: Calibrated archives: of the answers on the batches held back, in nats per prediction.
+    divergence: float | None = None
 
 
 def _pieces(block: Block, values: Array) -> list[list[bytes]]:
@@ -133,16 +137,18 @@ def write_archive(
     keep: Keep | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    targets: Checkpoint | None = None,
 ) -> WriteReport:
     """Encode every tensor of `source` as `settings` say, block by block, and write the archive to `stream`.
 
-    `keep` gets each tensor as a reader will. Memory: a few blocks, and what `keep` holds.
+    `keep` gets each tensor as a reader will. `targets`: tensors of the same names and kinds that the pipelines are
+    given in place of the source's; bounds are kept against the source. Memory: a few blocks, and what `keep` holds.
     """
     threads = number_of_threads(threads)
     _check_writable(source)
     if not any(setting.recipe.uses_base for setting in settings.distinct(source.specs)):
         base = None
-    ties = find_ties(source)
+    ties = _common_ties(find_ties(source), targets)
     tied_to = _inverted(ties)
     names = [name for name in source.specs if name not in ties]
     writer = Writer(stream)
@@ -155,7 +161,7 @@ def write_archive(
     drafts = draft_segments(source, base, names, settings, threads)
     assembler = base_assembler = _Assembler(())
 
-    for done in ordered_map(lambda task: _encode(task, source, base), _tasks(drafts), threads):
+    for done in ordered_map(lambda task: _encode(task, source, base, targets), _tasks(drafts), threads):
         draft = done.task.draft
         if done.task.first:
             entries = []
@@ -203,6 +209,14 @@ def write_archive(
     )
     alone = _coded_alone(source, base, ties, settings)
     return WriteReport(index, writer.finish(index), n_patched, contents, alone, false_positives)
+
+
+def _common_ties(ties: dict[str, str], targets: Checkpoint | None) -> dict[str, str]:
+    """Those that are ties of the targets as well."""
+    if targets is None:
+        return ties
+    read = targets.read
+    return {name: to for name, to in ties.items() if np.array_equal(bits_of(read(name)), bits_of(read(to)))}
 
 
 def _method_json(settings: Settings, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
@@ -260,10 +274,11 @@ def _base_id(base: Checkpoint | None, known: Mapping[str, bytes]) -> str | None:
     return content_id((spec, known.get(name) or tensor_digest(base.read(name))) for name, spec in base.specs.items())
 
 
-def _encode(task: _Task, source: Checkpoint, base: Checkpoint | None) -> _Done:
+def _encode(task: _Task, source: Checkpoint, base: Checkpoint | None, targets: Checkpoint | None) -> _Done:
     draft, block = task.draft, task.block
     context = context_of(block, base if draft.with_base else None)
-    encoded = encode_block(read_block(source, block), context, draft.pipeline, draft.tolerances)
+    wanted = None if targets is None else read_block(targets, block)
+    encoded = encode_block(read_block(source, block), context, draft.pipeline, draft.tolerances, wanted)
     base_pieces = _pieces(block, context.require_base()) if draft.with_base else []
     return _Done(
         task,

@@ -44,7 +44,13 @@ class EncodedBlock:
     n_false: int = 0
 
 
-def encode_block(values: Array, context: Context, pipeline: Pipeline, tolerances: Sequence[Tolerance]) -> EncodedBlock:
+def encode_block(
+    values: Array,
+    context: Context,
+    pipeline: Pipeline,
+    tolerances: Sequence[Tolerance],
+    given: Array | None = None,
+) -> EncodedBlock:
     """Encode, decode in memory, compare, patch.
 
     Compared is with the pipeline's target: the values themselves, or what is left of them after pruning.
@@ -57,6 +63,9 @@ def encode_block(values: Array, context: Context, pipeline: Pipeline, tolerances
     pipeline : Pipeline
     tolerances : sequence of Tolerance
         One for each of `context.parts`.
+    given : array, shape (n,), or None
+        What the pipeline is given in place of `values`, chosen by somebody who knows what the values are for. The
+        tolerances are kept against `values` all the same.
 
     Raises
     ------
@@ -64,15 +73,21 @@ def encode_block(values: Array, context: Context, pipeline: Pipeline, tolerances
         If the patched block is still outside (a fault in a stage, never the data's).
     """
     target = pipeline.target(values, context)
-    first = _encode(target, context, pipeline, tolerances)
+    first = _encode(target, context, pipeline, tolerances, given)
     if first.n_patched * _MANY_PATCHES <= context.n:
         return first
     exact = _encode(target, context, exact_pipeline(pipeline.needs_base), [EXACT] * len(context.parts))
     return min(first, exact, key=lambda block: len(block.payload))
 
 
-def _encode(values: Array, context: Context, pipeline: Pipeline, tolerances: Sequence[Tolerance]) -> EncodedBlock:
-    body = pipeline.encode(values, context)
+def _encode(
+    values: Array,
+    context: Context,
+    pipeline: Pipeline,
+    tolerances: Sequence[Tolerance],
+    given: Array | None = None,
+) -> EncodedBlock:
+    body = pipeline.encode(values if given is None else given, context)
     restored = pipeline.decode(body, context)
     places = _outside(values, restored, context, tolerances)
     patch = b""

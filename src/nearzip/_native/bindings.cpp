@@ -13,6 +13,7 @@
 #include "contexts.hpp"
 #include "floats.hpp"
 #include "lanes.hpp"
+#include "rounding.hpp"
 #include "symbols.hpp"
 
 namespace nb = nanobind;
@@ -200,6 +201,20 @@ void py_query_bloomier(Input<uint16_t> table, uint64_t seed, int bits, uint32_t 
     query_bloomier(table.data(), shape, n_values, out.data(), out.size());
 }
 
+void py_round_tile(Input<float> target, Input<float> from_rows, Input<float> from_columns, Input<float> row_factor,
+                   Input<float> column_factor, size_t rows, double step, double reach, Output<int32_t> levels,
+                   Output<float> remainders, Output<float> carried) {
+    const size_t n = target.size(), columns = rows ? n / rows : 0;
+    if (n != rows * columns || !(step > 0)) throw nb::value_error("a tile is a whole number of rows, a step above zero");
+    for (size_t size : {from_rows.size(), from_columns.size(), levels.size(), remainders.size(), carried.size()})
+        same_size(size, n);
+    same_size(row_factor.size(), rows * rows);
+    same_size(column_factor.size(), columns * columns);
+    nb::gil_scoped_release nogil;
+    round_tile({rows, columns, target.data(), from_rows.data(), from_columns.data(), row_factor.data(),
+                column_factor.data(), step, reach, levels.data(), remainders.data(), carried.data()});
+}
+
 // Arrays are never converted: a copy in another type would be rounded, or take the output in place of the caller's.
 template <class T>
 void bind_symbols(nb::module_ &m) {
@@ -261,4 +276,7 @@ NB_MODULE(_core, m) {
     bind_bits<uint16_t>(m);
     bind_bits<uint32_t>(m);
     bind_bits<uint64_t>(m);
+    m.def("round_tile", &py_round_tile, "target"_a.noconvert(), "from_rows"_a.noconvert(), "from_columns"_a.noconvert(),
+          "row_factor"_a.noconvert(), "column_factor"_a.noconvert(), "rows"_a, "step"_a, "reach"_a,
+          "levels"_a.noconvert(), "remainders"_a.noconvert(), "carried"_a.noconvert());
 }

@@ -11,8 +11,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from nearzip.bounds import Bound, Lossless, Statistics, Tolerance
+from nearzip.bounds import Bound, Lossless, NoPromise, Statistics, Tolerance
 from nearzip.codec import exact_pipeline
+from nearzip.errors import UsageError
 from nearzip.recipes.base import Recipe, TensorPlan, TensorView
 from nearzip.stages import LogStep, Pipeline, Rans, SubtractBase, UniformStep
 
@@ -33,15 +34,27 @@ def _half_spacing(dtype: np.dtype[Any], largest: float) -> float:
 
 @dataclass(frozen=True)
 class Nearzip(Recipe):
-    """nearzip: one quantization step for the whole network, closed loop against the base, rANS; or lossless."""
+    """nearzip: one quantization step for the whole network, closed loop against the base, rANS; or lossless.
+
+    step : float or None
+        Distance between levels, in place of the one that follows from the bound. Without a bound nothing is promised.
+    """
 
     name = "nearzip"
 
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.step is not None and not 0 < self.step <= sys.float_info.max:
+            raise UsageError(f"nearzip: step is positive and finite, not {self.step!r}")
+
     def resolve_bound(self, bound: Bound | None) -> Bound:
-        return bound or Lossless()
+        return bound or (Lossless() if self.step is None else NoPromise())
 
     def plan(self, tensor: TensorView, bound: Bound) -> TensorPlan:
         tolerance = bound.tolerance(tensor.own)
+        if self.step is not None and tolerance.kind != "exact":
+            return TensorPlan(_stepped(self.step, tensor.with_base), tolerance)
         if tolerance.kind == "exact":
             return TensorPlan(exact_pipeline(tensor.with_base), tolerance)
         if tolerance.kind == "pointwise":

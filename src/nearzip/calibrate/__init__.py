@@ -1,0 +1,22 @@
+"""Rounding where the network's own answers say that it matters least. Needs the extra `torch`.
+
+>>> import torch
+>>> from nearzip import calibrate
+>>> network = torch.nn.Linear(4, 3)
+>>> calibrate.compress(network, [torch.randn(16, 4)], step=0.1).nbytes < 1000
+True
+"""
+
+from __future__ import annotations
+
+from nearzip.errors import missing_extra
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError:
+    raise missing_extra("PyTorch", "torch", "nearzip.calibrate") from None
+
+from nearzip.calibrate.calibration import Damping
+from nearzip.calibrate.compression import compress, compress_file
+
+__all__ = ["Damping", "compress", "compress_file"]

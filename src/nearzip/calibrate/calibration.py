@@ -1,0 +1,265 @@
+"""From a network and its batches to what its tensors are rounded to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nearzip.bounds import Bound, NoPromise, Statistics
+from nearzip.calibrate.network import Runner
+from nearzip.calibrate.rounding import Factor, round_matrix, triangular
+from nearzip.calibrate.sensitivity import Sensitivity
+from nearzip.calibrate.steps import Cost, Steps
+from nearzip.calibrate.tuning import tune
+from nearzip.calibrate.uses import Piece
+from nearzip.errors import UsageError
+from nearzip.parallel import ordered_map
+from nearzip.tensors import Array, is_float, round_to
+from nearzip.torch.arrays import to_torch
+
+__all__ = ["Calibration", "Damping", "Rounded"]
+
+#: Beyond so many steps from its base a value is not worth calibrating, and float32 would not hold it.
+_MOST_STEPS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Damping:
+    """What is added to the diagonals of the second moments, as shares of their means."""
+
+    inputs: float = 0.1
+    gradients: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not (0 < self.inputs < math.inf and 0 < self.gradients < math.inf):
+            raise UsageError("damping is positive and finite")
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """One result: what each tensor is rounded to, its step, and what it leaves of the network.
+
+    Parameters
+    ----------
+    tensors : dict of str to array
+        In the tensors' own dtypes; those that are not rounded are not in it.
+    steps : dict of str to float
+    plain : dict of str to str
+        Tensors that were rounded without calibration, and why.
+    divergence : float
+        On the batches held back, per prediction.
+    """
+
+    tensors: dict[str, Array]
+    steps: dict[str, float]
+    plain: dict[str, str]
+    divergence: float
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """One floating-point tensor of the module: values, base, and how far a value may go (inf: anywhere)."""
+
+    values: Array
+    base: Array | None
+    reach: float
+    difference: Array
+
+    @staticmethod
+    def of(values: Array, base: Array | None, bound: Bound) -> _Tensor:
+        tolerance = bound.tolerance(Statistics.of(values))
+        if tolerance.kind not in ("finite", "absolute"):
+            reach = 0.0
+        else:
+            reach = math.inf if tolerance.kind == "finite" else tolerance.value
+        if math.isfinite(reach):
+            # Room for the rounding to the tensor's own dtype; what still is outside the codec patches.
+            reach -= min(reach / 2, float(np.spacing(np.abs(values).max(initial=0)).astype(np.float64)) / 2)
+        start = 0.0 if base is None else base.astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return _Tensor(values, base, reach, values.astype(np.float64) - start)
+
+    def restored(self, levels: Array, step: float) -> Array:
+        """As a decoder will have them."""
+        start = 0.0 if self.base is None else self.base.astype(np.float64)
+        return round_to(self.values.dtype, start + levels * step)
+
+    def nearest(self, wanted: Array, step: float) -> Array:
+        with np.errstate(invalid="ignore", over="ignore"):
+            start = 0.0 if self.base is None else self.base.astype(np.float64)
+            ratio = (wanted.astype(np.float64) - start) / step
+            return np.rint(np.where(np.abs(ratio) < 2.0**30, ratio, 0.0))
+
+
+@dataclass
+class Calibration:
+    """A network whose sensitivity is known. `round` can be called for any number of steps.
+
+    Parameters
+    ----------
+    runner : Runner
+    sensitivity : Sensitivity
+    tensors : dict of str to array
+        Floating-point tensors of the network, by the names of its state; tied ones under their first name.
+    base : mapping of str to array
+        What the reader holds, where it is of the same kind.
+    bound : Bound
+        Kept against `tensors`.
+    """
+
+    runner: Runner
+    sensitivity: Sensitivity
+    tensors: dict[str, Array]
+    base: Mapping[str, Array]
+    bound: Bound = field(default_factory=NoPromise)
+    damping: Damping = field(default_factory=Damping)
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        self._states = {
+            name: _Tensor.of(values, self.base.get(name), self.bound) for name, values in self.tensors.items()
+        }
+        self._plain = self._reasons()
+        self._factors = self._factored()
+        self.steps = Steps(self._costs())
+        n_held = max(1, len(self.runner.batches) // 4)
+        self._held = self.runner.batches[-n_held:]
+        self._learned = self.runner.batches[:-n_held] or self._held
+        with torch.no_grad(), self.runner.evaluating():
+            self._original = {id(batch): self.runner.predictions(batch) for batch in self.runner.batches}
+
+    def _reasons(self) -> dict[str, str]:
+        seen = {piece.name for piece in self.sensitivity.pieces}
+        reasons = {}
+        for name, state in self._states.items():
+            if not np.isfinite(state.difference).all():
+                reasons[name] = "not finite"
+            elif name not in seen and state.values.ndim > 1:
+                reached = self.sensitivity.curvature.get(name, 0.0) > 0
+                reasons[name] = "used in a way that is not known" if reached else "not used by the batches"
+        return reasons
+
+    def _factored(self) -> dict[Piece, tuple[list[Factor], list[Factor]]]:
+        wanted = [p for p in self.sensitivity.pieces if p.name in self._states and p.name not in self._plain]
+
+        def work(piece: Piece) -> tuple[list[Factor], list[Factor]]:
+            weighed = self.sensitivity.pieces[piece]
+            looked_up = weighed.rows.is_diagonal
+            row_damping = self.damping.inputs if looked_up else self.damping.gradients
+            column_damping = self.damping.gradients if looked_up else self.damping.inputs
+            return triangular(weighed.rows, row_damping), triangular(weighed.columns, column_damping)
+
+        return dict(zip(wanted, ordered_map(work, wanted, self.threads), strict=True))
+
+    def _costs(self) -> dict[str, Cost]:
+        carried: dict[str, list[tuple[float, int]]] = {}
+        for piece, (rows, columns) in self._factors.items():
+            log_cost = np.mean([r.log_cost + c.log_cost for r, c in zip(rows, columns, strict=True)])
+            n = sum(r.order.size * c.order.size for r, c in zip(rows, columns, strict=True))
+            carried.setdefault(piece.name, []).append((float(log_cost), n))
+        costs = {}
+        for name, values in self.tensors.items():
+            if name in carried:
+                n = sum(n for _, n in carried[name])
+                costs[name] = Cost(sum(cost * n for cost, n in carried[name]) / n, n, True)
+                continue
+            curvature = self.sensitivity.curvature.get(name, 0.0)
+            costs[name] = Cost(math.log(curvature) if curvature > 0 else None, values.size, False)
+        return costs
+
+    # one result
+
+    def round(self, step: float, tuned: bool = True) -> Rounded:
+        """All tensors rounded, for one step of the network."""
+        steps = {name: self._step(name, step) for name in self._states}
+        names = list(self._states)
+        levels = dict(zip(names, ordered_map(lambda n: self._levels(n, steps[n]), names, self.threads), strict=True))
+        found = {name: self._states[name].restored(levels[name], steps[name]) for name in names}
+        plain = {
+            **self._plain,
+            **{name: "too far from its base for its step" for name in names if self._far(name, steps[name])},
+        }
+        rounded = Rounded(found, steps, plain, self._divergence(found))
+        if tuned:
+            candidate = self._tuned(rounded)
+            if candidate.divergence < rounded.divergence:
+                return candidate
+        return rounded
+
+    def _step(self, name: str, step: float) -> float:
+        own, reach = self.steps.of(name, step), self._states[name].reach
+        return own if own <= reach * (2 - 1 / 512) or not reach else reach * (2 - 1 / 512)
+
+    def _far(self, name: str, step: float) -> bool:
+        state = self._states[name]
+        if name in self._plain or not state.difference.size:
+            return False
+        return bool(np.abs(state.difference).max() >= _MOST_STEPS * step)
+
+    def _levels(self, name: str, step: float) -> Array:
+        state = self._states[name]
+        levels = state.nearest(state.values, step)
+        if name in self._plain or self._far(name, step):
+            return levels
+        whole, difference = torch.from_numpy(levels.astype(np.int32)), torch.from_numpy(state.difference)
+        for piece, (rows, columns) in self._factors.items():
+            if piece.name == name:
+                matrices = piece.matrices(difference).numpy()
+                rounded = [
+                    round_matrix(matrix, r, c, step, state.reach)
+                    for matrix, r, c in zip(matrices, rows, columns, strict=True)
+                ]
+                piece.put(torch.from_numpy(np.stack(rounded)), whole)
+        return whole.numpy()
+
+    # what it leaves
+
+    def _as_torch(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+        device = next((p.device for p in self.runner.module.parameters()), torch.device("cpu"))
+        return {name: to_torch(array).to(device) for name, array in arrays.items()}
+
+    def _divergence(self, arrays: Mapping[str, Array]) -> float:
+        with self.runner.evaluating():
+            originals = [self._original[id(batch)] for batch in self._held]
+            return self.runner.mean_divergence(originals, self._held, self._as_torch(arrays))
+
+    def _tuned(self, rounded: Rounded) -> Rounded:
+        """The same with biases and norms tuned, on their grids again."""
+        known = dict(self.runner.module.named_parameters())
+        names = [
+            name
+            for name, state in self._states.items()
+            if state.values.ndim <= 1 and name in known and self.sensitivity.curvature.get(name, 0.0) > 0
+            and name not in rounded.plain
+        ]  # fmt: skip
+        if not names:
+            return rounded
+
+        def limited(name: str, values: Tensor) -> Tensor:
+            state = self._states[name]
+            original = torch.from_numpy(state.values.astype(np.float32)).to(values.device)
+            # Half a step more is rounded away.
+            room = max(0.0, state.reach - rounded.steps[name] / 2)
+            return values if math.isinf(room) else original + (values - original).clamp(-room, room)
+
+        with self.runner.evaluating():
+            originals = [self._original[id(batch)] for batch in self._learned]
+            found = tune(self.runner, originals, self._as_torch(rounded.tensors), names, limited)
+        tensors = dict(rounded.tensors)
+        for name, values in found.items():
+            state, step = self._states[name], rounded.steps[name]
+            tensors[name] = state.restored(state.nearest(values.cpu().numpy(), step), step)
+        return replace(rounded, tensors=tensors, divergence=self._divergence(tensors))
+
+
+def floats_of(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Those that may be rounded."""
+    return {name: array for name, array in tensors.items() if is_float(array.dtype) and array.size}
+
+
+Progress = Callable[[int, int], None]

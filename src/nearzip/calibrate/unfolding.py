@@ -1,0 +1,57 @@
+"""What a convolution multiplies its kernels with, as rows of a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["patches"]
+
+
+def _each(value: Any, n: int) -> list[int]:
+    return (
+        [int(value)] * n if isinstance(value, int) else [int(v) for v in (value if len(value) == n else [*value] * n)]
+    )
+
+
+def _margins(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[tuple[int, int]]:
+    """Zeros before and behind each dimension."""
+    if padding == "valid":
+        return [(0, 0)] * len(kernel)
+    if padding == "same":
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return [(total // 2, total - total // 2) for total in totals]
+    return [(p, p) for p in _each(padding, len(kernel))]
+
+
+def patches(images: Tensor, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any) -> Tensor:
+    """Every place of a convolution's kernel, as one row.
+
+    Parameters
+    ----------
+    images : tensor, shape (n, channels, *size), with one, two or three dimensions of size
+    kernel : sequence of int
+    stride, padding, dilation : as PyTorch's convolutions take them
+
+    Returns
+    -------
+    tensor, shape (n * places, channels * prod(kernel))
+        Columns in the order of a kernel's values, (channel, *kernel).
+
+    Examples
+    --------
+    >>> import torch
+    >>> patches(torch.arange(4.0).view(1, 1, 4), (2,), 1, 0, 1).tolist()
+    [[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]]
+    """
+    n = len(kernel)
+    steps, gaps = _each(stride, n), _each(dilation, n)
+    margins = _margins(padding, kernel, gaps)
+    padded = functional.pad(images, [m for pair in reversed(margins) for m in pair])
+    for i, (k, step, gap) in enumerate(zip(kernel, steps, gaps, strict=True)):
+        padded = padded.unfold(2 + i, gap * (k - 1) + 1, step)[..., ::gap]
+    # (n, channels, *places, *kernel) -> (n, *places, channels, *kernel)
+    return padded.movedim(1, 1 + n).flatten(0, n).flatten(1)
