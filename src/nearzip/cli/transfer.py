@@ -12,6 +12,7 @@ import click
 
 from nearzip.api import FileReport, compress_file, decompress_file
 from nearzip.budget import Plan
+from nearzip.cli.calibrating import calibrated_file, calibration_options
 from nearzip.cli.console import facts, hint, human_bytes, print_json, progress, safe, show, warn
 from nearzip.cli.functions import load_function
 from nearzip.cli.running import common_options, showing_warnings
@@ -60,6 +61,7 @@ force_option = click.option("--force", is_flag=True, help="Overwrite outputs tha
 @click.option("--bound", help="lossless, abs:1e-3, rel:1e-3, pwrel:0.01 or rms:0.01. Default: the method's.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the method. Repeatable.")
 @click.option("--plan", "plan_path", type=_FILE, metavar="PLAN", help="Settings that 'nearzip tune' found.")
+@calibration_options
 @click.option("--restored", type=_FILE, metavar="FILE", help="Also write what a reader will get, the next base.")
 @click.option(
     "--retrain",
@@ -77,6 +79,9 @@ def compress(
     bound: str | None,
     settings: Sequence[str],
     plan_path: str | None,
+    calibrate: str | None,
+    step: float | None,
+    kl: float | None,
     restored: str | None,
     retrain: str | None,
     force: bool,
@@ -90,20 +95,27 @@ def compress(
     """
     if plan_path is not None and (method or bound or settings):
         raise click.UsageError("a plan says method, bounds and options; give --plan or those, not both")
+    if calibrate is None and (step is not None or kl is not None):
+        raise click.UsageError("--step and --kl go with --calibrate; without it, give a --bound")
+    if calibrate is not None and (plan_path or settings or retrain or method not in (None, "nearzip")):
+        raise click.UsageError("--calibrate is for the method nearzip, without --set, --plan and --retrain")
     plan = None if plan_path is None else Plan.load(plan_path)
     function = None if retrain is None else load_function("--retrain", retrain)
     started = time.perf_counter()
     with showing_warnings() as warned, progress("compress", as_json) as callback:
-        report = compress_file(
-            new, output, base, method or "nearzip", bound, plan, options_of(settings) or None, restored=restored,
-            retrain=function, force=force, threads=threads, progress=callback,
-        )  # fmt: skip
+        how: dict[str, Any] = {"restored": restored, "force": force, "threads": threads, "progress": callback}
+        if calibrate is not None:
+            report = calibrated_file(new, output, base, calibrate, step, kl, bound=bound, **how)
+        else:
+            report = compress_file(
+                new, output, base, method or "nearzip", bound, plan, options_of(settings) or None, retrain=function, **how
+            )
     seconds = time.perf_counter() - started
     if as_json:
         print_json("compress", _compress_document(report, output, restored, seconds))
     else:
         show(_compress_text(report, output, restored, seconds))
-    if method in (None, "nearzip") and bound is None and plan is None:
+    if method in (None, "nearzip") and bound is None and plan is None and calibrate is None:
         hint("every bit was kept; with a bound, --bound rms:0.01 for example, the file is much smaller")
     return 1 if warned else 0
 
@@ -128,6 +140,8 @@ def _compress_document(report: FileReport, output: str, restored: str | None, se
         "patched_values": report.write.n_patched,
         "coded_alone": report.write.alone,
         "false_positives": report.write.false_positives,
+        "divergence": report.write.divergence,
+        "not_calibrated": report.write.plain,
         "gone": index.gone,
         "id": index.id,
         "base_id": index.base_id,
@@ -146,6 +160,8 @@ def _compress_text(report: FileReport, output: str, restored: str | None, second
         ("method", index.method["name"]),
         ("bound", bound_text(index.bound) + (f", {patched:,} values stored exactly to keep it" if patched else "")),
         ("others", others_text(index.method)),
+        ("divergence", None if report.write.divergence is None else f"{report.write.divergence:.3g} nats a prediction"),
+        ("not calibrated", some([f"{name} ({why})" for name, why in report.write.plain.items()])),
         ("alone", some([f"{name} ({why})" for name, why in report.write.alone.items()])),
         ("gone", some(index.gone)),
         ("false", some([f"{name}: {n:,} zeros come back as weights"
