@@ -108,7 +108,15 @@ def compress(
             report = calibrated_file(new, output, base, calibrate, step, kl, bound=bound, **how)
         else:
             report = compress_file(
-                new, output, base, method or "nearzip", bound, plan, options_of(settings) or None, retrain=function, **how
+                new,
+                output,
+                base,
+                method or "nearzip",
+                bound,
+                plan,
+                options_of(settings) or None,
+                retrain=function,
+                **how,
             )
     seconds = time.perf_counter() - started
     if as_json:
