@@ -300,3 +300,8 @@ def test_manifests_are_readable_by_people(tmp_path):
     assert head.split()[:2] == ["nearzip-version", "1"]
     assert json.loads(body)["message"] == "hello"
     assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_a_store_makes_the_folders_above_it(tmp_path):
+    store = nz.Store(tmp_path / "runs" / "vgg", create=True)
+    assert store.commit({"w": np.ones(3, np.float32)}) == 0

@@ -227,6 +227,14 @@ class Plan:
     seed: int
     versions: Mapping[str, str]
 
+    def __repr__(self) -> str:
+        losses = ", ".join(f"{name} -{loss:.4g}" for name, loss in self.chosen.losses.items())
+        ratio = self.original_bytes / self.nbytes
+        return (
+            f"<nearzip.Plan for {len(self.choices)} tensors, {self.nbytes} bytes, ratio {ratio:.2f}, {losses}, "
+            f"{len(self.trials)} trials>"
+        )
+
     @property
     def nbytes(self) -> int:
         """Length of the archive that was measured."""

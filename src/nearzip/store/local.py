@@ -191,15 +191,24 @@ class LocalBackend:
         return os.path.join(self.root, *path.split("/"))
 
     def make(self) -> None:
-        """The folders of a store; those that are there stay."""
+        """The folders of a store and those above it; what is there stays."""
         root = Path(self.root)
-        for folder in (root, root / "tmp", root / "objects", root / "versions", root / "hints", root / "staged"):
+        above = [folder for folder in reversed(root.parents) if not folder.is_dir()]
+        for folder in (
+            *above,
+            root,
+            root / "tmp",
+            root / "objects",
+            root / "versions",
+            root / "hints",
+            root / "staged",
+        ):
             with _naming("create", str(folder)):
                 try:
                     self.disk.make_folder(str(folder))
                 except FileExistsError:
                     continue
-        for folder in (root, root.parent):
+        for folder in (root, *(folder.parent for folder in (root, *above))):
             with _naming("write", str(folder)):
                 self.disk.sync_folder(str(folder))
 
