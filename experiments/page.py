@@ -1,4 +1,4 @@
-"""`docs/results.md` and its plots, made from `results/fidelity.json` and `page.md`; nothing in it is typed by hand."""
+"""`docs/results.md` and its plots, made from `results/fidelity.json`, `results/throughput.json` and `page.md`; nothing in it is typed by hand."""
 
 from __future__ import annotations
 
@@ -105,6 +105,23 @@ def lossless(pairs: dict[str, Row]) -> str:
     return table(["method", *pairs, "encode", "decode"], rows)
 
 
+def speeds(result: Row) -> str:
+    """Speed on one core and on all, and memory, each program in a process of its own."""
+    rows = []
+    for name, entry in result["entries"].items():
+        if "not_measured" in entry:
+            rows.append([name, f"not measured: `{entry['not_measured']}`", "", "", "", "", ""])
+            continue
+        one, every = entry["one_core"], entry["all_cores"]
+        ((what, value),) = one["setting"].items()
+        setting = f"{what} {value:g}" if isinstance(value, float) else f"{what}: {value}"
+        cells = [f"{side[way]:.1f}" for side in (one, every) for way in ("encode_mb_s", "decode_mb_s")]
+        rows.append([name, setting, *cells, _number(one["peak_mib"], ".0f")])
+    head = ["method", "setting", "encode, one core", "decode, one core", "encode, all cores", "decode, all cores",
+            "peak memory, MiB"]  # fmt: skip
+    return table(head, rows)
+
+
 def missing(pairs: dict[str, Row]) -> str:
     """What could not be measured, by name and reason, and what this run left out."""
     rows = []
@@ -161,7 +178,7 @@ def plot(pair: str, row: Row) -> None:
     plt.close(figure)
 
 
-def page(result: Row) -> str:
+def page(result: Row, throughput: Row) -> str:
     """The whole file."""
     pairs, m = result["pairs"], result["machine"]
     commits = sorted(
@@ -183,6 +200,8 @@ def page(result: Row) -> str:
         where=where, share=" or ".join(f"{100 * share:g} %" for share in sorted(shares)), seed=result["seed"],
         keeping=keeping(pairs), headline=headline(pairs), plots=plots, lossless=lossless(pairs), missing=missing(pairs),
         late_max=pairs["transformer late"]["update_max"], before=before(pairs), points=points,
+        speeds=speeds(throughput), speed_pair=throughput["pair"], cores=throughput["machine"]["cores"],
+        speed_commit=throughput["commit"],
     )  # fmt: skip
 
 
@@ -191,4 +210,5 @@ def main(arguments: list[str]) -> None:
     result = json.loads((RESULTS / "fidelity.json").read_text())
     for pair, row in result["pairs"].items():
         plot(pair, row)
-    (_DOCS / "results.md").write_text(page(result))
+    throughput = json.loads((RESULTS / "throughput.json").read_text())
+    (_DOCS / "results.md").write_text(page(result, throughput))
