@@ -1,4 +1,5 @@
-"""`docs/results.md` and its plots, made from `results/fidelity.json`, `results/throughput.json` and `page.md`; nothing in it is typed by hand."""
+"""`docs/results.md` and its plots, made from `results/fidelity.json`, `results/throughput.json` and `page.md`; nothing
+in it is typed by hand."""
 
 from __future__ import annotations
 
