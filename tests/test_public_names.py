@@ -34,6 +34,7 @@ POSITIONAL = {
     nz.Store: ["url", "create", "bound", "policy", "method", "options"],
     nz.Store.commit: ["self", "tensors", "message", "metrics", "tags", "step"],
     nz.Store.checkout: ["self", "selector", "names"],
+    nz.Store.prune: ["self", "keep", "drop"],
     nz.Limits: ["output_bytes", "index_bytes", "tensors", "rank", "name_bytes", "depth"],
 }
 KEYWORDS = {

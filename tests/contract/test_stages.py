@@ -20,12 +20,13 @@ from nearzip.stages import (
     Rans,
     RawBytes,
     RunLengths,
+    StepThenBits,
     SubtractBase,
     UniformStep,
     pipeline_from_json,
     stage_types,
 )
-from nearzip.tensors import DTYPES
+from nearzip.tensors import DTYPES, FLOATS
 from nearzip.testing.contract import check_registered, check_stage, examples_of, trouble
 
 STAGES = [stage for name in stage_types() for stage in examples_of(check_registered(name, stage_types()))]
@@ -122,3 +123,27 @@ def test_a_stage_that_needs_a_base_says_so(pipeline):
     if pipeline.needs_base:
         with pytest.raises(UsageError, match="base"):
             pipeline.encode(x, Context.alone(x))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("delta", [False, True])
+@pytest.mark.parametrize("step", [1e-9, 0.01, 1e30])
+def test_steps_and_bits_keep_every_bit(step, delta, dtype):
+    pipeline = Pipeline((StepThenBits(step, delta), Rans()))
+    for case, values in trouble(dtype).items():
+        values = np.ascontiguousarray(values)
+        context = Context.alone(values, np.ascontiguousarray(values[::-1]) if delta else None)
+        decoded = pipeline.decode(pipeline.encode(values, context), context)
+        assert decoded.tobytes() == values.tobytes(), case
+
+
+def test_what_was_quantized_costs_little_to_keep_exactly():
+    rng = np.random.default_rng(0)
+    old = rng.normal(0, 0.05, 100_000).astype(np.float32)
+    lossy = Pipeline((SubtractBase(), UniformStep(1e-3), Rans()))
+    target = (old + rng.normal(0, 1e-3, old.size)).astype(np.float32)
+    update = lossy.encode(target, Context.alone(target, old))
+    new = lossy.decode(update, Context.alone(target, old))
+    back = Pipeline((StepThenBits(1e-3, delta=True), Rans()))
+    assert len(back.encode(old, Context.alone(old, new))) < 1.5 * len(update)
+    assert len(Pipeline((ContextDelta(),)).encode(old, Context.alone(old, new))) > 4 * len(update)

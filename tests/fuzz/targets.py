@@ -35,6 +35,7 @@ from nearzip.stages import (
     RawBytes,
     RunLengths,
     Stage,
+    StepThenBits,
     SubtractBase,
     UniformStep,
     Zstd,
@@ -48,7 +49,7 @@ DTYPES = [np.dtype(t) for t in (
 STAGES: list[Stage] = [
     RawBytes(), PackIntegers(), RunLengths(), Gzip(), Lzma(), Zstd(), Rans(), Rans("planes"), OrderedBits(),
     OrderedDelta(), UniformStep(0.01), LogStep(0.01, delta=True), LogStep(0.5, delta=False), SubtractBase(),
-    ContextDelta(),
+    ContextDelta(), StepThenBits(0.01, delta=True), StepThenBits(0.01),
 ]  # fmt: skip
 SYMBOL_TYPES = [np.dtype(t) for t in (np.int32, np.uint8, np.uint16, np.uint32, np.uint64)]
 PIPELINES = [
@@ -62,6 +63,7 @@ PIPELINES = [
     Pipeline((UniformStep(0.01), PackIntegers(), Gzip())),
     Pipeline((SubtractBase(), LogStep(0.5, delta=False), RunLengths())),
     Pipeline((ContextDelta(),)),
+    Pipeline((StepThenBits(0.01, delta=True), Rans())),
     Pipeline((RawBytes(), Gzip())),
     Pipeline((RawBytes(), Zstd(), Lzma())),
     Pipeline((RawBytes(),)),

@@ -33,7 +33,7 @@ def updated(tensors: dict[str, np.ndarray], seed: int, size: float = 0.003) -> d
         if array.dtype.kind == "f" and array.size:
             found[name] = (array + rng.normal(0, size, array.shape)).astype(array.dtype)
         elif array.dtype.kind == "i":
-            found[name] = array + 1
+            found[name] = np.asarray(array + 1)
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from nearzip.cli.console import facts, hint, human_bytes, print_json, progress, rows_table, show
+from nearzip.cli.console import facts, hint, human_bytes, print_json, progress, rows_table, show, warn
 from nearzip.cli.running import common_options
 from nearzip.cli.transfer import force_option, options_of, threads_option
 from nearzip.store import Store, Version
@@ -228,3 +228,112 @@ def checkout(place: str, output: str, force: bool, threads: int | None, as_json:
         show(facts([
             ("wrote", output), ("version", number), ("size", human_bytes(n_bytes)), ("time", f"{seconds:.2f} s"),
         ]))  # fmt: skip
+
+
+@store.command()
+@click.argument("url")
+@click.option(
+    "--keep",
+    multiple=True,
+    metavar="RULE",
+    help="last:5, every:10, best:METRIC, min:METRIC, tag:NAME, tagged, a number, all. A version is kept if any rule "
+    "keeps it. Repeatable.",
+)
+@click.option("--drop", multiple=True, type=click.IntRange(min=0), help="A version to drop whatever the rules say.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--timeout", type=click.FloatRange(min=0), default=60, show_default=True, help="Seconds to wait.")
+@threads_option
+@common_options
+def prune(
+    url: str,
+    keep: Sequence[str],
+    drop: Sequence[int],
+    dry_run: bool,
+    timeout: float,
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """Drop versions, and free what nobody needs. What stays is restored bit for bit as before.
+
+    Versions that stand on dropped ones are coded anew where that saves space. The newest version is always kept. With
+    --keep all no version is dropped; what interrupted writers left is removed, and the store's policy applied.
+    """
+    if not keep:
+        raise click.UsageError("say what to keep, such as --keep last:5 --keep tagged, or --keep all")
+    opened = Store(url, threads=threads)
+    with progress("store prune", as_json, "versions") as callback:
+        report = opened.prune(keep, drop, dry_run=dry_run, timeout=timeout, progress=callback)
+    for text in report.skipped:
+        warn(text)
+    if as_json:
+        print_json("store prune", {"url": url, **vars(report)})
+    else:
+        would = "would be " if dry_run else ""
+        show(facts([
+            ("kept", f"{len(report.kept)} versions: {_numbered(list(report.kept))}"),
+            ("dropped", f"{len(report.dropped)} versions{f': {_numbered(report.dropped)}' if report.dropped else ''}"),
+            ("coded anew", _numbered(report.recoded) or None),
+            ("retained", f"bytes of {_numbered(report.retained)}, which others are coded against" if report.retained
+             else None),
+            (f"{would}freed", f"{human_bytes(report.n_freed)}, {report.n_objects} objects"),
+        ]))  # fmt: skip
+    return 1 if report.skipped else 0
+
+
+def _numbered(numbers: Sequence[int]) -> str:
+    """Ranges of numbers.
+
+    Examples
+    --------
+    >>> _numbered([1, 2, 3, 7, 9, 10])
+    '1-3, 7, 9-10'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+@store.command()
+@click.argument("url")
+@common_options
+def stat(url: str, as_json: bool) -> None:
+    """Say how large a store is, and what takes the space."""
+    found = Store(url).stat()
+    if as_json:
+        print_json("store stat", {"url": url, **vars(found)})
+        return
+    show(facts([
+        ("store", url),
+        ("versions", f"{found.n_versions:,} ({found.n_keyframes:,} keyframes, {found.n_pruned:,} pruned)"),
+        ("restored", f"{human_bytes(found.n_bytes)} of tensors"),
+        ("objects", f"{found.n_objects:,}, {human_bytes(found.n_stored)}"),
+        ("manifests", human_bytes(found.n_manifests)),
+        ("ratio", f"{found.n_bytes / found.n_stored:.2f}" if found.n_stored else None),
+        ("of pruned", f"{human_bytes(found.n_retained)}, which others are coded against" if found.n_retained else None),
+        ("not needed", f"{human_bytes(found.n_garbage)}; 'nearzip store prune {url} --keep all' frees it"
+         if found.n_garbage else None),
+        ("longest chain", f"{found.depth} deltas"),
+    ]))  # fmt: skip
+
+
+@store.command()
+@click.argument("place", metavar="URL[@SELECTOR]")
+@click.option("-o", "--output", required=True, type=_FILE, metavar="FOLDER", help="Made if it is not there.")
+@click.option("--ending", type=click.Choice([".safetensors", ".npz", ".pt"]), default=".safetensors", show_default=True)
+@force_option
+@threads_option
+@common_options
+def export(place: str, output: str, ending: str, force: bool, threads: int | None, as_json: bool) -> None:
+    """Write versions as plain checkpoint files, with log.json beside them. Without a selector, all versions."""
+    url, selector = split_selector(place)
+    opened = Store(url, threads=threads)
+    with progress("store export", as_json, "versions") as callback:
+        written = opened.export(output, selector, ending=ending, force=force, progress=callback)
+    if as_json:
+        print_json("store export", {"url": url, "output": output, "files": written})
+    else:
+        show(facts([("wrote", f"{len(written)} versions and log.json"), ("folder", output)]))

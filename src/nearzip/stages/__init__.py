@@ -16,6 +16,7 @@ from nearzip.stages.runs import PackIntegers, RawBytes, RunLengths, SymbolBytes
 from nearzip.stages.smallest import SmallestOf
 from nearzip.stages.sparse import Sparse
 from nearzip.stages.split import Split, Stream
+from nearzip.stages.stepped import StepThenBits
 
 __all__ = [
     "BYTES",
@@ -47,6 +48,7 @@ __all__ = [
     "SparseValues",
     "Split",
     "Stage",
+    "StepThenBits",
     "Stream",
     "SubtractBase",
     "SymbolBytes",

@@ -21,6 +21,7 @@ from nearzip.stages.ranges import RangeQuantize
 from nearzip.stages.runs import PackIntegers, RawBytes, RunLengths, SymbolBytes
 from nearzip.stages.smallest import SmallestOf
 from nearzip.stages.sparse import Sparse
+from nearzip.stages.stepped import StepThenBits
 
 __all__ = ["BUILT_IN", "pipeline_from_json", "read_chains", "stage_types"]
 
@@ -38,6 +39,7 @@ BUILT_IN: tuple[type[Stage], ...] = (
     Bloomier,
     Sparse,
     SmallestOf,
+    StepThenBits,
     RawBytes,
     PackIntegers,
     RunLengths,

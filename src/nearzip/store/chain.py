@@ -80,6 +80,8 @@ class _Piece:
 def _pieces(manifest: Manifest, wanted: frozenset[str] | None, open_: Callable[[Part], Reader]) -> list[_Piece]:
     pieces = []
     for part in manifest.parts:
+        if wanted is not None and part.names is not None and not wanted.intersection(part.names):
+            continue  # another process's shard, most likely
         reader = open_(part)
         names = frozenset(reader if part.names is None else part.names)
         names = names if wanted is None else names & wanted

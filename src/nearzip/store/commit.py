@@ -17,6 +17,7 @@ from nearzip.digests import content_id, tensor_digest
 from nearzip.recipes.settings import Settings
 from nearzip.store.backend import Backend, Stored
 from nearzip.store.chain import Progress
+from nearzip.store.grid import last_steps
 from nearzip.store.manifest import Manifest, Part
 from nearzip.tensors import Array, Checkpoint, TensorSpec
 from nearzip.version import __version__
@@ -60,6 +61,8 @@ class Draft:
     specs: dict[str, TensorSpec] = field(default_factory=dict)
     #: Restored arrays, if they were kept.
     arrays: dict[str, Array] | None = None
+    #: By which steps tensors were quantized.
+    steps: dict[str, float] = field(default_factory=dict)
 
     @property
     def n_stored(self) -> int:
@@ -141,6 +144,7 @@ class Encoder:
         assert stored is not None
         used = base_number if report.index.base_id is not None else None
         draft = Draft([Part(stored.name, stored.n_bytes, used)], dict(report.contents), dict(source.specs), arrays)
+        draft.steps = last_steps(report.index)
         if shared is not None:
             draft.parts = shared.parts + draft.parts
             draft.contents.update(shared.contents)
@@ -154,7 +158,7 @@ class Encoder:
     ) -> Iterator[_Written]:
         """Write one object. The block runs when it is encoded and before it is in its place."""
         # The number makes objects of different versions differ, so that nobody drops what another is writing.
-        labelled = dataclasses.replace(source, metadata={"nearzip.version": str(number)}, tree=None)
+        labelled = dataclasses.replace(source, metadata={"nearzip.version": str(number)})
         arrays: dict[str, Array] | None = {} if hold else None
         keep: Callable[[str, Array], None] | None = None if arrays is None else arrays.__setitem__
         written = _Written(arrays)

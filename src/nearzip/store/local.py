@@ -15,13 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nearzip.container import Source
-from nearzip.errors import BusyError, Error, LimitError, NoSpaceError, NotFoundError
+from nearzip.errors import BusyError, Error, LimitError, NoSpaceError, NotFoundError, UsageError
 from nearzip.storage import FileSource
 from nearzip.store.backend import Entry, Stored
 
 __all__ = ["Disk", "LocalBackend"]
 
 _BUFFER = 1 << 20
+_FOLDERS = ("tmp", "objects", "versions", "hints", "staged", "lost")
 #: Between two looks at a lock that somebody else holds.
 _PATIENCE = 0.005
 #: A day: nobody writes a shard for longer.
@@ -193,16 +194,10 @@ class LocalBackend:
     def make(self) -> None:
         """The folders of a store and those above it; what is there stays."""
         root = Path(self.root)
+        if root.exists() and not root.is_dir():
+            raise UsageError(f"{self.root}: is a file; a store is a folder")
         above = [folder for folder in reversed(root.parents) if not folder.is_dir()]
-        for folder in (
-            *above,
-            root,
-            root / "tmp",
-            root / "objects",
-            root / "versions",
-            root / "hints",
-            root / "staged",
-        ):
+        for folder in (*above, root, *(root / name for name in _FOLDERS)):
             with _naming("create", str(folder)):
                 try:
                     self.disk.make_folder(str(folder))

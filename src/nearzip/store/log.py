@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from nearzip.store.manifest import Manifest
 
-__all__ = ["Version", "version_rows"]
+__all__ = ["Version", "log_json", "version_rows"]
 
 
 @dataclass(frozen=True)
@@ -89,3 +91,12 @@ def _row(m: Manifest, depth: int) -> Version:
         metadata=m.metadata, id=m.id, n_tensors=m.n_tensors, n_bytes=m.n_bytes, n_stored=m.n_stored,
         base=max(m.bases, default=None), depth=depth, pruned=m.pruned,
     )  # fmt: skip
+
+
+def log_json(rows: Iterable[Version]) -> bytes:
+    """Rows as JSON; NaN and the infinities, which it lacks, as null."""
+    documents = []
+    for row in rows:
+        metrics = {name: value if math.isfinite(value) else None for name, value in row.metrics.items()}
+        documents.append({**vars(row), "metrics": metrics})
+    return json.dumps(documents, indent=1, allow_nan=False).encode() + b"\n"

@@ -16,7 +16,7 @@ from nearzip.errors import CorruptError, UsageError
 from nearzip.store.documents import MOST_DOCUMENT_BYTES, seal, unseal
 from nearzip.tensors import check_text
 
-__all__ = ["MOST_VERSIONS", "Manifest", "Part", "check_name", "clean_metrics", "parse", "path_of"]
+__all__ = ["MOST_VERSIONS", "Manifest", "Part", "check_name", "clean_metrics", "parse", "parse_part", "path_of"]
 
 MOST_VERSIONS = 10**8
 _OBJECT = re.compile(r"[0-9a-f]{64}")
@@ -174,7 +174,7 @@ def _parse(d: dict[str, Any], number: int) -> Manifest:
         id=_matching("id", d["id"], _ID),
         n_tensors=_count("n_tensors", d["n_tensors"]),
         n_bytes=_count("n_bytes", d["n_bytes"]),
-        parts=tuple(_part(item, number) for item in _list("parts", d["parts"])),
+        parts=tuple(parse_part(item, number) for item in _list("parts", d["parts"])),
         order=order,
         tree=None if d["tree"] is None else _text("tree", d["tree"]),
         message=_text("message", d["message"]),
@@ -191,7 +191,8 @@ _FIELDS = {f.name for f in dataclasses.fields(Manifest)} - {"number"} | {"versio
 _PART_FIELDS = {f.name for f in dataclasses.fields(Part)}
 
 
-def _part(item: Any, number: int) -> Part:
+def parse_part(item: Any, number: int) -> Part:
+    """A part of version `number` from untrusted JSON. Raises CorruptError."""
     d = _dict("part", item)
     if set(d) != _PART_FIELDS:
         raise CorruptError("fields of a part are missing or unknown")

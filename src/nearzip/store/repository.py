@@ -9,7 +9,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,21 +17,27 @@ import numpy as np
 from nearzip.api import PlanLike
 from nearzip.archive import write_archive
 from nearzip.digests import content_id, tensor_digest
-from nearzip.errors import BusyError, CorruptError, LimitError, NotFoundError, UsageError
+from nearzip.errors import BusyError, CorruptError, Error, LimitError, NotFoundError, UsageError
 from nearzip.files import check_writable, write_checkpoint
 from nearzip.limits import Limits
 from nearzip.recipes import recipe_type
 from nearzip.recipes.settings import Settings
+from nearzip.storage import atomic_file, naming_errors
 from nearzip.store.backend import Backend
-from nearzip.store.chain import Progress, restore, stream
+from nearzip.store.chain import Progress, open_part, restore, stream
 from nearzip.store.commit import Draft, Encoder, Held, now
 from nearzip.store.documents import MOST_DOCUMENT_BYTES
-from nearzip.store.log import Version, version_rows
-from nearzip.store.manifest import Manifest, check_name, clean_metrics
+from nearzip.store.grid import last_steps, on_grid
+from nearzip.store.keep import parse_rules
+from nearzip.store.log import Version, log_json, version_rows
+from nearzip.store.maintenance import Maintenance, PruneReport
+from nearzip.store.manifest import Manifest, Part, check_name, clean_metrics
 from nearzip.store.place import open_backend
 from nearzip.store.policy import Policy, parse_policy
 from nearzip.store.selectors import Selector, needs_log, select
 from nearzip.store.settings import PATH, BoundLike, StoreSettings, parse_settings, settled_bound
+from nearzip.store.staging import Ticket, check_session, clear_session, read_tickets, write_ticket
+from nearzip.store.stat import Stat, stat_of
 from nearzip.store.versions import Versions
 from nearzip.tensors import Array, Checkpoint, check_text
 
@@ -98,6 +104,10 @@ class Store:
         self._backend: Backend = open_backend(url, storage_options)
         self._versions = Versions(self._backend)
         self._held: Held | None = None
+        #: The last shard: its object, and what readers get of it.
+        self._shard: tuple[str, dict[str, Array] | None] | None = None
+        #: Of the version with that id.
+        self._steps: tuple[str, dict[str, float]] | None = None
         self._hold = hold
         self._limits = limits
         self._threads = threads
@@ -267,6 +277,7 @@ class Store:
         if not self._versions.create(manifest):
             self._versions.forget()
             return None
+        self._steps = (manifest.id, draft.steps)
         if hold and draft.arrays is not None:
             self._held = Held(number, manifest.id, draft.arrays)
         return manifest
@@ -281,6 +292,7 @@ class Store:
                 return encoder.version(source, number, None, None, hold)
             checkpoint, held = base
             manifest = self._versions.get(latest)
+            encoder = dataclasses.replace(encoder, settings=on_grid(encoder.settings, self._steps_of(manifest)))
             depth = self._versions.depth(latest)
             shared = None
             if held is not None and self._shares and depth < policy.depth:
@@ -292,6 +304,17 @@ class Store:
             if draft.n_stored <= policy.pays * keyframe:
                 return draft
             return self._smaller(draft, encoder.version(source, number, None, None, hold, shared))
+
+    def _steps_of(self, manifest: Manifest) -> dict[str, float]:
+        """The steps by which a version's tensors were quantized."""
+        if self._steps is not None and self._steps[0] == manifest.id:
+            return self._steps[1]
+        found: dict[str, float] = {}
+        for part in manifest.parts:
+            with open_part(self._backend, part, None, Limits(output_bytes=1 << 62), 1) as reader:
+                steps = last_steps(reader.index)
+            found.update({name: step for name, step in steps.items() if part.names is None or name in part.names})
+        return found
 
     @property
     def _shares(self) -> bool:
@@ -326,6 +349,159 @@ class Store:
 
     def _after_commit(self, manifest: Manifest) -> None:
         self._versions.point_to(manifest.number)
+        if self.settings.policy.kind == "backward" and manifest.number:
+            # The version is there; what comes now saves space, and whoever comes next can do it as well.
+            with contextlib.suppress(Error), self._backend.maintaining(0):
+                self._maintenance().turn_back(manifest.number - 1, self._held)
+
+    # shards
+
+    def shard(
+        self,
+        tensors: Mapping[str, Any],
+        session: str,
+        rank: int,
+        ranks: int,
+        *,
+        plan: PlanLike | None = None,
+        timeout: float = 300.0,
+        progress: Progress | None = None,
+    ) -> None:
+        """Write one process's tensors of the next version; `commit_shards` makes a version of them.
+
+        Parameters
+        ----------
+        tensors : mapping of str to array
+            What no other process of the session writes.
+        session : str
+            A name for the version in the making, the same for all: letters, digits, - and _.
+        rank, ranks : int
+            Which process of how many. A shard that is written again takes the place of the first.
+        """
+        self._check_writable()
+        check_session(session, rank, ranks)
+        source = Checkpoint.of(tensors)
+        settings = self._codec(source, plan)
+        self._versions.forget()
+        latest = self._versions.latest()
+        number = 0 if latest is None else latest + 1
+        with contextlib.ExitStack() as lock:
+            base, steps = (None, {}) if latest is None else self._shard_base(source, latest)
+            encoder = Encoder(self._backend, on_grid(settings, steps), self._threads, progress)
+            with encoder.object(source, number, base, self._hold, staged=True) as done:
+                lock.enter_context(self._backend.committing(timeout))
+            assert done.report is not None
+            assert done.stored is not None
+            used = latest if done.report.index.base_id is not None else None
+            part = Part(done.stored.name, done.stored.n_bytes, used, tuple(source.specs))
+            contents = {name: (spec, done.report.contents[name]) for name, spec in source.specs.items()}
+            self._backend.settle("objects")
+            write_ticket(self._backend, session, Ticket(rank, ranks, latest, (part,), contents))
+        self._shard = (part.object, done.arrays)
+
+    def _shard_base(self, source: Checkpoint, latest: int) -> tuple[Checkpoint | None, dict[str, float]]:
+        """What readers hold of a shard's tensors, and the steps that they were quantized by."""
+        try:
+            manifest = self._versions.get(latest)
+            held: dict[str, Array] | None = None
+            if self._shard is not None and self._shard[0] in manifest.objects and self._shard[1] is not None:
+                # Checked against the digests in the file when it is used as a base.
+                held = self._shard[1]
+            steps = self._steps_of(manifest)
+            if self.settings.policy.wants_keyframe(self._versions.depth(latest)):
+                return None, steps
+            if held is None:
+                with stream(self._backend, self._versions, latest, self._limits, self._threads) as version:
+                    names = [name for name in source.specs if name in version.specs]
+                held = self._restore(latest, names) if names else {}
+            return Checkpoint.of(held), steps
+        except (CorruptError, LimitError):
+            return None, {}
+
+    def commit_shards(
+        self,
+        session: str,
+        ranks: int,
+        message: str = "",
+        metrics: Mapping[str, float] | None = None,
+        tags: Sequence[str] = (),
+        step: int | None = None,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        timeout: float = 300.0,
+    ) -> int:
+        """Make the next version of a session's shards, once all are written. One process does it.
+
+        Raises
+        ------
+        NotFoundError
+            A shard is missing.
+        BusyError
+            Somebody else committed since the shards were written, which follow another version now: write them again.
+        """
+        self._check_writable()
+        said = _said(message, metrics, tags, step, metadata)
+        check_session(session, 0, ranks)
+        with self._backend.committing(timeout):
+            tickets = read_tickets(self._backend, session, ranks)
+            self._versions.forget()
+            latest = self._versions.latest()
+            number = 0 if latest is None else latest + 1
+            draft = Draft([part for ticket in tickets for part in ticket.parts])
+            for ticket in tickets:
+                draft.specs.update({name: spec for name, (spec, _) in ticket.tensors.items()})
+                draft.contents.update({name: digest for name, (_, digest) in ticket.tensors.items()})
+            manifest = draft.manifest(number, Checkpoint(draft.specs, _unread), **said)
+            if tickets[0].latest != latest or not self._versions.create(manifest):
+                raise BusyError(
+                    f"{self.url}: a version was committed since the shards of session {session} were written; "
+                    "write them again"
+                )
+            clear_session(self._backend, session, ranks)
+        self._held = self._steps = None
+        self._after_commit(manifest)
+        return number
+
+    # maintaining
+
+    def prune(
+        self,
+        keep: str | Iterable[str],
+        drop: Iterable[int] = (),
+        *,
+        dry_run: bool = False,
+        timeout: float = 60.0,
+        progress: Progress | None = None,
+    ) -> PruneReport:
+        """Drop versions that no rule keeps. Those that stay are restored bit for bit as before.
+
+        Parameters
+        ----------
+        keep : str or several
+            Rules: last:5, every:10 (numbers divisible by 10), best:METRIC, min:METRIC, tag:NAME, tagged, a number, all.
+            The newest version is always kept.
+        drop : numbers
+            Versions to drop whatever the rules say.
+        dry_run : bool
+            Find out what would be done; change nothing.
+
+        Raises
+        ------
+        UsageError, BusyError
+            Rules that cannot be read; somebody else is pruning.
+        CorruptError
+            A manifest is damaged, so that nobody knows what is needed; nothing was dropped.
+        """
+        self._check_writable()
+        rules = parse_rules(keep)
+        unwanted = frozenset(drop)
+        with self._backend.maintaining(timeout):
+            return self._maintenance(dry_run).prune(rules, unwanted, progress)
+
+    def _maintenance(self, dry_run: bool = False) -> Maintenance:
+        return Maintenance(
+            self._backend, self._versions, self.settings.policy, self._limits, self._threads, dry_run=dry_run
+        )
 
     # reading
 
@@ -426,6 +602,39 @@ class Store:
         self._versions.forget()
         return [row for row in version_rows(self._versions.all()) if pruned or row.pruned is None]
 
+    def stat(self) -> Stat:
+        """How large the store is, and what takes the space. Raises UsageError for a place that cannot list files."""
+        if not self._backend.can_list:
+            raise UsageError(f"{self.url}: cannot list its files")
+        self._versions.forget()
+        return stat_of(self._backend, {manifest.number: manifest for manifest in self._versions.all()})
+
+    def export(
+        self,
+        folder: str | os.PathLike[str],
+        selector: Selector | None = None,
+        *,
+        ending: str = ".safetensors",
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> list[str]:
+        """Write versions (None: all) as plain files version-00000012.safetensors, and log.json. Returns their names."""
+        rows = self.log()
+        if selector is not None:
+            number = self.resolve(selector)
+            rows = [row for row in rows if row.number == number]
+        with naming_errors("create", folder):
+            os.makedirs(folder, exist_ok=True)
+        names = []
+        for i, row in enumerate(rows):
+            names.append(f"version-{row.number:08d}{ending}")
+            self.checkout_file(row.number, os.path.join(folder, names[-1]), force=force)
+            if progress:
+                progress(i + 1, len(rows))
+        with atomic_file(os.path.join(folder, "log.json"), force=force) as stream:
+            stream.write(log_json(rows))
+        return names
+
     def __len__(self) -> int:
         """How many versions were committed, pruned ones included."""
         latest = self._versions.latest()
@@ -457,6 +666,10 @@ def _wanted(
             raise UsageError(f"exclusive is 'create' or 'single-writer', not {exclusive!r}")
         wanted["exclusive"] = exclusive
     return wanted
+
+
+def _unread(name: str) -> Array:
+    raise NotFoundError(f"tensor {name!r} is in another process")
 
 
 def _try_out(settings: StoreSettings) -> None:

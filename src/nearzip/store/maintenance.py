@@ -1,0 +1,414 @@
+"""Dropping versions, coding others anew, and removing what nobody needs any more.
+
+The order keeps every version readable at every moment: new objects, then the manifest that names them, then the old
+objects. It also works on a full disk: what can be removed without writing anything is removed first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from nearzip.errors import CorruptError, Error, NoSpaceError, StoreError, UsageError
+from nearzip.limits import Limits
+from nearzip.store.backend import Backend, Stored
+from nearzip.store.chain import Progress, open_part, restore, stream
+from nearzip.store.commit import Encoder, Held, now
+from nearzip.store.exact import exactly
+from nearzip.store.grid import steps_of
+from nearzip.store.keep import Rule, kept
+from nearzip.store.manifest import Manifest, Part
+from nearzip.store.policy import MOST_DEPTH, Policy
+from nearzip.store.staging import staged_objects
+from nearzip.store.versions import Versions
+from nearzip.tensors import Checkpoint
+
+__all__ = ["Maintenance", "PruneReport", "needed_objects"]
+
+#: Larger versions are coded anew tensor by tensor.
+_IN_MEMORY = 4 << 30
+#: Steps of quantization that are tried for a tensor.
+_MOST_STEPS = 3
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What `prune` did, or would do.
+
+    Parameters
+    ----------
+    kept : dict of int to list of str
+        Versions that stay, and the rules that say so.
+    dropped : tuple of int
+        Versions that were dropped.
+    recoded : tuple of int
+        Versions that were coded anew, so that something else could go. They are restored as before.
+    retained : tuple of int
+        Dropped versions whose bytes stay, because others are coded against them and coding those anew takes more.
+    n_objects, n_freed : int
+        Objects removed, and their bytes, less those of new objects.
+    skipped : tuple of str
+        What could not be done now, and why.
+    dry_run : bool
+    """
+
+    kept: Mapping[int, list[str]]
+    dropped: tuple[int, ...]
+    recoded: tuple[int, ...]
+    retained: tuple[int, ...]
+    n_objects: int
+    n_freed: int
+    skipped: tuple[str, ...] = ()
+    dry_run: bool = False
+
+
+def needed_objects(manifests: Mapping[int, Manifest]) -> tuple[dict[str, int], set[int]]:
+    """Objects that live versions need, with their lengths, and the dropped versions that they need for it.
+
+    Raises CorruptError if a version that is needed is missing.
+    """
+    objects: dict[str, int] = {}
+    seen: set[int] = set()
+    stack = [number for number, manifest in manifests.items() if manifest.pruned is None]
+    while stack:
+        number = stack.pop()
+        if number in seen:
+            continue
+        seen.add(number)
+        if number not in manifests:
+            raise CorruptError(f"version {number}, which others are coded against, is missing")
+        objects.update(manifests[number].objects)
+        stack += manifests[number].bases
+    return objects, {number for number in seen if manifests[number].pruned is not None}
+
+
+class _Measuring:
+    """In place of a backend: objects are measured, not kept."""
+
+    def __init__(self, backend: Backend):
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._backend, name)
+
+    @contextlib.contextmanager
+    def new_object(self, staged: bool = False) -> Iterator[_Measured]:
+        sink = _Measured()
+        yield sink
+        sink.stored = Stored("0" * 64, sink.n_bytes)
+
+
+@dataclass
+class _Measured:
+    n_bytes: int = 0
+    stored: Stored | None = None
+
+    def write(self, data: bytes) -> int:
+        self.n_bytes += len(data)
+        return len(data)
+
+
+@dataclass
+class Maintenance:
+    """One run over a store, whose lock is held.
+
+    Parameters
+    ----------
+    backend, versions, policy
+        Of the store.
+    dry_run : bool
+        Find out what would be done; write nothing.
+    """
+
+    backend: Backend
+    versions: Versions
+    policy: Policy
+    limits: Limits | None = None
+    threads: int | None = None
+    dry_run: bool = False
+    #: Every manifest, as it is or would be.
+    manifests: dict[int, Manifest] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    _held: Held | None = None
+    _n_objects: int = 0
+    _n_freed: int = 0
+    _counted: set[str] = field(default_factory=set)
+
+    def read(self) -> None:
+        """All manifests, anew. Raises CorruptError: with a damaged one, nobody knows what is needed."""
+        self.versions.forget()
+        try:
+            self.manifests = {manifest.number: manifest for manifest in self.versions.all()}
+            needed_objects(self.manifests)
+        except Error as error:
+            if isinstance(error, StoreError):
+                raise
+            raise type(error)(
+                f"{error}; nothing was dropped, run 'nearzip store verify --repair {self.backend.url}' first"
+            ) from None
+
+    @property
+    def live(self) -> dict[int, Manifest]:
+        """Versions that are not dropped."""
+        return {number: m for number, m in self.manifests.items() if m.pruned is None}
+
+    # the whole
+
+    def prune(
+        self, rules: Iterable[Rule], unwanted: frozenset[int] = frozenset(), progress: Progress | None = None
+    ) -> PruneReport:
+        """Drop what no rule keeps, code anew what that pays for, remove what nobody needs."""
+        self.read()
+        newest = max(self.live, default=None)
+        if unwanted - set(self.live) or newest in unwanted:
+            wrong = min(unwanted - set(self.live), default=newest)
+            raise UsageError(f"version {wrong} cannot be dropped: it is the newest, or there is no such version")
+        keep = {number: why for number, why in kept(rules, self.live).items() if number not in unwanted}
+        dropped = tuple(sorted(set(self.live) - set(keep)))
+        self._sweep()
+        for number in dropped:
+            self._drop(number)
+        self._sweep()
+        recoded = self.recode(progress=progress)
+        self._sweep()
+        _, retained = needed_objects(self.manifests)
+        return PruneReport(
+            keep, dropped, tuple(recoded), tuple(sorted(retained)), self._n_objects, self._n_freed,
+            tuple(self.skipped), self.dry_run,
+        )  # fmt: skip
+
+    def _drop(self, number: int) -> None:
+        tombstone = dataclasses.replace(self.manifests[number], pruned=now())
+        if not self.dry_run:
+            self.versions.retire(tombstone)
+        self.manifests[number] = tombstone
+
+    # coding anew
+
+    def recode(self, numbers: Iterable[int] | None = None, progress: Progress | None = None) -> list[int]:
+        """Code anew what stands on dropped versions, and what the policy wants otherwise, where that saves bytes."""
+        before = dict(self.manifests)
+        work = sorted(self.live) if numbers is None else list(numbers)
+        found: dict[int, Manifest] = {}
+        for i, number in enumerate(work):
+            candidate = self._candidate(number)
+            if candidate is not None:
+                # What comes next may be coded against it.
+                self.manifests[number] = found[number] = candidate
+            if progress:
+                progress(i + 1, len(work))
+        self.manifests = before
+        done = self._apply(self._worthwhile(found))
+        for number in set(found) - set(done):
+            self._discard(found[number].parts[0])
+        return sorted(done)
+
+    def _candidate(self, number: int) -> Manifest | None:
+        base = self._wanted_base(number)
+        if base is _AS_IT_IS:
+            return None
+        assert base is None or isinstance(base, int)
+        try:
+            part = self._encode(number, base)
+        except NoSpaceError as error:
+            self.skipped.append(f"version {number} was not coded anew: {error}")
+        except (CorruptError, StoreError) as error:
+            self.skipped.append(f"version {number} was left as it is: {error}")
+        else:
+            return dataclasses.replace(self.manifests[number], parts=(part,), order=None)
+        return None
+
+    def _worthwhile(self, found: Mapping[int, Manifest]) -> dict[int, Manifest]:
+        """Those that together need fewest bytes: one by one from none, or all but those that do not pay."""
+
+        def total(chosen: Mapping[int, Manifest]) -> int:
+            return sum(needed_objects({**self.manifests, **chosen})[0].values())
+
+        few: dict[int, Manifest] = {}
+        for number, manifest in found.items():
+            if total({**few, number: manifest}) < total(few):
+                few[number] = manifest
+        many = dict(found)
+        for number in found:
+            fewer = {n: m for n, m in many.items() if n != number}
+            if total(fewer) <= total(many):
+                many = fewer
+        return many if total(many) < total(few) else few
+
+    def _apply(self, chosen: Mapping[int, Manifest]) -> list[int]:
+        """Replace manifests, in an order that keeps every version readable all the time."""
+        waiting = dict(chosen)
+        done: list[int] = []
+        if waiting and not self.dry_run:
+            self.backend.settle("objects")
+        while waiting:
+            ready = [number for number, manifest in waiting.items() if self._is_sound({number: manifest})]
+            if not ready:
+                break
+            number = ready[0]
+            manifest = waiting.pop(number)
+            try:
+                if not self.dry_run:
+                    self.versions.replace(manifest)
+            except NoSpaceError as error:
+                self.skipped.append(f"version {number} was not coded anew: {error}")
+                continue
+            self.manifests[number] = manifest
+            self._n_freed -= manifest.n_stored
+            done.append(number)
+        return done
+
+    def _is_sound(self, changed: Mapping[int, Manifest]) -> bool:
+        """Whether no chain would be a circle or too long."""
+        manifests = {**self.manifests, **changed}
+        depths: dict[int, int] = {}
+
+        def depth(number: int, above: int) -> int:
+            if above > MOST_DEPTH:
+                return above
+            if number not in depths:
+                depths[number] = 1 + max((depth(base, above + 1) for base in manifests[number].bases), default=-1)
+            return depths[number]
+
+        return all(depth(number, 0) <= MOST_DEPTH for number in manifests if manifests[number].pruned is None)
+
+    def turn_back(self, number: int, held: Held | None) -> bool:
+        """For the policy backward: code a version against the next one, which was just committed."""
+        self._held = held
+        self._read_around(number)
+        if number not in self.live or self._wanted_base(number) is _AS_IT_IS:
+            return False
+        own = [part.object for part in self.manifests[number].parts if part.names is None]
+        if not self.recode([number]):
+            return False
+        # What was written for this version, only this one and the next can name.
+        for name in own:
+            if self.backend.commits_alone and name not in self.manifests[number + 1].objects:
+                self.backend.delete(f"objects/{name}")
+        return True
+
+    def _read_around(self, number: int) -> None:
+        """The manifests of a version, the next, those that may stand on it, and all that they stand on."""
+        wanted = list(range(max(0, number - MOST_DEPTH), number + 2))
+        while wanted:
+            one = wanted.pop()
+            if one not in self.manifests:
+                self.manifests[one] = self.versions.get(one)
+                wanted += self.manifests[one].bases
+
+    def _wanted_base(self, number: int) -> int | object | None:
+        """What a version would better be coded against: another, None for a keyframe, or `_AS_IT_IS`."""
+        manifest = self.manifests[number]
+        live = self.live
+        later = min((n for n in live if n > number), default=None)
+        if self.policy.kind == "backward":
+            if later is None or manifest.bases == {later}:
+                return _AS_IT_IS
+            if self._stands_on_dropped(manifest) or not manifest.bases:
+                return later if self._fits(number, later) else (_AS_IT_IS if not manifest.bases else None)
+            return _AS_IT_IS
+        if not self._stands_on_dropped(manifest):
+            return _AS_IT_IS
+        chain = self._chain(number)
+        earlier = max((n for n in chain if n in live and n < number), default=None)
+        if earlier is None:
+            earlier = max((n for n in live if n < number and number not in self._chain(n)), default=None)
+        return earlier if earlier is not None and self._fits(number, earlier) else None
+
+    def _stands_on_dropped(self, manifest: Manifest) -> bool:
+        return any(self.manifests[base].pruned is not None for base in manifest.bases)
+
+    def _chain(self, number: int) -> set[int]:
+        """What a version is coded against, directly or not."""
+        found: set[int] = set()
+        stack = list(self.manifests[number].bases)
+        while stack:
+            one = stack.pop()
+            if one not in found:
+                found.add(one)
+                stack += self.manifests[one].bases
+        return found
+
+    def _depths(self) -> dict[int, int]:
+        depths: dict[int, int] = {}
+
+        def depth(number: int) -> int:
+            if number not in depths:
+                depths[number] = 1 + max((depth(base) for base in self.manifests[number].bases), default=-1)
+            return depths[number]
+
+        needed = needed_objects(self.manifests)[1] | set(self.live)
+        # From the keyframes up, so that nothing recurses deeper than a chain is long.
+        for number in sorted(needed):
+            depth(number)
+        return {number: depths[number] for number in needed}
+
+    def _fits(self, number: int, base: int) -> bool:
+        """Whether coding it against `base` makes no circle and no chain that is too long."""
+        if number == base or number in self._chain(base):
+            return False
+        depths = self._depths()
+        above = max((depths[n] - depths[number] for n in depths if n == number or number in self._chain(n)), default=0)
+        return depths[base] + 1 + above <= min(self.policy.depth, MOST_DEPTH)
+
+    def _discard(self, part: Part) -> None:
+        if not self.dry_run and part.object not in needed_objects(self.manifests)[0]:
+            self.backend.delete(f"objects/{part.object}")
+
+    def _encode(self, number: int, base: int | None) -> Part:
+        with contextlib.ExitStack() as stack:
+            source = self._open(number, stack)
+            against = None if base is None else self._open(base, stack)
+            settings = exactly(self._steps(number, base))
+            backend = self.backend if not self.dry_run else _Measuring(self.backend)
+            encoder = Encoder(backend, settings, self.threads)  # type: ignore[arg-type]
+            draft = encoder.version(source, number, against, base, hold=False)
+        if draft.id != self.manifests[number].id:
+            self._discard(draft.parts[0])
+            raise StoreError(f"version {number} would not be restored as before; please report this as a fault")
+        return draft.parts[0]
+
+    def _open(self, number: int, stack: contextlib.ExitStack) -> Checkpoint:
+        if self.manifests[number].n_bytes > _IN_MEMORY:
+            return stack.enter_context(stream(self.backend, self.versions, number, self.limits, self.threads))
+        if self._held is not None and self._held.number == number and self._held.intact():
+            return Checkpoint.of(self._held.arrays)
+        return Checkpoint.of(restore(self.backend, self.versions, number, None, self.limits, self.threads))
+
+    def _steps(self, number: int, base: int | None) -> dict[str, tuple[float, ...]]:
+        """The steps that the version and what lies between it and its new base were quantized by, nearest first."""
+        nearest = [number, *([] if base is None else [base])]
+        between = self._chain(number) | (set() if base is None else self._chain(base))
+        found: dict[str, dict[float, None]] = {}
+        for one in [*nearest, *sorted(between - set(nearest), reverse=True)]:
+            for part in self.versions.get(one).parts:
+                with open_part(self.backend, part, None, Limits(output_bytes=1 << 62), 1) as reader:
+                    for name, steps in steps_of(reader.index).items():
+                        found.setdefault(name, {}).update(dict.fromkeys(steps))
+        return {name: tuple(steps)[:_MOST_STEPS] for name, steps in found.items()}
+
+    # removing
+
+    def _sweep(self) -> None:
+        """Remove objects that nobody needs, and what writers left behind."""
+        needed = set(needed_objects(self.manifests)[0]) | staged_objects(self.backend, clear=not self.dry_run)
+        if not self.dry_run:
+            self.backend.sweep_litter()
+        oldest = time.time() - self.backend.grace
+        for entry in self.backend.list("objects"):
+            if entry.name in needed or (self.backend.grace and entry.modified > oldest):
+                continue
+            if self.dry_run:
+                if entry.name in self._counted:
+                    continue
+                self._counted.add(entry.name)
+            else:
+                self.backend.delete(f"objects/{entry.name}")
+            self._n_objects += 1
+            self._n_freed += entry.n_bytes
+
+
+_AS_IT_IS: object = object()
