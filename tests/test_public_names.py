@@ -35,6 +35,7 @@ POSITIONAL = {
     nz.Store.commit: ["self", "tensors", "message", "metrics", "tags", "step"],
     nz.Store.checkout: ["self", "selector", "names"],
     nz.Store.prune: ["self", "keep", "drop"],
+    nz.Store.verify: ["self", "level", "subset", "max_duration"],
     nz.Limits: ["output_bytes", "index_bytes", "tensors", "rank", "name_bytes", "depth"],
 }
 KEYWORDS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,29 @@ def test_export(filled):
     assert len(json.loads(Path("plain/log.json").read_text())) == 5
     filled("store", "export", "runs@best:accuracy", "-o", "one", "--ending", ".npz")
     assert sorted(os.listdir("one")) == ["log.json", "version-00000002.npz"]
+
+
+def test_verify(filled):
+    out, _ = filled("store", "verify", "runs")
+    assert "no damage found" in out
+    assert filled("store", "verify", "runs", "--level", "quick", "--subset", "50%", code=0)
+    name = os.listdir("runs/objects")[0]
+    Path("copy").mkdir()
+    shutil.copytree("runs", "copy/runs")
+    Path("runs/objects", name).write_bytes(b"damaged")
+    out, _ = filled("store", "verify", "runs", code=12)
+    assert f"objects/{name}: has 7 bytes instead of" in out
+    assert "touches versions" in out
+    document = json.loads(filled("store", "verify", "runs", "--json", code=12)[0])
+    assert document["damages"][0]["path"] == f"objects/{name}"
+    assert "--source" in filled("store", "verify", "runs", "--source", "copy/runs", code=2)[1]
+    out, _ = filled("store", "verify", "runs", "--repair", "--source", "copy/runs")
+    assert f"repaired  objects/{name}: from copy/runs" in out
+    Path("runs/nearzip-store").write_bytes(b"")
+    assert "verify --repair" in filled("store", "log", "runs", code=12)[1]
+    filled("store", "verify", "runs", "--repair")
+    assert "5 versions" in filled("store", "log", "runs")[0]
+    filled("store", "verify", "runs", "--max-duration", "0")
 
 
 def test_mistakes_are_one_line(filled):

@@ -10,10 +10,11 @@ from typing import Any
 
 import click
 
-from nearzip.cli.console import facts, hint, human_bytes, print_json, progress, rows_table, show, warn
+from nearzip.cli.console import facts, hint, human_bytes, print_json, progress, rows_table, safe, show, warn
 from nearzip.cli.running import common_options
 from nearzip.cli.transfer import force_option, options_of, threads_option
-from nearzip.store import Store, Version
+from nearzip.errors import CorruptError
+from nearzip.store import Store, VerifyReport, Version
 from nearzip.store.selectors import is_selector
 
 __all__ = ["store"]
@@ -337,3 +338,69 @@ def export(place: str, output: str, ending: str, force: bool, threads: int | Non
         print_json("store export", {"url": url, "output": output, "files": written})
     else:
         show(facts([("wrote", f"{len(written)} versions and log.json"), ("folder", output)]))
+
+
+@store.command()
+@click.argument("url")
+@click.option("--level", type=click.Choice(["quick", "full", "deep"]), default="full", show_default=True,
+              help="Structure and presence; every object's digest; every version decoded.")  # fmt: skip
+@click.option("--subset", metavar="SHARE", help="5% at random, or 2/20, the second of twenty slices.")
+@click.option("--max-duration", type=click.FloatRange(min=0), metavar="SECONDS", help="Begin nothing after that.")
+@click.option("--repair", is_flag=True, help="Restore what can be; nothing readable is removed.")
+@click.option("--source", "sources", multiple=True, metavar="URL|FILE",
+              help="For --repair: a copy of the store, or a file with a version's content. Repeatable.")  # fmt: skip
+@threads_option
+@common_options
+def verify(
+    url: str,
+    level: str,
+    subset: str | None,
+    max_duration: float | None,
+    repair: bool,
+    sources: Sequence[str],
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """Look for damage: what it is, which versions it touches, which are readable, and what to do.
+
+    Exit code 12 if there is damage (left).
+    """
+    if sources and not repair:
+        raise click.UsageError("--source is of use only with --repair")
+    with progress("store verify", as_json, "versions" if level == "deep" else "bytes") as callback:
+        options: dict[str, Any] = {
+            "level": level, "subset": subset, "max_duration": max_duration, "progress": callback,
+        }  # fmt: skip
+        opened = None if repair else Store(url, threads=threads)
+        report = Store.repair(url, sources, **options) if opened is None else opened.verify(**options)
+    if as_json:
+        print_json("store verify", {
+            "url": url, **vars(report), "damages": [vars(damage) for damage in report.damages], "ok": report.ok,
+        })  # fmt: skip
+    else:
+        _show_report(url, report)
+    return 0 if report.ok else CorruptError.exit_code
+
+
+def _show_report(url: str, report: VerifyReport) -> None:
+    for text in report.repaired:
+        show(f"repaired  {safe(text)}")
+    for text in report.lost:
+        show(f"lost      {safe(text)}")
+    for damage in report.damages:
+        show(f"damaged   {safe(damage.path)}: {safe(damage.problem)}")
+        if damage.versions:
+            show(f"          touches versions {_numbered(damage.versions)}")
+        show(f"          {safe(damage.advice)}")
+    show(facts([
+        ("store", url),
+        ("looked at", f"{report.n_versions} versions, {report.n_objects} objects"),
+        ("read", f"{report.n_checked} objects, {human_bytes(report.n_bytes)}" if report.n_checked else None),
+        ("left out", None if report.complete else "a part, as asked"),
+        ("unreadable", _numbered(report.unreadable) or None),
+        ("readable", f"{len(report.readable)} versions"),
+        ("verdict", "damaged" if report.damages else "no damage found"),
+        ("time", f"{report.seconds:.2f} s"),
+    ]))  # fmt: skip
+    for note in report.notes:
+        hint(note)

@@ -3,5 +3,6 @@
 from nearzip.store.log import Version
 from nearzip.store.policy import Policy
 from nearzip.store.repository import Store
+from nearzip.store.verify import Damage, VerifyReport
 
-__all__ = ["Policy", "Store", "Version"]
+__all__ = ["Damage", "Policy", "Store", "VerifyReport", "Version"]

@@ -173,8 +173,9 @@ def _generous(limits: Limits | None) -> Limits:
 def _decoded(
     backend: Backend, piece: _Piece, held: Mapping[int, Mapping[str, Array]], limits: Limits | None, threads: int | None
 ) -> Iterator[tuple[str, Array]]:
-    base = piece.part.base
-    with open_part(backend, piece.part, None if base is None else _checkpoint(held[base]), limits, threads) as reader:
+    # A part may name a base and need none of its tensors.
+    base = _checkpoint(held[piece.part.base]) if piece.part.base is not None and piece.base_names else None
+    with open_part(backend, piece.part, base, limits, threads) as reader:
         yield from reader.stream(set(piece.names))
 
 

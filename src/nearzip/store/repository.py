@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nearzip.api import PlanLike
+from nearzip.api import PlanLike, open_input
 from nearzip.archive import write_archive
 from nearzip.digests import content_id, tensor_digest
 from nearzip.errors import BusyError, CorruptError, Error, LimitError, NotFoundError, UsageError
@@ -34,10 +34,12 @@ from nearzip.store.maintenance import Maintenance, PruneReport
 from nearzip.store.manifest import Manifest, Part, check_name, clean_metrics
 from nearzip.store.place import open_backend
 from nearzip.store.policy import Policy, parse_policy
+from nearzip.store.repair import Repairer
 from nearzip.store.selectors import Selector, needs_log, select
 from nearzip.store.settings import PATH, BoundLike, StoreSettings, parse_settings, settled_bound
 from nearzip.store.staging import Ticket, check_session, clear_session, read_tickets, write_ticket
 from nearzip.store.stat import Stat, stat_of
+from nearzip.store.verify import Verifier, VerifyReport, parse_subset
 from nearzip.store.versions import Versions
 from nearzip.tensors import Array, Checkpoint, check_text
 
@@ -135,7 +137,10 @@ class Store:
 
     def _read_settings(self) -> StoreSettings:
         data = self._backend.read(PATH, MOST_DOCUMENT_BYTES)
-        return parse_settings(data, f"{self.url}/{PATH}")
+        try:
+            return parse_settings(data, f"{self.url}/{PATH}")
+        except CorruptError as error:
+            raise CorruptError(f"{error}; run 'nearzip store verify --repair {self.url}'") from None
 
     def _make(self, wanted: dict[str, Any]) -> StoreSettings:
         if not self._backend.can_write:
@@ -247,8 +252,6 @@ class Store:
 
     def commit_file(self, path: str | os.PathLike[str], message: str = "", **said: Any) -> int:
         """As `commit`, from a checkpoint file, tensor by tensor: memory does not grow with the file."""
-        from nearzip.api import open_input
-
         source = open_input(path)
         try:
             metadata = {**source.metadata, **(said.pop("metadata", None) or {})}
@@ -498,6 +501,84 @@ class Store:
         with self._backend.maintaining(timeout):
             return self._maintenance(dry_run).prune(rules, unwanted, progress)
 
+    def verify(
+        self,
+        level: str = "full",
+        subset: str | float | None = None,
+        max_duration: float | None = None,
+        *,
+        repair: bool = False,
+        sources: Iterable[str | os.PathLike[str]] = (),
+        timeout: float = 60.0,
+        progress: Progress | None = None,
+    ) -> VerifyReport:
+        """Look for damage: what it is, which versions it touches, which are readable, what to do.
+
+        Parameters
+        ----------
+        level : {"quick", "full", "deep"}
+            quick: manifests, and that every object is there and as long as it should be. full: the digest of every
+            object, too. deep: every version decoded and compared with its digest, too.
+        subset : str or float
+            "5%" of the objects (deep: versions) at random, or "2/20", the second of twenty slices.
+        max_duration : float
+            Seconds after which nothing more is begun.
+        repair : bool
+            Restore what can be. `sources`: copies of this store, and checkpoint files that may hold lost versions.
+        """
+        share, part = parse_subset(subset)
+
+        def look(depth: str) -> Verifier:
+            verifier = Verifier(
+                self._backend, self._versions, depth, share, part, max_duration, self._limits, self._threads, progress
+            )
+            verifier.run()
+            return verifier
+
+        first = look(level)
+        if not repair or first.report.ok:
+            if repair and first.report.readable:
+                self._versions.point_to(max(first.report.readable))
+            return first.report
+        self._check_writable()
+        with self._backend.maintaining(timeout), contextlib.ExitStack() as stack:
+            repairer = Repairer(self._backend, self._versions, limits=self._limits, threads=self._threads)
+            _sort_sources(sources, repairer, stack)
+            _repair(first, repairer)
+            self._backend.sweep_litter()
+        self._versions.forget()
+        self._held = None
+        again = look("full" if level == "quick" else level).report
+        again.repaired, again.lost = repairer.repaired, repairer.lost
+        self._versions.point_to(max(again.readable, default=0))
+        return again
+
+    @staticmethod
+    def repair(
+        url: str | os.PathLike[str],
+        sources: Iterable[str | os.PathLike[str]] = (),
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> VerifyReport:
+        """`verify(repair=True)`, also for a store whose settings are damaged, so that it cannot be opened."""
+        sources = list(sources)
+        try:
+            store = Store(url, storage_options=storage_options)
+        except CorruptError:
+            backend = open_backend(url, storage_options)
+            versions = Versions(backend)
+            with backend.maintaining(60.0), contextlib.ExitStack() as stack:
+                repairer = Repairer(backend, versions)
+                _sort_sources(sources, repairer, stack)
+                verifier = Verifier(backend, versions, "quick")
+                verifier.run()
+                repairer.settings(verifier.live)
+            report = Store(url, storage_options=storage_options).verify(repair=True, sources=sources, **options)
+            report.repaired = repairer.repaired + report.repaired
+            return report
+        return store.verify(repair=True, sources=sources, **options)
+
     def _maintenance(self, dry_run: bool = False) -> Maintenance:
         return Maintenance(
             self._backend, self._versions, self.settings.policy, self._limits, self._threads, dry_run=dry_run
@@ -666,6 +747,36 @@ def _wanted(
             raise UsageError(f"exclusive is 'create' or 'single-writer', not {exclusive!r}")
         wanted["exclusive"] = exclusive
     return wanted
+
+
+def _sort_sources(sources: Iterable[str | os.PathLike[str]], repairer: Repairer, stack: contextlib.ExitStack) -> None:
+    """Copies of a store and checkpoint files, told apart by what is there."""
+    for source in sources:
+        backend = open_backend(source)
+        try:
+            backend.read(PATH, MOST_DOCUMENT_BYTES)
+            repairer.copies.append(backend)
+        except NotFoundError:
+            checkpoint = open_input(source)
+            stack.callback(checkpoint.close)
+            repairer.files.append(checkpoint)
+
+
+def _repair(found: Verifier, repairer: Repairer) -> None:
+    """Objects first, then manifests, then what only files can restore."""
+    if found.settings_are_bad:
+        repairer.settings(found.live)
+    for name, n_bytes in found.bad_objects.items():
+        repairer.put_back(name, n_bytes)
+    for number in found.bad_versions:
+        manifest = repairer.version(number, found.manifests)
+        if manifest is None:
+            repairer.give_up(number)
+        else:
+            found.manifests[number] = manifest
+    again = Verifier(found.backend, found.versions, "full", limits=found.limits, threads=found.threads)
+    unreadable = again.run().unreadable
+    repairer.from_files(unreadable)
 
 
 def _unread(name: str) -> Array:

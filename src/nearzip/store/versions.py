@@ -23,6 +23,8 @@ class Versions:
     def __init__(self, backend: Backend):
         self._backend = backend
         self._known: dict[int, Manifest] = {}
+        #: The newest that was seen; numbers only grow.
+        self._newest: int | None = None
 
     # reading
 
@@ -38,6 +40,10 @@ class Versions:
     def forget(self) -> None:
         """Read everything again when it is asked for next: somebody else may have re-encoded it."""
         self._known.clear()
+
+    def assume(self, manifest: Manifest) -> None:
+        """Take a manifest for a version's without reading it."""
+        self._known[manifest.number] = manifest
 
     def _read(self, number: int) -> Manifest:
         where = f"{self._backend.url}: version {number}"
@@ -72,7 +78,7 @@ class Versions:
 
     def latest(self) -> int | None:
         """The number of the newest version, None for an empty store. One read if the hint is right, and one to see."""
-        start = self._hint()
+        start = self._hint() if self._newest is None else self._newest
         if start is None or not self._exists(start):
             start = self._listed()
         if start is None:
@@ -87,6 +93,7 @@ class Versions:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self._exists(middle) else (low, middle)
+        self._newest = low
         return low
 
     def _hint(self) -> int | None:
@@ -160,6 +167,7 @@ class Versions:
         created = self._backend.create(path_of(manifest.number), manifest.to_bytes())
         if created:
             self._known[manifest.number] = manifest
+            self._newest = manifest.number
         return created
 
     def replace(self, manifest: Manifest) -> None:

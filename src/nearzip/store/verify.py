@@ -1,0 +1,433 @@
+"""Finding damage: what is damaged, which versions that touches, which are readable, and what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from nearzip.errors import CorruptError, Error, NotFoundError, UsageError
+from nearzip.limits import Limits
+from nearzip.store.backend import Backend
+from nearzip.store.chain import Progress, restore
+from nearzip.store.documents import MOST_DOCUMENT_BYTES, unseal
+from nearzip.store.manifest import Manifest, path_of
+from nearzip.store.settings import PATH, parse_settings
+from nearzip.store.staging import staged_objects
+from nearzip.store.versions import Versions
+from nearzip.tensors import Array
+
+__all__ = ["LEVELS", "Damage", "Verifier", "VerifyReport", "parse_subset", "wrong_with_object"]
+
+LEVELS = ("quick", "full", "deep")
+_BLOCK = 4 << 20
+#: A hint may name so many versions that no list shows; one that names more is wrong itself.
+_MOST_LOST = 64
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something that is not as it was written.
+
+    Parameters
+    ----------
+    path : str
+        The file, relative to the store's URL.
+    problem : str
+    versions : tuple of int
+        Versions that cannot be restored whole because of it.
+    advice : str
+    """
+
+    path: str
+    problem: str
+    versions: tuple[int, ...] = ()
+    advice: str = ""
+
+
+@dataclass
+class VerifyReport:
+    """What `verify` found.
+
+    Parameters
+    ----------
+    level : {"quick", "full", "deep"}
+    damages : list of Damage
+    readable, unreadable : tuple of int
+        Versions that can and cannot be restored, as far as was looked.
+    notes : list of str
+        What is no damage: files that nobody needs, a stale hint.
+    n_versions, n_objects : int
+        What there is.
+    n_checked, n_bytes : int
+        Objects whose content was read (deep: versions decoded), and bytes read.
+    complete : bool
+        Whether everything was looked at; else a subset, or the time was over.
+    repaired, lost : list of str
+        What `repair` restored, and what it could not.
+    """
+
+    level: str
+    damages: list[Damage] = field(default_factory=list)
+    readable: tuple[int, ...] = ()
+    unreadable: tuple[int, ...] = ()
+    notes: list[str] = field(default_factory=list)
+    n_versions: int = 0
+    n_objects: int = 0
+    n_checked: int = 0
+    n_bytes: int = 0
+    seconds: float = 0.0
+    complete: bool = True
+    repaired: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.damages
+
+
+def parse_subset(subset: str | float | None) -> tuple[float, tuple[int, int] | None]:
+    """5% (a random share), 0.05, or 2/20 (the second of twenty slices). Raises UsageError.
+
+    Examples
+    --------
+    >>> parse_subset("5%"), parse_subset("2/20")
+    ((0.05, None), (1.0, (2, 20)))
+    """
+    if subset is None:
+        return 1.0, None
+    text = str(subset)
+    try:
+        if "/" in text:
+            part, of = (int(word) for word in text.split("/"))
+            if 1 <= part <= of <= 1 << 20:
+                return 1.0, (part, of)
+        else:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+            if 0 < share <= 1:
+                return share, None
+    except ValueError:
+        pass
+    raise UsageError(f"cannot read the subset {subset!r}; write 5% or 2/20")
+
+
+def wrong_with_object(backend: Backend, name: str, n_bytes: int) -> str | None:
+    """What is wrong with an object, read from end to end; None if nothing is. Raises Error if the place fails."""
+    try:
+        source = backend.source(f"objects/{name}", n_bytes)
+    except NotFoundError:
+        return "is missing"
+    except CorruptError as error:
+        return str(error)
+    try:
+        if source.size != n_bytes:
+            return f"has {source.size} bytes instead of {n_bytes}"
+        found = hashlib.sha256()
+        for at in range(0, n_bytes, _BLOCK):
+            found.update(source.read(at, min(_BLOCK, n_bytes - at)))
+        return None if found.hexdigest() == name else "is damaged (SHA-256 differs)"
+    finally:
+        source.close()
+
+
+@dataclass
+class Verifier:
+    """One look at a store.
+
+    Parameters
+    ----------
+    backend, versions
+        Of the store.
+    level : {"quick", "full", "deep"}
+        Structure and presence; every byte of every object, too; every version decoded, too.
+    share, part
+        As `parse_subset` gave them, of objects or, for deep, versions.
+    max_duration : float or None
+        Seconds after which nothing new is begun.
+    """
+
+    backend: Backend
+    versions: Versions
+    level: str = "full"
+    share: float = 1.0
+    part: tuple[int, int] | None = None
+    max_duration: float | None = None
+    limits: Limits | None = None
+    threads: int | None = None
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise UsageError(f"verify looks {', '.join(LEVELS)}, not {self.level!r}")
+        self.report = VerifyReport(self.level)
+        self.manifests: dict[int, Manifest] = {}
+        self._bad_objects: dict[str, str] = {}
+        self._bad_versions: dict[int, str] = {}
+        self._started = time.monotonic()
+
+    def run(self) -> VerifyReport:
+        """Look, and tell."""
+        self.versions.forget()
+        self._look_at_settings()
+        self._look_at_manifests()
+        self._look_at_presence()
+        if self.level != "quick":
+            self._look_at_content()
+        undecodable = self._decode() if self.level == "deep" else {}
+        self._conclude(undecodable)
+        self.report.seconds = time.monotonic() - self._started
+        return self.report
+
+    @property
+    def live(self) -> dict[int, Manifest]:
+        return {number: m for number, m in self.manifests.items() if m.pruned is None}
+
+    def _time_is_over(self) -> bool:
+        over = self.max_duration is not None and time.monotonic() - self._started > self.max_duration
+        if over:
+            self.report.complete = False
+        return over
+
+    # what repairing asks for
+
+    @property
+    def bad_objects(self) -> dict[str, int]:
+        """Objects that are damaged or missing, with the lengths that they should have."""
+        wanted = self._wanted()
+        return {name: wanted[name] for name in self._bad_objects}
+
+    @property
+    def bad_versions(self) -> list[int]:
+        """Versions whose manifests are damaged or missing."""
+        return sorted(set(self._bad_versions) - set(self.manifests))
+
+    @property
+    def settings_are_bad(self) -> bool:
+        return any(damage.path == PATH for damage in self.report.damages)
+
+    # structure
+
+    def _look_at_settings(self) -> None:
+        try:
+            parse_settings(self.backend.read(PATH, MOST_DOCUMENT_BYTES), PATH)
+        except Error as error:
+            self.report.damages.append(
+                Damage(PATH, str(error), (), "no version is touched; 'verify --repair' writes default settings")
+            )
+
+    def _look_at_manifests(self) -> None:
+        latest = self.versions.latest()
+        numbers = self.versions.numbers() if self.backend.can_list else set()
+        newest = max(numbers, default=-1) if latest is None else max(latest, max(numbers, default=latest))
+        hint = self._hint()
+        if hint is not None and newest < hint <= newest + _MOST_LOST:
+            newest = hint  # somebody saw a version that is gone
+        for number in range(newest + 1):
+            self._look_at_manifest(number)
+        lost = {number for number, m in self.manifests.items() if m.pruned is not None and not m.parts}
+        for number in sorted(lost & {base for m in self.live.values() for base in m.bases}):
+            self._bad_versions[number] = "was lost, and others are coded against it"
+        self.report.n_versions = len(self.live)
+        if newest >= 0 and hint is not None and hint != newest:
+            wrong = "is damaged" if hint < 0 else f"says {hint}, not {newest}"
+            self.report.notes.append(f"latest: {wrong}; only a hint")
+
+    def _look_at_manifest(self, number: int) -> None:
+        try:
+            self.manifests[number] = self.versions.get(number)
+        except NotFoundError:
+            self._bad_versions[number] = "is missing"
+        except Error as error:
+            self._bad_versions[number] = str(error)
+
+    def _hint(self) -> int | None:
+        try:
+            number = unseal("latest", self.backend.read("latest", 1 << 12), "latest").get("version")
+            return number if type(number) is int else -1
+        except NotFoundError:
+            return None
+        except Error:
+            return -1
+
+    def _look_at_presence(self) -> None:
+        wanted = self._wanted()
+        if not self.backend.can_list:
+            self.report.n_objects = len(wanted)
+            return
+        there = {entry.name: entry.n_bytes for entry in self.backend.list("objects")}
+        self.report.n_objects = len(there)
+        for name, n_bytes in wanted.items():
+            if name not in there:
+                self._bad_objects[name] = "is missing"
+            elif there[name] != n_bytes:
+                self._bad_objects[name] = f"has {there[name]} bytes instead of {n_bytes}"
+        spare = set(there) - set(wanted) - staged_objects(self.backend)
+        if spare:
+            n_bytes = sum(there[name] for name in spare)
+            self.report.notes.append(
+                f"{len(spare)} objects ({n_bytes} bytes) that nobody needs; 'prune --keep all' frees them"
+            )
+
+    def _wanted(self) -> dict[str, int]:
+        """Objects that the versions that are there need, as far as their manifests can be read."""
+        found: dict[str, int] = {}
+        stack, seen = list(self.live), set[int]()
+        while stack:
+            number = stack.pop()
+            if number not in seen and number in self.manifests:
+                seen.add(number)
+                found.update(self.manifests[number].objects)
+                stack += self.manifests[number].bases
+        return found
+
+    # content
+
+    def _chosen(self, items: Sequence[str]) -> Iterator[str]:
+        for i, item in enumerate(items):
+            if self._time_is_over():
+                return
+            if self.part is not None and i % self.part[1] != self.part[0] - 1:
+                continue
+            yield item
+
+    def _sampled(self, items: list[str]) -> list[str]:
+        if self.share < 1 or self.part is not None:
+            self.report.complete = False
+        if self.share < 1 and items:
+            return random.sample(items, max(1, round(self.share * len(items))))
+        return items
+
+    def _look_at_content(self) -> None:
+        wanted = self._wanted()
+        total = sum(wanted.values())
+        for name in self._chosen(self._sampled(sorted(set(wanted) - set(self._bad_objects)))):
+            problem = wrong_with_object(self.backend, name, wanted[name])
+            if problem is not None:
+                self._bad_objects[name] = problem
+            self.report.n_checked += 1
+            self.report.n_bytes += wanted[name]
+            if self.progress and self.level == "full":
+                self.progress(self.report.n_bytes, total)
+
+    # decoding
+
+    def _decode(self) -> dict[int, str]:
+        """Every version once, each from its base's arrays, which are held as long as somebody needs them."""
+        problems: dict[int, str] = {}
+        followers: dict[int, list[int]] = {}
+        for number, manifest in self.manifests.items():
+            for base in manifest.bases:
+                followers.setdefault(base, []).append(number)
+        numbers = self._sampled([str(number) for number in sorted(self.live)])
+        chosen = {int(text) for text in self._chosen(numbers)}
+        needed = set(chosen)
+        stack = list(chosen)
+        while stack:
+            for base in self.manifests[stack.pop()].bases:
+                if base not in needed and base in self.manifests:
+                    needed.add(base)
+                    stack.append(base)
+        held: dict[int, dict[str, Array]] = {}
+        waiting = {number: sum(f in needed for f in followers.get(number, ())) for number in needed}
+        for done, number in enumerate(_in_order(self.manifests, needed)):
+            if self._time_is_over():
+                break
+            try:
+                held[number] = restore(self.backend, self.versions, number, None, self.limits, self.threads, known=held)
+            except Error as error:
+                problems[number] = str(error)
+            for base in self.manifests[number].bases:
+                waiting[base] = waiting.get(base, 1) - 1
+                if waiting[base] <= 0:
+                    held.pop(base, None)
+            if not waiting[number]:
+                held.pop(number, None)
+            if self.progress:
+                self.progress(done + 1, len(needed))
+        return {number: problem for number, problem in problems.items() if number in self.live}
+
+    # conclusions
+
+    def _conclude(self, undecodable: Mapping[int, str]) -> None:
+        report = self.report
+        unreadable: dict[int, set[str]] = {}
+        suspects = self._touched()
+        for number, causes in suspects.items():
+            if self._can_be_restored(number):
+                continue
+            unreadable[number] = causes
+        for number in undecodable:
+            unreadable.setdefault(number, set())
+        for name, problem in sorted(self._bad_objects.items()):
+            hit = tuple(sorted(n for n, causes in unreadable.items() if f"objects/{name}" in causes))
+            report.damages.append(Damage(f"objects/{name}", problem, hit, _advice(hit)))
+        for number, problem in sorted(self._bad_versions.items()):
+            touched = {n for n, causes in unreadable.items() if path_of(number) in causes}
+            hit = tuple(sorted(touched if number in self.manifests else touched | {number}))
+            report.damages.append(Damage(path_of(number), problem, hit, _advice(hit)))
+        for number, problem in sorted(undecodable.items()):
+            if not unreadable[number]:
+                report.damages.append(Damage(path_of(number), problem, (number,), _advice((number,))))
+        lost = set(unreadable) | set(self._bad_versions) - set(self.manifests)
+        report.unreadable = tuple(sorted(lost))
+        report.readable = tuple(sorted(set(self.live) - lost))
+
+    def _touched(self) -> dict[int, set[str]]:
+        """Versions in whose chains something is damaged, and what."""
+        found: dict[int, set[str]] = {}
+        for number in self.live:
+            causes: set[str] = set()
+            stack, seen = [number], set[int]()
+            while stack:
+                one = stack.pop()
+                if one in seen:
+                    continue
+                seen.add(one)
+                if one in self._bad_versions:
+                    causes.add(path_of(one))
+                    continue
+                causes |= {f"objects/{name}" for name in self.manifests[one].objects if name in self._bad_objects}
+                stack += self.manifests[one].bases
+            if causes:
+                found[number] = causes
+        return found
+
+    def _can_be_restored(self, number: int) -> bool:
+        """By trying: not every object of a chain is needed whole."""
+        try:
+            restore(self.backend, self.versions, number, None, self.limits, self.threads)
+        except Error:
+            return False
+        return True
+
+
+def _advice(versions: tuple[int, ...]) -> str:
+    if not versions:
+        return "no version is touched; 'prune --keep all' removes what nobody needs"
+    return (
+        "'verify --repair --source OTHER' restores it from a copy of the store, or from a file with the same content; "
+        f"to give up: 'prune --keep all --drop {min(versions)}'"
+    )
+
+
+def _in_order(manifests: Mapping[int, Manifest], numbers: set[int]) -> Iterator[int]:
+    """Bases before what needs them, each branch to its end, so that few have to be held."""
+    followers: dict[int, list[int]] = {}
+    roots = []
+    for number in sorted(numbers):
+        bases = [base for base in manifests[number].bases if base in numbers]
+        if bases:
+            followers.setdefault(max(bases), []).append(number)
+        else:
+            roots.append(number)
+    stack = roots[::-1]
+    done: set[int] = set()
+    while stack:
+        number = stack.pop()
+        if number not in done:
+            done.add(number)
+            yield number
+        stack += [n for n in followers.get(number, ()) if n not in done][::-1]
+    yield from sorted(numbers - done)  # in circles; restoring says so
