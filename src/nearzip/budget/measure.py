@@ -23,7 +23,7 @@ __all__ = ["ONE_METRIC", "Outcome", "Subject", "evaluate_original", "losses_of",
 
 #: Takes a network's arrays by name; a number or numbers by metric, higher is better.
 Evaluate = Callable[[dict[str, Array]], Any]
-#: What the metric of a function that returns one number is called.
+#: What the metric of a function that returns one number is called, unless the function has a `metric`.
 ONE_METRIC = "score"
 
 
@@ -130,10 +130,16 @@ def _evaluated(subject: Subject, tensors: dict[str, Array], what: str) -> dict[s
             value = subject.evaluate(tensors)
     except Exception as error:
         raise Error(f"evaluate raised {type(error).__name__} on {what}: {error}") from error
-    values = dict(value) if isinstance(value, Mapping) else {ONE_METRIC: value}
+    values = dict(value) if isinstance(value, Mapping) else {_metric_of(subject.evaluate): value}
     if not values:
         raise UsageError(f"evaluate returned no metric on {what}")
     return {str(name): _as_float(number, name, what) for name, number in values.items()}
+
+
+def _metric_of(evaluate: Evaluate) -> str:
+    """What the number of a function that returns one is called: its attribute `metric`, or "score"."""
+    name = getattr(evaluate, "metric", None)
+    return name if isinstance(name, str) else ONE_METRIC
 
 
 def _as_float(value: Any, name: object, what: str) -> float:

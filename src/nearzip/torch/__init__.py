@@ -10,6 +10,7 @@ except ImportError:
     raise missing_extra("PyTorch", "torch", "nearzip.torch") from None
 
 from nearzip.torch.drop_in import load_file, safe_open, save_file
+from nearzip.torch.evaluator import evaluator
 from nearzip.torch.feedback import ErrorFeedback
 from nearzip.torch.finetune import finetune, holding, prune, share
 from nearzip.torch.moments import Moments
@@ -23,6 +24,7 @@ __all__ = [
     "Restored",
     "TrainingState",
     "capture",
+    "evaluator",
     "finetune",
     "holding",
     "load_file",

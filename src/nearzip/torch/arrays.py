@@ -31,7 +31,7 @@ def to_torch(array: Array | torch.Tensor, copy: bool = True) -> torch.Tensor:
         return array.detach().clone() if copy else array.detach()
     if not copy and not array.flags.writeable:
         copy = True  # torch knows no read-only tensors
-    array = np.array(array, order="C", copy=True) if copy else np.ascontiguousarray(array)
+    array = np.array(array, order="C", copy=True) if copy else np.asarray(array, order="C")
     by_bits = _BY_BITS.get(array.dtype.name)
     if by_bits is None:
         return torch.from_numpy(array)
