@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
@@ -152,6 +153,7 @@ class Evaluator:
         self._loader = loader
         self._predict = predict or predict_classes
         self._names = _canonical_names(self._module)
+        self._spare: list[nn.Module] = []
         self._original: list[tuple[bytes, Tensor]] | None = None
         if _NEED_ORIGINAL & set(self.metrics):
             self._original = [(_digest(batch), logits) for batch, logits, _ in self._batches({})]
@@ -180,14 +182,30 @@ class Evaluator:
         """Each batch, with the logits and targets that the module gives with these tensors in place of its own."""
         first = next(itertools.chain(self._module.parameters(), self._module.buffers()), torch.empty(0))
 
-        def stand_in(*args: Any, **kwargs: Any) -> Any:
-            # Leaves the module as it is: several threads may evaluate at once.
-            return torch.func.functional_call(self._module, dict(tensors), args, kwargs)
+        with self._borrowed() as module:
 
-        for batch in self._loader:
-            with torch.inference_mode():
-                logits, targets = self._predict(stand_in, _moved(batch, first.device))
-            yield batch, logits, targets
+            def stand_in(*args: Any, **kwargs: Any) -> Any:
+                return torch.func.functional_call(module, dict(tensors), args, kwargs)
+
+            for batch in self._loader:
+                with torch.inference_mode():
+                    logits, targets = self._predict(stand_in, _moved(batch, first.device))
+                yield batch, logits, targets
+
+    @contextlib.contextmanager
+    def _borrowed(self) -> Iterator[nn.Module]:
+        """A copy of the module that nobody else uses: while it is called with other tensors, they are in its place."""
+        try:
+            module = self._spare.pop()
+        except IndexError:
+            module = copy.deepcopy(self._module)
+        try:
+            yield module
+        finally:
+            self._spare.append(module)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_spare": []}
 
     def _original_of(self, i: int, batch: Any) -> Tensor:
         assert self._original is not None
