@@ -69,26 +69,31 @@ def check(plan, tensors=NETWORK, base=None, evaluate=negative_error):
 
 
 @pytest.mark.parametrize("base", [None, BASE], ids=["alone", "update"])
-@pytest.mark.parametrize("strategy", ["nearzip", "delta-dnn"])
+@pytest.mark.parametrize("strategy", ["nearzip", "delta-dnn", "deepsz"])
 @pytest.mark.parametrize(("evaluate", "max_loss"), [(negative_error, 0.01), (agreement, 0.02)])
 def test_the_measured_loss_is_within_the_budget(base, strategy, evaluate, max_loss):
     plan = nz.tune(NETWORK, base, evaluate=evaluate, max_loss=max_loss, strategy=strategy)
     archive = check(plan, NETWORK, base, evaluate)
-    assert archive.nbytes < 0.5 * nz.compress(NETWORK, base).nbytes
+    assert archive.nbytes < (1 if strategy == "deepsz" else 0.5) * nz.compress(NETWORK, base).nbytes
     assert plan.original == plan.original_again
-    assert len(plan.trials) <= (5 if strategy == "nearzip" else 11)
+    assert len(plan.trials) <= {"nearzip": 5, "delta-dnn": 11, "deepsz": 80}[strategy]
 
 
 @pytest.mark.parametrize("method", sorted(recipe_types()))
 def test_every_method_can_be_tuned(method):
-    plan = nz.tune(NETWORK, method=method, evaluate=agreement, max_loss=0.05, evaluations=8)
-    check(plan, evaluate=agreement)
+    options = {"bits": 8} if method == "deep-compression" else None
+    knob = "keep" if "keep" in recipe_types()[method].knobs else None
+    base = BASE if method == "lc-checkpoint" else None
+    plan = nz.tune(
+        NETWORK, base, method=method, evaluate=agreement, max_loss=0.05, evaluations=8, knob=knob, options=options
+    )
+    check(plan, NETWORK, base, agreement)
     assert {choice.method for choice in plan.choices.values()} == {method}
 
 
 @pytest.mark.parametrize("kind", ["abs", "rel", "pwrel", "rms"])
 def test_every_kind_of_bound_can_be_turned(kind):
-    plan = nz.tune(NETWORK, evaluate=negative_error, max_loss=0.01, bound=kind)
+    plan = nz.tune(NETWORK, evaluate=negative_error, max_loss=0.01, knob=kind)
     check(plan)
     assert plan.choices["a.weight"].bound.key == kind
 
@@ -117,8 +122,9 @@ def test_a_budget_that_is_never_used_ends_at_the_smallest_file():
 
 def test_small_tensors_keep_a_finer_bound():
     network = {"w": rng.normal(0, 0.1, (512, 256)).astype(np.float32), "b": rng.normal(0, 0.1, 256).astype(np.float32)}
-    plan = nz.tune(network, evaluate=lambda w: -float(np.mean((w["w"] - network["w"]) ** 2)), max_loss=1e-3)
+    plan = nz.tune(network, evaluate=lambda w: -float(np.mean((w["w"] - network["w"]) ** 2)), max_loss=1e-2)
     assert plan.choices["b"].bound.value < plan.choices["w"].bound.value / 4
+    assert np.abs(nz.compress(network, plan=plan).restored["b"] - network["b"]).max() < 0.1 / 7
 
 
 def test_what_cannot_fit_says_how_near_it_came():
@@ -154,6 +160,44 @@ def test_delta_dnn_measures_its_fallback():
     plan = nz.tune(NETWORK, evaluate=negative_error, max_loss=1e-4, strategy="delta-dnn", fallback=1e-3)
     assert plan.chosen.stage == "fallback"
     check(plan)
+
+
+# ---- DeepSZ's Algorithms 1 and 2 -------------------------------------------------------------------------------
+
+
+def test_deepsz_assesses_layers_alone_and_measures_the_combination():
+    plan = nz.tune(NETWORK, evaluate=agreement, max_loss=0.02, strategy="deepsz")
+    check(plan, evaluate=agreement)
+    assessed = [trial for trial in plan.trials if trial.stage == "assess"]
+    assert {len(trial.assignment.by_name) for trial in assessed} == {1}
+    first = [next(iter(trial.assignment.by_name.values())).bound.value for trial in assessed[:2]]
+    assert first == [1e-3, 1e-3]
+    assert plan.chosen.stage == "combined"
+    assert set(plan.chosen.assignment.by_name) <= {"a.weight", "b.weight"}
+    assert plan.choices["a.bias"].bound == nz.Lossless()
+
+
+def test_deepsz_backs_off_when_losses_add_up_to_more_than_expected():
+    def jealous(tensors):
+        """Forgives one layer alone; punishes both."""
+        errors_ = [np.abs(tensors[name] - NETWORK[name]).max() for name in ("a.weight", "b.weight")]
+        return -100.0 * errors_[0] * errors_[1] - max(errors_) / 10
+
+    plan = nz.tune(NETWORK, evaluate=jealous, max_loss=0.01, strategy="deepsz")
+    check(plan, evaluate=jealous)
+    combined = [trial for trial in plan.trials if trial.stage == "combined"]
+    assert len(combined) > 1
+    assert not combined[0].fits
+    assert plan.chosen is combined[-1]
+
+
+def test_deepsz_with_several_metrics_and_what_it_cannot_do():
+    plan = nz.tune(NETWORK, evaluate=both, max_loss={"error": 0.02, "agreement": 0.02}, strategy="deepsz")
+    check(plan, evaluate=both)
+    with pytest.raises(errors.UsageError, match="error bounds"):
+        nz.tune(NETWORK, method="lc-checkpoint", evaluate=agreement, max_loss=0.1, strategy="deepsz")
+    with pytest.raises(errors.UsageError, match="two dimensions"):
+        nz.tune({"a": NETWORK["a.bias"]}, evaluate=lambda t: 1.0, max_loss=0.1, strategy="deepsz")
 
 
 def test_gains_pass():
@@ -249,8 +293,8 @@ def test_what_is_no_metric_is_refused(value):
         ({"strategy": "delta-dnn", "alpha": 0.9}, "add up to 1"),
         ({"evaluations": 0}, "evaluations"),
         ({"seed": "a"}, "seed"),
-        ({"bound": "l2"}, "kind of bound"),
-        ({"method": "delta-dnn", "bound": "rms"}, "cannot promise"),
+        ({"knob": "l2"}, "no knob 'l2'"),
+        ({"method": "delta-dnn", "knob": "rms"}, "cannot promise"),
         ({"method": "delta-dnn", "options": {"eps": 0.1, "nope": 1}}, "no option"),
     ],
 )  # fmt: skip

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nearzip.budget.families import KINDS, Bounds, Family, Options, with_bound
+from nearzip.budget.families import KINDS, Bounds, Family, Options
 from nearzip.budget.plan import Assignment, Trial
 from nearzip.budget.trials import Runner
 from nearzip.errors import UsageError
@@ -77,4 +77,4 @@ class DeltaDnnSearch:
 
     @staticmethod
     def _bounded(family: Bounds, eps: float) -> Assignment:
-        return Assignment(with_bound(family.choice, KINDS[family.kind](eps)))
+        return Assignment(family.choice.with_bound(KINDS[family.kind](eps)))

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nearzip.api import compress
 from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms
 from nearzip.budget.measure import Subject
 from nearzip.budget.plan import Assignment, Choice
@@ -22,7 +21,7 @@ from nearzip.errors import UsageError
 from nearzip.recipes import recipe_type
 from nearzip.tensors import Array, is_float
 
-__all__ = ["Bounds", "Family", "Only", "Options", "family_of", "with_bound"]
+__all__ = ["Bounds", "Family", "Only", "Options", "family_of"]
 
 #: In the order in which they are tried on a method.
 KINDS: dict[str, type[Absolute | PointwiseRelative | Relative | Rms]] = {
@@ -96,8 +95,8 @@ class Options(Family):
 class Bounds(Family):
     """Bounds of one kind; a position is log2 of the bound over `unit`.
 
-    With absolute bounds, tensors of one dimension (biases, norms and their statistics) keep a finer bound of their own,
-    as long as that costs little: they are few values, and much depends on each.
+    With absolute bounds, tensors of one dimension (biases, norms and their statistics) that have no base keep a bound
+    well below their own size: they are few values, and a variance that is rounded to zero ruins a network.
     """
 
     choice: Choice
@@ -131,64 +130,51 @@ class Bounds(Family):
 
     def at(self, position: float) -> Assignment:
         value = float(f"{self.unit * 2.0**position:.4g}")
-        finer = {name: with_bound(self.choice, Absolute(own)) for name, own in self._own.items() if own < value}
-        return Assignment(with_bound(self.choice, KINDS[self.kind](value)), finer)
+        finer = {name: self.choice.with_bound(Absolute(own)) for name, own in self._own.items() if own < value}
+        return Assignment(self.choice.with_bound(KINDS[self.kind](value)), finer)
 
     @property
     def exact(self) -> Assignment | None:
-        lossless = with_bound(self.choice, Lossless())
+        lossless = self.choice.with_bound(Lossless())
         try:
             return Assignment(lossless.checked())
         except UsageError:
             return None
 
-    # ---- tensors of one dimension ------------------------------------------------------------------------------
+    @cached_property
+    def _updates(self) -> frozenset[str]:
+        """Tensors that are coded against a base."""
+        base = self.subject.base or {}
+        if not recipe_type(self.choice.method).uses_base:
+            return frozenset()
+        kinds = {name: (a.dtype, a.shape) for name, a in base.items()}
+        return frozenset(n for n, a in self.subject.tensors.items() if kinds.get(n) == (a.dtype, a.shape))
 
     @cached_property
     def _coded(self) -> dict[str, Array]:
-        """What is coded of every floating-point tensor, finite values only, float64, in its shape where all are."""
+        """What is coded of every floating-point tensor, float64, zero where it is not finite."""
         coded = {}
-        uses_base = recipe_type(self.choice.method).uses_base
         for name, array in self.subject.tensors.items():
             if is_float(array.dtype):
-                base = self.subject.base.get(name) if self.subject.base and uses_base else None
                 values = array.astype(np.float64)
-                if base is not None and base.dtype == array.dtype and base.shape == array.shape:
+                if name in self._updates and self.subject.base is not None:
                     with np.errstate(invalid="ignore", over="ignore"):
-                        values -= base.astype(np.float64)
-                finite = np.isfinite(values)
-                coded[name] = values if finite.all() else np.where(finite, values, 0.0)
+                        values -= self.subject.base[name].astype(np.float64)
+                coded[name] = np.where(np.isfinite(values), values, 0.0)
         return coded
 
     @cached_property
     def _own(self) -> dict[str, float]:
-        """The finer bounds of tensors of one dimension, the finest that cost at most a hundredth of the archive."""
-        small = {name: rms([a]) for name, a in self._coded.items() if a.ndim <= 1 and a.size}
-        small = {name: size for name, size in small.items() if size > 0}
-        if self.kind != "abs" or not small or len(small) == len(self._coded):
+        """The finer bounds of tensors of one dimension that have no base."""
+        if self.kind != "abs":
             return {}
-        value = self.unit * 2.0**self.start
-        everything = self._bytes(list(self.subject.tensors), Assignment(with_bound(self.choice, Absolute(value))))
-        plain = self._bytes(list(small), Assignment(with_bound(self.choice, Absolute(value))))
-        for fineness in _FINENESS:
-            own = {name: float(f"{size / fineness:.4g}") for name, size in small.items()}
-            by_name = {n: with_bound(self.choice, Absolute(min(value, o))) for n, o in own.items()}
-            if self._bytes(list(small), Assignment(self.choice, by_name)) - plain <= everything / 100:
-                return own
-        return {}
-
-    def _bytes(self, names: Sequence[str], assignment: Assignment) -> int:
-        subject = self.subject
-        return compress({name: subject.tensors[name] for name in names}, subject.base, plan=assignment).nbytes
+        sizes = {name: rms([a]) for name, a in self._coded.items() if a.ndim <= 1 and name not in self._updates}
+        return {name: float(f"{size / _FINENESS:.4g}") for name, size in sizes.items() if size > 0}
 
 
-#: How much finer than a small tensor's root mean square its own bound may be.
-_FINENESS = (256, 64, 16, 4)
-
-
-def with_bound(choice: Choice, bound: Bound) -> Choice:
-    """The same method and options with another bound."""
-    return Choice(choice.method, choice.options, bound)
+#: How much finer than its root mean square the bound of a bias or norm is at least. On the networks that we measured a
+#: finer one costs more than it gains; without any, a variance may be rounded to zero.
+_FINENESS = 8
 
 
 def rms(arrays: Sequence[Array]) -> float:
@@ -197,25 +183,26 @@ def rms(arrays: Sequence[Array]) -> float:
     return math.sqrt(sum(float(np.vdot(a, a)) for a in arrays) / n) if n else 0.0
 
 
-def family_of(subject: Subject, method: str, options: Mapping[str, Any] | None, kind: str | None) -> Family:
+def family_of(subject: Subject, method: str, options: Mapping[str, Any] | None, knob: str | None) -> Family:
     """What can be turned about a method.
 
-    `kind`: "abs", "rel", "pwrel" or "rms" to turn that bound; None: the method's own knob, else the first kind of bound
-    that it promises, else nothing. Raises UsageError, UnknownMethodError.
+    `knob`: "abs", "rel", "pwrel" or "rms" to turn that bound, or an option in the recipe's `knobs`; None: the first
+    kind of bound that it promises, else its first knob that the options do not hold, else nothing. Raises UsageError,
+    UnknownMethodError.
     """
-    choice = Choice(method, dict(options or {}))
-    recipe = choice.recipe()
-    if kind is not None:
-        if kind not in KINDS:
-            raise UsageError(f"a kind of bound is one of {', '.join(KINDS)}, not {kind!r}")
-        recipe.resolve_bound(KINDS[kind](1e-3))
-        return Bounds(choice, kind, subject)
-    if recipe.knob is not None and recipe.knob[0] not in choice.options:
-        return Options(choice, *recipe.knob)
-    for key, bound in KINDS.items():
-        if promises(choice, bound(1e-3)):
-            return Bounds(choice, key, subject)
-    return Only(choice)
+    recipe = Choice(method, dict(options or {})).recipe()
+    # As plain data, whatever the caller gave.
+    choice = Choice(method, {name: recipe.options()[name] for name in options or {}})
+    free = [name for name in recipe.knobs if name not in choice.options]
+    if knob in KINDS:
+        choice.with_bound(KINDS[knob](1e-3)).checked()
+        return Bounds(choice, knob, subject)
+    if knob is not None and knob not in free:
+        raise UsageError(f"{method} has no knob {knob!r} to turn; take one of {', '.join([*KINDS, *free])}")
+    kinds = [kind for kind, bound in KINDS.items() if promises(choice, bound(1e-3))]
+    if knob is None and kinds:
+        return Bounds(choice, kinds[0], subject)
+    return Options(choice, knob or free[0], recipe.knobs[knob or free[0]]) if free else Only(choice)
 
 
 def promises(choice: Choice, bound: Bound) -> bool:

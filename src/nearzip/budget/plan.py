@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nearzip.bounds import Bound, parse_bound
@@ -39,6 +39,10 @@ class Choice:
         """Itself, if the method exists and can keep the bound. Raises UnknownMethodError, UsageError."""
         self.recipe().resolve_bound(self.bound)
         return self
+
+    def with_bound(self, bound: Bound) -> Choice:
+        """The same method and options with another bound."""
+        return replace(self, bound=bound)
 
     def to_json(self) -> dict[str, Any]:
         bound = None if self.bound is None else self.bound.to_json()

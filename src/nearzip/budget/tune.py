@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nearzip.budget.deepsz import DeepSzSearch
 from nearzip.budget.delta_dnn import DeltaDnnSearch
 from nearzip.budget.families import family_of
 from nearzip.budget.measure import Evaluate, Subject
@@ -20,7 +21,7 @@ from nearzip.version import __version__
 
 __all__ = ["STRATEGIES", "tune"]
 
-STRATEGIES = ("nearzip", "delta-dnn")
+STRATEGIES = ("nearzip", "delta-dnn", "deepsz")
 
 
 def tune(
@@ -31,7 +32,7 @@ def tune(
     max_loss: float | Mapping[str, float] | None = None,
     *,
     options: Mapping[str, Any] | None = None,
-    bound: str | None = None,
+    knob: str | None = None,
     strategy: str = "nearzip",
     evaluations: int | None = None,
     trials: Path_ | None = None,
@@ -58,10 +59,12 @@ def tune(
         (metrics that it does not name are recorded), else the same for every metric.
     options : mapping
         The method's own settings, held fixed.
-    bound : str
-        Which kind of bound to turn: "abs", "rel", "pwrel" or "rms". Default: the method's knob.
+    knob : str
+        What to turn: a kind of bound ("abs", "rel", "pwrel", "rms") or an option of the method that trades size for
+        accuracy ("bits", "keep"). Default: the first kind of bound that the method promises, else such an option.
     strategy : str
-        "nearzip": ours. "delta-dnn": Algorithm 1 of Hu et al., ICPP 2020.
+        "nearzip": ours. "delta-dnn": Algorithm 1 of Hu et al., ICPP 2020. "deepsz": Algorithms 1 and 2 of Jin et al.,
+        HPDC 2019.
     evaluations : int
         Most trials of our strategy, besides two evaluations of the original. The papers' have their own ends.
     trials : path
@@ -71,7 +74,8 @@ def tune(
     progress : callable
         Called with a `Status` after every trial.
     **parameters
-        Of the strategy: `candidates`, `alpha`, `beta`, `fallback` for "delta-dnn".
+        Of the strategy: `candidates`, `alpha`, `beta`, `fallback` for "delta-dnn"; `starts`, `distortion`,
+        `most_tests`, `most_combined` for "deepsz".
 
     Returns
     -------
@@ -110,7 +114,7 @@ def tune(
     subject = Subject.of(tensors, base, evaluate, seed)
     finder = _finder(strategy, parameters)
     most = _evaluations(evaluations)
-    family = family_of(subject, method, options, bound)
+    family = family_of(subject, method, options, knob)
     family.at(family.start).default.checked()
     runner = Runner(subject, max_loss, trials, progress)
     if finder is None:
@@ -121,15 +125,15 @@ def tune(
         chosen = finder.search(runner, family)
     if chosen is None:
         raise BudgetError(_why_nothing_fits(runner, method))
-    described = {"name": strategy, "knob": str(bound or "default"), **parameters}
+    described = {"name": strategy, "knob": knob, **parameters}
     if finder is None:
         described["evaluations"] = most
     return _plan(runner, chosen, described, seed)
 
 
-def _finder(strategy: str, parameters: Mapping[str, Any]) -> DeltaDnnSearch | None:
+def _finder(strategy: str, parameters: Mapping[str, Any]) -> DeltaDnnSearch | DeepSzSearch | None:
     """None: ours."""
-    kinds: dict[str, Any] = {"delta-dnn": DeltaDnnSearch}
+    kinds: dict[str, Any] = {"delta-dnn": DeltaDnnSearch, "deepsz": DeepSzSearch}
     if strategy not in STRATEGIES:
         raise UsageError(f"strategy is one of {', '.join(STRATEGIES)}, not {strategy!r}")
     known = kinds[strategy].__dataclass_fields__ if strategy in kinds else {}

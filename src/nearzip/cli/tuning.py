@@ -47,7 +47,7 @@ _FILE = click.Path(path_type=str)
 @click.option("-o", "--output", required=True, type=_FILE, metavar="PLAN.json", help="The plan to write.")
 @click.option("--method", default="nearzip", show_default=True, help="See 'nearzip methods'.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A fixed option of the method. Repeatable.")
-@click.option("--bound", metavar="KIND", help="Which kind to turn: abs, rel, pwrel or rms. Default: the method's knob.")
+@click.option("--knob", metavar="NAME", help="What to turn: abs, rel, pwrel, rms, or an option such as bits or keep.")
 @click.option("--strategy", type=click.Choice(STRATEGIES), default="nearzip", show_default=True)
 @click.option("--evaluations", type=click.IntRange(min=1), help="Most trials of strategy nearzip.")
 @click.option(
@@ -65,7 +65,7 @@ def tune(
     output: str,
     method: str,
     settings: Sequence[str],
-    bound: str | None,
+    knob: str | None,
     strategy: str,
     evaluations: int | None,
     trials: str | None,
@@ -86,7 +86,7 @@ def tune(
     with showing_warnings() as warned, _watching(as_json) as watch, _workers(jobs):
         plan = find_plan(
             _arrays(new), None if base is None else _arrays(base), method, function, max_loss,
-            options=options_of(settings), bound=bound, strategy=strategy, evaluations=evaluations, trials=trials,
+            options=options_of(settings), knob=knob, strategy=strategy, evaluations=evaluations, trials=trials,
             seed=seed, progress=watch,
         )  # fmt: skip
     plan.save(output, force=force)

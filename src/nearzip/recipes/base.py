@@ -78,9 +78,9 @@ class Recipe(ABC):
     group_bytes: ClassVar[int] = 4 << 20
     cut_tensors: ClassVar[bool] = True
     whole_tensors: ClassVar[bool] = False
-    #: An option that trades size for accuracy where no bound does, and its values from the largest file to the
-    #: smallest: what `nearzip.tune` turns.
-    knob: ClassVar[tuple[str, Sequence[Any]] | None] = None
+    #: Options that trade size for accuracy, each with values from the largest file to the smallest: what `nearzip.tune`
+    #: may turn. Without bounds it turns the first.
+    knobs: ClassVar[Mapping[str, Sequence[Any]]] = {}
 
     @abstractmethod
     def resolve_bound(self, bound: Bound | None) -> Bound:

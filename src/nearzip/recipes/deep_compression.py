@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from nearzip.bounds import Bound
 from nearzip.errors import UsageError
 from nearzip.recipes.base import TensorPlan, TensorView, Unpromised
 from nearzip.recipes.by_name import ByName
-from nearzip.recipes.pruning import PruningRecipe, as_it_is, is_convolutional
+from nearzip.recipes.pruning import KEPT, PruningRecipe, as_it_is, is_convolutional
 from nearzip.recipes.retrain import Hold, Retrain, retrained
 from nearzip.stages import Chain, Codebook, Huffman, Pipeline, Prune, Sparse
 from nearzip.stages.codebook import cluster, nearest
@@ -44,6 +45,7 @@ class DeepCompression(Unpromised, PruningRecipe):
     """
 
     name = "deep-compression"
+    knobs: ClassVar[Mapping[str, Sequence[Any]]] = {"keep": KEPT, "bits": (12, 10, 8, 7, 6, 5, 4, 3, 2)}
 
     bits: ByName | None = None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from nearzip.bounds import Bound
 from nearzip.errors import UsageError
@@ -21,6 +23,7 @@ class LcCheckpoint(Unpromised):
 
     name = "lc-checkpoint"
     cut_tensors = False
+    knobs: ClassVar[Mapping[str, Sequence[Any]]] = {"bits": (8, 7, 6, 5, 4, 3, 2)}
 
     bits: int = 3
 

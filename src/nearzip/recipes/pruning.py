@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,11 +17,14 @@ from nearzip.recipes.retrain import Hold, Retrain, retrained
 from nearzip.stages.prune import largest
 from nearzip.tensors import Array, is_float
 
-__all__ = ["KEEP_CONVOLUTIONAL", "KEEP_LINEAR", "PruningRecipe", "as_it_is", "is_convolutional", "pruned"]
+__all__ = ["KEEP_CONVOLUTIONAL", "KEEP_LINEAR", "KEPT", "PruningRecipe", "as_it_is", "is_convolutional", "pruned"]
 
 #: Shares of weights kept where `keep` is not given. Fully connected: DeepSZ, Table 2, 8 to 10 % in all of LeNet and of
 #: AlexNet. Convolutional: Han et al. 2015, AlexNet's conv2 to conv5, 35 to 38 %.
 KEEP_LINEAR, KEEP_CONVOLUTIONAL = 0.09, 0.35
+
+#: Shares to try, from all weights down.
+KEPT = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.23, 0.17, 0.13, 0.1, 0.07, 0.05, 0.035, 0.025)
 
 
 def is_convolutional(shape: tuple[int, ...]) -> bool:
@@ -46,6 +50,7 @@ class PruningRecipe(Recipe):
     """
 
     uses_base = False
+    knobs: ClassVar[Mapping[str, Sequence[Any]]] = {"keep": KEPT}
 
     keep: ByName | None = None
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -73,6 +73,7 @@ class QdCompressor(Unpromised):
     cut_tensors = False
     # The paper packs a whole network into one stream.
     group_bytes = 16 << 20
+    knobs: ClassVar[Mapping[str, Sequence[Any]]] = {"bits": (16, 12, 10, 8, 7, 6, 5, 4, 3, 2)}
 
     bits: int | None = None
     b_min: int = 4
