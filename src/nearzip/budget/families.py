@@ -95,8 +95,9 @@ class Options(Family):
 class Bounds(Family):
     """Bounds of one kind; a position is log2 of the bound over `unit`.
 
-    With absolute bounds, tensors of one dimension (biases, norms and their statistics) that have no base keep a bound
-    well below their own size: they are few values, and a variance that is rounded to zero ruins a network.
+    With absolute bounds, a tensor of one dimension that is positive throughout (variances, scales of norms) stays so: a
+    variance that is rounded to zero ruins a network. Finer bounds for biases and norms cost more than they gained on
+    the networks that we measured.
     """
 
     choice: Choice
@@ -126,10 +127,14 @@ class Bounds(Family):
 
     @cached_property
     def start(self) -> float:  # type: ignore[override]
-        return {"abs": -1.0, "rms": -1.0, "rel": -5.0, "pwrel": -2.0}[self.kind]
+        if self.kind == "abs":
+            return 0.5 if self._updates else -2.0
+        return {"rms": -2.0, "rel": -6.0, "pwrel": -3.0}[self.kind]
 
     def at(self, position: float) -> Assignment:
-        value = float(f"{self.unit * 2.0**position:.4g}")
+        value = self.unit * 2.0**position
+        # Few digits where the size of a bound no longer matters.
+        value = float(f"{value:.3g}") if position < self.high else _rounded_up(value)
         finer = {name: self.choice.with_bound(Absolute(own)) for name, own in self._own.items() if own < value}
         return Assignment(self.choice.with_bound(KINDS[self.kind](value)), finer)
 
@@ -165,16 +170,19 @@ class Bounds(Family):
 
     @cached_property
     def _own(self) -> dict[str, float]:
-        """The finer bounds of tensors of one dimension that have no base."""
+        """The finer bounds of tensors of one dimension that are positive throughout and have no base."""
         if self.kind != "abs":
             return {}
-        sizes = {name: rms([a]) for name, a in self._coded.items() if a.ndim <= 1 and name not in self._updates}
-        return {name: float(f"{size / _FINENESS:.4g}") for name, size in sizes.items() if size > 0}
+        lowest = {
+            n: float(a.min()) for n, a in self._coded.items() if a.ndim == 1 and a.size and n not in self._updates
+        }
+        return {name: float(f"{low / 2:.3g}") for name, low in lowest.items() if low > 0}
 
 
-#: How much finer than its root mean square the bound of a bias or norm is at least. On the networks that we measured a
-#: finer one costs more than it gains; without any, a variance may be rounded to zero.
-_FINENESS = 8
+def _rounded_up(value: float) -> float:
+    """To one digit."""
+    exponent = math.floor(math.log10(value))
+    return float(f"{math.ceil(value / 10.0**exponent)}e{exponent}")
 
 
 def rms(arrays: Sequence[Array]) -> float:

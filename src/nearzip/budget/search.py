@@ -1,122 +1,143 @@
-"""Our search: few evaluations, each where a model of the loss expects the budget to end."""
+"""Our search: few evaluations, each where it is expected to save most."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from nearzip.budget.families import Family
+import numpy as np
+
+from nearzip.api import compress
+from nearzip.budget.families import Bounds, Family
 from nearzip.budget.plan import Trial
 from nearzip.budget.trials import Runner, n_workers
+from nearzip.tensors import Array
 
 __all__ = ["EVALUATIONS", "search"]
 
 #: Most trials, unless the caller says otherwise.
 EVALUATIONS = 5
-#: The share of the budget that the next trial aims at: the rest is for what the model does not know.
-_AIM = 0.85
-#: log2 of usage per position, until measurements say otherwise: divergence and loss grow with the square of the error,
-#: lost accuracy and agreement with the error itself.
-_SLOPE = 1.5
-#: A trial within the budget and one over it that differ by less in size end the search.
-_CLOSE = 1.01
+#: log2 of usage per position: divergence and loss grow with the square of the error, lost accuracy with the error.
+_SLOPE, _SLOPE_SPREAD = 1.5, 0.5
+#: How far log2 of usage is off the line, near the budget: the rounding of every setting is another draw.
+_NOISE = 0.3
+#: Trials farther from the budget than this, in log2 of usage, count for little: the line is straight only near it.
+_NEAR = 2.0
+#: log2 of usage of a trial that lost next to nothing, or everything.
+_NOTHING, _EVERYTHING = -4.0, 6.0
+#: A search ends when no trial is expected to save this share of the best.
+_WORTH = 0.002
+#: The chance of a setting that a search may count on.
+_CERTAIN = 0.95
+#: Sizes are measured this far apart, and interpolated between.
+_SURVEY = 0.5
 
 
 @dataclass
 class _Line:
-    """Trials by position."""
+    """What is believed about log2 of usage, a straight line in the position, after some trials.
+
+    Bayesian linear regression: y = intercept + slope (x - start), Gaussian prior and noise.
+    """
 
     family: Family
     trials: dict[float, Trial] = field(default_factory=dict)
 
-    @property
-    def inside(self) -> float | None:
-        """The farthest position within the budget."""
-        return max((x for x, trial in self.trials.items() if trial.fits), default=None)
+    def chances(self, positions: Array) -> Array:
+        """Probability that a trial there is within the budget, (n,)."""
+        precision = np.diag([1 / 4.0**2, 1 / _SLOPE_SPREAD**2])
+        information = precision @ np.array([0.0, _SLOPE])
+        for x, trial in self.trials.items():
+            y = _logarithm(trial.usage)
+            row = np.array([1.0, x - self.family.start])
+            weight = 1 / (_NOISE**2 * (1 + (y / _NEAR) ** 2) ** 2)
+            precision += weight * np.outer(row, row)
+            information += weight * y * row
+        covariance = np.linalg.inv(precision)
+        rows = np.stack([np.ones_like(positions), positions - self.family.start], axis=1)
+        mean = rows @ (covariance @ information)
+        spread = np.sqrt(np.einsum("ni,ij,nj->n", rows, covariance, rows) + _NOISE**2)
+        return np.array([0.5 * math.erfc(m / (s * math.sqrt(2))) for m, s in zip(mean, spread, strict=True)])
 
-    @property
-    def outside(self) -> float | None:
-        """The nearest position beyond it that is not."""
-        inside = -math.inf if self.inside is None else self.inside
-        return min((x for x, trial in self.trials.items() if not trial.fits and x > inside), default=None)
 
-    def ended(self) -> bool:
-        inside, outside = self.inside, self.outside
-        if inside is None:
-            return outside is not None and outside <= self.family.low
-        if outside is None:
-            return inside >= self.family.high
-        near = self.trials[inside].n_bytes <= _CLOSE * self.trials[outside].n_bytes
-        return near or outside - inside <= self.family.grid * 1.001
+def _logarithm(usage: float) -> float:
+    if usage <= 0:
+        return _NOTHING
+    return min(max(math.log2(usage), _NOTHING), _EVERYTHING) if math.isfinite(usage) else _EVERYTHING
 
-    def proposals(self, n: int) -> list[float]:
-        """Up to n positions not tried yet, the most promising in the middle."""
-        inside, outside = self.inside, self.outside
-        if inside is None and outside is None:
-            centre, width = self.family.start, 2.0
-        elif outside is None:
-            assert inside is not None
-            centre = inside + self._step(inside)
-            width = max(1.0, centre - inside)
-        elif inside is None:
-            centre = outside - self._step(outside)
-            width = max(1.0, outside - centre)
-        else:
-            centre, width = self._between(inside, outside), (outside - inside) / 2
-        spread = [centre + width * (2 * (i + 1) / (n + 1) - 1) for i in range(n)] if n > 1 else [centre]
-        found = dict.fromkeys(self._free(x, inside, outside) for x in spread)
-        return [x for x in found if x is not None]
 
-    def _between(self, inside: float, outside: float) -> float:
-        """Where usage reaches the aim on the line through both trials, in logarithms."""
-        width = outside - inside
-        used, over = self.trials[inside].usage, self.trials[outside].usage
-        if not used > 0 or not math.isfinite(over):
-            # Nothing is known about one end.
-            guess = outside - self._step(outside) if math.isfinite(over) else inside + width / 2
-        else:
-            slope = max(0.25, math.log2(over / used) / width)
-            guess = inside + math.log2(max(_AIM, (1 + used) / 2) / used) / slope
-        return min(max(guess, inside + 0.15 * width), outside - 0.15 * width)
+@dataclass
+class _Sizes:
+    """Bytes of an archive by position, measured where they are asked for and interpolated between."""
 
-    def _step(self, position: float) -> float:
-        """How far from a trial the aim is, on the slope measured or assumed; at most a factor of eight either way."""
-        usage = self.trials[position].usage
-        if not math.isfinite(usage):
-            return 3.0
-        if usage <= 0.01:
-            return 2.0
-        return min(3.0, max(0.25, abs(math.log2(usage / _AIM)) / self._slope()))
+    family: Family
+    measured: Callable[[float], int]
+    known: dict[float, float] = field(default_factory=dict)
 
-    def _slope(self) -> float:
-        """Between the trials of least usage that tell anything."""
-        telling = sorted((t.usage, x) for x, t in self.trials.items() if 0.01 < t.usage < math.inf)[:2]
-        if len(telling) < 2:
-            return _SLOPE
-        (low, x), (high, y) = telling
-        return min(3.0, max(0.5, math.log2(high / low) / (y - x))) if y > x else _SLOPE
+    def at(self, position: float) -> float:
+        """Expected bytes there."""
+        below = min(self.family.high, max(self.family.low, math.floor(position / _SURVEY) * _SURVEY))
+        above = min(self.family.high, below + _SURVEY)
+        low, high = self._log(below), self._log(above)
+        share = (position - below) / (above - below) if above > below else 0.0
+        return math.exp(low + share * (high - low))
 
-    def _free(self, x: float, inside: float | None, outside: float | None) -> float | None:
-        """The nearest position that was not tried, inside what is still open."""
-        low = self.family.low if inside is None else inside + self.family.grid
-        high = self.family.high if outside is None else outside - self.family.grid
-        x = self.family.snap(min(max(x, low), high))
-        return None if x in self.trials else x
+    def _log(self, position: float) -> float:
+        if position not in self.known:
+            self.known[position] = math.log(self.measured(position))
+        return self.known[position]
+
+
+def _sizes(runner: Runner, family: Family) -> _Sizes:
+    """Compressing is cheap beside evaluating; for options, whose methods may be slow, a quarter less for each step."""
+    subject = runner.subject
+    if isinstance(family, Bounds):
+        return _Sizes(family, lambda x: compress(subject.tensors, subject.base, plan=family.at(x)).nbytes)
+    return _Sizes(family, lambda x: max(1, round(1e9 * 0.75**x)))
 
 
 def search(runner: Runner, family: Family, evaluations: int) -> Trial | None:
     """The smallest trial within the budget, after at most `evaluations`; None if there is none.
 
-    A bracket in the logarithm of the bound, with the next trial where a power law through the bracket's ends meets the
-    budget. With several workers a round tries as many positions as there are workers.
+    The next trial is where it is expected to save most: the chance that it is within the budget, by a line through the
+    trials so far (log2 of usage over log2 of the bound), times the bytes that it would save. With several workers a
+    round tries as many positions as there are workers.
     """
-    line = _Line(family)
-    while len(runner.trials) < evaluations and not line.ended():
-        positions = line.proposals(min(n_workers(), evaluations - len(runner.trials)))
+    line, sizes = _Line(family), _sizes(runner, family)
+    while len(runner.trials) < evaluations:
+        positions = _proposals(line, sizes, min(n_workers(), evaluations - len(runner.trials)))
         if not positions:
             break
         trials = runner.run([family.at(x) for x in positions], "search")
         line.trials.update(zip(positions, trials, strict=True))
-    if line.inside is None and family.exact is not None:
+    if runner.best is None and family.exact is not None:
         runner.run([family.exact], "exact")
     return runner.best
+
+
+def _proposals(line: _Line, sizes: _Sizes, n: int) -> list[float]:
+    """Up to n positions not tried yet, the most promising first; none if nothing is worth a trial."""
+    family = line.family
+    if not line.trials and n == 1:
+        return [family.start]
+    every = np.arange(round(family.low / family.grid), round(family.high / family.grid) + 1) * family.grid
+    free = np.array([x for x in every if x not in line.trials])
+    chances = line.chances(free)
+    fitting = [x for x, trial in line.trials.items() if trial.fits]
+    # While nothing fits, what is all but certain to fit stands for the best.
+    safe = free[chances > _CERTAIN]
+    best = sizes.at(max(fitting) if fitting else float(safe.max()) if safe.size else family.low)
+    likely = [
+        (x, p) for x, p in zip(free.tolist(), chances, strict=True) if p > 0.02 and (not fitting or x > max(fitting))
+    ]
+    # Where nearly everything fits, only the farthest can be the best.
+    gains = {x: p * (best - sizes.at(x)) for x, p in likely if p < 0.98 or x == likely[-1][0]}
+    gains = {x: gain for x, gain in gains.items() if gain > _WORTH * best}
+    chosen: list[float] = []
+    for x in sorted(gains, key=lambda x: -gains[x]):
+        if len(chosen) < n and all(abs(x - other) > 2 * family.grid or family.grid == 1 for other in chosen):
+            chosen.append(x)
+    if not chosen and not fitting:
+        return [x for x in (family.low,) if x not in line.trials]
+    return chosen

@@ -1,0 +1,188 @@
+"""Searches under one accuracy budget: ours beside Delta-DNN's and DeepSZ's, on five trained networks.
+
+All searches turn the same method (`nearzip`) over the same network, judge and budget. Every chosen plan is applied
+anew from its file, restored from the bytes and judged again, and judged on data that the search did not see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn import functional
+
+import nearzip as nz
+from experiments import data, pairs, record, traces
+from experiments.networks import NETWORKS, data_of
+from experiments.traces import Tensors
+from nearzip.errors import BudgetError
+from nearzip.torch import evaluator
+from nearzip.torch.evaluator import Evaluator
+
+#: Samples that the search sees, and those that only the report sees. Text: windows of 128 characters.
+SAMPLES = {
+    "digits": (500, 500),
+    "lenet-300-100": (2000, 4000),
+    "lenet-5": (1000, 2000),
+    "vgg-small": (500, 1000),
+    "transformer": (10, 40),
+}
+#: Network to its pair of versions; the digits network is trained here.
+NETWORKS_TUNED = {
+    "digits": None,
+    "lenet-300-100": "quick lenet-300-100",
+    "lenet-5": "quick lenet-5",
+    "vgg-small": "vgg-small late",
+    "transformer": "transformer late",
+}
+BUDGETS = {"top1": 0.002, "kl": 1e-3}
+_TIME = 128
+
+
+@dataclass(frozen=True)
+class Case:
+    """One search to make: a network, alone or as an update, with a judge for the search and one for the report."""
+
+    network: str
+    new: Tensors
+    base: Tensors | None
+    metric: str
+    max_loss: float
+    judge: Evaluator
+    reporter: Evaluator
+
+
+def held_out(network: str, folder: Path) -> tuple[list[Any], list[Any]]:
+    """Batches for the search and for the report, none of them seen in training."""
+    n, m = SAMPLES[network]
+    name = data_of(network)
+    if name == "tinyshakespeare":
+        text = data.load(name, folder)
+        return _windows(text.validation, n), _windows(text.test, m)
+    images = data.held_out_images(name, folder)
+    return _batches(images[:n]), _batches(images[n : n + m])
+
+
+def _batches(split: data.Split) -> list[Any]:
+    return list(zip(split.inputs.split(500), split.targets.split(500), strict=True))
+
+
+def _windows(split: data.Split, n: int) -> list[Any]:
+    inputs, targets = (x[: n * _TIME].view(n, _TIME) for x in (split.inputs, split.targets))
+    return list(zip(inputs.split(10), targets.split(10), strict=True))
+
+
+def digits() -> tuple[nn.Module, Tensors, Tensors, list[Any], list[Any]]:
+    """A network of two layers on scikit-learn's digits: module, older and newer version, batches for both uses."""
+    images, labels = load_digits(return_X_y=True)
+    inputs, targets = torch.from_numpy(images / 16).float(), torch.from_numpy(labels).long()
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
+    inputs, targets = inputs[order], targets[order]
+    n, m = SAMPLES["digits"]
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    optimizer = torch.optim.Adam(module.parameters(), 2e-3)
+    versions = []
+    for _ in range(20):
+        for x, y in zip(inputs[n + m :].split(32), targets[n + m :].split(32), strict=True):
+            optimizer.zero_grad()
+            functional.cross_entropy(module(x), y).backward()
+            optimizer.step()
+        versions.append({name: tensor.numpy().copy() for name, tensor in module.state_dict().items()})
+    splits = [data.Split(inputs[:n], targets[:n]), data.Split(inputs[n : n + m], targets[n : n + m])]
+    return module, versions[-2], versions[-1], _batches(splits[0]), _batches(splits[1])
+
+
+def cases(name: str, folder: Path, shared: Path) -> Iterator[Case]:
+    """The network alone and as an update, with every metric."""
+    kept = NETWORKS_TUNED[name]
+    if kept is None:
+        module, old, new, for_search, for_report = digits()
+    else:
+        pair = pairs.load(kept, shared)
+        old, new = pair.old, pair.new
+        module = NETWORKS[name]()
+        module.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in new.items()})
+        for_search, for_report = held_out(name, folder)
+    for base in (None, old):
+        for metric, max_loss in BUDGETS.items():
+            judge, reporter = evaluator(module, for_search, metric), evaluator(module, for_report, metric)
+            yield Case(name, new, base, metric, max_loss, judge, reporter)
+
+
+def strategies(case: Case) -> tuple[str, ...]:
+    """DeepSZ packs a network, not an update."""
+    return ("nearzip", "delta-dnn", "deepsz") if case.base is None else ("nearzip", "delta-dnn")
+
+
+def loss_of(judge: Evaluator, original: Tensors, restored: Tensors) -> float:
+    """What one metric lost."""
+    before, after = judge(original), judge(restored)
+    assert isinstance(before, float)
+    assert isinstance(after, float)
+    return before - after
+
+
+def measure(case: Case, strategy: str) -> dict[str, Any]:
+    """One search, and its plan applied anew from the plan's file."""
+    started = time.perf_counter()
+    try:
+        plan = nz.tune(case.new, case.base, evaluate=case.judge, max_loss=case.max_loss, strategy=strategy)
+    except BudgetError as error:
+        return {"nothing_fits": str(error), "seconds": round(time.perf_counter() - started, 2)}
+    seconds = time.perf_counter() - started
+    with tempfile.TemporaryDirectory() as folder:
+        plan.save(Path(folder) / "plan.json")
+        archive = nz.compress(case.new, case.base, plan=nz.Plan.load(Path(folder) / "plan.json"))
+        archive.save(Path(folder) / "a.nz")
+        restored = nz.decompress(Path(folder) / "a.nz", case.base)
+    n = sum(w.size for w in case.new.values())
+    return {
+        "evaluations": len(plan.trials),
+        "bytes": archive.nbytes,
+        "bits_per_parameter": round(8 * archive.nbytes / n, 4),
+        "stated_loss": plan.losses[case.metric],
+        "measured_again": loss_of(case.judge, case.new, restored),
+        "loss_on_unseen_data": loss_of(case.reporter, case.new, restored),
+        "setting": str(plan.chosen.assignment),
+        "trials": [[str(t.assignment.default.bound), t.n_bytes, round(t.usage, 4)] for t in plan.trials],
+        "seconds": round(seconds, 2),
+    }
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="bench budget", description=__doc__)
+    parser.add_argument("--data", help="folder with the data, the traces beside it (or NEARZIP_DATA)")
+    parser.add_argument("--only", nargs="*", choices=NETWORKS_TUNED, default=list(NETWORKS_TUNED))
+    options = parser.parse_args(arguments)
+    shared = traces.folder(options.data)
+    folder = options.data or os.environ.get("NEARZIP_DATA")
+    if shared is None or folder is None:
+        raise SystemExit("bench budget needs data and traces: --data DIR or NEARZIP_DATA")
+    torch.set_num_threads(1)
+    path = record.RESULTS / "budget.json"
+    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    order = list(NETWORKS_TUNED)
+    for name in options.only:
+        rows = [row for row in rows if row["network"] != name]
+        for case in cases(name, Path(folder), shared):
+            rows.append({
+                "network": name, "what": "alone" if case.base is None else "update", "metric": case.metric,
+                "max_loss": case.max_loss, "parameters": sum(w.size for w in case.new.values()),
+                "commit": record.commit(),
+                "searches": {strategy: measure(case, strategy) for strategy in strategies(case)},
+            })  # fmt: skip
+            print(json.dumps(rows[-1]), file=sys.stderr)
+        rows.sort(key=lambda row: order.index(row["network"]))
+        record.save("budget", {"samples": SAMPLES, "rows": rows}, ("nearzip", "numpy", "torch"))
