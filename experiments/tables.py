@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Iterable
 from typing import Any
 
@@ -88,6 +89,47 @@ def memory() -> str:
     return "From file to file against a base (anonymous memory, start of Python included):\n\n" + table(head, rows)
 
 
+_SEARCHES = {"nearzip": "ours", "delta-dnn": "Delta-DNN's", "deepsz": "DeepSZ's"}
+
+
+def budgets() -> str:
+    """Searches under one accuracy budget."""
+    result = _load("budget")
+    rows = [
+        [f"{row['network']}, {row['what']}", f"{row['metric']} {row['max_loss']:g}"]
+        + [_found(row["searches"].get(name)) for name in _SEARCHES]
+        for row in result["rows"]
+    ]
+    head = ["network", "at most lost", *_SEARCHES.values()]
+    return "\n\n".join([table(head, rows), _tally(result["rows"]), f"{_where(result)}."])
+
+
+def _found(search: dict[str, Any] | None) -> str:
+    if search is None:
+        return ""
+    if "nothing_fits" in search:
+        return "nothing fits"
+    return f"{search['bytes']:,} ({search['evaluations']}), {search['measured_again']:.2g}"
+
+
+def _tally(rows: list[dict[str, Any]]) -> str:
+    """How often plans kept their budget, and how ours compares in bytes and evaluations."""
+    found = [(s["measured_again"], row["max_loss"]) for row in rows for s in row["searches"].values() if "bytes" in s]
+    lines = [f"Measured again on the stored archive, {sum(loss <= most for loss, most in found)} of {len(found)} plans "
+             "are within their budget."]  # fmt: skip
+    for name in ("delta-dnn", "deepsz"):
+        pairs = [(row["searches"]["nearzip"], row["searches"][name]) for row in rows if name in row["searches"]]
+        no_larger = sum("bytes" not in theirs or ours["bytes"] <= theirs["bytes"] for ours, theirs in pairs)
+        ratios = [theirs["bytes"] / ours["bytes"] for ours, theirs in pairs if "bytes" in theirs]
+        most = max(ours["evaluations"] / theirs["evaluations"] for ours, theirs in pairs if "bytes" in theirs)
+        lines.append(
+            f"Beside {_SEARCHES[name]} search ours is no larger in {no_larger} of {len(pairs)} cases (theirs over ours "
+            f"{min(ratios):.3f} to {max(ratios):.2f}, median {statistics.median(ratios):.2f}), with at most "
+            f"{100 * most:.0f} % of the evaluations."
+        )
+    return " ".join(lines)
+
+
 def fill(path: str, name: str, text: str) -> None:
     """Replace what stands between two markers of a Markdown file."""
     place = _ROOT / path
@@ -101,3 +143,4 @@ def fill(path: str, name: str, text: str) -> None:
 
 def main(arguments: list[str]) -> None:
     fill("README.md", "figures", "\n\n".join([sizes(), speeds(), memory()]))
+    fill("docs/tune.md", "budget", budgets())
