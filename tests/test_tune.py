@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import pickle
 import warnings
 
 import joblib
@@ -370,6 +372,37 @@ def test_trials_run_where_the_caller_says(backend, strategy, tmp_path):
         alone = nz.tune(NETWORK, evaluate=agreement, max_loss=0.02, strategy=strategy)
         assert [t.restored_id for t in alone.trials] == [t.restored_id for t in plan.trials]
     assert len(list(tmp_path.glob("*.json"))) == len(plan.trials) + 1
+
+
+class Unsendable:
+    def __call__(self, tensors):
+        return 1.0
+
+    def __reduce__(self):
+        raise pickle.PicklingError("it holds a socket")
+
+
+def dies(tensors):
+    if joblib.parallel.get_active_backend()[0].nesting_level:
+        os._exit(1)
+    return 1.0
+
+
+def breaks(tensors):
+    raise ValueError("of mine")
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "error", "says"),
+    [
+        (Unsendable(), errors.UsageError, "cannot be sent to another process"),
+        (breaks, errors.Error, "evaluate raised ValueError on the original network: of mine"),
+        (dies, errors.Error, "a worker ended before its trial did"),
+    ],
+)
+def test_what_fails_in_another_process_is_named(evaluate, error, says):
+    with joblib.parallel_config("loky", n_jobs=2), pytest.raises(error, match=says):
+        nz.tune(NETWORK, evaluate=evaluate, max_loss=0.1)
 
 
 def test_trials_run_on_dask():

@@ -60,6 +60,9 @@ class DeepSzSearch:
     most_tests: int = 60
     most_combined: int = 10
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "starts", tuple(float(start) for start in self.starts))
+
     def search(self, runner: Runner, family: Family) -> Trial | None:
         """The smallest combined network within the budget; None if there is none."""
         if not isinstance(family, Bounds):

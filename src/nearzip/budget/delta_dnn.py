@@ -41,6 +41,7 @@ class DeltaDnnSearch:
     fallback: float = 1e-3
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "candidates", tuple(float(c) for c in self.candidates))
         if not self.candidates or any(not 0 < c < math.inf for c in (*self.candidates, self.fallback)):
             raise UsageError(f"candidates are positive error bounds, not {list(self.candidates)}")
         if not (self.alpha >= 0 and self.beta >= 0 and math.isclose(self.alpha + self.beta, 1)):

@@ -6,6 +6,7 @@ Along a bound one step to the right doubles it; along an option it is the next v
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -110,8 +111,9 @@ class Bounds(Family):
         """Root mean square of what is coded (the update, where there is a base); 1 for relative kinds."""
         if self.kind != "abs":
             return 1.0
-        large = [n for n, a in self._coded.items() if a.ndim > 1] or list(self._coded)
-        return rms([self._coded[name] for name in large]) or 1.0
+        matrices = [facts for facts in self._facts.values() if facts.rank > 1] or list(self._facts.values())
+        n = sum(facts.n for facts in matrices)
+        return math.sqrt(sum(facts.squares for facts in matrices) / n) or 1.0 if n else 1.0
 
     @cached_property
     def low(self) -> float:  # type: ignore[override]
@@ -122,7 +124,7 @@ class Bounds(Family):
         """Where everything is rounded to zero, or what a relative bound can mean."""
         if self.kind != "abs":
             return -1.0 if self.kind == "pwrel" else 2.0
-        largest = max((float(np.max(np.abs(a))) for a in self._coded.values() if a.size), default=0.0)
+        largest = max((facts.largest for facts in self._facts.values()), default=0.0)
         return max(self.start, math.ceil(math.log2(max(largest / self.unit, 1.0)) / self.grid) * self.grid)
 
     @cached_property
@@ -156,39 +158,50 @@ class Bounds(Family):
         return frozenset(n for n, a in self.subject.tensors.items() if kinds.get(n) == (a.dtype, a.shape))
 
     @cached_property
-    def _coded(self) -> dict[str, Array]:
-        """What is coded of every floating-point tensor, float64, zero where it is not finite."""
-        coded = {}
-        for name, array in self.subject.tensors.items():
-            if is_float(array.dtype):
-                values = array.astype(np.float64)
-                if name in self._updates and self.subject.base is not None:
-                    with np.errstate(invalid="ignore", over="ignore"):
-                        values -= self.subject.base[name].astype(np.float64)
-                coded[name] = np.where(np.isfinite(values), values, 0.0)
-        return coded
+    def _facts(self) -> dict[str, _Facts]:
+        """Of what is coded of every floating-point tensor, one after the other."""
+        base = self.subject.base or {}
+        floats = {name: a for name, a in self.subject.tensors.items() if is_float(a.dtype)}
+        return {name: _Facts.of(a, base[name] if name in self._updates else None) for name, a in floats.items()}
 
     @cached_property
     def _own(self) -> dict[str, float]:
         """The finer bounds of tensors of one dimension that are positive throughout and have no base."""
         if self.kind != "abs":
             return {}
-        lowest = {
-            n: float(a.min()) for n, a in self._coded.items() if a.ndim == 1 and a.size and n not in self._updates
-        }
-        return {name: float(f"{low / 2:.3g}") for name, low in lowest.items() if low > 0}
+        alone = {name: facts for name, facts in self._facts.items() if name not in self._updates}
+        return {n: float(f"{f.lowest / 2:.3g}") for n, f in alone.items() if f.rank == 1 and f.n and f.lowest > 0}
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """Of the finite values of a tensor, or of its difference to a base."""
+
+    rank: int
+    n: int
+    squares: float
+    largest: float
+    lowest: float
+
+    @staticmethod
+    def of(array: Array, base: Array | None) -> _Facts:
+        values = array.astype(np.float64).reshape(-1)
+        if base is not None:
+            with np.errstate(invalid="ignore", over="ignore"):
+                values -= base.astype(np.float64).reshape(-1)
+        values = values[np.isfinite(values)]
+        if not values.size:
+            return _Facts(array.ndim, 0, 0.0, 0.0, 0.0)
+        with np.errstate(over="ignore"):
+            squares = float(np.vdot(values, values))
+        largest = float(max(values.max(), -values.min()))
+        return _Facts(array.ndim, values.size, min(squares, sys.float_info.max), largest, float(values.min()))
 
 
 def _rounded_up(value: float) -> float:
     """To one digit."""
     exponent = math.floor(math.log10(value))
     return float(f"{math.ceil(value / 10.0**exponent)}e{exponent}")
-
-
-def rms(arrays: Sequence[Array]) -> float:
-    """Root mean square over all values."""
-    n = sum(a.size for a in arrays)
-    return math.sqrt(sum(float(np.vdot(a, a)) for a in arrays) / n) if n else 0.0
 
 
 def family_of(subject: Subject, method: str, options: Mapping[str, Any] | None, knob: str | None) -> Family:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,10 @@ from typing import Any
 from nearzip.budget.documents import fields, numbers, read_document
 from nearzip.budget.measure import Outcome, Subject, evaluate_original, losses_of, measure, usage_of
 from nearzip.budget.plan import Assignment, Choice, Trial, trial_key
-from nearzip.errors import CorruptError, UsageError
+from nearzip.errors import CorruptError, Error, UsageError
 from nearzip.storage import Path_, atomic_file, naming_errors
 
-__all__ = ["Runner", "Status", "Watch", "n_workers"]
+__all__ = ["Runner", "Status", "Watch", "check_budgets", "n_workers"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,18 @@ def _in_parallel(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) 
         parallel = joblib.Parallel(return_as="generator_unordered")
     except ValueError:  # a backend that gives its results all at once
         parallel = joblib.Parallel()
-    yield from parallel(calls)
+    try:
+        yield from parallel(calls)
+    except pickle.PicklingError as error:
+        raise UsageError(
+            f"evaluate cannot be sent to another process ({error}); make it a function of a module, or run trials with "
+            "joblib.parallel_config('threading')"
+        ) from error
+    except BrokenExecutor as error:
+        raise Error(
+            f"a worker ended before its trial did, perhaps for want of memory ({error}); run fewer at once, and give "
+            "trials= to go on from those that are done"
+        ) from error
 
 
 def _numbered(i: int, function: Callable[..., Any], job: tuple[Any, ...]) -> tuple[int, Any]:
@@ -189,9 +202,15 @@ def budgets(max_loss: Any, original: Mapping[str, float]) -> dict[str, float]:
     return {name: _budget(name, value) for name, value in given.items()}
 
 
+def check_budgets(max_loss: Any) -> None:
+    """What can be refused before anything is evaluated. Raises UsageError."""
+    for name, value in max_loss.items() if isinstance(max_loss, Mapping) else [("every metric", max_loss)]:
+        _budget(name, value)
+
+
 def _budget(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise UsageError(f"max_loss of {name!r} is a number from 0 on, in evaluate's units, not {value!r}")
+        raise UsageError(f"max_loss of {name} is a number from 0 on, in evaluate's units, not {value!r}")
     return float(value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from nearzip.budget.families import family_of
 from nearzip.budget.measure import Evaluate, Subject
 from nearzip.budget.plan import Plan, Trial
 from nearzip.budget.search import EVALUATIONS, search
-from nearzip.budget.trials import Runner, Watch
+from nearzip.budget.trials import Runner, Watch, check_budgets
 from nearzip.errors import BudgetError, UsageError
 from nearzip.storage import Path_
 from nearzip.version import __version__
@@ -111,6 +112,7 @@ def tune(
         raise UsageError("tune needs evaluate, a function of a dict of arrays, and max_loss")
     if type(seed) is not int:
         raise UsageError(f"a seed is an integer, not {seed!r}")
+    check_budgets(max_loss)
     subject = Subject.of(tensors, base, evaluate, seed)
     finder = _finder(strategy, parameters)
     most = _evaluations(evaluations)
@@ -125,10 +127,8 @@ def tune(
         chosen = finder.search(runner, family)
     if chosen is None:
         raise BudgetError(_why_nothing_fits(runner, method))
-    described = {"name": strategy, "knob": knob, **parameters}
-    if finder is None:
-        described["evaluations"] = most
-    return _plan(runner, chosen, described, seed)
+    described = {"evaluations": most} if finder is None else asdict(finder)
+    return _plan(runner, chosen, {"name": strategy, "knob": knob, **described}, seed)
 
 
 def _finder(strategy: str, parameters: Mapping[str, Any]) -> DeltaDnnSearch | DeepSzSearch | None:

@@ -1,0 +1,167 @@
+"""nearzip tune and compress --plan: what they print, where, and how they fail."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.numpy import load_file, save_file
+
+import nearzip as nz
+from nearzip.cli import cli
+
+rng = np.random.default_rng(5)
+OLD = {"w": rng.normal(0, 0.1, (64, 48)).astype(np.float32), "b": np.zeros(64, np.float32)}
+NEW = {name: (value + rng.normal(0, 0.002, value.shape)).astype(np.float32) for name, value in OLD.items()}
+
+JUDGE = """
+import numpy as np
+from safetensors.numpy import load_file
+
+new = load_file("new.safetensors")
+calls = 0
+
+def error(tensors):
+    return -float(sum(np.abs(tensors[name] - new[name]).mean() for name in new))
+
+def two(tensors):
+    return {"error": error(tensors), "worst": -max(float(np.abs(tensors[n] - new[n]).max()) for n in new)}
+
+def restless(tensors):
+    global calls
+    calls += 1
+    return error(tensors) - calls * 1e-9
+
+def raises(tensors):
+    raise KeyError("layer9")
+
+NUMBER = 3
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with old.safetensors, new.safetensors and judge.py."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "judge", raising=False)
+    save_file(OLD, "old.safetensors")
+    save_file(NEW, "new.safetensors")
+    Path("judge.py").write_text(JUDGE)
+    Path("broken.py").write_text("1 / 0")
+    return tmp_path
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, arguments)
+
+
+def tune(*arguments: str, evaluate: str = "judge:error", max_loss: str = "0.01") -> Result:
+    return run("tune", "new.safetensors", "--evaluate", evaluate, "--max-loss", max_loss, "-o", "plan.json", *arguments)
+
+
+@pytest.mark.parametrize("base", [(), ("--base", "old.safetensors")], ids=["alone", "update"])
+def test_a_plan_is_found_and_applied(files, base):
+    result = tune(*base)
+    assert result.exit_code == 0, result.stderr
+    assert "chosen" in result.stdout
+    assert "measured on the stored archive; at most score 0.01" in result.stdout
+    assert result.stderr == ""
+    plan = nz.Plan.load("plan.json")
+    result = run("compress", "new.safetensors", *base, "--plan", "plan.json", "-o", "a.nz")
+    assert result.exit_code == 0, result.stderr
+    assert Path("a.nz").stat().st_size == plan.nbytes
+    assert run("decompress", "a.nz", *base, "-o", "r.safetensors").exit_code == 0
+    restored = load_file("r.safetensors")
+    assert sum(np.abs(restored[name] - NEW[name]).mean() for name in NEW) <= 0.01
+
+
+def test_json_on_stdout_and_a_status_line_for_every_trial(files):
+    result = tune("--json", "--max-loss", "error=0.02", evaluate="judge:two", max_loss="worst=0.05")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert (document["message_type"], document["command"], document["output"]) == ("summary", "tune", "plan.json")
+    assert document["plan"] == json.loads(Path("plan.json").read_text())
+    assert document["plan"]["max_loss"] == {"error": 0.02, "worst": 0.05}
+    lines = [json.loads(line) for line in result.stderr.splitlines()]
+    assert [line["trials_done"] for line in lines] == list(range(1, len(document["plan"]["trials"]) + 1))
+    assert lines[-1]["best"]["bytes"] == document["plan"]["bytes"]
+
+
+def test_the_methods_and_the_searches(files):
+    for arguments in (
+        ("--method", "delta-dnn", "--set", "backend=zstd", "--knob", "pwrel"),
+        ("--strategy", "deepsz"),
+        ("--strategy", "delta-dnn", "--base", "old.safetensors"),
+        ("--method", "lc-checkpoint", "--base", "old.safetensors", "--evaluations", "3"),
+    ):
+        result = tune("--force", *arguments)
+        assert result.exit_code == 0, (arguments, result.stderr)
+
+
+def test_trials_are_filed(files):
+    assert tune("--trials", "trials").exit_code == 0
+    n = len(list(Path("trials").iterdir()))
+    assert n == len(nz.Plan.load("plan.json").trials) + 1
+    assert tune("--trials", "trials", "--force").exit_code == 0
+    assert len(list(Path("trials").iterdir())) == n
+
+
+def test_warnings_end_with_exit_code_1(files):
+    result = tune(evaluate="judge:restless")
+    assert result.exit_code == 1
+    assert "warning: evaluate is not deterministic" in result.stderr
+    result = run("compress", "old.safetensors", "--plan", "plan.json", "-o", "a.nz")
+    assert result.exit_code == 1
+    assert "warning: the plan was made for the network" in result.stderr
+    assert Path("a.nz").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "says", "arguments", "changes"),
+    [
+        (2, "takes PACKAGE.MODULE:FUNCTION", (), {"evaluate": "judge"}),
+        (2, "No module named 'nope'", (), {"evaluate": "nope:error"}),
+        (2, "has no attribute 'nope'", (), {"evaluate": "judge:nope"}),
+        (2, "is a int, not a function", (), {"evaluate": "judge:NUMBER"}),
+        (2, "importing it raised ZeroDivisionError", (), {"evaluate": "broken:error"}),
+        (3, "evaluate raised KeyError on the original network: 'layer9'", (), {"evaluate": "judge:raises"}),
+        (2, "takes a number, not 'x'", (), {"max_loss": "x"}),
+        (2, "takes a number, not 'x'", (), {"max_loss": "score=x"}),
+        (2, "NAME=X once for each metric", ("--max-loss", "0.3"), {}),
+        (2, "NAME=X once for each metric", ("--max-loss", "a=0.3"), {"max_loss": "a=0.1"}),
+        (2, "no metric 'top1'; it returns score", (), {"max_loss": "top1=0.1"}),
+        (2, "a number from 0 on", (), {"max_loss": "-1"}),
+        (2, "a number from 0 on", (), {"max_loss": "nan"}),
+        (2, "no knob 'size'", ("--knob", "size"), {}),
+        (15, "within the budget", ("--method", "delta-dnn"), {"max_loss": "0"}),
+        (10, "no such file", ("--base", "gone.safetensors"), {}),
+        (2, "is a file; trials need a folder", ("--trials", "judge.py"), {}),
+    ],
+)  # fmt: skip
+def test_failures_are_one_line_and_write_nothing(files, code, says, arguments, changes):
+    result = tune(*arguments, **changes)
+    assert result.exit_code == code, result.stderr
+    assert result.stdout == ""
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not Path("plan.json").exists()
+
+
+def test_plans_are_not_overwritten_and_not_mixed_with_settings(files):
+    assert tune().exit_code == 0
+    before = Path("plan.json").read_bytes()
+    result = tune()
+    assert (result.exit_code, Path("plan.json").read_bytes()) == (2, before)
+    for extra in (("--bound", "abs:1"), ("--method", "zstd"), ("--set", "level=3")):
+        result = run("compress", "new.safetensors", "--plan", "plan.json", "-o", "a.nz", *extra)
+        assert result.exit_code == 2
+        assert "a plan says method, bounds and options" in result.stderr
+    Path("plan.json").write_text("{}")
+    result = run("compress", "new.safetensors", "--plan", "plan.json", "-o", "a.nz")
+    assert (result.exit_code, Path("a.nz").exists()) == (12, False)
+    assert "plan.json: is not a plan" in result.stderr
