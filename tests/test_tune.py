@@ -122,6 +122,22 @@ def test_a_budget_that_is_never_used_ends_at_the_smallest_file():
     assert all(np.array_equal(restored[name], BASE[name]) for name in ("a.weight", "b.weight"))
 
 
+def test_more_evaluations_find_bounds_of_single_tensors():
+    network = {name: rng.normal(0, 1, (128, 128)).astype(np.float32) for name in ("dear", "cheap", "free")}
+
+    def uneven(tensors):
+        square = {name: float(np.mean((tensors[name] - network[name]) ** 2)) for name in network}
+        return -(100 * square["dear"] + square["cheap"])
+
+    few, many = (nz.tune(network, evaluate=uneven, max_loss=0.1, evaluations=n) for n in (5, 20))
+    check(many, network, None, uneven)
+    assert 5 < len(many.trials) <= 20
+    assert many.nbytes < 0.8 * few.nbytes
+    assert many.chosen.stage == "refine"
+    bounds = [many.choices[name].bound.value for name in ("dear", "cheap", "free")]
+    assert bounds == sorted(bounds)
+
+
 def test_what_is_positive_stays_positive():
     network = {
         "w": rng.normal(0, 0.5, (256, 64)).astype(np.float32),

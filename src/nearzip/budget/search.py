@@ -11,6 +11,7 @@ import numpy as np
 from nearzip.api import compress
 from nearzip.budget.families import Bounds, Family
 from nearzip.budget.plan import Trial
+from nearzip.budget.refine import refine
 from nearzip.budget.trials import Runner, n_workers
 from nearzip.tensors import Array
 
@@ -102,17 +103,21 @@ def search(runner: Runner, family: Family, evaluations: int) -> Trial | None:
 
     The next trial is where it is expected to save most: the chance that it is within the budget, by a line through the
     trials so far (log2 of usage over log2 of the bound), times the bytes that it would save. With several workers a
-    round tries as many positions as there are workers.
+    round tries as many positions as there are workers. Evaluations beyond those are for bounds of single tensors (see
+    `refine`).
     """
     line, sizes = _Line(family), _sizes(runner, family)
-    while len(runner.trials) < evaluations:
-        positions = _proposals(line, sizes, min(n_workers(), evaluations - len(runner.trials)))
+    most = min(evaluations, max(EVALUATIONS, n_workers())) if isinstance(family, Bounds) else evaluations
+    while len(runner.trials) < most:
+        positions = _proposals(line, sizes, min(n_workers(), most - len(runner.trials)))
         if not positions:
             break
         trials = runner.run([family.at(x) for x in positions], "search")
         line.trials.update(zip(positions, trials, strict=True))
     if runner.best is None and family.exact is not None:
         runner.run([family.exact], "exact")
+    elif isinstance(family, Bounds):
+        refine(runner, family, evaluations)
     return runner.best
 
 
