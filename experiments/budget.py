@@ -36,7 +36,7 @@ SAMPLES = {
     "lenet-300-100": (2000, 4000),
     "lenet-5": (1000, 2000),
     "vgg-small": (500, 1000),
-    "transformer": (10, 40),
+    "transformer": (5, 20),
 }
 #: Network to its pair of versions; the digits network is trained here.
 NETWORKS_TUNED = {
@@ -80,7 +80,7 @@ def _batches(split: data.Split) -> list[Any]:
 
 def _windows(split: data.Split, n: int) -> list[Any]:
     inputs, targets = (x[: n * _TIME].view(n, _TIME) for x in (split.inputs, split.targets))
-    return list(zip(inputs.split(10), targets.split(10), strict=True))
+    return list(zip(inputs.split(5), targets.split(5), strict=True))
 
 
 def digits() -> tuple[nn.Module, Tensors, Tensors, list[Any], list[Any]]:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import sys
 import warnings
 
 import joblib
@@ -153,6 +154,26 @@ def test_what_cannot_fit_says_how_near_it_came():
         nz.tune(NETWORK, method="delta-dnn", evaluate=negative_error, max_loss=1e-30)
     with pytest.raises(errors.BudgetError, match="after 11 trials"):
         nz.tune(NETWORK, evaluate=negative_error, max_loss=1e-30, strategy="delta-dnn")
+
+
+ODD = {
+    "integers alone": {"n": np.arange(6).reshape(2, 3)},
+    "zeros": {"w": np.zeros((4, 4), np.float32)},
+    "empty": {"w": np.zeros((0, 4), np.float32), "b": np.ones(3, np.float32)},
+    "one value": {"w": np.ones((), np.float32)},
+    "not finite": {"w": np.array([[np.nan, np.inf, 1.0], [-np.inf, 0.5, -0.0]], np.float32)},
+    "huge and tiny": {"w": np.array([[1e300, -1e300], [5e-324, 0]])},
+    "half": {"w": np.linspace(-1, 1, 64, dtype=np.float16).reshape(8, 8)},
+}
+
+
+@pytest.mark.parametrize("strategy", ["nearzip", "delta-dnn"])
+@pytest.mark.parametrize("with_base", [False, True])
+@pytest.mark.parametrize("what", ODD)
+def test_odd_networks(what, with_base, strategy):
+    network = ODD[what]
+    plan = nz.tune(network, network if with_base else None, evaluate=lambda w: 1.0, max_loss=0.1, strategy=strategy)
+    check(plan, network, network if with_base else None, lambda w: 1.0)
 
 
 def test_searches_are_deterministic():
@@ -388,6 +409,11 @@ def test_trials_run_where_the_caller_says(backend, strategy, tmp_path):
         alone = nz.tune(NETWORK, evaluate=agreement, max_loss=0.02, strategy=strategy)
         assert [t.restored_id for t in alone.trials] == [t.restored_id for t in plan.trials]
     assert len(list(tmp_path.glob("*.json"))) == len(plan.trials) + 1
+
+
+def test_without_joblib_trials_run_one_after_another(monkeypatch):
+    monkeypatch.setitem(sys.modules, "joblib", None)
+    check(nz.tune(NETWORK, evaluate=agreement, max_loss=0.02), evaluate=agreement)
 
 
 class Unsendable:

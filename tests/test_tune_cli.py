@@ -111,6 +111,13 @@ def test_trials_are_filed(files):
     assert len(list(Path("trials").iterdir())) == n
 
 
+def test_jobs_need_joblib(files, monkeypatch):
+    monkeypatch.setitem(sys.modules, "joblib", None)
+    result = tune("--jobs", "2")
+    assert result.exit_code == 3
+    assert "pip install 'nearzip[tune]'" in result.stderr
+
+
 def test_warnings_end_with_exit_code_1(files):
     result = tune(evaluate="judge:restless")
     assert result.exit_code == 1

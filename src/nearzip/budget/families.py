@@ -46,10 +46,6 @@ class Family(ABC):
     def at(self, position: float) -> Assignment:
         """The setting there."""
 
-    def snap(self, position: float) -> float:
-        """The nearest position that there is."""
-        return min(self.high, max(self.low, round(position / self.grid) * self.grid))
-
     @property
     def exact(self) -> Assignment | None:
         return None
