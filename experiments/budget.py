@@ -34,8 +34,8 @@ from nearzip.torch.evaluator import Evaluator
 SAMPLES = {
     "digits": (500, 500),
     "lenet-300-100": (2000, 4000),
-    "lenet-5": (1000, 2000),
-    "vgg-small": (500, 1000),
+    "lenet-5": (500, 1000),
+    "vgg-small": (400, 800),
     "transformer": (5, 20),
 }
 #: Network to its pair of versions; the digits network is trained here.
