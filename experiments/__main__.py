@@ -5,8 +5,8 @@ import sys
 
 #: Command: the module whose `main` it is.
 _SAME = (
-    "bound_truth", "budget", "damage", "damage_peers", "delta_dnn", "fidelity", "memory", "page", "papers", "size",
-    "speed", "tables", "throughput", "train",
+    "bound_truth", "budget", "damage", "damage_peers", "delta_dnn", "fidelity", "lossless", "memory", "page", "papers",
+    "size", "speed", "tables", "throughput", "train",
 )  # fmt: skip
 COMMANDS = dict(zip(_SAME, _SAME, strict=True)) | {"traces": "trace_sets"}
 

@@ -82,13 +82,18 @@ def save(name: str, result: dict[str, Any], packages: Sequence[str] = ("nearzip"
     return path
 
 
-def interleaved(sides: dict[str, Callable[[], object]], rounds: int = 9) -> dict[str, float]:
-    """Median seconds of each side; the sides take turns, so that a busy machine hurts all of them alike."""
+def interleaved(
+    sides: dict[str, Callable[[], object]], rounds: int = 9, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Median seconds of each side; the sides take turns, so that a busy machine hurts all of them alike.
+
+    `clock`: `time.process_time` for what one core does while others use the machine as well.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for round_number in range(rounds + 1):
         for name, side in sides.items():
-            begin = time.perf_counter()
+            begin = clock()
             side()
             if round_number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(clock() - begin)
     return {name: statistics.median(values) for name, values in seconds.items()}

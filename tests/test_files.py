@@ -706,3 +706,13 @@ def test_what_readers_refuse_by_default_is_not_written():
     deep = types.SimpleNamespace(name="deep", shape=(1,) * 33)
     with pytest.raises(errors.UsageError, match="33 dimensions"):
         _check_writable(types.SimpleNamespace(specs={"deep": deep}))
+
+
+def test_an_archive_cut_short_while_it_is_open(tmp_path):
+    path = tmp_path / "a.nz"
+    weights = np.random.default_rng(0).normal(size=60_000).astype(np.float32)
+    nz.compress({"a": weights, "b": weights[:100].copy()}).save(path)
+    with nz.open(path) as reader:
+        os.truncate(path, 30)
+        with pytest.raises(errors.TruncatedError, match=r"a\.nz: ends early"):
+            reader["a"]

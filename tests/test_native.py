@@ -88,6 +88,15 @@ def test_ordered_delta_is_its_twin_and_can_be_undone(dtype, seed, n, floats, spr
     assert bits_equal(twins.undo_ordered_delta(symbols, base, floats), x)
 
 
+@pytest.mark.parametrize("dtype", UNSIGNED)
+@given(seed=seeds, n=st.integers(0, 70), left=st.booleans())
+def test_turn_is_its_twin(dtype, seed, n, left):
+    x = np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, n, dtype=dtype, endpoint=True)
+    out = np.empty_like(x)
+    _core.turn(x, left, out)
+    assert bits_equal(out, twins.turn(x, left))
+
+
 def test_ordered_integers_sort_like_the_floats():
     x = np.sort(np.random.default_rng(1).normal(0, 1e-30, 1000).astype(np.float32)).view(np.uint32)
     zero = np.zeros_like(x)
@@ -184,6 +193,15 @@ def test_token_streams_read_as_the_format_says(seed, n):
     assert twins.decode_tokens(data, parts) == tokens.tobytes()
     assert decoded_tokens(data, parts) == tokens.tobytes()
     assert len(data) <= n + 8 + 40
+
+
+def test_noise_is_stored_and_what_only_looks_like_it_is_not():
+    rng = np.random.default_rng(4)
+    noise = rng.integers(0, 256, 200_000).astype(np.uint8)
+    assert len(_core.encode_tokens(noise, [noise.size])) == noise.size + 1
+    assert len(_core.encode_tokens(noise | 1, [noise.size])) < 0.88 * noise.size
+    steps = (noise[: 1 << 16] >> 2) + np.repeat([0, 64, 128, 192], 1 << 14).astype(np.uint8)
+    assert len(_core.encode_tokens(steps, [steps.size])) < 0.77 * steps.size
 
 
 @pytest.mark.parametrize("share", [0.001, 0.02, 0.11])
@@ -313,7 +331,7 @@ def versions_of(rng: np.random.Generator, n: int, dtype: type) -> tuple[np.ndarr
     base = [anything, middle][rng.integers(0, 2)]
     noise = rng.integers(0, top, n, dtype=dtype, endpoint=True) >> dtype(rng.integers(0, width))
     x = [base + noise, base - (noise & dtype(3)), anything[::-1].copy()][rng.integers(0, 3)]
-    same = rng.random(n) < rng.choice([0, 0.5, 0.99, 1])
+    same = rng.random(n) < rng.choice([0, 0.5, 0.99, 0.999, 1])
     stretches = (np.arange(n) // 700 % 2 == 0) & (rng.random() < 0.5)
     return base, np.where(same | stretches, base, x).astype(dtype)
 
@@ -393,6 +411,31 @@ def test_vectors_change_no_byte(seed):
                 decoded_tokens(half, parts)
     finally:
         _core.allow_vectors(True)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("with_base", [False, True])
+def test_quantized_values_that_are_mostly_zero(dtype, with_base):
+    """The decoder goes from masks to values directly; long tokens, -0.0 and what is not finite included."""
+    rng = np.random.default_rng(9)
+    n = 90_003
+    base = floats_of(rng, n, dtype) if with_base else None
+    moves = np.where(rng.random(n) < 0.1, rng.laplace(0, 40, n), 0.0)
+    with np.errstate(all="ignore"):
+        x = ((base if with_base else np.zeros(n)) + moves).astype(dtype)
+    parts = [1, 0, 50_001, 3, n - 50_005]
+    data = _core.encode_quantized(x, base, 0.5, parts)
+    assert data == _core.encode_symbols(twins.quantize(x, base, 0.5), parts, False)
+    size, at = twins.read_varint(data, 2)
+    assert data[at] == 64, "zeros stand apart"
+    out = np.empty(n, dtype)
+    _core.decode_quantized(np.frombuffer(data, np.uint8), base, 0.5, parts, out)
+    expected = twins.dequantize(twins.decode_symbols(data, parts, np.int32), base, 0.5, dtype)
+    assert np.array_equal(np.isnan(out), np.isnan(expected))
+    assert bits_equal(np.nan_to_num(out, nan=1.0), np.nan_to_num(expected, nan=1.0))
+    for cut in (1, 5, size // 2):
+        with pytest.raises(ValueError, match=r"."):
+            _core.decode_quantized(np.frombuffer(data, np.uint8)[:-cut], base, 0.5, parts, out)
 
 
 def test_chunks_do_not_span_parts():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
@@ -48,3 +49,40 @@ def test_closing_does_not_wait_for_running_work():
     closed = not closing.is_alive()
     release.set()
     assert closed
+
+
+def names_of(threads: int, n: int) -> set[str]:
+    return set(ordered_map(lambda _: threading.current_thread().name, range(n), threads))
+
+
+def test_threads_are_kept_for_the_next_call():
+    first = names_of(3, 50)
+    assert names_of(3, 50) & first
+    results = ordered_map(lambda _: threading.current_thread().name, range(5), 3)
+    taken = {next(results) for _ in range(5)}  # never asked for a sixth, as the reader of an archive does
+    del results
+    assert names_of(3, 50) & taken
+
+
+def test_work_may_call_for_threads_itself():
+    def inner(i: int) -> int:
+        return sum(ordered_map(lambda k: i + k, range(10), 2))
+
+    assert list(ordered_map(inner, range(40), 2)) == [10 * i + 45 for i in range(40)]
+
+
+def test_an_error_leaves_no_busy_pool_behind():
+    for _ in range(5):
+        with pytest.raises(ZeroDivisionError):
+            list(ordered_map(lambda i: 1 // (i - 1), range(20), 2))
+        assert list(ordered_map(lambda i: i, range(20), 2)) == list(range(20))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_threads_are_made_anew_after_a_fork():
+    assert list(ordered_map(lambda i: i, range(20), 2)) == list(range(20))
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if list(ordered_map(lambda i: i, range(20), 2)) == list(range(20)) else 1)
+    assert os.waitpid(child, 0)[1] == 0

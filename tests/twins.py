@@ -76,6 +76,12 @@ def undo_ordered_delta(symbols: Array, base: Array, floats: bool) -> Array:
     return np.array(out, base.dtype)
 
 
+def turn(x: Array, left: bool) -> Array:
+    width = 8 * x.itemsize
+    by = 1 if left else width - 1
+    return np.array([(v << by | v >> (width - by)) % (1 << width) for v in x.tolist()], x.dtype)
+
+
 def outside(x: Array, y: Array, tolerance: float, relative: bool) -> list[int]:
     """In rational numbers, so without a rounding anywhere."""
     found = []
@@ -405,6 +411,9 @@ def decode_contexts(data: bytes, base: Array, floats: bool, mantissa_bits: int, 
         return np.frombuffer(data[1:], base.dtype)
     if data[0] == 1:
         return base.copy()
+    chunk_log = 9
+    if data[0] == 3:
+        chunk_log, data = data[1], data[1:]
     scale, lanes = data[1] % MANY_LANES, MANY_LANES if data[1] >= MANY_LANES else LANES
     bits = Bits(data[2:])
     n_tables = bits.get(6) + 1
@@ -412,7 +421,7 @@ def decode_contexts(data: bytes, base: Array, floats: bool, mantissa_bits: int, 
     table_of = [k for k, length in enumerate(lengths) for _ in range(length)]
     table_of += [n_tables - 1] * (CONTEXTS - len(table_of))
     tables = [_read_table(bits, scale) for _ in range(n_tables)]
-    chunks = chunk_sizes(parts, 9)
+    chunks = chunk_sizes(parts, chunk_log)
     sizes = _read_sizes(bits, len(chunks))
     at = 2 + bits.bytes_begun()
     states = [int(state) for state in np.frombuffer(data[at : at + 4 * lanes], "<u4")]

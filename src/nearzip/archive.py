@@ -12,7 +12,7 @@ import numpy as np
 
 from nearzip.codec import decode_block, decode_sparse_block, encode_block
 from nearzip.container import BlockEntry, Index, Segment, Source, Writer, read_index
-from nearzip.digests import content_id, digest, join_pieces, piece_digests, tensor_digest
+from nearzip.digests import content_id, digest, join_pieces, part_digests, tensor_digest
 from nearzip.errors import CorruptError, LimitError, NotFoundError, UsageError, WrongBaseError
 from nearzip.layout import Block, Draft, context_of, draft_segments, find_ties, read_block, segment_blocks
 from nearzip.limits import Limits
@@ -78,10 +78,7 @@ class WriteReport:
 
 def _pieces(block: Block, values: Array) -> list[list[bytes]]:
     """Digests of the block's pieces, tensor by tensor."""
-    if len(block.tensors) == 1:
-        return [piece_digests(values)]
-    ends = np.cumsum(block.parts)
-    return [piece_digests(values[end - n : end]) for n, end in zip(block.parts, ends, strict=True)]
+    return part_digests(values, block.parts)
 
 
 def _tasks(drafts: Iterator[Draft]) -> Iterator[_Task]:

@@ -6,14 +6,23 @@ XXH3-128 guards against damage at the speed of memory. It is no signature: who c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import xxhash
 
 from nearzip.tensors import Array, Checkpoint, TensorSpec
 
-__all__ = ["DIGEST_BYTES", "PIECE_BYTES", "checkpoint_id", "content_id", "digest", "piece_digests", "tensor_digest"]
+__all__ = [
+    "DIGEST_BYTES",
+    "PIECE_BYTES",
+    "checkpoint_id",
+    "content_id",
+    "digest",
+    "part_digests",
+    "piece_digests",
+    "tensor_digest",
+]
 
 DIGEST_BYTES = 16
 #: A tensor's digest is taken over pieces of this size, so that blocks can be checked in parallel.
@@ -38,6 +47,19 @@ def piece_digests(values: Array) -> list[bytes]:
     """Digests of consecutive pieces of a contiguous array that starts at a piece's border; one for an empty array."""
     data = _bytes_of(values)
     return [digest(data[at : at + PIECE_BYTES]) for at in range(0, max(1, len(data)), PIECE_BYTES)]
+
+
+def part_digests(values: Array, parts: Sequence[int]) -> list[list[bytes]]:
+    """`piece_digests` of each of several arrays whose values follow each other in one."""
+    data, width = _bytes_of(values), values.itemsize
+    found = []
+    at = 0
+    for part in parts:
+        end = at + part * width
+        starts = range(at, max(at + 1, end), PIECE_BYTES)
+        found.append([digest(data[start : min(start + PIECE_BYTES, end)]) for start in starts])
+        at = end
+    return found
 
 
 def join_pieces(pieces: list[bytes]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ class Block:
     start: int
     stop: int
 
-    @property
+    @functools.cached_property
     def parts(self) -> tuple[int, ...]:
         if len(self.tensors) == 1:
             return (self.stop - self.start,)

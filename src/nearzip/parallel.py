@@ -35,6 +35,28 @@ def number_of_threads(wanted: int | None) -> int:
     return wanted
 
 
+#: Pools that wait for the next call: their threads keep the memory in which blocks are coded, and fresh pages take
+#: time to get. A pool serves one call at a time, so that work which itself calls `ordered_map` cannot wait
+#: for threads that wait for it.
+_idle: deque[tuple[int, ThreadPoolExecutor]] = deque()
+_MOST_IDLE = 2
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.clear)  # threads do not survive a fork
+
+
+def _take(threads: int) -> ThreadPoolExecutor:
+    """An idle pool of that many threads, or a new one."""
+    for _ in range(len(_idle)):
+        try:
+            kept, pool = _idle.popleft()
+        except IndexError:  # another thread was quicker
+            break
+        if kept == threads:
+            return pool
+        pool.shutdown(wait=False)
+    return ThreadPoolExecutor(threads, thread_name_prefix="nearzip")
+
+
 def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
     """`map` on a thread pool; at most `threads` + 2 results wait to be taken, so memory stays bounded.
 
@@ -44,7 +66,7 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) ->
     if threads == 1:
         yield from map(function, items)
         return
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="nearzip")
+    pool = _take(threads)
     waiting: deque[Future[R]] = deque()
     try:
         for item in items:
@@ -54,6 +76,9 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) ->
         while waiting:
             yield waiting.popleft().result()
     finally:
-        # Without joining threads: an iterator that was abandoned in a cycle is closed by the garbage collector, in any
-        # thread and under any lock, those of starting and joining threads included.
-        pool.shutdown(wait=False, cancel_futures=True)
+        if not waiting and len(_idle) < _MOST_IDLE:
+            _idle.append((threads, pool))
+        else:
+            # Without joining threads: an iterator that was abandoned in a cycle is closed by the garbage collector, in
+            # any thread and under any lock, those of starting and joining threads included.
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
-import mmap
 import os
 import secrets
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
 
-from nearzip.errors import Error, MissingExtraError, NotFoundError, UsageError, missing_extra
+from nearzip.errors import Error, MissingExtraError, NotFoundError, TruncatedError, UsageError, missing_extra
 
 __all__ = [
     "BytesSource",
@@ -147,22 +147,37 @@ class BytesSource:
 
 
 class FileSource:
-    """An archive in a local file, mapped into memory."""
+    """An archive in a local file. Read, not mapped: a mapped file that is cut short under us would end the process."""
 
     def __init__(self, path: Path_):
         self.name = os.fspath(path)
-        with naming_errors("read", path), open(path, "rb") as stream:
-            self.size = os.fstat(stream.fileno()).st_size
-            # An empty file cannot be mapped.
-            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if self.size else None
+        self._lock = threading.Lock()
+        with naming_errors("read", path):
+            self._stream = open(path, "rb", buffering=0)  # noqa: SIM115
+            self.size = os.fstat(self._stream.fileno()).st_size
 
     def read(self, offset: int, length: int) -> bytes:
-        return self._map[offset : offset + length] if self._map is not None else b""
+        """Exactly these bytes. Raises TruncatedError if the file has become shorter."""
+        pieces = []
+        with naming_errors("read", self.name):
+            while length:
+                piece = self._read_some(offset, length)
+                if not piece:
+                    raise TruncatedError(f"{self.name}: ends early; it was cut short while it was being read")
+                pieces.append(piece)
+                offset += len(piece)
+                length -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _read_some(self, offset: int, length: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._stream.fileno(), length, offset)
+        with self._lock:  # Windows has one place in a file for all threads
+            self._stream.seek(offset)
+            return self._stream.read(length)
 
     def close(self) -> None:
-        if self._map is not None:
-            self._map.close()
-            self._map = None
+        self._stream.close()
 
 
 class RemoteSource:

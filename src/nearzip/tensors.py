@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import threading
@@ -117,11 +118,11 @@ class TensorSpec:
     dtype: str
     shape: tuple[int, ...]
 
-    @property
+    @functools.cached_property
     def n_elements(self) -> int:
         return math.prod(self.shape)
 
-    @property
+    @functools.cached_property
     def n_bytes(self) -> int:
         return self.n_elements * dtype_of(self.dtype).itemsize
 
@@ -135,6 +136,8 @@ def as_array(name: str, value: Any) -> Array:
 
     Raises UsageError for anything that is not a tensor of a supported dtype; the message names `name`.
     """
+    if type(value) is np.ndarray and value.dtype in _NAMES and value.flags.c_contiguous:
+        return value
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         value = _from_torch(torch, name, value)

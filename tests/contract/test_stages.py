@@ -9,6 +9,7 @@ import pytest
 
 from nearzip.errors import CorruptError, NewerFormatError, UsageError
 from nearzip.stages import (
+    Coded,
     Context,
     ContextDelta,
     LogStep,
@@ -147,3 +148,15 @@ def test_what_was_quantized_costs_little_to_keep_exactly():
     back = Pipeline((StepThenBits(1e-3, delta=True), Rans()))
     assert len(back.encode(old, Context.alone(old, new))) < 1.5 * len(update)
     assert len(Pipeline((ContextDelta(),)).encode(old, Context.alone(old, new))) > 4 * len(update)
+
+
+def test_powers_far_apart_are_those_near_each_other():
+    """LogStep looks powers up in a table unless their exponents span too much: the same bits both ways."""
+    rng = np.random.default_rng(0)
+    stage = LogStep(1e-5, delta=False)
+    near = rng.integers(-2000, 2000, 500).astype(np.int32) << 1
+    far = np.concatenate([near, np.array([-(1 << 20), 1 << 20], np.int32)])
+    far, near = far + (far > 0), near + (near > 0)
+    decoded = [stage.decode(Coded(s), Context.alone(np.zeros(s.size, np.float64))) for s in (near, far)]
+    assert decoded[0].tobytes() == decoded[1][:500].tobytes()
+    assert np.unique(decoded[0]).size > 300

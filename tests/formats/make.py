@@ -2,7 +2,8 @@
 
     python tests/formats/make.py [LABEL]
 
-With a label, a folder of that label gets what no folder has yet: methods that were added since. They stay in the
+With a label, a folder of that label gets what no folder has yet: methods that were added since; with the label
+"coding", updates of tensors so large that every kind of stream comes up. They stay in the
 repository for good, and every later release reads them (`test_formats.py`). Existing files are never replaced: a
 release whose format changes after its golden files were made, but before it is out, removes its folder by hand first.
 """
@@ -43,6 +44,38 @@ MORE = (
     ("weightless-all", "weightless", None, {"layers": "*", "clusters": 4, "bits": 11}),
     ("lc-checkpoint-8", "lc-checkpoint", None, {"bits": 8}),
 )
+
+
+#: Updates of `wide_base` to `wide_new`.
+WIDE = (
+    ("coding-lossless", "nearzip", None, {}),
+    ("coding-coarse", "nearzip", "abs:2e-3", {}),
+    ("coding-fine", "nearzip", "abs:2e-5", {}),
+)
+
+
+def wide_base() -> dict[str, np.ndarray]:
+    """Streams of 32 lanes and of 8, many contexts. Small noise repeated, so that the repository stays small."""
+    rng = np.random.default_rng(2028)
+    noise = rng.normal(0, 0.1, 1000) * 2.0 ** rng.integers(-6, 1, 1000)
+    return {
+        "wide.float32": np.tile(noise, 45).astype(np.float32),
+        "wide.bfloat16": np.tile(noise, 60).astype(DTYPES["bfloat16"]),
+        "sparse.float16": np.tile(noise, 40).astype(np.float16),
+        "same.float64": noise[:100].copy(),
+    }
+
+
+def wide_new() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(2029)
+    tensors = wide_base()
+    for name, array in tensors.items():
+        moves = rng.laplace(0, 0.0004, array.shape)
+        if name.startswith("sparse"):
+            moves[rng.random(array.shape) > 0.002] = 0
+        if not name.startswith("same"):
+            tensors[name] = (array.astype(np.float64) + moves).astype(array.dtype)
+    return tensors
 
 
 def base_network() -> dict[str, np.ndarray]:
@@ -110,20 +143,22 @@ def main() -> int:
     label = "".join(f"-{text}" for text in sys.argv[1:])
     folder = HERE / f"{nz.__version__}-format-{FORMAT_VERSION}{label}"
     written = {path.name for path in HERE.glob("*/*.nz")}
-    missing = [case for case in cases() if not label or f"{case[0]}-alone.nz" not in written]
+    wide = label == "-coding"
+    missing = [case for case in (WIDE if wide else cases()) if not label or f"{case[0]}-alone.nz" not in written]
     if folder.exists() or not missing:
         print(f"{folder} exists already, or has nothing to hold; golden files are never replaced", file=sys.stderr)
         return 2
     folder.mkdir()
-    source = Checkpoint.of(base_network())
+    source = Checkpoint.of(wide_base() if wide else base_network())
+    new = wide_new() if wide else new_network()
     with write_checkpoint(folder / "base.safetensors", source.specs) as writer:
         for name, array in source.arrays():
             writer.write(name, array)
     base = dict(open_checkpoint(folder / "base.safetensors").arrays())
     expected = {}
     for name, method, bound, options in missing:
-        for side, held in (("alone", None), ("update", base)):
-            archive = nz.compress(new_network(), held, method, bound, options=options, metadata={"case": name})
+        for side, held in (("update", base),) if wide else (("alone", None), ("update", base)):
+            archive = nz.compress(new, held, method, bound, options=options, metadata={"case": name})
             archive.save(folder / f"{name}-{side}.nz")
             expected[f"{name}-{side}.nz"] = {
                 "id": archive.id,

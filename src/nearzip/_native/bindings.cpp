@@ -138,6 +138,13 @@ void py_undo_ordered_delta(Input<U> symbols, Input<U> base, bool floats, Output<
     undo_ordered_delta<U>(symbols.data(), base.data(), out.size(), floats, out.data());
 }
 
+template <class U>
+void py_turn(Input<U> x, bool left, Output<U> out) {
+    same_size(x.size(), out.size());
+    nb::gil_scoped_release nogil;
+    left ? turn_left<U>(x.data(), x.size(), out.data()) : turn_right<U>(x.data(), x.size(), out.data());
+}
+
 ValueKind kind_of(bool floats, int mantissa_bits, size_t width) {
     if (mantissa_bits < 0 || size_t(mantissa_bits) > width || (floats && size_t(mantissa_bits) + 12 < width))
         throw nb::value_error("no type has that many mantissa bits");
@@ -239,6 +246,7 @@ template <class U>
 void bind_bits(nb::module_ &m) {
     m.def("ordered_delta", &py_ordered_delta<U>, "x"_a.noconvert(), "base"_a.noconvert(), "floats"_a,
           "out"_a.noconvert());
+    m.def("turn", &py_turn<U>, "x"_a.noconvert(), "left"_a, "out"_a.noconvert());
     m.def("encode_contexts", &py_encode_contexts<U>, "x"_a.noconvert(), "base"_a.noconvert(), "floats"_a,
           "mantissa_bits"_a, "parts"_a);
     m.def("decode_contexts", &py_decode_contexts<U>, "data"_a.noconvert(), "base"_a.noconvert(), "floats"_a,

@@ -73,9 +73,9 @@ inline int bit_length(uint64_t v) {
 }
 
 // Place of the lowest bit that is set; v is not 0.
-inline int lowest_bit(unsigned v) {
+inline int lowest_bit(uint64_t v) {
 #if defined(__GNUC__) || defined(__clang__)
-    return __builtin_ctz(v);
+    return __builtin_ctzll(v);
 #else
     int n = 0;
     while (!(v >> n & 1)) ++n;

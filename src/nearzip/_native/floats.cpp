@@ -133,6 +133,16 @@ NZ_CLONES void undo_ordered_delta(const U *symbols, const U *base, size_t n, boo
         undo_loop<U, false>(symbols, base, n, out);
 }
 
+template <class U>
+NZ_CLONES void turn_left(const U *x, size_t n, U *out) {
+    for (size_t i = 0; i < n; ++i) out[i] = U(U(x[i] << 1) | U(x[i] >> (8 * sizeof(U) - 1)));
+}
+
+template <class U>
+NZ_CLONES void turn_right(const U *x, size_t n, U *out) {
+    for (size_t i = 0; i < n; ++i) out[i] = U(U(x[i] >> 1) | U(x[i] << (8 * sizeof(U) - 1)));
+}
+
 template <class F>
 std::vector<uint64_t> outside(const F *x, const F *y, size_t n, double tolerance) {
     return collect<F>(
@@ -215,7 +225,9 @@ NZ_FLOATS(double)
 
 #define NZ_BITS(U)                                                               \
     template void ordered_delta<U>(const U *, const U *, size_t, bool, U *);     \
-    template void undo_ordered_delta<U>(const U *, const U *, size_t, bool, U *);
+    template void undo_ordered_delta<U>(const U *, const U *, size_t, bool, U *); \
+    template void turn_left<U>(const U *, size_t, U *);                          \
+    template void turn_right<U>(const U *, size_t, U *);
 NZ_BITS(uint8_t)
 NZ_BITS(uint16_t)
 NZ_BITS(uint32_t)

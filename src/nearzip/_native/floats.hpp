@@ -8,7 +8,8 @@
 
 namespace nearzip {
 
-// symbols[i] = nearest integer to (x - base) * (1 / step), ties to even (a quotient where 1 / step is out of range); 0 where that is not finite or beyond 2^30.
+// symbols[i] = nearest integer to (x - base) * (1 / step), ties to even (a quotient where 1 / step is out of range);
+// 0 where that is not finite or beyond 2^30.
 // `base` may be null (no base: zero). F: float, double.
 template <class F>
 void quantize(const F *x, const F *base, size_t n, double step, int32_t *symbols);
@@ -23,6 +24,12 @@ template <class U>
 void ordered_delta(const U *x, const U *base, size_t n, bool floats, U *symbols);
 template <class U>
 void undo_ordered_delta(const U *symbols, const U *base, size_t n, bool floats, U *out);
+
+// Bits turned left by one: a float's sign goes behind its mantissa. And back.
+template <class U>
+void turn_left(const U *x, size_t n, U *out);
+template <class U>
+void turn_right(const U *x, size_t n, U *out);
 
 // Indices i with |x[i] - y[i]| > tolerance, in exact arithmetic; every NaN and infinity counts.
 template <class F>

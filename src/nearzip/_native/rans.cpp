@@ -178,6 +178,15 @@ std::vector<uint8_t> read_table_numbers(BitReader &bits, size_t n_chunks, size_t
     return of_chunk;
 }
 
+// Whether coding can gain next to nothing: all values alike, and no chunk of them different. Most mantissas are so, and
+// finding the best of sixteen equal tables takes longer than all the rest.
+bool is_noise(const ChunkCounts &chunks, size_t n) {
+    const size_t n_chunks = chunks.begin.size() - 1;
+    if (n < (size_t(1) << 14) || chunks.items.size() < n_chunks * (kAlphabet - 8)) return false;
+    const Counts all = gather(chunks, std::vector<uint8_t>(n_chunks, 0), 1)[0];
+    return coding_cost(all, normalise(all, kMaxScale), kMaxScale) > (uint64_t(n) * (8 * 1024 - 16) << kFraction) / 1024;
+}
+
 void store_raw(const uint8_t *tokens, size_t n, Bytes &out) {
     out.push_back(0);
     out.insert(out.end(), tokens, tokens + n);
@@ -216,6 +225,7 @@ void encode_plain(const uint8_t *tokens, size_t n, const Parts &parts, Bytes &ou
     for (size_t i = 0; i < n; ++i) top = std::max(top, tokens[i]);
     const std::vector<uint32_t> sizes = chunk_sizes(parts, kChunkLog);
     const ChunkCounts chunks = count_chunks(tokens, sizes, size_t(top) + 1);
+    if (is_noise(chunks, n)) return store_raw(tokens, n, out);
     const Choice choice = choose_tables(chunks, sizes);
     const int scale = choose_scale(choice.tables, n);
 
@@ -304,7 +314,7 @@ void decode_plain(View in, uint8_t *out, size_t n, const Parts &parts) {
 
 // A mask of every four tokens says which are not zero; those follow in a stream of their own. Costs 0.2 % on the shared
 // traces and leaves a quarter of the symbols to code, or little more.
-constexpr size_t kGroup = 4;
+constexpr size_t kGroup = kMaskedTokens;
 constexpr size_t kZerosFrom = 1 << 15;   // values; shorter streams would pay more for another set of tables
 constexpr size_t kFewNonzero = 8;        // at most one value in so many
 constexpr size_t kSmallStream = 4 << 10;  // bytes; so few are coded both ways
@@ -414,7 +424,7 @@ const uint8_t *unmask_part(const uint8_t *&masks, size_t n, const uint8_t *nonze
     return nonzero;
 }
 
-void decode_zeros_apart(View in, uint8_t *out, const Parts &parts) {
+ZerosApart read_apart(View in, const Parts &parts) {
     const uint64_t size = get_varint(in);
     const Parts mask_parts = mask_parts_of(parts);
     uint64_t n_masks = 0, n_nonzero = 0;
@@ -429,7 +439,12 @@ void decode_zeros_apart(View in, uint8_t *out, const Parts &parts) {
     decode_plain(in, tokens, size_t(n_nonzero), nonzero);
     for (size_t i = 0; i < size_t(n_nonzero); ++i)
         if (!tokens[i]) throw Corrupt("a zero among those that are none");
-    const uint8_t *at_mask = masks, *at = tokens;
+    return {masks, tokens};
+}
+
+void decode_zeros_apart(View in, uint8_t *out, const Parts &parts) {
+    const ZerosApart apart = read_apart(in, parts);
+    const uint8_t *at_mask = apart.masks, *at = apart.tokens;
     for (uint64_t part : parts) {
         at = unmask_part(at_mask, size_t(part), at, out);
         out += part;
@@ -449,6 +464,12 @@ void encode_tokens(const uint8_t *tokens, size_t n, const Parts &parts, Bytes &o
     if (plain.size() > out.size() - begin) return;
     out.resize(begin);
     out.insert(out.end(), plain.begin(), plain.end());
+}
+
+bool read_zeros_apart(View in, const Parts &parts, ZerosApart &found) {
+    if (in.take(1).data[0] != kZerosApart) return false;
+    found = read_apart(in.drop(1), parts);
+    return true;
 }
 
 void decode_tokens(View in, uint8_t *out, size_t n, const Parts &parts) {

@@ -105,40 +105,55 @@ NZ_CLONES uint8_t unfold_small(const uint8_t *tokens, size_t n, T *out) {
     return any;
 }
 
+// The number that a long token and the bits behind it say.
+template <class T>
+NZ_INLINE T joined(uint8_t token, int m, BitReader &raw) {
+    const unsigned above = token - unsigned(kDirect);
+    const int length = int(above >> m) + kDirectBits + 1;
+    if (length > 8 * int(sizeof(T))) throw Corrupt("symbol too large for its type");
+    const int rest = length - 1 - m;
+    const uint64_t leading = (uint64_t(1) << m) | (above & ((1u << m) - 1));
+    return unfold<T>(Unsigned<T>(leading << rest | raw.get(rest)));
+}
+
 template <class T>
 void join_large(const uint8_t *tokens, size_t n, int m, T *out, BitReader &raw) {
-    constexpr int longest = 8 * int(sizeof(T));
     for (size_t i = 0; i < n; ++i) {
         if (tokens[i] < kDirect) continue;
-        const unsigned above = tokens[i] - unsigned(kDirect);
-        const int length = int(above >> m) + kDirectBits + 1;
-        if (length > longest) throw Corrupt("symbol too large for its type");
-        const int rest = length - 1 - m;
-        const uint64_t leading = (uint64_t(1) << m) | (above & ((1u << m) - 1));
-        out[i] = unfold<T>(Unsigned<T>(leading << rest | raw.get(rest)));
+        out[i] = joined<T>(tokens[i], m, raw);
     }
 }
 
-// `place(at, m)` is where m symbols from `at` on go, `placed(at, m)` is called when they are there.
-template <class T, class Place, class Placed>
-void decode_magnitude(View in, size_t n, const Parts &parts, Place place, Placed placed) {
+struct Head {
+    int m;
+    View tokens, raw;
+};
+
+Head read_head(View in) {
     const int m = in.take(1).data[0];
     in = in.drop(1);
     if (m > kMostLeadingBits) throw Corrupt("symbol split out of range");
     const uint64_t size = get_varint(in);
     if (size > in.size) throw Corrupt("stream ends early");
+    return {m, in.take(size_t(size)), in.drop(size_t(size))};
+}
+
+// `place(at, m)` is where m symbols from `at` on go, `placed(at, m)` is called when they are there.
+template <class T, class Place, class Placed>
+void decode_magnitude(View in, size_t n, const Parts &parts, Place place, Placed placed) {
+    const Head head = read_head(in);
+    const int m = head.m;
     static thread_local Scratch<uint8_t> scratch;
     uint8_t *const tokens = scratch.get(n + 1);
-    decode_tokens(in.take(size_t(size)), tokens, n, parts);
-    in = in.drop(size_t(size));
-    BitReader raw(in);
+    decode_tokens(head.tokens, tokens, n, parts);
+    BitReader raw(head.raw);
     for (size_t at = 0; at < n; at += kStretch) {
         const size_t stretch = std::min(kStretch, n - at);
         T *const out = place(at);
         if (unfold_small<T>(tokens + at, stretch, out) >= kDirect) join_large(tokens + at, stretch, m, out, raw);
         placed(at, stretch);
     }
-    if (raw.finish() != in.size) throw Corrupt("raw bits are too long");
+    if (raw.finish() != head.raw.size) throw Corrupt("raw bits are too long");
 }
 
 // ---- by byte planes --------------------------------------------------------------------------------------------
@@ -207,6 +222,51 @@ void encode_quantized(const F *x, const F *base, size_t n, double step, const Pa
         n, parts, out);
 }
 
+namespace {
+
+// What a symbol 0 restores.
+template <class F>
+NZ_CLONES void copy_base(const F *base, size_t n, F *out) {
+    if (base)
+        for (size_t i = 0; i < n; ++i) out[i] = base[i] + F(0);
+    else
+        std::fill(out, out + n, F(0));
+}
+
+// As decoding and dequantizing one after the other, where most symbols are 0.
+template <class F>
+void decode_sparse(const ZerosApart &apart, const Head &head, const F *base, double step, const Parts &parts, F *out) {
+    BitReader raw(head.raw);
+    const uint8_t *mask_at = apart.masks, *token = apart.tokens;
+    // The values of eight masks.
+    const auto restore = [&](const uint8_t *from, size_t n_masks, const F *old, F *to) {
+        uint64_t masks = 0;  // four bits in each byte
+        std::memcpy(&masks, from, n_masks);
+        for (; masks; masks &= masks - 1) {
+            const size_t bit = size_t(lowest_bit(masks)), i = kMaskedTokens * (bit / 8) + bit % 8;
+            const int32_t symbol =
+                *token < kDirect ? unfold<int32_t>(uint32_t(*token)) : joined<int32_t>(*token, head.m, raw);
+            ++token;
+            to[i] = F((old ? double(old[i]) : 0.0) + double(symbol) * step);
+        }
+    };
+    for (uint64_t part : parts)
+        for (size_t left = size_t(part), n; left; left -= n) {
+            n = std::min(left, kStretch);
+            copy_base(base, n, out);
+            for (size_t i = 0; i < n; i += 8 * kMaskedTokens) {
+                const size_t n_masks = std::min<size_t>(8, (n - i + kMaskedTokens - 1) / kMaskedTokens);
+                restore(mask_at, n_masks, base ? base + i : nullptr, out + i);
+                mask_at += n_masks;
+            }
+            out += n;
+            if (base) base += n;
+        }
+    if (raw.finish() != head.raw.size) throw Corrupt("raw bits are too long");
+}
+
+}  // namespace
+
 template <class F>
 void decode_quantized(View in, const F *base, size_t n, double step, const Parts &parts, F *out) {
     if (in.take(1).data[0] != uint8_t(Split::magnitude)) {
@@ -214,6 +274,9 @@ void decode_quantized(View in, const F *base, size_t n, double step, const Parts
         decode_symbols<int32_t>(in, symbols.data(), n, parts);
         return dequantize<F>(symbols.data(), base, n, step, out);
     }
+    const Head head = read_head(in.drop(1));
+    ZerosApart apart;
+    if (read_zeros_apart(head.tokens, parts, apart)) return decode_sparse(apart, head, base, step, parts, out);
     int32_t stretch[kStretch];
     decode_magnitude<int32_t>(
         in.drop(1), n, parts, [&](size_t) { return stretch; },

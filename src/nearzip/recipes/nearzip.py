@@ -25,11 +25,17 @@ _SMALL = 1 << 14
 
 def _half_spacing(dtype: np.dtype[Any], largest: float) -> float:
     """Half the distance between neighbouring values of `dtype` at magnitude `largest`: the rounding of a result."""
-    info = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
     if largest == 0:
         return 0.0
-    exponent = max(math.frexp(largest)[1] - 1, int(info.minexp))
-    return math.ldexp(float(info.eps) / 2, exponent)
+    half, lowest = _spacing(dtype)
+    return math.ldexp(half, max(math.frexp(largest)[1] - 1, lowest))
+
+
+@functools.cache
+def _spacing(dtype: np.dtype[Any]) -> tuple[float, int]:
+    """Half the distance between neighbours from 1 on, and the exponent below which distances stay the same."""
+    info = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    return float(info.eps) / 2, int(info.minexp)
 
 
 @dataclass(frozen=True)

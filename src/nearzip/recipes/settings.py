@@ -46,6 +46,9 @@ class Settings:
 
     def distinct(self, names: Iterable[str]) -> dict[Setting, list[str]]:
         """The settings of some tensors, and the tensors of each, in order."""
+        if not self.by_name:  # hashing a setting for each of many tensors takes longer than all else here
+            names = list(names)
+            return {self.default: names} if names else {}
         found: dict[Setting, list[str]] = {}
         for name in names:
             found.setdefault(self[name], []).append(name)

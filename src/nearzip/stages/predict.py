@@ -182,8 +182,9 @@ class OrderedBits(Stage):
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         bits = bits_of(np.ascontiguousarray(value))
         if is_float(value.dtype) or value.dtype.kind == "c":
-            top = bits.dtype.type(8 * bits.itemsize - 1)
-            return Coded((bits << bits.dtype.type(1)) | (bits >> top))
+            turned = room_for(bits.size, bits.dtype)
+            _core.turn(bits, True, turned)
+            return Coded(turned)
         return Coded(_folded(bits) if value.dtype.kind == "i" else bits.copy())
 
     def decode(self, coded: Coded, context: Context) -> Array:
@@ -191,8 +192,8 @@ class OrderedBits(Stage):
         if symbols.nbytes != context.n * context.dtype.itemsize:
             raise CorruptError("stream holds another number of values")
         if is_float(context.dtype) or context.dtype.kind == "c":
-            top = symbols.dtype.type(8 * symbols.itemsize - 1)
-            bits: Array = (symbols >> symbols.dtype.type(1)) | (symbols << top)
+            bits = room_for(symbols.size, symbols.dtype)
+            _core.turn(symbols, False, bits)
         else:
             bits = _unfolded(symbols) if context.dtype.kind == "i" else symbols
         check_booleans(bits, context.dtype)

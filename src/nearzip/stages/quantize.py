@@ -178,6 +178,23 @@ def _powers(ratio: float, exponents: Array) -> Array:
     return result
 
 
+#: Exponents within so many of each other get a table of all powers in between; sorting them takes far longer.
+_TABLE = 1 << 16
+
+
+def _powers_of_each(ratio: float, exponents: Array) -> Array:
+    """ratio ** k for each k, each power computed once."""
+    if not exponents.size:
+        return np.ones(0, np.float64)
+    low, high = int(exponents.min()), int(exponents.max())
+    if high - low < _TABLE:
+        levels, where = np.arange(low, high + 1), exponents - low
+    else:
+        levels, where = np.unique(exponents, return_inverse=True)
+    each: Array = _powers(ratio, levels)[where.reshape(-1)]
+    return each
+
+
 @dataclass(frozen=True)
 class LogStep(Stage):
     """Quantize the logarithm of magnitudes, signs and zeros apart, so that the error is relative to each value.
@@ -243,9 +260,8 @@ class LogStep(Stage):
             raise CorruptError("stream holds another number of values")
         zero = symbols == _ZERO
         symbols = symbols - (symbols > 0)
-        levels, where = np.unique(np.where(zero, 0, symbols >> 1), return_inverse=True)
         # (1 + eps)^2 as a product, like every other power here.
-        scale = _powers((1 + self.eps) * (1 + self.eps), levels)[where.reshape(-1)]
+        scale = _powers_of_each((1 + self.eps) * (1 + self.eps), np.where(zero, 0, symbols >> 1))
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             out: Array = reference * scale
         out[(symbols & 1).astype(bool)] *= -1
