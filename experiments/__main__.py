@@ -7,6 +7,7 @@ import sys
 _SAME = (
     "bound_truth", "budget", "damage", "damage_peers", "delta_dnn", "fidelity", "lossless", "memory", "page", "papers",
     "size", "speed", "tables", "throughput", "train",
+    "store", "store_faults", "store_page",
 )  # fmt: skip
 COMMANDS = dict(zip(_SAME, _SAME, strict=True)) | {"traces": "trace_sets"}
 

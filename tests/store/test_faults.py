@@ -102,19 +102,23 @@ def points(n: int, long: bool, quick: int = 9) -> list[int]:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_ended_at_every_operation(prepared, tmp_path, verb, request):
+def test_ended_at_every_operation(prepared, tmp_path, verb, request, record_property):
     root, before = prepared
     n = count(root, tmp_path / "w", verb)
+    record_property("operations", n)
     for at in points(n, request.config.getoption("--long")):
-        broken(root, tmp_path / "w", FaultyDisk(at), verb)
+        disk = FaultyDisk(at)
+        broken(root, tmp_path / "w", disk, verb)
+        assert disk.ended
         check(tmp_path / "w", before, verb)
 
 
 @pytest.mark.parametrize("fault", ["EIO", "EACCES", "short"])
 @pytest.mark.parametrize("verb", ["commit", "prune"])
-def test_every_operation_fails_once(prepared, tmp_path, verb, fault, request):
+def test_every_operation_fails_once(prepared, tmp_path, verb, fault, request, record_property):
     root, before = prepared
     n = count(root, tmp_path / "w", verb)
+    record_property("operations", n)
     for at in points(n, request.config.getoption("--long"), 5):
         error = broken(root, tmp_path / "w", FaultyDisk(at, fault), verb)
         assert error is None or str(error)
@@ -122,9 +126,10 @@ def test_every_operation_fails_once(prepared, tmp_path, verb, fault, request):
 
 
 @pytest.mark.parametrize("verb", ["commit", "shards"])
-def test_the_disk_is_full_from_every_operation_on(prepared, tmp_path, verb, request):
+def test_the_disk_is_full_from_every_operation_on(prepared, tmp_path, verb, request, record_property):
     root, before = prepared
     n = count(root, tmp_path / "w", verb)
+    record_property("operations", n)
     for at in points(n, request.config.getoption("--long"), 6):
         error = broken(root, tmp_path / "w", FaultyDisk(at, "full"), verb)
         assert error is None or isinstance(error, errors.NoSpaceError), error
@@ -151,7 +156,7 @@ def test_pruning_works_with_no_byte_free(prepared, tmp_path):
 
 @pytest.mark.parametrize("mode", ["drop", "torn", "mixed"])
 @pytest.mark.parametrize("policy", ["forward", "backward"])
-def test_the_power_fails_at_every_operation(policy, mode, request):
+def test_the_power_fails_at_every_operation(policy, mode, request, record_property):
     def work(disk):
         """What is promised when the power fails: versions whose commit returned, and what pruning left."""
         promised = {}
@@ -171,6 +176,7 @@ def test_the_power_fails_at_every_operation(policy, mode, request):
     for _ in work(whole):
         pass
     long = request.config.getoption("--long")
+    record_property("operations", whole.count)
     for at in points(whole.count, long, 25):
         disk = ModelDisk()
         disk.stop_at = at

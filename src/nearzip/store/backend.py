@@ -62,8 +62,8 @@ class Backend(Protocol):
     def create(self, path: str, data: bytes) -> bool:
         """Write a file, whole and durable, unless there is one: compare and create. False if there was one."""
 
-    def replace(self, path: str, data: bytes) -> None:
-        """Write a file, whole, in place of what is there; durable after `settle`."""
+    def replace(self, path: str, data: bytes, durable: bool = True) -> None:
+        """Write a file, whole, in place of what is there; durable after `settle`, if it is to be."""
 
     def retire(self, path: str, data: bytes) -> None:
         """As `replace`, durable, for a tombstone; where that lacks room, rename to `path` + '.pruned' instead."""

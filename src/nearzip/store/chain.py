@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from nearzip.archive import Reader
-from nearzip.container import Segment
+from nearzip.container import Segment, Source
 from nearzip.digests import content_id, tensor_digest
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, TruncatedError, WrongBaseError
 from nearzip.limits import Limits
@@ -44,7 +44,10 @@ def open_part(
     backend: Backend, part: Part, base: Checkpoint | None, limits: Limits | None, threads: int | None
 ) -> Reader:
     """The archive that a part of a version stands in. Raises NotFoundError, CorruptError, .."""
-    source = backend.source(f"objects/{part.object}", part.n_bytes)
+    return _open(backend.source(f"objects/{part.object}", part.n_bytes), part, base, limits, threads)
+
+
+def _open(source: Source, part: Part, base: Checkpoint | None, limits: Limits | None, threads: int | None) -> Reader:
     try:
         if source.size != part.n_bytes:
             raise TruncatedError(f"object {part.object} has {source.size} bytes instead of {part.n_bytes}")
@@ -122,9 +125,14 @@ def restore(
     """
     chain = versions.chain(number)
     with contextlib.ExitStack() as stack, _naming(backend.url, number):
+        sources: dict[str, Source] = {}
 
         def open_(part: Part) -> Reader:
-            return stack.enter_context(open_part(backend, part, None, _generous(limits), threads))
+            # Once for its index and once to decode it, but fetched once.
+            if part.object not in sources:
+                sources[part.object] = backend.source(f"objects/{part.object}", part.n_bytes)
+                stack.callback(sources[part.object].close)
+            return _open(sources[part.object], part, None, _generous(limits), threads)
 
         wanted: dict[int, frozenset[str] | None] = {number: None if names is None else frozenset(names)}
         work: list[tuple[Manifest, list[_Piece]]] = []
@@ -153,7 +161,7 @@ def restore(
         for i, (manifest, pieces) in enumerate(work):
             arrays: dict[str, Array] = {}
             for piece in pieces:
-                for name, array in _decoded(backend, piece, held, limits, threads):
+                for name, array in _decoded(sources[piece.part.object], piece, held, limits, threads):
                     arrays[name] = array
                     done += array.nbytes
                     if progress:
@@ -171,12 +179,11 @@ def _generous(limits: Limits | None) -> Limits:
 
 
 def _decoded(
-    backend: Backend, piece: _Piece, held: Mapping[int, Mapping[str, Array]], limits: Limits | None, threads: int | None
+    source: Source, piece: _Piece, held: Mapping[int, Mapping[str, Array]], limits: Limits | None, threads: int | None
 ) -> Iterator[tuple[str, Array]]:
     # A part may name a base and need none of its tensors.
     base = _checkpoint(held[piece.part.base]) if piece.part.base is not None and piece.base_names else None
-    with open_part(backend, piece.part, base, limits, threads) as reader:
-        yield from reader.stream(set(piece.names))
+    yield from _open(source, piece.part, base, limits, threads).stream(set(piece.names))
 
 
 def _checkpoint(arrays: Mapping[str, Array]) -> Checkpoint:

@@ -168,14 +168,20 @@ class Encoder:
             yield written
         written.stored = sink.stored
 
-    def shared(self, source: Checkpoint, base: Held, manifest: Manifest) -> Draft | None:
-        """What `source` has unchanged from the version before: the same parts, without the rest."""
+    def shared(self, source: Checkpoint, base: Held, manifest: Manifest, alone: bool) -> Draft | None:
+        """What `source` has unchanged from the version before: the same parts, without the rest.
+
+        `alone`: only parts that need no base, for a keyframe.
+        """
         same = _unchanged(source, base)
+        if not same:
+            return None
+        where = _places(manifest, self.backend)
+        same = {name for name in same if not alone or where(name).base is None}
         if not same:
             return None
         draft = Draft(arrays={name: base.arrays[name] for name in same})
         draft.contents = {name: tensor_digest(base.arrays[name]) for name in source.specs if name in same}
-        where = _places(manifest, self.backend)
         groups: dict[tuple[str, int, int | None], list[str]] = {}
         for name in draft.contents:
             part = where(name)

@@ -259,9 +259,9 @@ class LocalBackend:
                 raise FileExistsError from None
             self.disk.rename(aside, target)
 
-    def replace(self, path: str, data: bytes) -> None:
+    def replace(self, path: str, data: bytes, durable: bool = True) -> None:
         target = self._path(path)
-        aside = self._write_aside(data)
+        aside = self._write_aside(data, durable)
         try:
             with _naming("write", target):
                 self.disk.rename(aside, target)
@@ -314,16 +314,17 @@ class LocalBackend:
                     raise OSError(errno.EIO, "the disk takes no more bytes")
                 view = view[n:]
 
-    def _put_aside(self, handle: int, path: str) -> None:
+    def _put_aside(self, handle: int, path: str, durable: bool = True) -> None:
         with _naming("write", path):
-            self.disk.sync(handle)
+            if durable:
+                self.disk.sync(handle)
             self.disk.close(handle)
 
-    def _write_aside(self, data: bytes) -> str:
+    def _write_aside(self, data: bytes, durable: bool = True) -> str:
         path, handle = self._open_aside()
         try:
             self._write_all(handle, data, path)
-            self._put_aside(handle, path)
+            self._put_aside(handle, path, durable)
         except BaseException:
             with contextlib.suppress(OSError):
                 self.disk.close(handle)

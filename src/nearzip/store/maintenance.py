@@ -19,6 +19,7 @@ from nearzip.store.chain import Progress, open_part, restore, stream
 from nearzip.store.commit import Encoder, Held, now
 from nearzip.store.exact import exactly
 from nearzip.store.grid import steps_of
+from nearzip.store.hints import BLOCK
 from nearzip.store.keep import Rule, kept
 from nearzip.store.manifest import Manifest, Part
 from nearzip.store.policy import MOST_DEPTH, Policy
@@ -143,6 +144,7 @@ class Maintenance:
         try:
             self.manifests = {manifest.number: manifest for manifest in self.versions.all()}
             needed_objects(self.manifests)
+            self._check_sound()
         except Error as error:
             if isinstance(error, StoreError):
                 raise
@@ -150,10 +152,29 @@ class Maintenance:
                 f"{error}; nothing was dropped, run 'nearzip store verify --repair {self.backend.url}' first"
             ) from None
 
+    def _check_sound(self) -> None:
+        if not self._is_sound({}):
+            raise CorruptError("versions are coded against each other in a circle, or in too long a chain")
+
     @property
     def live(self) -> dict[int, Manifest]:
         """Versions that are not dropped."""
         return {number: m for number, m in self.manifests.items() if m.pruned is None}
+
+    def _is_live(self, number: int) -> bool:
+        return self.manifests[number].pruned is None
+
+    def _live_after(self, number: int) -> int | None:
+        """The next version that is not dropped."""
+        last = max(self.manifests, default=-1)
+        return next((n for n in range(number + 1, last + 1) if n in self.manifests and self._is_live(n)), None)
+
+    def _live_before(self, number: int) -> int | None:
+        """The nearest version before that is not dropped and is not coded against this one."""
+        for n in range(number - 1, -1, -1):
+            if n in self.manifests and self._is_live(n) and number not in self._chain(n):
+                return n
+        return None
 
     # the whole
 
@@ -174,6 +195,8 @@ class Maintenance:
         self._sweep()
         recoded = self.recode(progress=progress)
         self._sweep()
+        if not self.dry_run:
+            self.versions.sum_up(sorted({number // BLOCK for number in self.manifests if number % BLOCK == BLOCK - 1}))
         _, retained = needed_objects(self.manifests)
         return PruneReport(
             keep, dropped, tuple(recoded), tuple(sorted(retained)), self._n_objects, self._n_freed,
@@ -279,6 +302,7 @@ class Maintenance:
         """For the policy backward: code a version against the next one, which was just committed."""
         self._held = held
         self._read_around(number)
+        self._check_sound()
         if number not in self.live or self._wanted_base(number) is _AS_IT_IS:
             return False
         own = [part.object for part in self.manifests[number].parts if part.names is None]
@@ -302,21 +326,23 @@ class Maintenance:
     def _wanted_base(self, number: int) -> int | object | None:
         """What a version would better be coded against: another, None for a keyframe, or `_AS_IT_IS`."""
         manifest = self.manifests[number]
-        live = self.live
-        later = min((n for n in live if n > number), default=None)
         if self.policy.kind == "backward":
-            if later is None or manifest.bases == {later}:
-                return _AS_IT_IS
-            if self._stands_on_dropped(manifest) or not manifest.bases:
-                return later if self._fits(number, later) else (_AS_IT_IS if not manifest.bases else None)
-            return _AS_IT_IS
+            return self._wanted_later(manifest)
         if not self._stands_on_dropped(manifest):
             return _AS_IT_IS
-        chain = self._chain(number)
-        earlier = max((n for n in chain if n in live and n < number), default=None)
-        if earlier is None:
-            earlier = max((n for n in live if n < number and number not in self._chain(n)), default=None)
+        chain = [n for n in self._chain(number) if self._is_live(n) and n < number]
+        earlier = max(chain) if chain else self._live_before(number)
         return earlier if earlier is not None and self._fits(number, earlier) else None
+
+    def _wanted_later(self, manifest: Manifest) -> int | object | None:
+        number = manifest.number
+        on_dropped = self._stands_on_dropped(manifest)
+        if manifest.bases and not on_dropped:
+            return _AS_IT_IS
+        later = self._live_after(number)
+        if later is not None and self._fits(number, later):
+            return later
+        return None if on_dropped else _AS_IT_IS
 
     def _stands_on_dropped(self, manifest: Manifest) -> bool:
         return any(self.manifests[base].pruned is not None for base in manifest.bases)
@@ -332,27 +358,27 @@ class Maintenance:
                 stack += self.manifests[one].bases
         return found
 
-    def _depths(self) -> dict[int, int]:
-        depths: dict[int, int] = {}
-
-        def depth(number: int) -> int:
-            if number not in depths:
-                depths[number] = 1 + max((depth(base) for base in self.manifests[number].bases), default=-1)
-            return depths[number]
-
-        needed = needed_objects(self.manifests)[1] | set(self.live)
-        # From the keyframes up, so that nothing recurses deeper than a chain is long.
-        for number in sorted(needed):
-            depth(number)
-        return {number: depths[number] for number in needed}
-
     def _fits(self, number: int, base: int) -> bool:
         """Whether coding it against `base` makes no circle and no chain that is too long."""
         if number == base or number in self._chain(base):
             return False
-        depths = self._depths()
-        above = max((depths[n] - depths[number] for n in depths if n == number or number in self._chain(n)), default=0)
-        return depths[base] + 1 + above <= min(self.policy.depth, MOST_DEPTH)
+        return self._depth(base) + 1 + self._height(number) <= min(self.policy.depth, MOST_DEPTH)
+
+    def _depth(self, number: int) -> int:
+        """Deltas between a version and its keyframe."""
+        return 1 + max((self._depth(base) for base in self.manifests[number].bases), default=-1)
+
+    def _height(self, number: int) -> int:
+        """Deltas of the longest chain that stands on a version."""
+        followers: dict[int, list[int]] = {}
+        for one, manifest in self.manifests.items():
+            for base in manifest.bases:
+                followers.setdefault(base, []).append(one)
+        height, level = -1, {number}
+        while level:
+            height += 1
+            level = {follower for one in level for follower in followers.get(one, ())}
+        return height
 
     def _discard(self, part: Part) -> None:
         if not self.dry_run and part.object not in needed_objects(self.manifests)[0]:

@@ -16,7 +16,17 @@ from nearzip.errors import CorruptError, UsageError
 from nearzip.store.documents import MOST_DOCUMENT_BYTES, seal, unseal
 from nearzip.tensors import check_text
 
-__all__ = ["MOST_VERSIONS", "Manifest", "Part", "check_name", "clean_metrics", "parse", "parse_part", "path_of"]
+__all__ = [
+    "MOST_VERSIONS",
+    "Manifest",
+    "Part",
+    "check_name",
+    "clean_metrics",
+    "from_document",
+    "parse",
+    "parse_part",
+    "path_of",
+]
 
 MOST_VERSIONS = 10**8
 _OBJECT = re.compile(r"[0-9a-f]{64}")
@@ -113,12 +123,17 @@ class Manifest:
         """Bytes of its objects, shared ones included."""
         return sum(self.objects.values())
 
+    def to_document(self) -> dict[str, Any]:
+        """As it stands in JSON."""
+        document = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "number"}
+        document["version"] = self.number
+        document["parts"] = [vars(part) for part in self.parts]
+        document["metrics"] = {name: _put_number(value) for name, value in self.metrics.items()}
+        return document
+
     def to_bytes(self) -> bytes:
         """The sealed document. Raises UsageError if it is too long to be read again."""
-        document = dataclasses.asdict(self)
-        document["version"] = document.pop("number")
-        document["metrics"] = {name: _put_number(value) for name, value in self.metrics.items()}
-        data = seal("version", document)
+        data = seal("version", self.to_document())
         if len(data) > MOST_DOCUMENT_BYTES:
             raise UsageError(f"the description of a version takes {len(data)} bytes; up to {MOST_DOCUMENT_BYTES} fit")
         return data
@@ -156,13 +171,14 @@ def parse(data: bytes, number: int, where: str) -> Manifest:
     """A manifest from untrusted bytes. Raises CorruptError, TruncatedError, NewerFormatError with `where`."""
     d = unseal("version", data, where)
     try:
-        return _parse(d, number)
+        return from_document(d, number)
     except CorruptError as error:
         raise CorruptError(f"{where}: {error}") from None
 
 
-def _parse(d: dict[str, Any], number: int) -> Manifest:
-    if set(d) != _FIELDS:
+def from_document(d: Any, number: int) -> Manifest:
+    """The manifest of version `number` from untrusted JSON. Raises CorruptError."""
+    if type(d) is not dict or set(d) != _FIELDS:
         raise CorruptError("fields are missing or unknown")
     if type(d["version"]) is not int or d["version"] != number:
         raise CorruptError("is the manifest of another version")

@@ -162,7 +162,7 @@ class RemoteBackend:
         # A driver that tries again after a lost answer is told of its own file.
         return self.read(path, len(data) + 1 << 20) == data
 
-    def replace(self, path: str, data: bytes) -> None:
+    def replace(self, path: str, data: bytes, durable: bool = True) -> None:
         with _naming("write", self._name(path)):
             self._fs.pipe_file(self._path(path), data)
 

@@ -28,6 +28,7 @@ from nearzip.store.chain import Progress, open_part, restore, stream
 from nearzip.store.commit import Draft, Encoder, Held, now
 from nearzip.store.documents import MOST_DOCUMENT_BYTES
 from nearzip.store.grid import last_steps, on_grid
+from nearzip.store.hints import BLOCK
 from nearzip.store.keep import parse_rules
 from nearzip.store.log import Version, log_json, version_rows
 from nearzip.store.maintenance import Maintenance, PruneReport
@@ -152,7 +153,7 @@ class Store:
         if settings.exclusive == "create" and hasattr(self._backend, "probe"):
             self._backend.probe()
         if not self._backend.create(PATH, settings.to_bytes()):
-            return self._read_settings()  # somebody else made it at the same time
+            return self._open(False, wanted)  # somebody else made it at the same time
         return settings
 
     @property
@@ -297,16 +298,20 @@ class Store:
             manifest = self._versions.get(latest)
             encoder = dataclasses.replace(encoder, settings=on_grid(encoder.settings, self._steps_of(manifest)))
             depth = self._versions.depth(latest)
-            shared = None
-            if held is not None and self._shares and depth < policy.depth:
-                shared = encoder.shared(source, held, manifest)
+
+            def shared(alone: bool) -> Draft | None:
+                shares = held is not None and self._backend.commits_alone
+                return encoder.shared(source, held, manifest, alone) if held is not None and shares else None
+
+            def keyframe() -> Draft:
+                return encoder.version(source, number, None, None, hold, shared(alone=True))
+
             if policy.wants_keyframe(depth):
-                return encoder.version(source, number, None, None, hold, shared)
-            draft = encoder.version(source, number, checkpoint, latest, hold, shared)
-            keyframe = self._keyframe_bytes(latest)
-            if draft.n_stored <= policy.pays * keyframe:
+                return keyframe()
+            draft = encoder.version(source, number, checkpoint, latest, hold, shared(alone=False))
+            if draft.n_stored <= policy.pays * self._keyframe_bytes(latest):
                 return draft
-            return self._smaller(draft, encoder.version(source, number, None, None, hold, shared))
+            return self._smaller(draft, keyframe())
 
     def _steps_of(self, manifest: Manifest) -> dict[str, float]:
         """The steps by which a version's tensors were quantized."""
@@ -318,11 +323,6 @@ class Store:
                 steps = last_steps(reader.index)
             found.update({name: step for name, step in steps.items() if part.names is None or name in part.names})
         return found
-
-    @property
-    def _shares(self) -> bool:
-        """Whether nobody can drop what a commit points at before it is there."""
-        return self._backend.commits_alone
 
     def _smaller(self, one: Draft, other: Draft) -> Draft:
         kept, dropped = (one, other) if one.n_stored <= other.n_stored else (other, one)
@@ -352,6 +352,8 @@ class Store:
 
     def _after_commit(self, manifest: Manifest) -> None:
         self._versions.point_to(manifest.number)
+        if manifest.number % BLOCK == BLOCK - 1:
+            self._versions.sum_up([manifest.number // BLOCK])
         if self.settings.policy.kind == "backward" and manifest.number:
             # The version is there; what comes now saves space, and whoever comes next can do it as well.
             with contextlib.suppress(Error), self._backend.maintaining(0):
@@ -590,7 +592,10 @@ class Store:
         """The number of the version that a selector means. Raises UsageError, NotFoundError."""
         if needs_log(selector):
             self._versions.forget()
-            return select(selector, self._versions.all(), self.url)
+            number = select(selector, self._versions.summaries(), self.url)
+            if self._versions.get(number).pruned is None:
+                return number
+            return select(selector, self._versions.all(), self.url)  # the hints were out of date
         if str(selector) == "latest":
             latest = self._versions.latest()
             if latest is None:
@@ -681,7 +686,7 @@ class Store:
     def log(self, pruned: bool = False) -> list[Version]:
         """All versions, oldest first; tombstones too if `pruned`."""
         self._versions.forget()
-        return [row for row in version_rows(self._versions.all()) if pruned or row.pruned is None]
+        return [row for row in version_rows(self._versions.summaries()) if pruned or row.pruned is None]
 
     def stat(self) -> Stat:
         """How large the store is, and what takes the space. Raises UsageError for a place that cannot list files."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from nearzip.errors import CorruptError, Error, NotFoundError, UsageError
 from nearzip.limits import Limits
+from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.store.backend import Backend
 from nearzip.store.chain import Progress, restore
 from nearzip.store.documents import MOST_DOCUMENT_BYTES, unseal
@@ -302,8 +303,14 @@ class Verifier:
     def _look_at_content(self) -> None:
         wanted = self._wanted()
         total = sum(wanted.values())
-        for name in self._chosen(self._sampled(sorted(set(wanted) - set(self._bad_objects)))):
-            problem = wrong_with_object(self.backend, name, wanted[name])
+        names = self._chosen(self._sampled(sorted(set(wanted) - set(self._bad_objects))))
+        # SHA-256 is slower than a disk, so several objects at once.
+        found = ordered_map(
+            lambda name: (name, wrong_with_object(self.backend, name, wanted[name])),
+            names,
+            number_of_threads(self.threads),
+        )
+        for name, problem in found:
             if problem is not None:
                 self._bad_objects[name] = problem
             self.report.n_checked += 1

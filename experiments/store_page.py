@@ -1,0 +1,101 @@
+"""The figures in docs/store.md, from `results/store.json` and `results/store_faults.json`; nothing is measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from experiments import record
+
+_PAGE = Path(__file__).parent.parent / "docs" / "store.md"
+_MARKS = re.compile(r"(<!-- figures:begin -->\n).*?(<!-- figures:end -->)", re.DOTALL)
+Row = dict[str, Any]
+
+
+def _mb(n: float) -> str:
+    return f"{n / 1e6:.2f}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.0f}"
+
+
+def storage(rows: list[Row]) -> str:
+    """Bytes, checkout times and accuracy for every chain, bound and policy."""
+    out = []
+    for row in rows:
+        out += [
+            f"**{row['network']}**, {row['versions']} versions, {_mb(row['raw'])} MB as safetensors, "
+            f"{_mb(row['zstd'])} MB with zstd -19:",
+            "",
+            "| bound | policy | MB | ratio | newest, ms | oldest, ms | one between, ms | accuracy: mean, worst change "
+            "| pruned to every 4th, MB |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for bound, policies in row["bounds"].items():
+            out += [_policy_line(row, bound, one) for one in policies]
+        out.append("")
+    return "\n".join(out)
+
+
+def _policy_line(row: Row, bound: str, one: Row) -> str:
+    newest, oldest, between = one["checkout_seconds"].values()
+    changes = one.get("accuracy_change")
+    accuracy = ""
+    if changes:
+        worst = max(changes, key=abs)
+        accuracy = f"{100 * sum(changes) / len(changes):+.3f} %, {100 * worst:+.2f} %"
+    elif bound == "lossless":
+        accuracy = "none"
+    return (
+        f"| {bound} | {one['policy']} | {_mb(one['bytes'])} | {row['raw'] / one['bytes']:.2f} | {_ms(newest)} | "
+        f"{_ms(oldest)} | {_ms(between)} | {accuracy} | {_mb(one['pruned']['bytes'])} |"
+    )
+
+
+def speed(result: Row) -> str:
+    """Commit and checkout beside the codec, verify beside the disk."""
+    s, n = result["seconds"], result["bytes"] / 1e6
+    v = result["verify"]
+    read, verify = (v["bytes"] / 1e6 / v["seconds"][name] for name in ("read", "verify"))
+    return (
+        f"Speed on {n:.0f} MB ({result['source']}), local disk, medians of sides that took turns: commit "
+        f"{n / s['commit']:.0f} MB/s where compressing alone does {n / s['compress']:.0f} "
+        f"({s['commit'] / s['compress']:.2f} times its time); checkout of a keyframe "
+        f"{n / s['checkout of a keyframe']:.0f} MB/s where decompressing does {n / s['decompress']:.0f} "
+        f"({s['checkout of a keyframe'] / s['decompress']:.2f} times its time). A full verify reads {verify:.0f} MB/s, "
+        f"the disk gives {read:.0f} ({verify / read:.2f} of it).\n"
+    )
+
+
+def scale(result: Row) -> str:
+    """Many versions."""
+    return (
+        f"With {result['versions']:,} versions: log {result['log_seconds']:.2f} s, checkout of the newest "
+        f"{_ms(result['checkout_newest_seconds'])} ms, of `best:accuracy` {result['checkout_best_seconds']:.2f} s.\n"
+    )
+
+
+def faults(result: Row) -> str:
+    """The long fault runs."""
+    lines = ["| fault | points | held |", "| --- | --- | --- |"]
+    for name, run in result["runs"].items():
+        held = "yes" if run["passed"] else f"no: {run.get('problem', '')}"
+        lines.append(f"| {name} | {run.get('operations', run.get('tests', ''))} | {held} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str]) -> None:
+    found = json.loads((record.RESULTS / "store.json").read_text())
+    parts = [
+        make(found[name]) for name, make in (("storage", storage), ("speed", speed), ("scale", scale)) if found[name]
+    ]
+    path = record.RESULTS / "store_faults.json"
+    if path.exists():
+        parts.append(faults(json.loads(path.read_text())))
+    parts.append(f"{found['machine']['cpu']}, {found['machine']['cores']} cores, shared with other work; commit "
+                 f"{found['commit']}, {found['date']}.\n")  # fmt: skip
+    page = _PAGE.read_text()
+    _PAGE.write_text(_MARKS.sub(lambda match: match[1] + "\n".join(parts) + match[2], page))
