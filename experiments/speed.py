@@ -192,6 +192,7 @@ def main(arguments: list[str]) -> None:
     where = traces.folder(options.data)
     source, old, new = traces.tiled(where)
     result: dict[str, Any] = {"source": source, "bound": BOUND, "rounds": options.rounds}
+    result["load_average"] = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
     result["end_to_end"] = end_to_end(old, new, options.rounds)
     result["scaling"] = scaling(old, new, options.rounds)
     names = ("transformer early", "transformer late", "vgg-small early") if where else ()

@@ -20,7 +20,8 @@ def _load(name: str) -> dict[str, Any]:
 
 def _where(result: dict[str, Any]) -> str:
     m = result["machine"]
-    return f"{m['cpu']}, {m['cores']} cores, Python {m['python']}; commit {result['commit']}, {result['date']}"
+    note = f". {result['note'].removesuffix('.')}" if "note" in result else ""
+    return f"{m['cpu']}, {m['cores']} cores, Python {m['python']}; commit {result['commit']}, {result['date']}{note}"
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -44,7 +45,12 @@ def sizes() -> str:
         "Bits per parameter, whole files, float32 weights; every file restored and checked. Updates between\n"
         "neighbouring checkpoints of a character transformer (1.8 M parameters) and a small VGG (0.8 M).\n\n"
         + table(head, rows)
+        + f"\n\n{_where(result)}."
     )
+
+
+#: Load below which two cores are ours.
+_IDLE = 1.0
 
 
 def speeds() -> str:
@@ -52,25 +58,59 @@ def speeds() -> str:
     result = _load("speed")
     run = result["end_to_end"]
     one, two = run["one_core_mb_s"], run["two_cores_mb_s"]
-    rows = [
-        ["nearzip, to verified bytes", f"{one['encode']:.0f}", f"{one['decode']:.0f}"],
-        ["nearzip, two cores", f"{two['encode']:.0f}", f"{two['decode']:.0f}"],
-        ["zstd -3 on the raw weights", f"{one['zstd -3 encode']:.0f}", f"{one['zstd -3 decode']:.0f}"],
-        ["a copy in memory", f"{one['memory copy']:.0f}", ""],
-    ]
+    sides = {
+        f"nearzip, to verified bytes ({run['bits_per_parameter']:.2f} bits)": ("encode", "decode"),
+        f"finer ({run['fine_bits_per_parameter']:.2f} bits)": ("fine encode", "fine decode"),
+        f"lossless ({run['lossless_bits_per_parameter']:.2f} bits)": ("lossless encode", "lossless decode"),
+        "lossless, no base": ("lossless encode, no base", "lossless decode, no base"),
+        "zstd -3 on the raw weights": ("zstd -3 encode", "zstd -3 decode"),
+    }
+    rows = [[name, *(f"{one[side]:.0f}" for side in both)] for name, both in sides.items()]
+    rows += [["a copy in memory", f"{one['memory copy']:.0f}", ""]]
+    # By the clock, which means nothing where others use the cores as well.
+    idle = (result["load_average"] or 0) < _IDLE
+    if idle:
+        rows += [["nearzip, two cores, by the clock", f"{two['encode']:.0f}", f"{two['decode']:.0f}"]]
     ratios = "; ".join(
         f"{name}: {row['encode_ratio']:.0f} and {row['decode_ratio']:.1f} times"
         for name, row in result["entropy_coding"].items()
     )
     shares = ", ".join(f"{name} {share:.0f} %" for name, share in result["profile_percent"]["encode"].items())
-    scaling = result["scaling"]["two_cores_over_one"]
+    scaling = (
+        f"Quantizing, coding and checking blocks on two cores: {result['scaling']['two_cores_over_one']:.2f} times one."
+    )
+    busy = f"Measured while others used the machine (load {result['load_average']}), so two cores are not shown."
     return "\n\n".join(
         [
-            f"Speed on {run['megabytes']:.0f} MB of weights ({result['source']}), MB of float32 a second, medians:",
+            f"Speed on {run['megabytes']:.0f} MB of weights ({result['source']}), MB of float32 per processor "
+            "second of one core, medians:",
             table(["", "encode", "decode"], rows),
             f"Where encoding spends its time: {shares}.",
-            f"Quantizing, coding and checking blocks on two cores: {scaling:.2f} times the speed of one.",
+            scaling if idle else busy,
             f"The entropy coder against LZMA on the same symbols, encoding and decoding: {ratios}.",
+            f"{_where(result)}.",
+        ]
+    )
+
+
+def lossless() -> str:
+    """Bit-exact bytes beside the smallest of the other programs."""
+    result = _load("lossless")
+    rows = []
+    for row in result["rows"]:
+        cells = [row["pair"], f"{100 * row['changed']:.4g} %"]
+        for mode in ("base", "alone"):
+            best = row[f"best_other_{mode}"]
+            cells += [f"{row['nearzip'][mode]['bytes']:,}", f"{best['bytes']:,} ({best['program']})"]
+            cells += [f"{row[f'best_other_over_nearzip_{mode}']:.3f}"]
+        rows.append(cells)
+    head = ["update", "values changed", "with base", "best other", "ratio", "without", "best other", "ratio"]
+    programs = ", ".join(result["rows"][0]["programs"])
+    return "\n\n".join(
+        [
+            f"Bytes, bit-exact, beside the smallest of what {programs} make of the same values:\n"
+            "alone, their exclusive or with the base's, or the program's own difference.",
+            table(head, rows),
             f"{_where(result)}.",
         ]
     )
@@ -146,5 +186,6 @@ def fill(path: str, name: str, text: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
+    fill("docs/methods/nearzip.md", "lossless", lossless())
     fill("README.md", "figures", "\n\n".join([sizes(), speeds(), memory()]))
     fill("docs/tune.md", "budget", budgets())

@@ -12,8 +12,9 @@ namespace {
 enum Mode : uint8_t { kStored = 0, kEqual = 1, kCoded = 2, kCodedInChunks = 3 };
 
 // Within a network's layer the sizes of updates differ from place to place: chunks of 512 values save 0.4 to 1.2 % on
-// the shared VGG trace against a size for each tensor, and lose up to 0.3 % on the transformer's, where they do not. Where few values change, a chunk
-// needs more of them to tell the size of its changes, and sizes of their own cost as much as the changes.
+// the shared VGG trace against a size for each tensor, and lose up to 0.3 % on the transformer's, where they do not.
+// Where few values change, a chunk needs more of them to tell the size of its changes, and sizes of their own cost as
+// much as the changes.
 constexpr int kChunkLog = 9, kMostChunkLog = 16;
 constexpr uint64_t kChangesPerChunk = 32;
 // Contexts are half octaves of an update's typical size over the spacing of values around the base's.
