@@ -85,7 +85,7 @@ def test_types(dtype):
     optimizer.step()
     state = capture(model, optimizer, rng=False).shrunk(Moments(), {})
     again = TrainingState.from_arrays(state.to_arrays()).expanded()
-    for parameter, (_, nodes) in zip(model.parameters(), again.document["optimizer"]["state"], strict=True):
+    for parameter, (_, nodes) in zip(model.parameters(), again.document["optimizers"][0]["state"], strict=True):
         array = again.tensors[nodes["exp_avg"]["t"]]
         assert array.dtype.name == str(dtype).removeprefix("torch.")
         assert array.shape == tuple(parameter.shape)
@@ -162,3 +162,16 @@ def test_training_goes_on_from_coarse_moments():
     small = state.shrunk(Moments(), {})
     exact, coarse = (nz.compress(s.to_arrays()).nbytes for s in (state, small))
     assert coarse < exact
+
+
+def test_second_moments_by_rows_and_columns_alone():
+    rng = np.random.default_rng(5)
+    logs = rng.normal(-20, 3, (40, 1)) + rng.normal(0, 3, (1, 60))
+    v = np.exp2(logs).astype(np.float32)
+    m = (np.sqrt(v) * rng.normal(0, 0.7, v.shape)).astype(np.float32)
+    m2, v2, tensors = through(m, v, Moments(1.0, math.inf))
+    assert np.abs(np.log2(v2 / v)).max() < 0.2
+    assert np.abs(update(m2, v2) - update(m, v)).max() <= 0.501
+    assert {a.size for n, a in tensors.items() if "exp_avg_sq" in n} == {40, 60}
+    bias, _, _ = through(m[0], v[0], Moments(1.0, math.inf))
+    assert np.abs(update(bias, through(m[0], v[0], Moments(1.0, math.inf))[1]) - update(m[0], v[0])).max() <= 0.501

@@ -14,6 +14,7 @@ from nearzip.torch.evaluator import evaluator
 from nearzip.torch.feedback import ErrorFeedback
 from nearzip.torch.finetune import finetune, holding, prune, share
 from nearzip.torch.moments import Moments
+from nearzip.torch.saver import Saver, SaveReport
 from nearzip.torch.state import Restored, TrainingState, capture, restore
 from nearzip.torch.verify import Equivalence, verify_resume
 
@@ -22,6 +23,8 @@ __all__ = [
     "ErrorFeedback",
     "Moments",
     "Restored",
+    "SaveReport",
+    "Saver",
     "TrainingState",
     "capture",
     "evaluator",

@@ -53,7 +53,8 @@ class Moments:
         Step of Adam's m / (sqrt(v) + eps): the error of what the next update is made of is at most half of it.
         `inf`: first moments are not stored and begin again at zero.
     variance : float
-        Step of log2 v: a whole number, or 1/2, 1/4, .. 1/16. v is off by a factor of at most 2^(step / 2).
+        Step of log2 v: a whole number, or 1/2, 1/4, .. 1/16. v is off by a factor of at most 2^(step / 2). `inf`: what
+        has two axes or more is kept as the prediction by row and column alone, which promises nothing.
     momentum : float
         Step of SGD's momentum buffer in units of its root mean square. `inf`: not stored.
 
@@ -71,9 +72,9 @@ class Moments:
         for name in ("mean", "momentum"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"moments: the step of {name} is positive, not {getattr(self, name)!r}")
-        if not _is_variance_step(self.variance):
+        if not (self.variance == math.inf or _is_variance_step(self.variance)):
             raise UsageError(
-                f"moments: the step of variance is a whole number up to 64, or 1/2, 1/4, 1/8, 1/16, "
+                f"moments: the step of variance is a whole number up to 64, or 1/2, 1/4, 1/8, 1/16, or inf, "
                 f"not {self.variance!r}"
             )
 
@@ -122,7 +123,7 @@ def shrink_moments(
         coded = _shrink_variance(name, value, moments.variance, predictions)
         if coded is not None:
             out[key] = _replace(name, tensors, *coded)
-            roots[key] = (value, _variance(out[key]["v"], tensors))
+            roots[key] = (value, _second(out[key], tensors))
     for key, root in MEANS.items():
         name, value = _tensor_of(node.get(key), tensors)
         if value is not None and root in roots:
@@ -155,9 +156,16 @@ def _replace(name: str, tensors: dict[str, Any], node: Node, levels: dict[str, A
 def _shrink_variance(
     name: str, value: Array, step: float, predictions: dict[str, tuple[Array, Array]]
 ) -> tuple[Node, dict[str, Array]] | None:
+    by_rows = math.isinf(step) and value.ndim > 1
+    step = 1.0 if math.isinf(step) else step
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log2(value.astype(np.float32)) * np.float32(1 / step)
     usable = np.isfinite(logs)
+    if by_rows:
+        rows, columns = _predict(logs, usable)
+        shape, dtype = list(value.shape), value.dtype.name
+        node = {"r": {"rows": f"{name}.rows", "columns": f"{name}.columns", "shape": shape, "dtype": dtype}}
+        return node, {f"{name}.rows": rows, f"{name}.columns": columns}
     if name not in predictions or not _fits(predictions[name], value.shape):
         predictions[name] = _predict(logs, usable)
     rows, columns = predictions[name]
@@ -166,7 +174,7 @@ def _shrink_variance(
     if levels is None:
         return None
     levels[(value == 0) & ~np.signbit(value)] = _ZERO[levels.dtype]
-    node: Node = {"v": {"levels": f"{name}.levels", "rows": f"{name}.rows", "columns": f"{name}.columns",
+    node = {"v": {"levels": f"{name}.levels", "rows": f"{name}.rows", "columns": f"{name}.columns",
                         "step": step, "dtype": value.dtype.name}}  # fmt: skip
     found = {f"{name}.levels": levels, f"{name}.rows": rows, f"{name}.columns": columns}
     restored = _variance(node["v"], found)
@@ -288,10 +296,8 @@ def expand_moments(node: Mapping[str, Any], tensors: Mapping[str, Array]) -> dic
     out = dict(node)
     roots: dict[str, Array] = {}
     for key in ROOTS:
-        content = _content(node.get(key), "v")
-        if content is not None:
-            roots[key] = _variance(content, tensors)
-            out[key] = roots[key]
+        if _content(node.get(key), "v") is not None or _content(node.get(key), "r") is not None:
+            out[key] = roots[key] = _second(node[key], tensors)
     for key in (*MEANS, *BUFFERS):
         if (content := _content(node.get(key), "z")) is not None:
             out[key] = _zeros(content)
@@ -350,6 +356,23 @@ def _powers_of_two(levels: Array, step: float) -> Array:
     return powers
 
 
+def _second(node: Mapping[str, Any], tensors: Mapping[str, Any]) -> Array:
+    """A second moment, from levels or from rows and columns alone."""
+    ((kind, content),) = node.items()
+    return _variance(content, tensors) if kind == "v" else _by_rows(content, tensors)
+
+
+def _by_rows(content: Mapping[str, Any], tensors: Mapping[str, Any]) -> Array:
+    shape, dtype = _shape(content), _dtype(content)
+    rows, columns = (_get(content, key, tensors, "i", 1) for key in ("rows", "columns"))
+    if len(shape) < 2 or not _fits((rows, columns), shape):
+        raise CorruptError("training state: second moments are damaged")
+    out = np.empty((rows.size, columns.size), dtype)
+    for i, row in enumerate(rows.astype(np.int32)):
+        out[i] = round_to(dtype, _powers_of_two(row + columns.astype(np.int32), 1 / (1 << _FINE)))
+    return out.reshape(shape)
+
+
 def _variance(content: Mapping[str, Any], tensors: Mapping[str, Any]) -> Array:
     levels = _get(content, "levels", tensors, "i")
     rows, columns = (_get(content, key, tensors, "i", 1) for key in ("rows", "columns"))
@@ -385,11 +408,15 @@ def _scaled(content: Mapping[str, Any], tensors: Mapping[str, Any]) -> Array:
     return _apply_patch(content, tensors, out).reshape(levels.shape)
 
 
-def _zeros(content: Mapping[str, Any]) -> Array:
+def _shape(content: Mapping[str, Any]) -> tuple[int, ...]:
     shape = content.get("shape")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 32:
         raise CorruptError("training state: moments are damaged")
-    return np.broadcast_to(np.zeros((), _dtype(content)), shape)
+    return tuple(shape)
+
+
+def _zeros(content: Mapping[str, Any]) -> Array:
+    return np.broadcast_to(np.zeros((), _dtype(content)), _shape(content))
 
 
 def _apply_patch(content: Mapping[str, Any], tensors: Mapping[str, Any], out: Array) -> Array:

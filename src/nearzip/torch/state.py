@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,17 @@ from nearzip.torch.arrays import to_torch
 from nearzip.torch.moments import Moments, expand_moments, shrink_moments
 from nearzip.torch.trees import Json, pack, unpack
 
-__all__ = ["DOCUMENT", "Restored", "TrainingState", "capture", "restore"]
+__all__ = [
+    "DOCUMENT",
+    "FORMAT",
+    "Restored",
+    "TrainingState",
+    "capture",
+    "pack_optimizer",
+    "restore",
+    "unpack_optimizer",
+    "unpack_parts",
+]
 
 #: The tensor that holds the document: JSON, compressed with zstd.
 DOCUMENT = "training.json"
@@ -70,28 +80,43 @@ class TrainingState:
 
         `predictions` is empty at first and to be given again with the next state.
         """
-        if moments is None or "optimizer" not in self.document:
+        if moments is None or "optimizers" not in self.document:
             return self
-        tensors, saved = dict(self.tensors), self.document["optimizer"]
-        options = {n: unpack(g["options"], tensors) for g in saved["groups"] for n in g["names"]}
-        state = [[n, shrink_moments(nodes, tensors, options[n], moments, predictions)] for n, nodes in saved["state"]]
-        return TrainingState(tensors, {**self.document, "optimizer": {**saved, "state": state}})
+        tensors, parts = dict(self.tensors), []
+        for part in self.document["optimizers"]:
+            options = {n: unpack(g["options"], tensors) for g in part["groups"] for n in g["names"]}
+            state = [
+                [n, shrink_moments(nodes, tensors, options[n], moments, predictions)] for n, nodes in part["state"]
+            ]
+            parts.append({**part, "state": state})
+        return TrainingState(tensors, {**self.document, "optimizers": parts})
 
     def expanded(self) -> TrainingState:
         """The inverse of `shrunk`, up to its rounding. Raises CorruptError."""
-        if "optimizer" not in self.document:
-            return self
-        tensors, state = dict(self.tensors), []
-        saved = _optimizer_part(self.document)
-        for name, nodes in saved["state"]:
-            values = expand_moments(nodes, self.tensors)
-            arrays = {
-                f"optimizer/{name}/{key}": value for key, value in values.items() if isinstance(value, np.ndarray)
-            }
-            tensors.update(arrays)
-            state.append([name, {k: {"t": f"optimizer/{name}/{k}"} if isinstance(v, np.ndarray) else v
-                                 for k, v in values.items()}])  # fmt: skip
-        return TrainingState(tensors, {**self.document, "optimizer": {**saved, "state": state}})
+        tensors, parts = dict(self.tensors), []
+        for i, part in enumerate(unpack_parts(self.document)):
+            state = []
+            for name, nodes in part["state"]:
+                values = expand_moments(nodes, self.tensors)
+                for key, value in values.items():
+                    if isinstance(value, np.ndarray):
+                        tensors[f"{_prefix(i)}/{name}/{key}"] = value
+                        values[key] = {"t": f"{_prefix(i)}/{name}/{key}"}
+                state.append([name, values])
+            parts.append({**part, "state": state})
+        return TrainingState(tensors, {**self.document, "optimizers": parts} if parts else self.document)
+
+    def predictions(self) -> dict[str, tuple[Array, Array]]:
+        """What `shrunk` predicted second moments by, to go on with in the next state."""
+        found = {}
+        for i, part in enumerate(unpack_parts(self.document)):
+            for name, nodes in part["state"]:
+                for key, node in nodes.items():
+                    content = node.get("v") if isinstance(node, dict) else None
+                    if content is not None:
+                        rows, columns = self.tensors[content["rows"]], self.tensors[content["columns"]]
+                        found[f"{_prefix(i)}/{name}/{key}"] = (rows, columns)
+        return found
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, Array]) -> TrainingState:
@@ -127,7 +152,7 @@ def _read_document(array: Array) -> dict[str, Json]:
 
 def capture(
     model: nn.Module,
-    optimizer: optim.Optimizer | None = None,
+    optimizer: optim.Optimizer | Sequence[optim.Optimizer] | None = None,
     scheduler: Any = None,
     step: int = 0,
     metrics: Mapping[str, float] | None = None,
@@ -142,7 +167,7 @@ def capture(
     Parameters
     ----------
     model, optimizer, scheduler, scaler
-        Whatever has `state_dict`; the optimizer is a `torch.optim.Optimizer`.
+        Whatever has `state_dict`; the optimizer is a `torch.optim.Optimizer`, or several of them.
     step : int
     metrics : mapping of str to float
     loader
@@ -171,8 +196,12 @@ def capture(
         "parameters": [name for name, _ in model.named_parameters()],
         "other": pack(other, "model.extra", tensors),
     }
-    if optimizer is not None:
-        document["optimizer"] = _capture_optimizer(model, optimizer, tensors)
+    optimizers = _listed(optimizer)
+    if optimizers:
+        document["optimizers"] = [
+            pack_optimizer(each.state_dict(), type(each).__name__, _parameter_names(model, each), i, tensors)
+            for i, each in enumerate(optimizers)
+        ]
     for key, thing in (("scheduler", scheduler), ("scaler", scaler), ("loader", loader)):
         if thing is not None:
             document[key] = _capture_object(key, thing, tensors)
@@ -208,18 +237,29 @@ def _parameter_names(model: nn.Module, optimizer: optim.Optimizer) -> list[list[
     return names
 
 
-def _capture_optimizer(model: nn.Module, optimizer: optim.Optimizer, tensors: dict[str, Any]) -> Json:
-    if not isinstance(optimizer, optim.Optimizer):
-        raise UsageError(f"the optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
-    names = _parameter_names(model, optimizer)
-    flat = [name for group in names for name in group]
-    content = optimizer.state_dict()
+def _listed(optimizer: optim.Optimizer | Sequence[optim.Optimizer] | None) -> list[optim.Optimizer]:
+    found: list[Any] = (
+        list(optimizer) if isinstance(optimizer, (list, tuple)) else [] if optimizer is None else [optimizer]
+    )
+    for each in found:
+        if not isinstance(each, optim.Optimizer):
+            raise UsageError(f"the optimizer is a {type(each).__name__}, not a torch.optim.Optimizer")
+    return found
+
+
+def _prefix(i: int) -> str:
+    """What the names of the i-th optimizer's tensors begin with."""
+    return f"optimizer{i}" if i else "optimizer"
+
+
+def pack_optimizer(
+    content: Mapping[str, Any], kind: str | None, names: list[list[str]], i: int, tensors: dict[str, Any]
+) -> Json:
+    """The node of the i-th optimizer's `state_dict()`; `names` of parameters by group. Raises UsageError."""
+    prefix, flat = _prefix(i), [name for group in names for name in group]
     groups = [
-        {
-            "names": own,
-            "options": pack({k: v for k, v in group.items() if k != "params"}, f"optimizer/group{i}", tensors),
-        }
-        for i, (own, group) in enumerate(zip(names, content["param_groups"], strict=True))
+        {"names": own, "options": pack({k: v for k, v in group.items() if k != "params"}, f"{prefix}/{n}", tensors)}
+        for n, (own, group) in enumerate(zip(names, content["param_groups"], strict=True))
     ]
     state = []
     for index, values in content["state"].items():
@@ -228,11 +268,11 @@ def _capture_optimizer(model: nn.Module, optimizer: optim.Optimizer, tensors: di
             if isinstance(value, torch.Tensor):
                 _whole(f"{name}.{key}", value)
         nodes = {
-            key: pack(value, f"optimizer/{name}/{key}", tensors, f"optimizer state {key!r} of {name}")
+            key: pack(value, f"{prefix}/{name}/{key}", tensors, f"optimizer state {key!r} of {name}")
             for key, value in values.items()
         }
         state.append([name, nodes])
-    return {"class": type(optimizer).__name__, "groups": groups, "state": state}
+    return {"class": kind, "groups": groups, "state": state}
 
 
 def _capture_object(key: str, thing: Any, tensors: dict[str, Any]) -> Json:
@@ -273,7 +313,7 @@ class Restored:
 def restore(
     state: TrainingState,
     model: nn.Module,
-    optimizer: optim.Optimizer | None = None,
+    optimizer: optim.Optimizer | Sequence[optim.Optimizer] | None = None,
     scheduler: Any = None,
     *,
     scaler: Any = None,
@@ -293,7 +333,8 @@ def restore(
     """
     document, arrays = state.document, state.tensors
     weights = _model_state(document, arrays, model)
-    packed_optimizer = None if optimizer is None else _optimizer_state(document, arrays, model, optimizer)
+    optimizers = _listed(optimizer)
+    packed = _optimizer_states(document, arrays, model, optimizers) if optimizers else []
     things = [("scheduler", scheduler), ("scaler", scaler)] + ([("loader", loader)] if loader is not None else [])
     states = [(thing, _object_state(key, thing, document, arrays)) for key, thing in things if thing is not None]
     random_state = unpack(document["rng"], arrays) if rng and "rng" in document else None
@@ -302,8 +343,8 @@ def restore(
     position = _position(document, arrays) if loader is None else None
 
     model.load_state_dict(weights)
-    if optimizer is not None:
-        optimizer.load_state_dict(packed_optimizer)  # type: ignore[arg-type]
+    for each, own in zip(optimizers, packed, strict=True):
+        each.load_state_dict(own)
     for thing, content in states:
         thing.load_state_dict(content)
     if random_state is not None:
@@ -335,39 +376,54 @@ def _model_state(document: dict[str, Json], arrays: Mapping[str, Any], model: nn
     return {**{name: to_torch(array, copy=False) for name, array in saved.items()}, **other}
 
 
-def _optimizer_state(
-    document: dict[str, Json], arrays: Mapping[str, Any], model: nn.Module, optimizer: optim.Optimizer
-) -> dict[str, Any]:
-    if "optimizer" not in document:
+def _optimizer_states(
+    document: dict[str, Json], arrays: Mapping[str, Any], model: nn.Module, optimizers: list[optim.Optimizer]
+) -> list[dict[str, Any]]:
+    parts = unpack_parts(document)
+    if not parts:
         raise UsageError("the state was saved without an optimizer; restore it without one")
-    saved = _optimizer_part(document)
-    kind, pairs = saved["class"], saved["state"]
-    names = [list(group["names"]) for group in saved["groups"]]
-    options = [unpack(group["options"], arrays) for group in saved["groups"]]
-    if kind != type(optimizer).__name__:
-        raise UsageError(f"the state is of the optimizer {kind}, not {type(optimizer).__name__}")
-    live = _parameter_names(model, optimizer)
-    if names != live:
-        raise UsageError(f"the optimizer's parameters differ: {_difference(names, live)}")
-    index = {name: i for i, name in enumerate(name for group in live for name in group)}
-    if not all(name in index for name, _ in pairs) or not all(isinstance(group, dict) for group in options):
+    if len(parts) != len(optimizers):
+        raise UsageError(f"the state is of {len(parts)} optimizers, not {len(optimizers)}")
+    found = []
+    for part, optimizer in zip(parts, optimizers, strict=True):
+        if part["class"] != type(optimizer).__name__:
+            raise UsageError(f"the state is of the optimizer {part['class']}, not {type(optimizer).__name__}")
+        names, live = [group["names"] for group in part["groups"]], _parameter_names(model, optimizer)
+        if names != live:
+            raise UsageError(f"the optimizer's parameters differ: {_difference(names, live)}")
+        content = unpack_optimizer(part, arrays)
+        _check_shapes(optimizer, content["state"], [name for group in live for name in group])
+        found.append(content)
+    return found
+
+
+def unpack_optimizer(part: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's `state_dict()`. Raises CorruptError."""
+    index = {name: i for i, name in enumerate(name for group in part["groups"] for name in group["names"])}
+    options = [unpack(group["options"], arrays) for group in part["groups"]]
+    if not all(name in index for name, _ in part["state"]) or not all(isinstance(group, dict) for group in options):
         raise CorruptError("training state: the optimizer's part is damaged")
-    content = {index[name]: {str(k): unpack(node, arrays) for k, node in nodes.items()} for name, nodes in pairs}
-    _check_shapes(optimizer, content, list(index))
-    at, packed = 0, []
-    for own, group in zip(live, options, strict=True):
-        packed.append({**group, "params": list(range(at, at + len(own)))})
-        at += len(own)
-    return {"state": content, "param_groups": packed}
+    state = {
+        index[name]: {str(key): unpack(node, arrays) for key, node in nodes.items()} for name, nodes in part["state"]
+    }
+    groups = [
+        {**own, "params": [index[name] for name in group["names"]]}
+        for own, group in zip(options, part["groups"], strict=True)
+    ]
+    return {"state": state, "param_groups": groups}
 
 
-def _optimizer_part(document: dict[str, Json]) -> dict[str, Any]:
-    """The optimizer's part of a document: class, groups of names and options, nodes by parameter and key."""
-    saved = document["optimizer"]
+def unpack_parts(document: dict[str, Json]) -> list[dict[str, Any]]:
+    """The optimizers' parts of a document: class, groups of names and options, nodes by parameter and key."""
     try:
-        groups = [{"names": [str(n) for n in g["names"]], "options": g["options"]} for g in saved["groups"]]
-        state = [(str(name), dict(nodes)) for name, nodes in saved["state"]]
-        return {"class": saved["class"], "groups": groups, "state": state}
+        return [
+            {
+                "class": saved["class"],
+                "groups": [{"names": [str(n) for n in g["names"]], "options": g["options"]} for g in saved["groups"]],
+                "state": [(str(name), dict(nodes)) for name, nodes in saved["state"]],
+            }
+            for saved in document.get("optimizers", [])
+        ]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CorruptError("training state: the optimizer's part is damaged") from None
 

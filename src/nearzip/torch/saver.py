@@ -1,0 +1,261 @@
+"""`Saver`: checkpoints of a training, copied in memory at once and compressed and written behind its back."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from torch import nn, optim
+
+from nearzip.bounds import Bound, parse_bound
+from nearzip.errors import NotFoundError, UsageError
+from nearzip.tensors import Array
+from nearzip.torch.background import Background
+from nearzip.torch.moments import Moments
+from nearzip.torch.places import StoreLike, open_store, prune_store
+from nearzip.torch.plans import StatePlan
+from nearzip.torch.snapshot import Snapshot
+from nearzip.torch.state import Restored, TrainingState, capture, restore
+
+__all__ = ["SaveReport", "Saver"]
+
+
+@dataclass
+class SaveReport:
+    """What saving has cost so far. Times in seconds, on the training's own thread unless said otherwise.
+
+    Parameters
+    ----------
+    n_saves : int
+    seconds_copying : float
+        Capturing and copying the state.
+    seconds_waiting : float
+        For the save before to end.
+    seconds_behind : float
+        On the thread behind: compressing, checking, writing.
+    n_bytes : int
+        That the versions took in the store.
+    snapshot_bytes : int
+        Memory of the copy; the store holds the latest version besides, and the encoder a few blocks.
+    last_version : int or None
+        The newest version that is committed.
+    """
+
+    n_saves: int = 0
+    seconds_copying: float = 0.0
+    seconds_waiting: float = 0.0
+    seconds_behind: float = 0.0
+    n_bytes: int = 0
+    snapshot_bytes: int = 0
+    last_version: int | None = None
+
+
+class Saver:
+    """Saves a training into a store and puts it back.
+
+    Parameters
+    ----------
+    store : Store, str or path
+        An open store, or where one is or shall be made.
+    bound : Bound or str
+        For the weights, against those of the training: matrices and filters have it, norms and biases an eighth of
+        it, buffers are exact. None: every bit.
+    every : int
+        `save` does nothing unless the step is a multiple of it.
+    keep : str
+        What `Store.prune` shall keep after each save, such as "last:5 every:1000 best:accuracy"; None: everything.
+    policy : str
+        How the store chains versions; None: as it does.
+    method, options : str, dict
+        For the weights.
+    moments : Moments, "auto" or None
+        For the optimizer. None: exact. "auto": `Moments()` if there is a bound, else exact.
+    threads : int
+        For compressing; one leaves the processors to the training.
+
+    Notes
+    -----
+    `save` copies the state and returns; one save is under way at a time, and the next one waits for it. What fails
+    behind is raised at the next call of any method, at the latest by `close`. Versions that were committed stay.
+    """
+
+    def __init__(
+        self,
+        store: StoreLike,
+        *,
+        bound: Bound | str | None = None,
+        every: int = 1,
+        keep: str | None = None,
+        policy: str | None = None,
+        method: str = "nearzip",
+        options: Mapping[str, Any] | None = None,
+        moments: Moments | str | None = "auto",
+        threads: int | None = 1,
+    ):
+        if isinstance(every, bool) or int(every) != every or every < 1:
+            raise UsageError(f"every is a whole number of steps from 1 on, not {every!r}")
+        if isinstance(moments, str) and moments != "auto":
+            raise UsageError(f"moments are nearzip.torch.Moments(..), 'auto' or None, not {moments!r}")
+        self.store = open_store(store, keep, threads=threads)
+        if policy is not None and str(self.store.policy) != policy:
+            self.store.configure(policy=policy)
+        self.every = int(every)
+        self._counts = SaveReport()
+        self._bound = parse_bound(bound) if isinstance(bound, str) else bound
+        self._method, self._options, self._keep = method, options, keep
+        self._moments = (Moments() if self._bound is not None else None) if isinstance(moments, str) else moments
+        StatePlan.of(TrainingState({}, {}), self._bound, method, options)  # refused now, not behind
+        self._snapshot = Snapshot()
+        self._predictions: dict[str, tuple[Array, Array]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._background = Background("save")
+        self._closed = False
+
+    # saving
+
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: optim.Optimizer | Sequence[optim.Optimizer] | None = None,
+        scheduler: Any = None,
+        step: int = 0,
+        metrics: Mapping[str, float] | None = None,
+        *,
+        scaler: Any = None,
+        loader: Any = None,
+        extra: Any = None,
+        message: str = "",
+        tags: Sequence[str] = (),
+        force: bool = False,
+    ) -> bool:
+        """Copy the state now; compress and commit it behind. Returns whether it was this step's turn.
+
+        `force`: save whatever the step. The other parameters are `capture`'s and `Store.commit`'s.
+
+        Raises
+        ------
+        UsageError
+            State that cannot be stored, a model whose tensors changed shape since the last save, a closed saver.
+        Error, OSError
+            What failed in the save before: it is raised once, and this save is not made.
+        """
+        if self._closed:
+            raise UsageError("this saver is closed; make a new one")
+        if step % self.every and not force:
+            return False
+        self.wait()
+        begin = time.perf_counter()
+        live = capture(model, optimizer, scheduler, step, metrics, scaler=scaler, loader=loader, extra=extra)
+        self._check_shapes(live)
+        state = self._snapshot.copy(live)
+        said = {"metrics": _numbers(metrics), "message": message, "tags": list(tags), "step": state.step}
+        self._counts.seconds_copying += time.perf_counter() - begin
+        self._counts.snapshot_bytes = self._snapshot.n_bytes
+        self._counts.n_saves += 1
+        self._background.start(lambda: self._behind(state, said))
+        return True
+
+    def _check_shapes(self, state: TrainingState) -> None:
+        shapes = {name: tuple(t.shape) for name, t in state.tensors.items() if name.startswith("model/")}
+        if self._shapes and shapes != self._shapes:
+            changed = [n for n in {**shapes, **self._shapes} if shapes.get(n) != self._shapes.get(n)]
+            was, is_now = self._shapes.get(changed[0]), shapes.get(changed[0])
+            raise UsageError(
+                f"the model changed since the last save: {changed[0].removeprefix('model/')!r} was "
+                f"{_shape(was)}, is {_shape(is_now)}; save another model with a saver and a store of its own"
+            )
+        self._shapes = shapes
+
+    def _behind(self, state: TrainingState, said: Mapping[str, Any]) -> None:
+        small = state.shrunk(self._moments, self._predictions)
+        plan = StatePlan.of(small, self._bound, self._method, self._options)
+        version = self.store.commit(small.to_arrays(), plan=plan, **said)
+        self._counts.last_version = version
+        self._counts.n_bytes += self.store.info(version).n_stored
+        prune_store(self.store, self._keep)
+
+    @property
+    def report(self) -> SaveReport:
+        """What saving has cost so far."""
+        waiting, behind = self._background.seconds_waiting, self._background.seconds_behind
+        return dataclasses.replace(self._counts, seconds_waiting=waiting, seconds_behind=behind)
+
+    def wait(self) -> None:
+        """Until the save under way is committed. Raises what failed behind."""
+        self._background.wait()
+
+    def close(self) -> None:
+        """Wait for the last save. Raises what failed behind."""
+        self._closed = True
+        self.wait()
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        # What ended the block is what the user has to see; what failed behind goes with it.
+        try:
+            self.close()
+        except BaseException as behind:  # told, not raised over the first
+            warnings.warn(f"the last save failed as well: {behind}", RuntimeWarning, stacklevel=2)
+
+    # restoring
+
+    def restore(
+        self,
+        model: nn.Module,
+        optimizer: optim.Optimizer | Sequence[optim.Optimizer] | None = None,
+        scheduler: Any = None,
+        *,
+        scaler: Any = None,
+        loader: Any = None,
+        version: int | str = "latest",
+        rng: bool = True,
+    ) -> Restored | None:
+        """Put a version back, the newest if none is named; None if nothing was saved yet.
+
+        Raises
+        ------
+        UsageError
+            It does not fit; see `nearzip.torch.restore`. Nothing is changed.
+        NotFoundError, CorruptError
+            No such version; or it is damaged.
+        """
+        self.wait()
+        try:
+            number = self.store.resolve(version)
+        except NotFoundError:
+            if version == "latest":
+                return None
+            raise
+        small = TrainingState.from_arrays(self.store.checkout(number))
+        restored = restore(small.expanded(), model, optimizer, scheduler, scaler=scaler, loader=loader, rng=rng)
+        self._predictions = small.predictions()
+        self._shapes = {n: tuple(array.shape) for n, array in small.tensors.items() if n.startswith("model/")}
+        return dataclasses.replace(restored, version=number)
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "not there" if shape is None else str(list(shape))
+
+
+def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
+    """Metrics as the store takes them: plain numbers, tensors of one value included."""
+    return {str(name): _number(name, value) for name, value in (metrics or {}).items()}
+
+
+def _number(name: Any, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"metric {name!r} is {value!r}, not a number") from None

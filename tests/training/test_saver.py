@@ -1,0 +1,245 @@
+"""Saving behind the training's back: nothing is lost, nothing fails silently."""
+
+from __future__ import annotations
+
+import gc
+import math
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from torch import nn, optim
+
+import nearzip as nz
+from nearzip import errors
+from nearzip.torch import ErrorFeedback, Moments, Saver
+from tests.training.small import small_model, train
+
+
+def a_training(seed=0):
+    model = small_model(seed)
+    optimizer = optim.AdamW(model.parameters(), 1e-2)
+    return model, optimizer, optim.lr_scheduler.CosineAnnealingLR(optimizer, 50)
+
+
+def equal(one, other):
+    return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+def test_save_crash_resume_bit_for_bit(tmp_path):
+    model, optimizer, scheduler = a_training()
+    with Saver(tmp_path / "run", every=2) as saver:
+        assert saver.restore(model, optimizer, scheduler) is None
+        for step in range(1, 8):
+            train(model, optimizer, scheduler, 1)
+            assert saver.save(model, optimizer, scheduler, step, {"loss": 1 / step}, loader=step) == (step % 2 == 0)
+    assert saver.report.n_saves == 3
+    assert saver.report.last_version == 2
+    assert saver.report.n_bytes > 0
+    other, other_optimizer, other_scheduler = a_training(1)
+    restored = Saver(tmp_path / "run").restore(other, other_optimizer, other_scheduler)
+    assert (restored.step, restored.version, restored.loader) == (6, 2, 6)
+    assert restored.metrics == {"loss": 1 / 6}
+    train(other, other_optimizer, other_scheduler, 1)
+    assert equal(model, other)
+
+
+def test_the_training_may_go_on_while_it_is_saved(tmp_path):
+    model, optimizer, scheduler = a_training()
+    saver = Saver(tmp_path / "run")
+    saver.save(model, optimizer, scheduler, 1)
+    at_the_time = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(math.nan)
+    saver.close()
+    for name, array in nz.Store(tmp_path / "run").checkout().items():
+        if name.startswith("model/"):
+            assert torch.equal(torch.as_tensor(array), at_the_time[name.removeprefix("model/")])
+
+
+@pytest.mark.parametrize("bound", [nz.Absolute(1e-2), "rms:0.1", nz.PointwiseRelative(0.01)])
+def test_bounds_hold_through_a_chain_and_small_tensors_have_finer_ones(tmp_path, bound):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Linear(64, 8))
+    optimizer = optim.Adam(model.parameters(), 1e-2)
+    with Saver(tmp_path / "run", bound=bound) as saver:
+        for step in range(6):
+            loss = model(torch.randn(32, 64)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            saver.save(model, optimizer, step=step)
+    got = saver.store.checkout()
+    bound = nz.bounds.parse_bound(bound) if isinstance(bound, str) else bound
+    for name, value in model.state_dict().items():
+        x, y = value.double(), torch.as_tensor(got[f"model/{name}"]).double()
+        if name in ("1.running_mean", "1.running_var", "1.num_batches_tracked"):
+            assert torch.equal(x, y), name
+            continue
+        size = {"abs": torch.ones(()), "rms": x.square().mean().sqrt(), "pwrel": x.abs()}[bound.key]
+        share = 1 if value.dim() > 1 else 1 / 8
+        assert ((x - y).abs() <= bound.value * share * size).all(), name
+
+
+def test_what_fails_behind_is_raised_at_the_next_call(tmp_path, monkeypatch):
+    model, optimizer, _ = a_training()
+    saver = Saver(tmp_path / "run")
+    saver.save(model, optimizer, step=1)
+    saver.wait()
+
+    def no_space(*args, **named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saver.store, "commit", no_space)
+    saver.save(model, optimizer, step=2)
+    with pytest.raises(OSError, match="No space left"):
+        saver.save(model, optimizer, step=3)
+    monkeypatch.undo()
+    saver.save(model, optimizer, step=3)
+    saver.close()
+    steps = [version.step for version in saver.store.log()]
+    assert sorted(steps) == [1, 3]
+
+
+def test_what_fails_last_is_raised_by_close_and_not_over_another_error(tmp_path, monkeypatch):
+    model, optimizer, _ = a_training()
+    saver = Saver(tmp_path / "run")
+    monkeypatch.setattr(saver.store, "commit", lambda *a, **k: (_ for _ in ()).throw(errors.BusyError("in use")))
+    saver.save(model, optimizer)
+    with pytest.raises(errors.BusyError, match="in use"):
+        saver.close()
+    with pytest.raises(errors.UsageError, match="closed"):
+        saver.save(model, optimizer)
+    saver = Saver(tmp_path / "run")
+    monkeypatch.setattr(saver.store, "commit", lambda *a, **k: (_ for _ in ()).throw(errors.BusyError("in use")))
+
+    def ends_badly():
+        with saver:
+            saver.save(model, optimizer)
+            raise KeyError("the user's own")
+
+    with pytest.warns(RuntimeWarning, match="the last save failed as well: in use"), pytest.raises(KeyError):
+        ends_badly()
+
+
+def test_one_save_at_a_time(tmp_path, monkeypatch):
+    model, _, _ = a_training()
+    saver = Saver(tmp_path / "run")
+    commit, running, most = saver.store.commit, [], []
+    gate = threading.Event()
+
+    def slow(*args, **named):
+        running.append(1)
+        most.append(len(running))
+        gate.wait(5)
+        running.pop()
+        return commit(*args, **named)
+
+    monkeypatch.setattr(saver.store, "commit", slow)
+    saver.save(model, step=1)
+    threading.Timer(0.05, gate.set).start()
+    saver.save(model, step=2)
+    saver.close()
+    assert most == [1, 1]
+    assert saver.report.seconds_waiting > 0
+
+
+def test_another_model_or_optimizer_is_refused_by_name(tmp_path):
+    model, optimizer, _ = a_training()
+    with Saver(tmp_path / "run") as saver:
+        saver.save(model, optimizer, step=1)
+        with pytest.raises(errors.UsageError, match=r"since the last save: '0.weight' was \[8, 4\], is \[9, 4\]"):
+            saver.save(small_model(0, width=9), step=2)
+    with Saver(tmp_path / "run") as saver:
+        with pytest.raises(errors.UsageError, match=r"'0.weight' was \[8, 4\], is \[9, 4\]"):
+            saver.restore(small_model(0, width=9))
+        with pytest.raises(errors.UsageError, match="of the optimizer AdamW, not SGD"):
+            saver.restore(model, optim.SGD(model.parameters(), 0.1))
+        assert saver.restore(model, optimizer).step == 1
+        with pytest.raises(errors.UsageError, match="the model changed since the last save"):
+            saver.save(small_model(0, width=9), step=2)
+    assert nz.Store(tmp_path / "run").resolve() == 0
+
+
+def test_settings_that_cannot_be_meant(tmp_path):
+    for named in ({"every": 0}, {"every": 1.5}, {"moments": "small"}, {"bound": "abs:x"}, {"policy": "sideways"},
+                  {"method": "zstd", "options": {"levle": 3}}):  # fmt: skip
+        with pytest.raises(errors.UsageError):
+            Saver(tmp_path / "run", **named)
+    with pytest.raises(errors.UsageError, match="metric 'loss' is"):
+        Saver(tmp_path / "run").save(nn.Linear(2, 2), metrics={"loss": "low"})
+
+
+@pytest.mark.skipif(not hasattr(nz.Store, "prune"), reason="stores cannot be pruned yet")
+def test_versions_and_pruning(tmp_path):
+    model, optimizer, _ = a_training()
+    with Saver(tmp_path / "run", keep="last:2 best:accuracy") as saver:
+        for step in range(6):
+            train(model, optimizer, None, 1)
+            saver.save(model, optimizer, step=step, metrics={"accuracy": -abs(step - 1)})
+    assert {v.number for v in saver.store.log() if v.pruned is None} == {1, 4, 5}
+    assert saver.restore(*a_training()[:2], version="best:accuracy").step == 1
+    with pytest.raises(errors.NotFoundError):
+        saver.restore(*a_training()[:2], version=0)
+
+
+def test_plain_versions_are_no_training(tmp_path):
+    nz.Store(tmp_path / "run", create=True).commit({"w": torch.ones(3)})
+    with pytest.raises(errors.CorruptError, match="not a training state"):
+        Saver(tmp_path / "run").restore(nn.Linear(2, 2))
+
+
+def test_moments_and_feedback_together(tmp_path):
+    model, optimizer, _ = a_training()
+    feedback = ErrorFeedback(model, optimizer, "nearzip", bound=nz.Absolute(0.01))
+    with Saver(tmp_path / "run", bound=nz.Absolute(0.01), moments=Moments(0.5, 0.5)) as saver:
+        for step in range(3):
+            train(model, optimizer, None, 1)
+            model.eval()(torch.zeros(1, 4))  # leaves M* in the parameters
+            model.train()
+            saver.save(model, optimizer, step=step)
+    feedback.use_original()
+    saved = saver.store.checkout()
+    assert abs(torch.as_tensor(saved["model/0.weight"]) - model[0].weight).max() <= 0.01
+    other, other_optimizer, _ = a_training(1)
+    saver.restore(other, other_optimizer)
+    assert other_optimizer.state[other[0].weight]["step"] == 3
+
+
+def test_memory_of_the_snapshot_is_one_copy(tmp_path):
+    model, optimizer, _ = a_training()
+    train(model, optimizer, None, 1)
+    with Saver(tmp_path / "run") as saver:
+        saver.save(model, optimizer)
+        first = saver.report.snapshot_bytes
+        saver.save(model, optimizer)
+        gc.collect()
+        assert saver.report.snapshot_bytes == first
+    exact = sum(v.nbytes for v in model.state_dict().values()) * 3
+    assert first <= exact + 6000  # and torch's random state
+
+
+SCRIPT = """
+import sys, warnings, torch
+from nearzip.torch import Saver
+from nearzip import errors
+saver = Saver(sys.argv[1])
+if sys.argv[2] == "fail":
+    def commit(*a, **k): raise errors.BusyError("in use")
+    saver.store.commit = commit
+saver.save(torch.nn.Linear(300, 300), step=1)
+"""
+
+
+@pytest.mark.parametrize("how", ["well", "fail"])
+def test_a_program_that_ends_without_close(tmp_path, how):
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "run"), how], capture_output=True, text=True, check=True
+    )
+    if how == "fail":
+        assert "the last save failed: in use" in run.stderr
+    else:
+        assert nz.Store(tmp_path / "run").checkout()["model/weight"].shape == (300, 300)
