@@ -35,3 +35,11 @@ def test_transformers(tmp_path):
     pytest.importorskip("accelerate")
     run("transformers_training.py", "--folder", tmp_path, "--steps", 10)
     assert "checkpoint-10" in run("transformers_training.py", "--folder", tmp_path, "--steps", 20)
+
+
+@pytest.mark.long
+def test_fsdp(tmp_path):
+    run("fsdp.py", "--folder", tmp_path / "run", "--steps", 10)
+    out = run("fsdp.py", "--folder", tmp_path / "run", "--steps", 5, "--processes", 1)
+    assert "going on from step 10" in out
+    assert "step 15" in out
