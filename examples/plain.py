@@ -24,7 +24,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, arguments.steps)
 
-    with Saver(arguments.store, bound=nz.Absolute(1e-3), every=arguments.every) as saver:
+    with Saver(arguments.store, bound=nz.Absolute(1e-3), every=arguments.every, keep="last:3") as saver:
         resumed = saver.restore(model, optimizer, scheduler)
         start = resumed.step if resumed else 0
         print(f"starting at step {start}")

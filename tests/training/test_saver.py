@@ -173,7 +173,6 @@ def test_settings_that_cannot_be_meant(tmp_path):
         Saver(tmp_path / "run").save(nn.Linear(2, 2), metrics={"loss": "low"})
 
 
-@pytest.mark.skipif(not hasattr(nz.Store, "prune"), reason="stores cannot be pruned yet")
 def test_versions_and_pruning(tmp_path):
     model, optimizer, _ = a_training()
     with Saver(tmp_path / "run", keep="last:2 best:accuracy") as saver:

@@ -101,7 +101,7 @@ class Saver:
             raise UsageError(f"every is a whole number of steps from 1 on, not {every!r}")
         if isinstance(moments, str) and moments != "auto":
             raise UsageError(f"moments are nearzip.torch.Moments(..), 'auto' or None, not {moments!r}")
-        self.store = open_store(store, keep, threads=threads)
+        self.store = open_store(store, threads=threads)
         if policy is not None and str(self.store.policy) != policy:
             self.store.configure(policy=policy)
         self.every = int(every)

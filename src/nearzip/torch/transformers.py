@@ -70,7 +70,7 @@ class NearzipCallback(TrainerCallback):
         keep: str | None = None,
         replace: bool = False,
     ):
-        self.store = open_store(store, keep)
+        self.store = open_store(store)
         self._bound = parse_bound(bound) if isinstance(bound, str) else bound
         self._moments = (Moments() if bound is not None else None) if isinstance(moments, str) else moments
         self._keep, self._replace = keep, replace
