@@ -9,7 +9,9 @@ _SAME = (
     "size", "speed", "tables", "throughput", "train",
     "store", "store_faults", "store_page",
 )  # fmt: skip
-COMMANDS = dict(zip(_SAME, _SAME, strict=True)) | {"traces": "trace_sets"}
+#: docs/resume.md.
+_TRAINING = ("feedback", "resume", "save_cost", "training_page")
+COMMANDS = dict(zip(_SAME + _TRAINING, _SAME + _TRAINING, strict=True)) | {"traces": "trace_sets"}
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from torch import nn, optim
 import nearzip as nz
 from nearzip import errors
 from nearzip.torch import ErrorFeedback, capture, restore
-from nearzip.torch.quantizers import grid, range_quantizer, recipe_quantizer
+from nearzip.torch.quantizers import grid, quantizer, range_quantizer, recipe_quantizer
 from tests.training.small import small_model, train
 
 
@@ -203,3 +203,12 @@ def test_any_method_can_be_fed_back():
     restored = model[0].weight.detach().clone()
     feedback.use_original()
     assert 0 < (model[0].weight - restored).abs().max() <= 0.1
+
+
+@pytest.mark.parametrize("options", [{"bits": 4}, {"b_min": 8, "b_max": 8}, {"b_min": 3, "b_max": 9}, {}])
+def test_the_fast_way_is_the_recipe_bit_for_bit(options):
+    torch.manual_seed(0)
+    w = {"a": torch.randn(300, 200) / 20, "b": torch.randn(200), "c": torch.randn(64, 3, 3, 3) / 5}
+    fast = quantizer("qd-compressor", None, options)(w)
+    slow = recipe_quantizer("qd-compressor", None, options, None)(w)
+    assert all(torch.equal(fast[name], slow[name]) for name in w)

@@ -166,7 +166,7 @@ def test_another_model_or_optimizer_is_refused_by_name(tmp_path):
 
 def test_settings_that_cannot_be_meant(tmp_path):
     for named in ({"every": 0}, {"every": 1.5}, {"moments": "small"}, {"bound": "abs:x"}, {"policy": "sideways"},
-                  {"method": "zstd", "options": {"levle": 3}}):  # fmt: skip
+                  {"keep": "most"}, {"method": "zstd", "options": {"levle": 3}}):  # fmt: skip
         with pytest.raises(errors.UsageError):
             Saver(tmp_path / "run", **named)
     with pytest.raises(errors.UsageError, match="metric 'loss' is"):

@@ -10,15 +10,14 @@ import torch
 import nearzip.api as api
 from nearzip.bounds import Absolute, Bound
 from nearzip.errors import UsageError
+from nearzip.recipes.qd_compressor import QdCompressor, bit_widths, weighted_entropy
+from nearzip.tensors import as_array
 from nearzip.torch.arrays import to_torch
 
 __all__ = ["Quantizer", "grid", "quantizer", "range_quantizer", "recipe_quantizer"]
 
 #: Names and values to the values that would be restored; results may share no memory with the arguments.
 Quantizer = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
-
-#: Bins of the histogram, section 4.2 of QD-Compressor's paper.
-_BINS = 256
 
 
 def range_quantizer(b_min: int = 8, b_max: int = 8) -> Quantizer:
@@ -62,28 +61,9 @@ def _working(value: torch.Tensor) -> torch.dtype:
 
 
 def _widths(values: Mapping[str, torch.Tensor], b_min: int, b_max: int) -> dict[str, int]:
-    """Equation 2: B in proportion to where a tensor's entropy stands between the smallest and the largest."""
-    entropies = {name: _entropy(value) for name, value in values.items()}
-    low, high = min(entropies.values(), default=0.0), max(entropies.values(), default=0.0)
-    if high <= low:
-        return dict.fromkeys(values, b_max)
-    span = (b_max - b_min) / (high - low)
-    return {name: b_min + round((entropy - low) * span) for name, entropy in entropies.items()}
-
-
-def _entropy(value: torch.Tensor) -> float:
-    """Equation 1: entropy of a histogram of 256 bins, each weighted by the mean square of its values."""
-    flat = value.detach().reshape(-1).to(torch.float64).cpu()
-    flat = flat[torch.isfinite(flat)]
-    if not flat.numel() or flat.max() <= flat.min():
-        return 0.0
-    bins = ((flat - flat.min()) / (flat.max() - flat.min()) * _BINS).long().clamp_(0, _BINS - 1)
-    counts = torch.bincount(bins, minlength=_BINS).to(torch.float64)
-    squares = torch.bincount(bins, weights=flat * flat, minlength=_BINS)
-    share = counts / counts.sum()
-    weight = squares / counts.clamp_min(1)
-    terms = torch.where(share > 0, -weight * share * torch.log2(share.clamp_min(1e-300)), 0.0)
-    return float(terms.sum())
+    """Equations 1 and 2, as the recipe has them."""
+    entropies = [weighted_entropy(as_array(name, value)) for name, value in values.items()]
+    return dict(zip(values, bit_widths(entropies, b_min, b_max), strict=True))
 
 
 def grid(bound: Absolute, base: Mapping[str, torch.Tensor] | None = None) -> Quantizer:
@@ -123,11 +103,11 @@ def quantizer(
     base: Mapping[str, Any] | None = None,
 ) -> Quantizer:
     """The fastest way to what `method` would restore. Raises UsageError, UnknownMethodError."""
-    settings = dict(options or {})
-    if method == "qd-compressor" and bound is None and set(settings) <= {"b_min", "b_max"}:
-        b_min, b_max = int(settings.get("b_min", 4)), int(settings.get("b_max", 8))
-        return range_quantizer(b_min, b_max)
-    if method == "nearzip" and isinstance(bound, Absolute) and not settings:
+    if method == "qd-compressor" and bound is None:
+        recipe = QdCompressor.from_options(options)
+        if isinstance(recipe, QdCompressor) and recipe.variant == "local":
+            return range_quantizer(recipe.bits or recipe.b_min, recipe.bits or recipe.b_max)
+    if method == "nearzip" and isinstance(bound, Absolute) and not options:
         known = (
             None
             if base is None

@@ -14,6 +14,7 @@ from torch import nn, optim
 
 from nearzip.bounds import Bound, parse_bound
 from nearzip.errors import NotFoundError, UsageError
+from nearzip.store.keep import parse_rules
 from nearzip.tensors import Array
 from nearzip.torch.background import Background
 from nearzip.torch.moments import Moments
@@ -104,6 +105,8 @@ class Saver:
         self.store = open_store(store, threads=threads)
         if policy is not None and str(self.store.policy) != policy:
             self.store.configure(policy=policy)
+        if keep is not None:
+            parse_rules(keep)  # refused now, not behind
         self.every = int(every)
         self._counts = SaveReport()
         self._bound = parse_bound(bound) if isinstance(bound, str) else bound
