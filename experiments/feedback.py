@@ -45,8 +45,8 @@ class Setting:
 
 
 SETTINGS = {
-    "lenet-300-100": Setting("lenet-300-100", images=20_000),
-    "lenet-5": Setting("lenet-5", epochs=4, images=6_000),
+    "lenet-300-100": Setting("lenet-300-100", epochs=5, images=5_000),
+    "lenet-5": Setting("lenet-5", epochs=4, images=5_000),
 }
 
 

@@ -48,10 +48,10 @@ class Case:
 
 
 CASES = {
-    "lenet-300-100, SGD, early": Case("lenet-300-100", "sgd", 0.02, 300, 3000, 100, 150),
-    "lenet-300-100, SGD, late": Case("lenet-300-100", "sgd", 0.02, 2400, 3000, 100, 150),
-    "lenet-300-100, AdamW, early": Case("lenet-300-100", "adamw", 1e-3, 300, 3000, 100, 150),
-    "lenet-300-100, AdamW, late": Case("lenet-300-100", "adamw", 1e-3, 2400, 3000, 100, 150),
+    "lenet-300-100, SGD, early": Case("lenet-300-100", "sgd", 0.02, 150, 1500, 50, 100, epochs=1),
+    "lenet-300-100, SGD, late": Case("lenet-300-100", "sgd", 0.02, 1200, 1500, 50, 100, epochs=1),
+    "lenet-300-100, AdamW, early": Case("lenet-300-100", "adamw", 1e-3, 150, 1500, 50, 100, epochs=1),
+    "lenet-300-100, AdamW, late": Case("lenet-300-100", "adamw", 1e-3, 1200, 1500, 50, 100, epochs=1),
     "vgg-small, SGD, early": Case("vgg-small", "sgd", 0.02, 60, 600, 20, 20, 64, 1),
     "vgg-small, AdamW, late": Case("vgg-small", "adamw", 1e-3, 240, 300, 20, 20, 64, 1),
     "transformer, AdamW, early": Case("transformer", "adamw", 1e-3, 100, 1000, 25, 15, 8, 2),

@@ -127,7 +127,7 @@ def feedback(result: Row) -> str:
 _FEEDBACK = """The paper trains CIFAR-10 networks for 200 epochs on GPUs; these are LeNets on a part of MNIST for a few
 epochs on one core, so the tables have the paper's layout and not its networks. Forward and backward run
 on the restored network M\\* at every step; accuracy is that of M\\*, percent, mean over the seeds. Table
-9: qd- compressor (8 bits, with feedback), lc-checkpoint, delta-dnn and nearzip (abs:0.001, without
+9: qd-compressor (8 bits, with feedback), lc-checkpoint, delta-dnn and nearzip (abs:0.001, without
 feedback) on the chain of all epochs; a restored network trains on, its momentum beginning at zero as in
 the paper, until it is as good as before the crash (in brackets: accuracy restored of accuracy before).
 Table 10: one epoch, and one version's way to bytes and back, on a machine that was busy with other work."""
