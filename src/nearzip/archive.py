@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -405,6 +406,13 @@ class Reader(Mapping[str, Array]):
         return dict(self.index.metadata)
 
     # whole archive
+
+    def against(self, base: Checkpoint | None, limits: Limits | None = None) -> Reader:
+        """The same archive, its index read once, for another base. Raises LimitError. Closing one closes both."""
+        other = copy.copy(self)
+        other._base, other._cached = base, None
+        other._check_size(limits or Limits())
+        return other
 
     def stream(self, names: set[str] | None = None, progress: Progress | None = None) -> Iterator[tuple[str, Array]]:
         """Decode all tensors (or those of `names`), a segment at a time and in the file's order, aliases behind."""

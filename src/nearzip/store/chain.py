@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -69,12 +70,12 @@ class _Piece:
     reader: Reader
     names: frozenset[str]
 
-    @property
+    @functools.cached_property
     def segments(self) -> list[Segment]:
         targets = {self.reader.index.aliases.get(name, name) for name in self.names}
         return [s for s in self.reader.index.segments if any(spec.name in targets for spec in s.tensors)]
 
-    @property
+    @functools.cached_property
     def base_names(self) -> set[str]:
         """Tensors of the base that decoding needs."""
         return {spec.name for s in self.segments if s.base_digest is not None for spec in s.tensors}
@@ -161,7 +162,7 @@ def restore(
         for i, (manifest, pieces) in enumerate(work):
             arrays: dict[str, Array] = {}
             for piece in pieces:
-                for name, array in _decoded(sources[piece.part.object], piece, held, limits, threads):
+                for name, array in _decoded(piece, held, limits):
                     arrays[name] = array
                     done += array.nbytes
                     if progress:
@@ -179,11 +180,11 @@ def _generous(limits: Limits | None) -> Limits:
 
 
 def _decoded(
-    source: Source, piece: _Piece, held: Mapping[int, Mapping[str, Array]], limits: Limits | None, threads: int | None
+    piece: _Piece, held: Mapping[int, Mapping[str, Array]], limits: Limits | None
 ) -> Iterator[tuple[str, Array]]:
     # A part may name a base and need none of its tensors.
     base = _checkpoint(held[piece.part.base]) if piece.part.base is not None and piece.base_names else None
-    yield from _open(source, piece.part, base, limits, threads).stream(set(piece.names))
+    yield from piece.reader.against(base, limits).stream(set(piece.names))
 
 
 def _checkpoint(arrays: Mapping[str, Array]) -> Checkpoint:
