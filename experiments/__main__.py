@@ -11,7 +11,11 @@ _SAME = (
 )  # fmt: skip
 #: docs/resume.md.
 _TRAINING = ("feedback", "resume", "save_cost", "training_page")
-COMMANDS = dict(zip(_SAME + _TRAINING, _SAME + _TRAINING, strict=True)) | {"traces": "trace_sets"}
+COMMANDS = dict(zip(_SAME + _TRAINING, _SAME + _TRAINING, strict=True)) | {
+    "traces": "trace_sets",
+    "calibration": "calibration",
+    "tried": "tried",
+}
 
 
 def main() -> None:

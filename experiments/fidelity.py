@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -158,6 +159,7 @@ def main(arguments: list[str]) -> None:
     # One thread adds in the same order on any machine's number of cores.
     torch.set_num_threads(1)
     data = where.parent / "data"
+    os.environ.setdefault("NEARZIP_DATA", str(data))  # for the worker that calibrates
     for name in options.pairs:
         pair = pairs.load(name, where)
         judge = Judge(pair, data, options.share, options.fresh)

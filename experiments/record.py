@@ -63,6 +63,13 @@ def versions(*packages: str) -> dict[str, str]:
     return {package: _version(package) for package in packages}
 
 
+def load(name: str) -> dict[str, Any]:
+    """What stands in `results/NAME.json`; nothing where there is no such file."""
+    path = RESULTS / f"{name}.json"
+    loaded: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return loaded
+
+
 def save(name: str, result: dict[str, Any], packages: Sequence[str] = ("nearzip", "numpy")) -> Path:
     """Write a result with its circumstances to `results/NAME.json`."""
     document = {

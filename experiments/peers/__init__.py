@@ -7,13 +7,25 @@ from experiments.peers.excp import ExcpPeer
 from experiments.peers.general import Blosc2Peer, GzipPeer, LzmaPeer, OpenzlPeer, PcodecPeer, ZstdPeer
 from experiments.peers.models import Z4aiPeer, ZipnnPeer
 from experiments.peers.nnc import NncodecPeer, NncodecTrellisPeer
-from experiments.peers.ours import DeltaDnnPeer, DeltaDnnRelativePeer, NearzipLosslessPeer, NearzipPeer
+from experiments.peers.ours import (
+    DeltaDnnPeer,
+    DeltaDnnRelativePeer,
+    NearzipCalibratedPeer,
+    NearzipLosslessPeer,
+    NearzipPeer,
+)
 from experiments.peers.scientific import Sz3NoPredictionPeer, Sz3Peer, ZfpPeer
 
 __all__ = ["METHODS", "PEERS", "Peer", "Setting", "Tensors", "by_name"]
 
 #: This package's own.
-METHODS: tuple[type[Peer], ...] = (NearzipPeer, DeltaDnnPeer, DeltaDnnRelativePeer, NearzipLosslessPeer)
+METHODS: tuple[type[Peer], ...] = (
+    NearzipPeer,
+    NearzipCalibratedPeer,
+    DeltaDnnPeer,
+    DeltaDnnRelativePeer,
+    NearzipLosslessPeer,
+)
 PEERS: tuple[type[Peer], ...] = (
     NncodecTrellisPeer,
     NncodecPeer,

@@ -34,6 +34,27 @@ class NearzipPeer(_Method):
         return absolute(unit)
 
 
+class NearzipCalibratedPeer(_Method):
+    """With the network and batches of its training data at hand; the step is the setting."""
+
+    name = "nearzip calibrated"
+    method = "nearzip"
+
+    def settings(self, unit: float) -> list[Setting]:
+        return [{"step": float(f"{unit * factor:.4g}")} for factor in (4, 8, 16, 32, 64)]
+
+    def encode(self, new: Tensors, base: Tensors, setting: Setting) -> bytes:
+        import nearzip as nz
+        from experiments import calibrating
+        from nearzip import calibrate
+
+        name = calibrating.network_of(new)
+        if name is None:  # what the worker warms up with
+            return nz.compress(new, base, options=setting).to_bytes()
+        module, batches = calibrating.loaded(name, new), calibrating.batches_of(name)
+        return calibrate.compress(module, batches, base, **setting).to_bytes()
+
+
 class NearzipLosslessPeer(_Method):
     name = "nearzip lossless"
     method = "nearzip"

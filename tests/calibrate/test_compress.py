@@ -173,6 +173,40 @@ def test_other_dtypes(dtype):
     assert archive.nbytes < nz.compress(dict(newer.state_dict()), base).nbytes
 
 
+def test_a_bound_in_bfloat16():
+    module, batches, _ = trained()
+    module = module.to(torch.bfloat16)
+    archive = calibrate.compress(module, [b.to(torch.bfloat16) for b in batches], bound="abs:0.01", threads=1)
+    for name, value in nz.compress(dict(module.state_dict())).restored.items():
+        error = np.abs(archive.restored[name].astype(np.float64) - value.astype(np.float64))
+        assert error.max() <= 0.01
+
+
+def test_of_a_loader_the_first_batches_are_taken():
+    module, batches, _ = trained()
+
+    def forever():
+        while True:
+            yield batches[0], None
+
+    seen = []
+    archive = calibrate.compress(
+        module, forever(), step=0.01, n_batches=2, threads=1, progress=lambda *p: seen.append(p)
+    )
+    assert archive.report.divergence < 0.01
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_a_step_that_breaks_the_network_is_measured_as_such():
+    module = nn.Sequential(nn.Linear(24, 8), nn.Linear(8, 4)).half()
+    with torch.no_grad():
+        module[0].weight.mul_(1e4)
+    x = [torch.full((4, 24), 0.2).half() for _ in range(2)]
+    archive = calibrate.compress(module, x, step=4e4, threads=1)
+    assert archive.report.divergence > 0
+
+
 def test_a_base_of_other_kinds_is_used_where_it_fits():
     module, batches, _ = trained()
     base = arrays(module)
@@ -211,6 +245,7 @@ def test_decoding_needs_no_torch(tmp_path):
         ({"bound": "abs:x"}, "cannot read"),
         ({"step": 0.1, "output": "x"}, "output is"),
         ({"step": 0.1, "threads": 0}, "threads is"),
+        ({"step": 0.1, "n_batches": 0}, "n_batches is"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(settings, says):

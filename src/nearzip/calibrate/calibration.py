@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,10 +19,11 @@ from nearzip.calibrate.tuning import tune
 from nearzip.calibrate.uses import Piece
 from nearzip.errors import UsageError
 from nearzip.parallel import ordered_map
+from nearzip.recipes.nearzip import half_spacing
 from nearzip.tensors import Array, is_float, round_to
 from nearzip.torch.arrays import to_torch
 
-__all__ = ["Calibration", "Damping", "Rounded"]
+__all__ = ["Calibration", "Damping", "Rounded", "floats_of"]
 
 #: Beyond so many steps from its base a value is not worth calibrating, and float32 would not hold it.
 _MOST_STEPS = 1 << 24
@@ -72,14 +73,15 @@ class _Tensor:
 
     @staticmethod
     def of(values: Array, base: Array | None, bound: Bound) -> _Tensor:
-        tolerance = bound.tolerance(Statistics.of(values))
+        statistics = Statistics.of(values)
+        tolerance = bound.tolerance(statistics)
         if tolerance.kind not in ("finite", "absolute"):
             reach = 0.0
         else:
             reach = math.inf if tolerance.kind == "finite" else tolerance.value
         if math.isfinite(reach):
             # Room for the rounding to the tensor's own dtype; what still is outside the codec patches.
-            reach -= min(reach / 2, float(np.spacing(np.abs(values).max(initial=0)).astype(np.float64)) / 2)
+            reach -= min(reach / 2, half_spacing(values.dtype, statistics.largest))
         start = 0.0 if base is None else base.astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):
             return _Tensor(values, base, reach, values.astype(np.float64) - start)
@@ -176,23 +178,30 @@ class Calibration:
 
     def round(self, step: float, tuned: bool = True) -> Rounded:
         """All tensors rounded, for one step of the network."""
-        steps = {name: self._step(name, step) for name in self._states}
         names = list(self._states)
-        levels = dict(zip(names, ordered_map(lambda n: self._levels(n, steps[n]), names, self.threads), strict=True))
-        found = {name: self._states[name].restored(levels[name], steps[name]) for name in names}
+        carried = [name for name in names if self.steps.costs[name].carried]
+        steps = {name: self._step(name, step) for name in carried}
+        found = ordered_map(lambda name: self._levels(name, steps[name]), carried, self.threads)
+        levels = dict(zip(carried, found, strict=True))
+        price = _price(list(levels.values()))
+        for name in names:
+            if name not in levels:
+                steps[name] = self._step(name, step, price)
+                levels[name] = self._levels(name, steps[name])
+        tensors = {name: self._states[name].restored(levels[name], steps[name]) for name in names}
         plain = {
             **self._plain,
             **{name: "too far from its base for its step" for name in names if self._far(name, steps[name])},
         }
-        rounded = Rounded(found, steps, plain, self._divergence(found))
+        rounded = Rounded(tensors, steps, plain, self._divergence(tensors))
         if tuned:
             candidate = self._tuned(rounded)
             if candidate.divergence < rounded.divergence:
                 return candidate
         return rounded
 
-    def _step(self, name: str, step: float) -> float:
-        own, reach = self.steps.of(name, step), self._states[name].reach
+    def _step(self, name: str, step: float, price: float = 1.0) -> float:
+        own, reach = self.steps.of(name, step, price), self._states[name].reach
         return own if own <= reach * (2 - 1 / 512) or not reach else reach * (2 - 1 / 512)
 
     def _far(self, name: str, step: float) -> bool:
@@ -257,9 +266,16 @@ class Calibration:
         return replace(rounded, tensors=tensors, divergence=self._divergence(tensors))
 
 
+def _price(levels: list[Array]) -> float:
+    """Bits a value that half the step would cost: about their entropy where that is small, at most one."""
+    if not levels:
+        return 1.0
+    size = np.concatenate([np.minimum(np.abs(each), 63).astype(np.int64).reshape(-1) for each in levels])
+    shares = np.bincount(size) / size.size
+    shares = shares[shares > 0]
+    return float(min(1.0, max(1 / 256, -(shares * np.log2(shares)).sum())))
+
+
 def floats_of(tensors: Mapping[str, Array]) -> dict[str, Array]:
     """Those that may be rounded."""
     return {name: array for name, array in tensors.items() if is_float(array.dtype) and array.size}
-
-
-Progress = Callable[[int, int], None]

@@ -29,6 +29,16 @@ __all__ = ["compress", "compress_file"]
 
 Path = str | os.PathLike[str]
 
+#: Shares of the work after the sensitivity is gathered, and after everything is rounded.
+_GATHERED, _ROUNDED = 0.4, 0.9
+
+
+def _part(progress: Progress | None, total: int, begin: float, end: float) -> Progress | None:
+    """Progress of one part of the work as that of the whole, in bytes."""
+    if progress is None:
+        return None
+    return lambda done, of: progress(int(total * (begin + (end - begin) * done / max(1, of))), total)
+
 
 def _check(step: float | None, kl: float | None, bound: Bound | str | None) -> Bound:
     """The bound that is kept. Raises UsageError for settings that do not go together."""
@@ -110,13 +120,18 @@ def _calibrated(
     damping: Damping,
     forward: Forward | None,
     output: Output,
+    n_batches: int,
     threads: int,
+    progress: Progress | None,
 ) -> tuple[Settings, Checkpoint, Rounded]:
+    if type(n_batches) is not int or n_batches < 1:
+        raise UsageError(f"n_batches is a positive number, not {n_batches!r}")
     ties = _tied(module)
     known = [name for name in module.state_dict() if name in source.specs and name not in ties]
     tensors = floats_of({name: source.read(name) for name in known})
-    runner = Runner(module, batches, forward, output)
-    calibration = Calibration(runner, gather(runner), tensors, _same_kind(base, tensors), bound, damping, threads)
+    runner = Runner(module, batches, forward, output, n_batches)
+    sensitivity = gather(runner, progress=_part(progress, source.n_bytes, 0.0, _GATHERED))
+    calibration = Calibration(runner, sensitivity, tensors, _same_kind(base, tensors), bound, damping, threads)
     step, rounded = _found(calibration, bound, step, kl, tune)
     for name, to in ties.items():
         if to in rounded.tensors:
@@ -136,6 +151,7 @@ def compress(
     damping: Damping | None = None,
     forward: Forward | None = None,
     output: Output = "logits",
+    n_batches: int = 8,
     metadata: Mapping[str, str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -149,8 +165,8 @@ def compress(
     module : torch module
         With the weights to compress; left as it was.
     batches : iterable
-        A few batches of training data (tensors, tuples whose first item is the input, or dicts of keyword arguments).
-        The last quarter of them is held back to measure on.
+        Training data, a loader for example: tensors, tuples whose first item is the input, or dicts of keyword
+        arguments. The last quarter of those that are used is held back to measure on.
     base : mapping of str to array
         What the reader holds already; see `nearzip.compress`.
     step : float
@@ -169,6 +185,8 @@ def compress(
         From module and batch to predictions, if it is not ``module(batch)``.
     output : "logits" or "values"
         What the predictions' last dimension is: unnormalised logarithms of probabilities, or plain numbers.
+    n_batches : int
+        How many batches are taken, the first ones.
     metadata, threads, progress
         As in `nearzip.compress`.
 
@@ -194,11 +212,25 @@ def compress(
     source = Checkpoint.of(dict(module.state_dict()), metadata)
     reference = None if base is None else base if isinstance(base, Checkpoint) else Checkpoint.of(base)
     settings, targets, rounded = _calibrated(
-        source, reference, module, batches, wanted, step, kl, tune, damping or Damping(), forward, output, threads
+        source,
+        reference,
+        module,
+        batches,
+        wanted,
+        step,
+        kl,
+        tune,
+        damping or Damping(),
+        forward,
+        output,
+        n_batches,
+        threads,
+        progress,
     )
+    written = _part(progress, source.n_bytes, _ROUNDED, 1.0)
     restored: dict[str, Array] = {}
     stream = io.BytesIO()
-    report = write_archive(source, reference, settings, stream, restored.__setitem__, threads, progress, targets)
+    report = write_archive(source, reference, settings, stream, restored.__setitem__, threads, written, targets)
     _note(report, rounded)
     own = {name: restored[name].copy() if name in report.index.aliases else restored[name] for name in source.specs}
     return Archive(stream.getvalue(), own, report)
@@ -223,6 +255,7 @@ def compress_file(
     damping: Damping | None = None,
     forward: Forward | None = None,
     output: Output = "logits",
+    n_batches: int = 8,
     restored: Path | None = None,
     force: bool = False,
     threads: int | None = None,
@@ -241,11 +274,25 @@ def compress_file(
     try:
         _load(module, source, src)
         settings, targets, rounded = _calibrated(
-            source, reference, module, batches, wanted, step, kl, tune, damping or Damping(), forward, output, threads
+            source,
+            reference,
+            module,
+            batches,
+            wanted,
+            step,
+            kl,
+            tune,
+            damping or Damping(),
+            forward,
+            output,
+            n_batches,
+            threads,
+            progress,
         )
+        written = _part(progress, source.n_bytes, _ROUNDED, 1.0)
         with atomic_file(dst, force=force) as stream:
             if restored is None:
-                report = write_archive(source, reference, settings, stream, None, threads, progress, targets)
+                report = write_archive(source, reference, settings, stream, None, threads, written, targets)
             else:
                 with write_checkpoint(restored, source.specs, source.metadata, source.tree, force) as writer:
                     report = write_archive(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -71,14 +73,21 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 class Runner:
     """A network, how it is called, and the batches that it is called with."""
 
-    def __init__(self, module: nn.Module, batches: Iterable[Any], forward: Forward | None, output: Output):
+    def __init__(
+        self,
+        module: nn.Module,
+        batches: Iterable[Any],
+        forward: Forward | None = None,
+        output: Output = "logits",
+        most: int | None = None,
+    ):
         if output not in ("logits", "values"):
             raise UsageError(f"output is 'logits' or 'values', not {output!r}")
         self.module, self.output = module, output
         self._forward = forward or call
         first = next(module.parameters(), None)
         self._device = first.device if first is not None else torch.device("cpu")
-        self.batches = [_moved(batch, self._device) for batch in batches]
+        self.batches = [_moved(batch, self._device) for batch in itertools.islice(batches, most)]
         if not self.batches:
             raise UsageError("calibration needs at least one batch")
 
@@ -95,7 +104,7 @@ class Runner:
             }, (batch,))  # fmt: skip
         if not isinstance(found, Tensor) or not found.is_floating_point() or not found.dim():
             raise UsageError("forward= returns the network's predictions, a floating-point tensor")
-        if not found.numel() or not bool(torch.isfinite(found).all()):
+        if tensors is None and not (found.numel() and bool(torch.isfinite(found).all())):
             raise UsageError(
                 "the network's predictions on the batches are not finite; check the weights and the batches"
             )
@@ -123,13 +132,14 @@ class Runner:
         return found
 
     def mean_divergence(self, originals: list[Tensor], batches: list[Any], tensors: Mapping[str, Tensor]) -> float:
-        """Over batches whose original predictions are known."""
+        """Over batches whose original predictions are known; infinite where the network breaks down."""
         with torch.no_grad():
             found = [
                 (float(self.divergence(original, self.predictions(batch, tensors))), len(original))
                 for original, batch in zip(originals, batches, strict=True)
             ]
-        return sum(kl * n for kl, n in found) / sum(n for _, n in found)
+        mean = sum(kl * n for kl, n in found) / sum(n for _, n in found)
+        return mean if math.isfinite(mean) else math.inf
 
 
 class _Called(nn.Module):

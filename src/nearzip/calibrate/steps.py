@@ -1,7 +1,8 @@
 """The distance between levels, tensor by tensor, from one Lagrangian.
 
 A value that is coded with step s costs about -log2 s bits, and its rounding s^2 c / 24 nats of divergence, c being what
-a unit of error costs there. So at the best steps s^2 c is the same everywhere. Steps lie on a grid, so that tensors
+a unit of error costs there. So at the best steps s^2 c is the same everywhere; where most levels are zero, a finer
+step costs matrices less than a bit, and the others get a coarser one to match. Steps lie on a grid, so that tensors
 with equal ones share a stream.
 """
 
@@ -58,12 +59,12 @@ class Steps:
         unit = self.divergence(1.0)
         return math.sqrt(divergence / unit) if unit > 0 else None
 
-    def of(self, name: str, step: float) -> float:
-        """A tensor's own step."""
+    def of(self, name: str, step: float, price: float = 1.0) -> float:
+        """A tensor's own step. `price`: bits that half the step costs a carried value; it is a bit for the others."""
         cost = self.costs[name]
         if cost.log_cost is None:
             return step * (1.0 if cost.carried else _UNKNOWN)
         share = math.exp((self._mean - cost.log_cost) / 2)
         if not cost.carried:
-            share = min(1.0, max(_FINEST, share))
+            share = min(1.0, max(_FINEST, share / math.sqrt(price)))
         return step * math.pow(2, round(_PER_OCTAVE * math.log2(share)) / _PER_OCTAVE)

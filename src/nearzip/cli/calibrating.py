@@ -15,7 +15,7 @@ __all__ = ["calibrated_file", "calibration_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_CHOICES = {"forward", "output", "tune", "damping"}
+_CHOICES = {"forward", "output", "n_batches", "tune", "damping"}
 
 
 def calibration_options(function: F) -> F:

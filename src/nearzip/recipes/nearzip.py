@@ -17,13 +17,13 @@ from nearzip.errors import UsageError
 from nearzip.recipes.base import Recipe, TensorPlan, TensorView
 from nearzip.stages import LogStep, Pipeline, Rans, SubtractBase, UniformStep
 
-__all__ = ["Nearzip"]
+__all__ = ["Nearzip", "half_spacing"]
 
 #: Fewer values than this and a tensor's own step is rounded down.
 _SMALL = 1 << 14
 
 
-def _half_spacing(dtype: np.dtype[Any], largest: float) -> float:
+def half_spacing(dtype: np.dtype[Any], largest: float) -> float:
     """Half the distance between neighbouring values of `dtype` at magnitude `largest`: the rounding of a result."""
     if largest == 0:
         return 0.0
@@ -64,7 +64,7 @@ class Nearzip(Recipe):
         if tolerance.kind == "exact":
             return TensorPlan(exact_pipeline(tensor.with_base), tolerance)
         if tolerance.kind == "pointwise":
-            eps = _room(tolerance.value, _half_spacing(tensor.dtype, 1.0))
+            eps = _room(tolerance.value, half_spacing(tensor.dtype, 1.0))
             return TensorPlan(Pipeline((LogStep(eps, delta=tensor.with_base), Rans())), tolerance)
         room = _shared_room(tolerance.value, bound.tolerance(tensor.whole), tensor.dtype, tensor.own)
         return TensorPlan(_stepped(min(2 * room, sys.float_info.max), tensor.with_base), tolerance)
@@ -80,7 +80,7 @@ def _stepped(step: float, with_base: bool) -> Pipeline:
 def _shared_room(own_value: float, shared: Tolerance, dtype: np.dtype[Any], own: Statistics) -> float:
     """Half the step: the network's, because the error that matters adds up over all tensors, or the tensor's own
     where its promise is tighter."""
-    rounding = _half_spacing(dtype, own.largest)
+    rounding = half_spacing(dtype, own.largest)
     if shared.kind != "exact" and shared.value <= own_value:
         return _room(shared.value, rounding)
     room = _room(own_value, rounding)
