@@ -19,7 +19,7 @@ from store.helpers import history
 @pytest.fixture
 def run(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "60")
 
     def call(*arguments, code=0):
         with pytest.raises(SystemExit) as stop:
@@ -53,6 +53,7 @@ def test_init_says_what_it_made(run):
 def test_log_and_checkout(filled):
     out, _ = filled("store", "log", "runs")
     assert "epoch 3" in out
+    assert [line.split()[0] for line in out.splitlines()[1:6]] == list("01234")
     assert "5 versions" in out
     document = json.loads(filled("store", "log", "runs", "--json")[0])
     assert [v["version"] for v in document["versions"]] == list(range(5))

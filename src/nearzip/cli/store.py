@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from nearzip.cli.console import facts, hint, human_bytes, print_json, progress, rows_table, safe, show, warn
+from nearzip.cli.console import facts, hint, human_bytes, print_json, progress, safe, show, warn
 from nearzip.cli.running import common_options
 from nearzip.cli.transfer import force_option, options_of, threads_option
 from nearzip.errors import CorruptError
@@ -186,10 +186,13 @@ def log(url: str, limit: int, pruned: bool, as_json: bool) -> None:
     show(f"{len(rows):,} versions, {human_bytes(n_bytes)} of tensors in {human_bytes(n_stored)}{rest}")
 
 
-def _log_table(rows: Sequence[Version]) -> Any:
-    columns = {"version": "right", "time": "left", "step": "right", "size": "right", "ratio": "right",
-               "coded": "left", "metrics": "left", "tags": "left", "message": "left"}  # fmt: skip
-    return rows_table(columns, [_log_row(row) for row in rows])
+def _log_table(rows: Sequence[Version]) -> str:
+    """Aligned lines, as long as they are: a table that is cut to the terminal would lose numbers."""
+    heads = ("version", "time", "step", "size", "ratio", "coded", "metrics", "tags", "message")
+    lines = [heads, *(tuple(str(cell) for cell in _log_row(row)) for row in rows)]
+    used = [i for i in range(len(heads)) if any(line[i] for line in lines[1:])]
+    widths = {i: max(len(safe(line[i])) for line in lines) for i in used}
+    return "\n".join("  ".join(f"{safe(line[i]):<{widths[i]}}" for i in used).rstrip() for line in lines)
 
 
 def _log_row(row: Version) -> tuple[object, ...]:
