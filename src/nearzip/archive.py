@@ -492,6 +492,19 @@ class Reader(Mapping[str, Array]):
                 )
         return self._base
 
+    def _check_base(self, segment: Segment, base: Checkpoint) -> None:
+        assembler = _Assembler(segment.tensors)
+        for block in segment_blocks(segment.tensors, segment.block_bytes):
+            assembler.add(None, _pieces(block, read_block(base, block)))
+        self._compare_base(segment, assembler)
+
+    def _compare_base(self, segment: Segment, assembler: _Assembler) -> None:
+        if digest(b"".join(assembler.digests())) != segment.base_digest:
+            raise WrongBaseError(
+                f"{self._source.name}: {segment.label}: the base given is not the one that this archive was made "
+                f"against (id {self.index.base_id})"
+            )
+
     def _error_of(self, segment: Segment) -> CorruptError | WrongBaseError | None:
         try:
             next(self._decode([segment]))
@@ -513,6 +526,8 @@ class Reader(Mapping[str, Array]):
         try:
             return context, decode(payload, context, entry.pipeline)
         except CorruptError as error:
+            if base is not None:
+                self._check_base(segment, base)  # the bytes are those written: another base may have misled a stage
             raise CorruptError(f"{where}: {error}") from None
 
     def _decode_block(self, work: tuple[Segment, BlockEntry, Block, int]) -> tuple[Array, Any, Any]:
@@ -537,11 +552,8 @@ class Reader(Mapping[str, Array]):
                 assembler.add(values, pieces)
                 if segment.base_digest is not None:
                     base_assembler.add(None, base_pieces)
-            if segment.base_digest is not None and digest(b"".join(base_assembler.digests())) != segment.base_digest:
-                raise WrongBaseError(
-                    f"{self._source.name}: {segment.label}: the base given is not the one that this archive was made "
-                    f"against (id {self.index.base_id})"
-                )
+            if segment.base_digest is not None:
+                self._compare_base(segment, base_assembler)
             if digest(b"".join(assembler.digests())) != segment.digest:
                 raise CorruptError(f"{self._source.name}: {segment.label}: decoded values differ from what was written")
             yield list(assembler.tensors())
