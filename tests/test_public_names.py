@@ -12,7 +12,7 @@ from nearzip import errors
 NAMES = {
     "Absolute", "Archive", "Bound", "Comparison", "Limits", "Lossless", "Plan", "PointwiseRelative", "Reader",
     "Relative", "Rms", "Store", "__version__", "compare", "compress", "compress_file", "decompress",
-    "decompress_file", "errors", "methods", "open", "tune",
+    "decompress_file", "errors", "methods", "open", "pull", "tune",
 }  # fmt: skip
 
 #: Parameters that may be given by position, in this order; more may follow by keyword.
@@ -36,6 +36,7 @@ POSITIONAL = {
     nz.Store.checkout: ["self", "selector", "names"],
     nz.Store.prune: ["self", "keep", "drop"],
     nz.Store.verify: ["self", "level", "subset", "max_duration"],
+    nz.pull: ["url", "to", "selector"],
     nz.Limits: ["output_bytes", "index_bytes", "tensors", "rank", "name_bytes", "depth"],
 }
 KEYWORDS = {
@@ -45,6 +46,16 @@ KEYWORDS = {
     nz.compare: {"bits", "progress"},
     nz.Store: {"storage_options", "exclusive", "hold", "limits", "threads"},
     nz.Store.commit: {"metadata", "timeout", "progress"},
+    nz.pull: {
+        "force",
+        "dry_run",
+        "connections",
+        "max_download",
+        "storage_options",
+        "limits",
+        "threads",
+        "progress",
+    },
     nz.compress_file: {"restored", "force", "threads", "progress"},
     nz.decompress_file: {"keep_going", "force", "threads", "progress"},
 }

@@ -15,7 +15,7 @@ from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relativ
 from nearzip.budget import Plan, tune
 from nearzip.comparison import Comparison, compare
 from nearzip.limits import Limits
-from nearzip.store import Store
+from nearzip.store import Store, pull
 from nearzip.version import __version__
 
 __all__ = [
@@ -40,5 +40,6 @@ __all__ = [
     "errors",
     "methods",
     "open",
+    "pull",
     "tune",
 ]

@@ -11,6 +11,7 @@ import click
 
 from nearzip.cli.demo import demo
 from nearzip.cli.looking import compare, inspect, methods
+from nearzip.cli.pulling import pull
 from nearzip.cli.running import OneLineGroup
 from nearzip.cli.store import store
 from nearzip.cli.transfer import compress, decompress
@@ -33,6 +34,7 @@ def cli() -> None:
 
 for command in (compress, decompress, tune, inspect, compare, methods, store, demo):
     cli.add_command(command)
+store.add_command(pull)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

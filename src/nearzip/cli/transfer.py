@@ -18,7 +18,7 @@ from nearzip.cli.functions import load_function
 from nearzip.cli.running import common_options, showing_warnings
 from nearzip.limits import Limits
 
-__all__ = ["compress", "decompress", "options_of"]
+__all__ = ["compress", "decompress", "options_of", "size_of"]
 
 _FILE = click.Path(path_type=str)
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
@@ -37,7 +37,7 @@ def options_of(pairs: Sequence[str], option: str = "--set", form: str = "key=val
     return found
 
 
-def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+def size_of(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """Bytes, with an optional decimal unit."""
     if value is None:
         return None
@@ -214,7 +214,7 @@ def some(items: Sequence[str], n: int = 4) -> str | None:
 @click.option("--base", type=_FILE, metavar="OLD", help="What the archive was made against, if anything.")
 @click.option("-o", "--output", required=True, type=_FILE, metavar="OUT", help="Its ending chooses the format.")
 @click.option("--keep-going", is_flag=True, help="Leave out tensors that cannot be read, name them, and exit with 1.")
-@click.option("--max-output", callback=_size, metavar="SIZE", help="Most that the tensors may take, such as 20GB.")
+@click.option("--max-output", callback=size_of, metavar="SIZE", help="Most that the tensors may take, such as 20GB.")
 @force_option
 @threads_option
 @common_options

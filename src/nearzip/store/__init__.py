@@ -2,7 +2,8 @@
 
 from nearzip.store.log import Version
 from nearzip.store.policy import Policy
+from nearzip.store.pull import PullReport, pull
 from nearzip.store.repository import Store
 from nearzip.store.verify import Damage, VerifyReport
 
-__all__ = ["Damage", "Policy", "Store", "VerifyReport", "Version"]
+__all__ = ["Damage", "Policy", "PullReport", "Store", "VerifyReport", "Version", "pull"]

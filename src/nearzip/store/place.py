@@ -9,6 +9,7 @@ from typing import Any
 from nearzip.errors import UsageError
 from nearzip.storage import is_url
 from nearzip.store.backend import Backend
+from nearzip.store.http import HttpBackend, is_web
 from nearzip.store.local import LocalBackend
 from nearzip.store.remote import RemoteBackend
 
@@ -17,8 +18,8 @@ __all__ = ["open_backend"]
 
 def open_backend(
     url: str | os.PathLike[str] | Backend, storage_options: Mapping[str, Any] | None = None
-) -> LocalBackend | RemoteBackend | Backend:
-    """A folder (a path or file:// URL), or what fsspec opens. Raises UsageError, MissingExtraError."""
+) -> LocalBackend | RemoteBackend | HttpBackend | Backend:
+    """A folder (a path or file:// URL), a web host, or what fsspec opens. Raises UsageError, MissingExtraError."""
     if not isinstance(url, (str, os.PathLike)):
         if hasattr(url, "new_object"):
             return url
@@ -30,4 +31,6 @@ def open_backend(
         text = text.removeprefix("file://")
     if not is_url(text):
         return LocalBackend(text)
+    if is_web(text):
+        return HttpBackend(text, storage_options)
     return RemoteBackend(text, dict(storage_options or {}))

@@ -1,4 +1,4 @@
-"""A store behind a URL that fsspec opens: memory, S3 and other object stores, and read-only HTTP.
+"""A store behind a URL that fsspec opens: memory, S3 and other object stores.
 
 Writers need one primitive: to create a file only if there is none. S3 and GCS have it as a conditional write, which
 `probe` tries out. Commits hold no lock; those who re-encode or drop versions take turns by numbered lock files.

@@ -1,0 +1,295 @@
+"""Bringing a client's file to another version: the deltas that lead there from what it holds, or all of it.
+
+Hu et al., ICPP 2020, section 4.1, with any host of files in place of a server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nearzip.digests import checkpoint_id, content_id, tensor_digest
+from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, UsageError
+from nearzip.files import check_writable, open_checkpoint, write_checkpoint
+from nearzip.limits import Limits
+from nearzip.storage import naming_errors
+from nearzip.store.backend import Backend
+from nearzip.store.chain import Progress
+from nearzip.store.download import Cache, Tally
+from nearzip.store.http import HttpBackend
+from nearzip.store.local import Disk, LocalBackend
+from nearzip.store.repository import Store
+from nearzip.store.route import Held, Route, find_held, plan_route, updated
+from nearzip.store.selectors import Selector
+from nearzip.tensors import Checkpoint
+
+__all__ = ["BANDWIDTHS", "PullReport", "pull"]
+
+#: Megabits per second: the world's averages that the paper takes (section 5.3): wired up, wired down, wireless down.
+BANDWIDTHS = (40.83, 74.32, 31.95)
+#: How often the way is looked for again because somebody re-encoded the store meanwhile.
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class PullReport:
+    """What a pull did, or would do.
+
+    Parameters
+    ----------
+    url, path : str
+    version : int
+        What the file holds now.
+    held : int or None
+        What it held before; None: nothing that the store knows.
+    route : tuple of int
+        The versions whose objects lead there, in the order of decoding.
+    n_objects, n_needed : int
+        Objects on the way, and their bytes.
+    n_moved, n_resumed : int
+        Bytes of objects that were fetched by this pull, and that an earlier one had left.
+    n_described : int
+        Bytes of manifests and other small files that were read from a web host.
+    n_full : int
+        Bytes of the version's tensors: what a client without nearzip downloads.
+    done : bool
+        False after a dry run.
+    """
+
+    url: str
+    path: str
+    version: int
+    held: int | None
+    route: tuple[int, ...]
+    n_objects: int
+    n_needed: int
+    n_moved: int
+    n_resumed: int
+    n_described: int
+    n_full: int
+    done: bool = True
+
+    @property
+    def ratio(self) -> float:
+        """Bytes of the tensors over the bytes that the way takes; infinite if there is nothing to fetch."""
+        return self.n_full / self.n_needed if self.n_needed else float("inf")
+
+    def seconds(self, megabits: float) -> tuple[float, float]:
+        """How long the objects on the way take at so many megabits per second, and the tensors as they are.
+
+        Raises UsageError for a bandwidth that is not positive.
+        """
+        if not megabits > 0:
+            raise UsageError(f"a bandwidth is a positive number of megabits per second, not {megabits!r}")
+        return self.n_needed * 8e-6 / megabits, self.n_full * 8e-6 / megabits
+
+
+def pull(
+    url: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    selector: Selector = "latest",
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    connections: int = 4,
+    max_download: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    limits: Limits | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> PullReport:
+    """Bring the file `to` to a version of the store at `url`, by the fewest bytes from what it holds.
+
+    The file says by its content which version it is. What is fetched is kept in a folder beside it until the update is
+    complete, so that a pull that was cut off goes on where it ended. The file is replaced at once, when all digests
+    have been found right; until then it stays as it is.
+
+    Parameters
+    ----------
+    url : str
+        A web host that holds the files of a store, or any other place that `Store` reads.
+    to : path
+        .safetensors, .pt or .npz; need not exist.
+    selector : int or str
+        As for `Store.checkout`.
+    force : bool
+        Replace a file that holds no version of the store (of those looked at: on the way, and 64 about it).
+    dry_run : bool
+        Look only.
+    connections : int
+        Objects fetched at a time.
+    max_download : int
+        Most bytes to fetch.
+
+    Raises
+    ------
+    UsageError
+        The file holds something else, and `force` was not given.
+    LimitError, NoSpaceError
+        It takes more than `max_download`, `limits` or the disk allow.
+    CorruptError
+        What the host sends is not what was committed. The file is as before.
+    BusyError
+        Another pull to this file is under way.
+    Error
+        The connection failed; pull again to go on.
+
+    Examples
+    --------
+    >>> report = pull("https://example.org/store", "model.safetensors")       # doctest: +SKIP
+    >>> report.held, report.version, report.n_moved                           # doctest: +SKIP
+    (3, 5, 18342)
+    """
+    if type(connections) is not int or not 1 <= connections <= 64:
+        raise UsageError(f"connections is a number from 1 to 64, not {connections!r}")
+    target = Path(to)
+    check_writable(target, {})
+    store = Store(url, storage_options=storage_options, limits=limits, threads=threads)
+    job = _Pull(store, target, force, connections, max_download, progress)
+    with contextlib.closing(_open_held(target, force)) as present:
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                return job.run(selector, present, dry_run)
+            except NotFoundError:  # noqa: PERF203
+                # Perhaps somebody re-encoded the store meanwhile, and what was to be fetched is gone.
+                if left == 0 or not job.fetching:
+                    raise
+                job.start_anew()
+    raise AssertionError
+
+
+def _open_held(target: Path, force: bool) -> Checkpoint:
+    """What the file holds; without tensors if there is none, or one that cannot be read and may be replaced."""
+    empty = Checkpoint.of({})
+    if not os.path.lexists(target):
+        if not target.absolute().parent.is_dir():
+            raise NotFoundError(f"{target.parent}: no such directory")
+        return empty
+    try:
+        return open_checkpoint(target)
+    except Error as error:
+        if force and not target.is_dir():
+            return empty
+        raise UsageError(f"{error}; --force (force=True) replaces it") from None
+
+
+class _Pull:
+    """One call of `pull`."""
+
+    def __init__(
+        self,
+        store: Store,
+        target: Path,
+        force: bool,
+        connections: int,
+        max_download: int | None,
+        progress: Progress | None,
+    ):
+        self._store = store
+        self._backend: Backend = store._backend
+        self._versions = store._versions
+        self._target = target
+        self._force = force
+        self._connections = connections
+        self._max_download = max_download
+        self._progress = progress
+        self._cache = Cache(target.with_name(f".{target.name}.nearzip-pull"))
+        #: Whether objects are being fetched.
+        self.fetching = False
+        self._before = 0
+
+    def start_anew(self) -> None:
+        """Forget what was read of the store."""
+        self.fetching = False
+        self._versions.forget()
+        self._before = self._received()
+
+    def run(self, selector: Selector, present: Checkpoint, dry_run: bool) -> PullReport:
+        route = self._route(self._store.resolve(selector), present)
+        n_described = self._received() - self._before
+        objects = route.objects
+        self._check_size(sum(objects.values()))
+        if dry_run:
+            return self._report(route, Tally(0), n_described, False)
+        if not route.steps:
+            self._cache.discard()
+            return self._report(route, Tally(0), n_described, True)
+        with self._cache.locked():
+            self._cache.sweep(objects)
+            tally = Tally(sum(objects.values()), self._progress)
+            self._cache.check_room(sum(objects.values()) - self._cache.n_held(objects) + route.target.n_bytes)
+            self.fetching = True
+            self._cache.fetch(self._backend, objects, self._connections, tally)
+            self.fetching = False
+            self._write(route)
+        self._cache.remove()
+        return self._report(route, tally, n_described, True)
+
+    def _received(self) -> int:
+        return self._backend.n_received if isinstance(self._backend, HttpBackend) else 0
+
+    def _route(self, number: int, present: Checkpoint) -> Route:
+        held = None
+        if present.specs or os.path.lexists(self._target):
+            manifest = find_held(self._versions, number, checkpoint_id(present))
+            held = None if manifest is None else Held(manifest, present)
+            if held is None and not self._force:
+                raise UsageError(
+                    f"{self._target}: holds neither version {number} of {self._store.url} nor one near it; "
+                    "--force (force=True) replaces it"
+                )
+        return plan_route(self._versions, number, held, self._store.url)
+
+    def _check_size(self, n_bytes: int) -> None:
+        if self._max_download is not None and n_bytes > self._max_download:
+            raise LimitError(
+                f"{self._store.url}: the update takes {n_bytes} bytes; allowed are {self._max_download} "
+                "(--max-download, max_download=)"
+            )
+
+    def _write(self, route: Route) -> None:
+        """The new file, complete and on disk, in place of the old one."""
+        # In the folder, so that nothing is left beside the file if this process ends.
+        made = self._cache.folder / f"new{self._target.suffix}"
+        backend = LocalBackend(str(self._cache.folder))
+        try:
+            with updated(backend, route, self._store._limits, self._store._threads) as version:
+                _write_checked(made, version, route)
+        except Error as error:
+            # What was fetched has the digests that the host names; it can only be the host that is wrong.
+            raise type(error)(f"{self._store.url}: version {route.target.number} cannot be restored: {error}") from None
+        with naming_errors("write", self._target):
+            os.replace(made, self._target)
+            Disk().sync_folder(str(self._target.absolute().parent))
+
+    def _report(self, route: Route, tally: Tally, n_described: int, done: bool) -> PullReport:
+        objects = route.objects
+        return PullReport(
+            url=self._store.url,
+            path=os.fspath(self._target),
+            version=route.target.number,
+            held=None if route.held is None else route.held.manifest.number,
+            route=tuple(step.number for step in route.steps),
+            n_objects=len(objects),
+            n_needed=sum(objects.values()),
+            n_moved=tally.n_moved,
+            n_resumed=tally.n_resumed,
+            n_described=n_described,
+            n_full=route.target.n_bytes,
+            done=done,
+        )
+
+
+def _write_checked(path: Path, version: Checkpoint, route: Route) -> None:
+    check_writable(path, version.specs)
+    contents = {}
+    with write_checkpoint(path, version.specs, version.metadata, version.tree, force=True) as writer:
+        for name, array in version.arrays():
+            writer.write(name, array)
+            contents[name] = tensor_digest(array)
+        if content_id((spec, contents[name]) for name, spec in version.specs.items()) != route.target.id:
+            raise CorruptError("what was decoded is not what was committed (digests differ)")
