@@ -73,6 +73,8 @@ class Cache:
                 raise BusyError(f"{self.folder}: another pull to this file is under way") from None
             except OSError as error:
                 raise Error(f"{self.folder}: cannot lock: {error.strerror or error}") from None
+            if not (self.folder / "objects").is_dir():  # one that ended between our look and our lock removed it
+                raise BusyError(f"{self.folder}: another pull to this file has just ended; try again")
             yield
 
     def path(self, name: str) -> Path:
@@ -94,7 +96,7 @@ class Cache:
                 entry.unlink()
 
     def remove(self) -> None:
-        """The folder, with all that is in it."""
+        """The folder, with all that is in it; by who has it locked."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def discard(self) -> None:
@@ -158,7 +160,8 @@ class Cache:
                 part.unlink()
             self._complete(backend, part, name, n_bytes, tally, stop)
         if _sha256(part) != name:
-            part.unlink()
+            with naming_errors("write", part):
+                part.unlink()
             raise CorruptError(f"{backend.url}/objects/{name}: the object is damaged (SHA-256 differs)")
         with naming_errors("write", whole):
             os.replace(part, whole)

@@ -225,7 +225,7 @@ class HttpBackend:
     def create(self, path: str, data: bytes) -> bool:
         raise self._refuse()
 
-    def replace(self, path: str, data: bytes) -> None:
+    def replace(self, path: str, data: bytes, durable: bool = True) -> None:
         raise self._refuse()
 
     def retire(self, path: str, data: bytes) -> None:

@@ -226,7 +226,7 @@ class _Pull:
             self._cache.fetch(self._backend, objects, self._connections, tally)
             self.fetching = False
             self._write(route)
-        self._cache.remove()
+            self._cache.remove()
         return self._report(route, tally, n_described, True)
 
     def _received(self) -> int:
