@@ -17,6 +17,7 @@ ROWS = (
     "errors",
     "limits",
     "version",
+    "texts",
     "tensors",
     "digests",
     "bounds",

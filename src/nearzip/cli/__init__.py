@@ -12,6 +12,7 @@ import click
 from nearzip.cli.demo import demo
 from nearzip.cli.looking import compare, inspect, methods
 from nearzip.cli.pulling import pull
+from nearzip.cli.reporting import report
 from nearzip.cli.running import OneLineGroup
 from nearzip.cli.store import store
 from nearzip.cli.transfer import compress, decompress
@@ -35,6 +36,7 @@ def cli() -> None:
 for command in (compress, decompress, tune, inspect, compare, methods, store, demo):
     cli.add_command(command)
 store.add_command(pull)
+store.add_command(report)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
