@@ -70,7 +70,9 @@ EXIT_CODES = {
     "NewerFormatError": 13, "LimitError": 14, "BoundError": 15, "BudgetError": 15, "WrongBaseError": 3,
     "UnknownMethodError": 3, "StoreError": 3, "NoSpaceError": 3, "MissingExtraError": 3,
 }  # fmt: skip
-METHODS = {"nearzip", "delta-dnn", "qd-compressor", "lc-checkpoint", "gzip", "zstd", "lzma"}
+METHODS = {
+    "nearzip", "delta-dnn", "qd-compressor", "lc-checkpoint", "sz3", "zfp", "blosc", "gzip", "zstd", "lzma",
+}  # fmt: skip
 
 
 def test_public_names_stay():

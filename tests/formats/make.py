@@ -42,6 +42,8 @@ MORE = (
     ("deepsz-nearzip-exact", "deepsz-nearzip", "lossless", {"keep": {"fc*": 0.2, "large": 1.0}}),
     ("deep-compression-3", "deep-compression", None, {"keep": 0.3, "bits": 3}),
     ("weightless-all", "weightless", None, {"layers": "*", "clusters": 4, "bits": 11}),
+    ("sz3-rel", "sz3", "rel:1e-3", {"algorithm": "INTERP_LORENZO"}),
+    ("blosc-bits", "blosc", None, {"filter": "BITSHUFFLE", "codec": "LZ4"}),
     ("lc-checkpoint-8", "lc-checkpoint", None, {"bits": 8}),
 )
 

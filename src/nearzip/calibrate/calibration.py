@@ -19,7 +19,7 @@ from nearzip.calibrate.tuning import tune
 from nearzip.calibrate.uses import Piece
 from nearzip.errors import UsageError
 from nearzip.parallel import ordered_map
-from nearzip.recipes.nearzip import half_spacing
+from nearzip.recipes.rounding import half_spacing
 from nearzip.tensors import Array, is_float, round_to
 from nearzip.torch.arrays import to_torch
 

@@ -11,6 +11,7 @@ from nearzip.recipes.baselines import GzipRecipe, LzmaRecipe, ZstdRecipe
 from nearzip.recipes.deep_compression import DeepCompression
 from nearzip.recipes.deepsz import DeepSzNearzip
 from nearzip.recipes.delta_dnn import DeltaDnn
+from nearzip.recipes.foreign import BloscRecipe, Sz3Recipe, ZfpRecipe
 from nearzip.recipes.lc_checkpoint import LcCheckpoint
 from nearzip.recipes.nearzip import Nearzip
 from nearzip.recipes.qd_compressor import QdCompressor
@@ -39,6 +40,9 @@ _BUILT_IN: tuple[type[Recipe], ...] = (
     DeepSzNearzip,
     DeepCompression,
     Weightless,
+    Sz3Recipe,
+    ZfpRecipe,
+    BloscRecipe,
     GzipRecipe,
     ZstdRecipe,
     LzmaRecipe,

@@ -66,15 +66,16 @@ class Recipe(ABC):
     """A published method, or ours. Fields are its options.
 
     The docstring's first line is its one-line description. `uses_base`: whether it makes anything of a base.
-    `promises`: whether it keeps a bound (see `Unpromised`). `group_bytes`: tensors up to this size are coded together,
-    up to this size in all. `cut_tensors`: whether larger ones are cut into blocks of that size; if not, a tensor is in
-    one block, however large. `whole_tensors`: every tensor is a block of its own, never grouped and never cut, because
-    stages keep side data for it.
+    `promises`: whether it keeps a bound (see `Unpromised`). `needs`: packages that an extra installs. `group_bytes`:
+    tensors up to this size are coded together, up to this size in all. `cut_tensors`: whether larger ones are cut into
+    blocks of that size; if not, a tensor is in one block, however large. `whole_tensors`: every tensor is a block of
+    its own, never grouped and never cut, because stages keep side data for it.
     """
 
     name: ClassVar[str]
     uses_base: ClassVar[bool] = True
     promises: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ()
     group_bytes: ClassVar[int] = 4 << 20
     cut_tensors: ClassVar[bool] = True
     whole_tensors: ClassVar[bool] = False

@@ -8,34 +8,19 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from nearzip.bounds import Bound, Lossless, NoPromise, Statistics, Tolerance
 from nearzip.codec import exact_pipeline
 from nearzip.errors import UsageError
 from nearzip.recipes.base import Recipe, TensorPlan, TensorView
+from nearzip.recipes.rounding import half_spacing, room
 from nearzip.stages import LogStep, Pipeline, Rans, SubtractBase, UniformStep
 
-__all__ = ["Nearzip", "half_spacing"]
+__all__ = ["Nearzip"]
 
 #: Fewer values than this and a tensor's own step is rounded down.
 _SMALL = 1 << 14
-
-
-def half_spacing(dtype: np.dtype[Any], largest: float) -> float:
-    """Half the distance between neighbouring values of `dtype` at magnitude `largest`: the rounding of a result."""
-    if largest == 0:
-        return 0.0
-    half, lowest = _spacing(dtype)
-    return math.ldexp(half, max(math.frexp(largest)[1] - 1, lowest))
-
-
-@functools.cache
-def _spacing(dtype: np.dtype[Any]) -> tuple[float, int]:
-    """Half the distance between neighbours from 1 on, and the exponent below which distances stay the same."""
-    info = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
-    return float(info.eps) / 2, int(info.minexp)
 
 
 @dataclass(frozen=True)
@@ -64,10 +49,10 @@ class Nearzip(Recipe):
         if tolerance.kind == "exact":
             return TensorPlan(exact_pipeline(tensor.with_base), tolerance)
         if tolerance.kind == "pointwise":
-            eps = _room(tolerance.value, half_spacing(tensor.dtype, 1.0))
+            eps = room(tolerance.value, half_spacing(tensor.dtype, 1.0))
             return TensorPlan(Pipeline((LogStep(eps, delta=tensor.with_base), Rans())), tolerance)
-        room = _shared_room(tolerance.value, bound.tolerance(tensor.whole), tensor.dtype, tensor.own)
-        return TensorPlan(_stepped(min(2 * room, sys.float_info.max), tensor.with_base), tolerance)
+        half = _shared_room(tolerance.value, bound.tolerance(tensor.whole), tensor.dtype, tensor.own)
+        return TensorPlan(_stepped(min(2 * half, sys.float_info.max), tensor.with_base), tolerance)
 
 
 @functools.lru_cache(maxsize=64)
@@ -82,17 +67,9 @@ def _shared_room(own_value: float, shared: Tolerance, dtype: np.dtype[Any], own:
     where its promise is tighter."""
     rounding = half_spacing(dtype, own.largest)
     if shared.kind != "exact" and shared.value <= own_value:
-        return _room(shared.value, rounding)
-    room = _room(own_value, rounding)
+        return room(shared.value, rounding)
+    half = room(own_value, rounding)
     if own.finite < _SMALL:
         # On a common grid, so that small tensors share a stream.
-        room = math.pow(2, math.floor(2 * math.log2(room)) / 2)
-    return room
-
-
-def _room(tolerance: float, rounding: float) -> float:
-    """What quantization may use of the tolerance, when the result is rounded to the tensor's dtype as well.
-
-    A thousandth is always left, so that tensors whose rounding is below that get the same step.
-    """
-    return tolerance - min(max(rounding, tolerance / 1024), tolerance / 2)
+        half = math.pow(2, math.floor(2 * math.log2(half)) / 2)
+    return half

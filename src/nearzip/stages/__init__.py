@@ -6,6 +6,7 @@ from nearzip.stages.buckets import ExponentBuckets
 from nearzip.stages.codebook import Codebook
 from nearzip.stages.entropy import Rans
 from nearzip.stages.external import Gzip, Lzma, Zstd
+from nearzip.stages.foreign import Blosc, Sz3, Zfp
 from nearzip.stages.huffman import Huffman
 from nearzip.stages.predict import ContextDelta, OrderedBits, OrderedDelta, SubtractBase
 from nearzip.stages.prune import Prune
@@ -23,6 +24,7 @@ __all__ = [
     "FLOATS",
     "SYMBOLS",
     "Bloomier",
+    "Blosc",
     "Chain",
     "Codebook",
     "Coded",
@@ -52,7 +54,9 @@ __all__ = [
     "Stream",
     "SubtractBase",
     "SymbolBytes",
+    "Sz3",
     "UniformStep",
+    "Zfp",
     "Zstd",
     "pipeline_from_json",
     "stage_types",

@@ -129,6 +129,8 @@ class Stage(ABC):
     changes_target: ClassVar[bool] = False
     #: Whether zeros may come back as something else, beyond rounding (a filter's false positives).
     errs_on_zeros: ClassVar[bool] = False
+    #: Packages that an extra installs.
+    needs: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def encode(self, value: Any, context: Context | None = None) -> Coded:

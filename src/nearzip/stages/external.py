@@ -12,10 +12,10 @@ import zstandard
 from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import BYTES, Coded, Context, Stage
 
-__all__ = ["Gzip", "Lzma", "Zstd"]
+__all__ = ["Gzip", "Lzma", "Zstd", "most_bytes"]
 
 
-def _most(context: Context) -> int:
+def most_bytes(context: Context) -> int:
     """Bytes that n values can take before compression: their own, or 5 each as base 128 of 32 bits; and a little."""
     return max(6, context.dtype.itemsize + 1) * context.n + 1024
 
@@ -51,7 +51,7 @@ class Gzip(Stage):
     def decode(self, coded: Coded, context: Context) -> bytes:
         inflate = zlib.decompressobj(-15)
         try:
-            out = inflate.decompress(coded.data, _most(context))
+            out = inflate.decompress(coded.data, most_bytes(context))
         except zlib.error as error:
             raise CorruptError(f"gzip: {error}") from None
         _ended("gzip", inflate.eof, inflate.unused_data + inflate.unconsumed_tail)
@@ -80,7 +80,7 @@ class Lzma(Stage):
     def decode(self, coded: Coded, context: Context) -> bytes:
         unpack = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=self._filters)
         try:
-            out = unpack.decompress(coded.data, _most(context))
+            out = unpack.decompress(coded.data, most_bytes(context))
             if not unpack.eof:  # all bytes are out, the end mark is still to be read
                 out += unpack.decompress(b"", 1) if not unpack.needs_input else b""
         except (lzma.LZMAError, EOFError) as error:
@@ -105,7 +105,7 @@ class Zstd(Stage):
         return Coded(zstandard.ZstdCompressor(level=self.level).compress(value))
 
     def decode(self, coded: Coded, context: Context) -> bytes:
-        return unpack_zstd(bytes(coded.data), _most(context))
+        return unpack_zstd(bytes(coded.data), most_bytes(context))
 
 
 def unpack_zstd(data: bytes, most: int) -> bytes:

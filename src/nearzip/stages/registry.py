@@ -13,6 +13,7 @@ from nearzip.stages.buckets import ExponentBuckets
 from nearzip.stages.codebook import Codebook
 from nearzip.stages.entropy import Rans
 from nearzip.stages.external import Gzip, Lzma, Zstd
+from nearzip.stages.foreign import Blosc, Sz3, Zfp
 from nearzip.stages.huffman import Huffman
 from nearzip.stages.predict import ContextDelta, OrderedBits, OrderedDelta, SubtractBase
 from nearzip.stages.prune import Prune
@@ -49,6 +50,9 @@ BUILT_IN: tuple[type[Stage], ...] = (
     Gzip,
     Lzma,
     Zstd,
+    Sz3,
+    Zfp,
+    Blosc,
 )
 
 #: Of one chain, and chains within chains.
