@@ -199,6 +199,15 @@ def test_a_large_sparse_layer_needs_no_dense_array():
     assert peak < x.nbytes / 20
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_parts_of_decoding_are_timed(method):
+    with nz.open(compressed(method, network())) as reader:
+        times = reader.decode_times()
+    layers = {"conv.weight", "fc1.weight", "fc2.weight"}
+    assert set(times) == (set() if method == "weightless" else layers)
+    assert all(part >= 0 for row in times.values() for part in row)
+
+
 def test_sparse_forms_that_do_not_exist():
     pytest.importorskip("scipy")
     x = {"scalar": np.array(1.5, np.float32), "half": np.ones((2, 2), DTYPES["bfloat16"])}

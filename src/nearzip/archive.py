@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 
-from nearzip.codec import decode_block, decode_sparse_block, encode_block
+from nearzip.codec import decode_block, decode_sparse_block, encode_block, time_block
 from nearzip.container import BlockEntry, Index, Segment, Source, Writer, read_index
 from nearzip.digests import content_id, digest, join_pieces, part_digests, tensor_digest
 from nearzip.errors import CorruptError, LimitError, NotFoundError, UsageError, WrongBaseError
@@ -20,7 +20,7 @@ from nearzip.limits import Limits
 from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.recipes import Settings
 from nearzip.sparse_forms import sparse_in
-from nearzip.stages import Context, Pipeline, SparseValues
+from nearzip.stages import Context, DecodeTimes, Pipeline, SparseValues
 from nearzip.storage import atomic_file
 from nearzip.tensors import Array, Checkpoint, TensorSpec, bits_of, room_for
 from nearzip.version import __version__
@@ -381,6 +381,20 @@ class Reader(Mapping[str, Array]):
             raise NotFoundError(f"{self._source.name}: no tensor {name!r}")
         spec = next(spec for spec in segment.tensors if spec.name == target)
         return sparse_in(format, spec, self._sparse_values(segment, spec))
+
+    def decode_times(self) -> dict[str, DecodeTimes]:
+        """How long the parts of decoding took for each tensor that is stored sparse: gaps, values, matrix.
+
+        Raises CorruptError.
+        """
+        found = {}
+        for segment in self.index.segments:
+            blocks = segment_blocks(segment.tensors, segment.block_bytes)
+            for number, (entry, block) in enumerate(zip(segment.blocks, blocks, strict=True)):
+                times = self._decoded((segment, entry, block, number), time_block)[1]
+                if times is not None:
+                    found[segment.tensors[0].name] = times
+        return found
 
     def _sparse_values(self, segment: Segment, spec: TensorSpec) -> SparseValues:
         """Places within the tensor, and values, of one that has a segment of its own or shares one."""

@@ -15,11 +15,11 @@ import numpy as np
 from nearzip import _core
 from nearzip.bounds import EXACT, Tolerance, violations
 from nearzip.errors import BoundError, CorruptError
-from nearzip.stages import Context, ContextDelta, OrderedBits, Pipeline, Rans, SparseValues
+from nearzip.stages import Coded, Context, ContextDelta, DecodeTimes, OrderedBits, Pipeline, Rans, Sparse, SparseValues
 from nearzip.stages.base import check_booleans, get_varint, put_varint
 from nearzip.tensors import Array, bits_of
 
-__all__ = ["EncodedBlock", "decode_block", "decode_sparse_block", "encode_block", "exact_pipeline"]
+__all__ = ["EncodedBlock", "decode_block", "decode_sparse_block", "encode_block", "exact_pipeline", "time_block"]
 
 #: With more patches than one in this many values, coding the block exactly is tried as well.
 _MANY_PATCHES = 64
@@ -129,6 +129,16 @@ def decode_sparse_block(payload: bytes | memoryview, context: Context, pipeline:
     if sparse is None:
         return _without_zeros(decode_block(payload, context, pipeline))
     return _patch_sparse(view[at : at + size], sparse, context) if size else sparse
+
+
+def time_block(payload: bytes | memoryview, context: Context, pipeline: Pipeline) -> DecodeTimes | None:
+    """How long the parts of decoding a sparse block take; None for blocks that are not. Raises CorruptError."""
+    last = pipeline.stages[-1]
+    if not isinstance(last, Sparse):
+        return None
+    size, at = get_varint(payload, 0)
+    sides, body = pipeline.read_sides(memoryview(payload)[at + size :])
+    return last.decode_times(Coded(body, sides[-1]), context)
 
 
 def _without_zeros(values: Array) -> SparseValues:

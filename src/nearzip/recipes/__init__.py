@@ -9,7 +9,7 @@ from nearzip.errors import UnknownMethodError
 from nearzip.recipes.base import Recipe, TensorPlan, TensorView, Unpromised
 from nearzip.recipes.baselines import GzipRecipe, LzmaRecipe, ZstdRecipe
 from nearzip.recipes.deep_compression import DeepCompression
-from nearzip.recipes.deepsz import DeepSzNearzip
+from nearzip.recipes.deepsz import DeepSz, DeepSzNearzip
 from nearzip.recipes.delta_dnn import DeltaDnn
 from nearzip.recipes.foreign import BloscRecipe, Sz3Recipe, ZfpRecipe
 from nearzip.recipes.lc_checkpoint import LcCheckpoint
@@ -37,6 +37,7 @@ _BUILT_IN: tuple[type[Recipe], ...] = (
     DeltaDnn,
     QdCompressor,
     LcCheckpoint,
+    DeepSz,
     DeepSzNearzip,
     DeepCompression,
     Weightless,

@@ -15,7 +15,7 @@ from nearzip.stages.ranges import RangeQuantize
 from nearzip.stages.registry import pipeline_from_json, stage_types
 from nearzip.stages.runs import PackIntegers, RawBytes, RunLengths, SymbolBytes
 from nearzip.stages.smallest import SmallestOf
-from nearzip.stages.sparse import Sparse
+from nearzip.stages.sparse import DecodeTimes, Sparse
 from nearzip.stages.split import Split, Stream
 from nearzip.stages.stepped import StepThenBits
 
@@ -30,6 +30,7 @@ __all__ = [
     "Coded",
     "Context",
     "ContextDelta",
+    "DecodeTimes",
     "ExponentBuckets",
     "Gzip",
     "Huffman",

@@ -5,20 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nearzip.errors import CorruptError, UsageError
+from nearzip.errors import CorruptError, MissingExtraError, UsageError
 from nearzip.stages.base import BYTES, Coded, Context, Stage
 from nearzip.stages.external import Gzip, Lzma, Zstd
+from nearzip.stages.foreign import Blosc
 
 __all__ = ["SmallestOf"]
 
-_COMPRESSORS: dict[str, Stage] = {"gzip": Gzip(), "zstd": Zstd(), "lzma": Lzma()}
+_COMPRESSORS: dict[str, Stage] = {
+    "gzip": Gzip(),
+    "zstd": Zstd(),
+    "blosc": Blosc(typesize=1),
+    "lzma": Lzma(),
+}
 
 
 @dataclass(frozen=True)
 class SmallestOf(Stage):
     """The smallest of what several general-purpose compressors make (DeepSZ's "best-fit lossless compressor").
 
-    Side data: the number of the one that was taken, a byte. None of them has side data of its own.
+    Side data: the number of the one that was taken, a byte; its own side data. One whose extra is not installed takes
+    no part, as long as others do.
 
     Parameters
     ----------
@@ -46,11 +53,18 @@ class SmallestOf(Stage):
         return [_COMPRESSORS[name] for name in self.of.split(" ")]
 
     def encode(self, value: Any, context: Context | None = None) -> Coded:
-        coded = [stage.encode(value, context).data for stage in self._stages]
-        best = min(range(len(coded)), key=lambda i: len(coded[i]))
-        return Coded(coded[best], bytes([best]))
+        tried = []
+        for i, stage in enumerate(self._stages):
+            try:
+                coded = stage.encode(value, context)
+            except MissingExtraError:
+                if len(self._stages) == 1:
+                    raise
+                continue
+            tried.append(Coded(coded.data, bytes([i]) + coded.side))
+        return min(tried, key=lambda coded: len(coded.data) + len(coded.side))
 
     def decode(self, coded: Coded, context: Context) -> Any:
-        if len(coded.side) != 1 or coded.side[0] >= len(self._stages):
+        if not coded.side or coded.side[0] >= len(self._stages):
             raise CorruptError("no such compressor")
-        return self._stages[coded.side[0]].decode(Coded(coded.value), context)
+        return self._stages[coded.side[0]].decode(Coded(coded.value, coded.side[1:]), context)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,9 +15,25 @@ from nearzip.stages.quantize import refuse_exact, require_rounded
 from nearzip.stages.split import Split, Stream
 from nearzip.tensors import Array, round_to
 
-__all__ = ["Sparse", "scatter"]
+__all__ = ["DecodeTimes", "Sparse", "scatter"]
 
 _MOST_GAP_BITS = 32
+
+
+class DecodeTimes(NamedTuple):
+    """Seconds of the three parts of decoding a sparse layer (DeepSZ, section 5.2.3).
+
+    Attributes
+    ----------
+    gaps, values : float
+        Undoing the stages of the two streams.
+    matrix : float
+        Making the dense array of them.
+    """
+
+    gaps: float
+    values: float
+    matrix: float
 
 
 def scatter(sparse: SparseValues, n: int) -> Array:
@@ -121,6 +138,14 @@ class Sparse(Split):
     def decode_sparse(self, coded: Coded, context: Context) -> SparseValues:
         """As `decode`, without the dense array."""
         return self.pick(self.read_streams(coded, context), coded.side, context)
+
+    def decode_times(self, coded: Coded, context: Context) -> DecodeTimes:
+        """Decode, and say how long each part took."""
+        seconds: dict[str, float] = {}
+        streams = self.read_streams(coded, context, seconds)
+        begin = time.perf_counter()
+        self.join(streams, coded.side, context)
+        return DecodeTimes(seconds["gaps"], seconds["values"], time.perf_counter() - begin)
 
 
 def _put_numbers(numbers: Array) -> bytes:
