@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,3 +58,79 @@ def test_the_page_is_what_the_result_says(monkeypatch, tmp_path):
     monkeypatch.setattr(delta_dnn_page, "_IMAGES", tmp_path)
     text = delta_dnn_page.page(json.loads((RESULTS / "delta_dnn.json").read_text()))
     assert text == (RESULTS.parent.parent / "docs" / "papers" / "delta-dnn.md").read_text()
+
+
+# ---- DeepSZ ----------------------------------------------------------------------------------------------------
+
+
+def test_two_arrays_count_paddings():
+    """5 bytes for each weight, and for each 256 zeros beyond a byte's reach."""
+    from experiments import deepsz
+
+    weights = np.zeros((2, 1000), np.float32)
+    weights[0, [0, 256]], weights[1, 999] = 1, 1
+    # Gaps of 0, 255 and 1742 zeros: the last takes six paddings.
+    assert deepsz.csr_bytes({"w": weights}, "w") == 5 * (3 + 6)
+
+
+def test_the_smallest_step_within_the_loss_is_chosen():
+    from experiments import deepsz, pruning
+
+    accuracy = {1.0: 0.98, 0.3: 0.9798, 0.2: 0.9796, 0.1: 0.95}
+    steps = {name: pruning.Trained({"w": np.array(float(name))}, 0.0) for name in ("0.3", "0.2", "0.1")}
+    judge = lambda tensors: accuracy[float(tensors["w"])]  # noqa: E731
+    case = deepsz.Case(pruning.SUBJECTS["lenet-5"], {"w": np.array(1.0)}, judge, judge)
+    assert deepsz.smallest_step(case, steps) == "0.2"
+
+
+def test_bounds_over_the_budget_are_tightened_until_the_artifact_keeps_it():
+    """Losses that add up to more than their sum: the search backs off and measures again."""
+    from experiments import deepsz, pruning
+
+    rng = np.random.default_rng(0)
+    original = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in
+                (("5.weight", (50, 60)), ("7.weight", (10, 50)))}  # fmt: skip
+
+    def judge(tensors):
+        errors = [float(np.abs(tensors[name] - original[name]).max()) for name in original]
+        return 1 - max(0.0, 0.02 * sum(errors) + 2.0 * errors[0] * errors[1] - 1e-4)
+
+    case = deepsz.Case(pruning.SUBJECTS["lenet-5"], original, judge, judge)
+    row = deepsz.tuned(case, original, "deepsz-nearzip", 0.004)
+    assert row["measured_loss"] <= 0.004
+    assert row["measured_loss"] > 0
+    assert row["expected_loss"] < 0.004
+    zero = deepsz.tuned(case, original, "deepsz-nearzip", 0.0)
+    assert zero["measured_loss"] == 0
+    assert zero["bytes"] > row["bytes"]
+
+
+def test_retraining_leaves_what_stands_in_front_and_holds_zeros(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    from experiments import data, pruning
+
+    monkeypatch.setenv("NEARZIP_CACHE", str(tmp_path))
+    generator = torch.Generator().manual_seed(0)
+    split = data.Split(torch.randn(256, 1, 28, 28, generator=generator), torch.arange(256) % 10)
+    images = data.Dataset("mnist", split, split, split)
+    subject = replace(pruning.SUBJECTS["lenet-5"], epochs=1, steps=pruning.SUBJECTS["lenet-5"].steps[1:2])
+    before = pruning.original(subject, images)
+    after = pruning.pruned(subject, images)["paper"]
+    assert np.array_equal(before.tensors["0.weight"], after.tensors["0.weight"])
+    assert not np.array_equal(before.tensors["5.bias"], after.tensors["5.bias"])
+    assert (after.tensors["5.weight"] != 0).mean() == pytest.approx(0.08, abs=1e-4)
+    judge = pruning.Judge(subject, split)
+    assert judge(after.tensors) == pytest.approx(
+        float((pruning.load(subject, after.tensors)(split.inputs).argmax(-1) == split.targets).double().mean())
+    )
+    again = pruning.pruned(subject, images)["paper"]
+    assert all(np.array_equal(a, again.tensors[name]) for name, a in after.tensors.items())
+
+
+@pytest.mark.skipif(not (RESULTS / "deepsz.json").is_file(), reason="not measured yet")
+def test_the_page_of_deepsz_is_what_the_result_says(monkeypatch, tmp_path):
+    from experiments import deepsz_page
+
+    monkeypatch.setattr(deepsz_page, "_IMAGES", tmp_path)
+    text = deepsz_page.page(json.loads((RESULTS / "deepsz.json").read_text()))
+    assert text == (RESULTS.parent.parent / "docs" / "papers" / "deepsz.md").read_text()
