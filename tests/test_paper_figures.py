@@ -73,14 +73,12 @@ def test_two_arrays_count_paddings():
     assert deepsz.csr_bytes({"w": weights}, "w") == 5 * (3 + 6)
 
 
-def test_the_smallest_step_within_the_loss_is_chosen():
-    from experiments import deepsz, pruning
+def test_the_smallest_step_within_the_budget_is_chosen():
+    from experiments import deepsz
 
-    accuracy = {1.0: 0.98, 0.3: 0.9798, 0.2: 0.9796, 0.1: 0.95}
-    steps = {name: pruning.Trained({"w": np.array(float(name))}, 0.0) for name in ("0.3", "0.2", "0.1")}
-    judge = lambda tensors: accuracy[float(tensors["w"])]  # noqa: E731
-    case = deepsz.Case(pruning.SUBJECTS["lenet-5"], {"w": np.array(1.0)}, judge, judge)
-    assert deepsz.smallest_step(case, steps) == "0.2"
+    found = {"paper": (0.98, 900), "5 %": (0.979, 500), "3 %": (0.97, 100)}
+    steps = {name: {"deepsz": {"validation": v, "bytes": n}} for name, (v, n) in found.items()}
+    assert deepsz.smallest_within_budget({"original": {"validation": 0.98}, "steps": steps}) == "5 %"
 
 
 def test_bounds_over_the_budget_are_tightened_until_the_artifact_keeps_it():
