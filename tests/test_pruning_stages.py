@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nearzip import _core
-from nearzip.errors import CorruptError, UsageError
-from nearzip.stages import Bloomier, Codebook, Context, Prune
+from nearzip.errors import CorruptError, MissingExtraError, UsageError, missing_extra
+from nearzip.stages import Bloomier, Blosc, Codebook, Context, Prune, SmallestOf
 from nearzip.stages.base import Coded
 from nearzip.stages.bloomier import _packed, _unpacked
 from nearzip.stages.codebook import cluster
@@ -49,6 +49,36 @@ def test_zeros_are_never_kept():
 def test_shares_that_make_no_sense(keep):
     with pytest.raises(UsageError, match="between 0 and 1"):
         Prune(keep)
+
+
+# ---- the smallest of several compressors -----------------------------------------------------------------------
+
+
+def test_a_compressor_whose_extra_is_missing_takes_no_part(monkeypatch):
+    def missing(*_):
+        raise missing_extra("blosc2", "blosc", "blosc")
+
+    monkeypatch.setattr(Blosc, "encode", missing)
+    data = bytes(range(100)) * 5
+    coded = SmallestOf("blosc zstd").encode(data, Context(np.dtype(np.uint8), (500,)))
+    assert coded.side == b"\1"
+    assert SmallestOf("blosc zstd").decode(coded, Context(np.dtype(np.uint8), (500,))) == data
+    with pytest.raises(MissingExtraError, match=r"nearzip\[blosc\]"):
+        SmallestOf("blosc").encode(data, Context(np.dtype(np.uint8), (500,)))
+
+
+def test_the_smallest_is_taken():
+    rng = np.random.default_rng(0)
+    data = rng.geometric(0.1, 5000).clip(max=255).astype(np.uint8).tobytes()
+    context = Context(np.dtype(np.uint8), (5000,))
+    alone = [len(SmallestOf(name).encode(data, context).data) for name in ("gzip", "zstd", "blosc", "lzma")]
+    assert len(SmallestOf("gzip zstd blosc lzma").encode(data, context).data) == min(alone)
+
+
+@pytest.mark.parametrize("of", ["", "rar", "gzip gzip", "gzip  zstd"])
+def test_compressors_that_do_not_exist(of):
+    with pytest.raises(UsageError, match="smallest-of"):
+        SmallestOf(of)
 
 
 # ---- shared values ---------------------------------------------------------------------------------------------
