@@ -6,7 +6,8 @@ import sys
 #: Command: the module whose `main` it is.
 _SAME = (
     "bound_truth", "budget", "damage", "damage_peers", "deepsz", "delta_dnn", "fidelity", "lossless", "memory",
-    "page", "papers", "size", "speed", "store", "store_faults", "store_page", "tables", "throughput", "train",
+    "page", "papers", "qd_compressor", "size", "speed", "store", "store_faults", "store_page", "tables",
+    "throughput", "train",
 )  # fmt: skip
 #: docs/resume.md.
 _TRAINING = ("feedback", "resume", "save_cost", "training_page")

@@ -7,13 +7,17 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from experiments import deepsz_page, delta_dnn_page
+from experiments import deepsz_page, delta_dnn_page, qd_page
 from experiments.record import RESULTS
 
 _DOCS = RESULTS.parent.parent / "docs"
 
 #: Name of the result and of the page: what writes it, given the result and the folder of the docs.
-PAGES: dict[str, Callable[[dict[str, Any]], str]] = {"deepsz": deepsz_page.page, "delta_dnn": delta_dnn_page.page}
+PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "deepsz": deepsz_page.page,
+    "delta_dnn": delta_dnn_page.page,
+    "qd_compressor": qd_page.page,
+}
 
 
 def main(arguments: list[str]) -> None:

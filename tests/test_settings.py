@@ -269,3 +269,23 @@ def test_recipes_are_hashable_with_their_options():
         assert isinstance(kind, type)
         assert issubclass(kind, Recipe)
         assert hash(kind()) == hash(kind())
+
+
+# ---- from the shell --------------------------------------------------------------------------------------------
+
+
+def test_bounds_by_pattern_from_the_shell(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("new.npz", **NETWORK)
+    command = ["compress", "new.npz", "-o", "new.nz", "--bound", "abs:1e-2", "--bound", "*.bias=lossless"]
+    run = CliRunner().invoke(cli, [*command, "--json"])
+    assert run.exit_code == 0, run.stderr
+    document = json.loads(run.stdout)
+    assert document["bound"] == {"kind": "abs", "value": 0.01}
+    assert document["method"]["others"][0]["tensors"] == [1, 3]
+    worst = errors(nz.compress(NETWORK, bound={"*": "abs:1e-2", "*.bias": "lossless"}))
+    assert worst["a.bias"] == 0
+    for extra, says in (("abs:1", "given twice"), ("=abs:1", "PATTERN=BOUND"), ("nothing*=abs:1", "matches none")):
+        run = CliRunner().invoke(cli, [*command, "--force", "--bound", extra])
+        assert run.exit_code == 2
+        assert says in run.stderr

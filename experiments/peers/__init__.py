@@ -8,11 +8,16 @@ from experiments.peers.general import Blosc2Peer, GzipPeer, LzmaPeer, OpenzlPeer
 from experiments.peers.models import Z4aiPeer, ZipnnPeer
 from experiments.peers.nnc import NncodecPeer, NncodecTrellisPeer
 from experiments.peers.ours import (
+    BloscMethodPeer,
     DeltaDnnPeer,
     DeltaDnnRelativePeer,
+    LcCheckpointPeer,
     NearzipCalibratedPeer,
     NearzipLosslessPeer,
     NearzipPeer,
+    QdCompressorPeer,
+    Sz3MethodPeer,
+    ZfpMethodPeer,
 )
 from experiments.peers.scientific import Sz3NoPredictionPeer, Sz3Peer, ZfpPeer
 
@@ -24,7 +29,12 @@ METHODS: tuple[type[Peer], ...] = (
     NearzipCalibratedPeer,
     DeltaDnnPeer,
     DeltaDnnRelativePeer,
+    QdCompressorPeer,
+    LcCheckpointPeer,
+    Sz3MethodPeer,
+    ZfpMethodPeer,
     NearzipLosslessPeer,
+    BloscMethodPeer,
 )
 PEERS: tuple[type[Peer], ...] = (
     NncodecTrellisPeer,

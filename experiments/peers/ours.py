@@ -80,3 +80,50 @@ class DeltaDnnRelativePeer(_Method):
 
     def settings(self, unit: float) -> list[Setting]:
         return [{"pwrel": value} for value in _POINTWISE]
+
+
+class _Optioned(_Method):
+    """A method that promises nothing: its options are the sweep."""
+
+    def encode(self, new: Tensors, base: Tensors, setting: Setting) -> bytes:
+        import nearzip as nz
+
+        return nz.compress(new, base=base, method=self.method, options=setting).to_bytes()
+
+
+class QdCompressorPeer(_Optioned):
+    """Fixed widths, and 4 to 8 bits by entropy."""
+
+    name = "qd-compressor"
+    method = "qd-compressor"
+
+    def settings(self, unit: float) -> list[Setting]:
+        return [*({"bits": bits} for bits in (16, 10, 9, 8, 7, 6)), {"b_max": 8}]
+
+
+class LcCheckpointPeer(_Optioned):
+    name = "lc-checkpoint"
+    method = "lc-checkpoint"
+
+    def settings(self, unit: float) -> list[Setting]:
+        return [{"bits": bits} for bits in (5, 4, 3, 2)]
+
+
+class Sz3MethodPeer(_Method):
+    """SZ3 as a method: the bound is kept by patching, tensor by tensor."""
+
+    name = "sz3 method"
+    method = "sz3"
+
+    def settings(self, unit: float) -> list[Setting]:
+        return absolute(unit)
+
+
+class ZfpMethodPeer(Sz3MethodPeer):
+    name = "zfp method"
+    method = "zfp"
+
+
+class BloscMethodPeer(NearzipLosslessPeer):
+    name = "blosc method"
+    method = "blosc"

@@ -37,6 +37,19 @@ def options_of(pairs: Sequence[str], option: str = "--set", form: str = "key=val
     return found
 
 
+def bounds_of(texts: Sequence[str]) -> str | dict[str, str] | None:
+    """What --bound says: one bound, or bounds by pattern ("*" for one without)."""
+    found: dict[str, str] = {}
+    for text in texts:
+        pattern, equals, bound = text.rpartition("=")
+        if equals and not pattern:
+            raise click.UsageError(f"--bound takes PATTERN=BOUND or BOUND, not {text!r}")
+        if (pattern or "*") in found:
+            raise click.UsageError(f"--bound {pattern or '*'!r} is given twice")
+        found[pattern or "*"] = bound
+    return found["*"] if set(found) == {"*"} else found or None
+
+
 def size_of(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """Bytes, with an optional decimal unit."""
     if value is None:
@@ -58,7 +71,14 @@ force_option = click.option("--force", is_flag=True, help="Overwrite outputs tha
 @click.option("--base", type=_FILE, metavar="OLD", help="What the reader already holds; makes an update.")
 @click.option("-o", "--output", required=True, type=_FILE, metavar="OUT.nz", help="The archive to write.")
 @click.option("--method", help="See 'nearzip methods'.  [default: nearzip]")
-@click.option("--bound", help="lossless, abs:1e-3, rel:1e-3, pwrel:0.01 or rms:0.01. Default: the method's.")
+@click.option(
+    "--bound",
+    "bounds",
+    multiple=True,
+    metavar="[PATTERN=]BOUND",
+    help="lossless, abs:1e-3, rel:1e-3, pwrel:0.01 or rms:0.01; of some tensors: '*.bias=lossless'. Repeatable. "
+    "Default: the method's.",
+)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the method. Repeatable.")
 @click.option("--plan", "plan_path", type=_FILE, metavar="PLAN", help="Settings that 'nearzip tune' found.")
 @calibration_options
@@ -76,7 +96,7 @@ def compress(
     base: str | None,
     output: str,
     method: str | None,
-    bound: str | None,
+    bounds: Sequence[str],
     settings: Sequence[str],
     plan_path: str | None,
     calibrate: str | None,
@@ -93,12 +113,15 @@ def compress(
     Reads .safetensors, .pt, .pth, .bin, .npz, and .nz archives that need no base. For the next update, give as --base
     what the reader will hold then: the file written by --restored, not the original.
     """
-    if plan_path is not None and (method or bound or settings):
+    if plan_path is not None and (method or bounds or settings):
         raise click.UsageError("a plan says method, bounds and options; give --plan or those, not both")
     if calibrate is None and (step is not None or kl is not None):
         raise click.UsageError("--step and --kl go with --calibrate; without it, give a --bound")
     if calibrate is not None and (plan_path or settings or retrain or method not in (None, "nearzip")):
         raise click.UsageError("--calibrate is for the method nearzip, without --set, --plan and --retrain")
+    bound = bounds_of(bounds)
+    if calibrate is not None and isinstance(bound, dict):
+        raise click.UsageError("--calibrate keeps one --bound for all tensors, not bounds by pattern")
     plan = None if plan_path is None else Plan.load(plan_path)
     function = None if retrain is None else load_function("--retrain", retrain)
     started = time.perf_counter()
