@@ -43,6 +43,13 @@ def _number(value: float | None, form: str = ".3f") -> str:
     return "-" if value is None else format(value, form)
 
 
+def _setting(setting: Row) -> str:
+    """`abs 0.001`; `keep 0.2, bits 5`."""
+    texts = (f"{what} {value:g}" if isinstance(value, (int, float)) else f"{what}: {value}"
+             for what, value in setting.items())  # fmt: skip
+    return ", ".join(texts)
+
+
 def _slug(pair: str) -> str:
     return pair.replace(" ", "-")
 
@@ -74,16 +81,15 @@ def keeping(pairs: dict[str, Row]) -> str:
 
 def points_table(row: Row) -> str:
     """Every point of a pair."""
-    rows = []
-    for name, points in _measured(row, lossless=False):
-        for p in points:
-            ((what, value),) = p["setting"].items()
-            rows.append([
-                name, f"{what} {value:g}", f"{p['bits_per_parameter']:.4f}", f"{p['ratio']:.1f}", f"{p['kl']:.2e}",
-                f"{p['loss_change']:+.5f}", f"{100 * p['accuracy_change']:+.2f}", f"{100 * p['agreement']:.2f}",
-                f"{p['encode_mb_s']:.1f}", f"{p['decode_mb_s']:.1f}", f"{p['max_error']:.2e}",
-                p.get("values_outside_bound", ""),
-            ])  # fmt: skip
+    rows = [
+        [
+            name, _setting(p["setting"]), f"{p['bits_per_parameter']:.4f}", f"{p['ratio']:.1f}", f"{p['kl']:.2e}",
+            f"{p['loss_change']:+.5f}", f"{100 * p['accuracy_change']:+.2f}", f"{100 * p['agreement']:.2f}",
+            f"{p['encode_mb_s']:.1f}", f"{p['decode_mb_s']:.1f}", f"{p['max_error']:.2e}",
+            p.get("values_outside_bound", ""),
+        ]
+        for name, points in _measured(row, lossless=False) for p in points
+    ]  # fmt: skip
     head = ["method", "setting", "bits", "ratio", "KL", "loss", "accuracy, %", "agreement, %", "encode", "decode",
             "largest error", "outside the bound"]  # fmt: skip
     return table(head, rows)
@@ -114,10 +120,8 @@ def speeds(result: Row) -> str:
             rows.append([name, f"not measured: `{entry['not_measured']}`", "", "", "", "", ""])
             continue
         one, every = entry["one_core"], entry["all_cores"]
-        ((what, value),) = one["setting"].items()
-        setting = f"{what} {value:g}" if isinstance(value, float) else f"{what}: {value}"
         cells = [f"{side[way]:.1f}" for side in (one, every) for way in ("encode_mb_s", "decode_mb_s")]
-        rows.append([name, setting, *cells, _number(one["peak_mib"], ".0f")])
+        rows.append([name, _setting(one["setting"]), *cells, _number(one["peak_mib"], ".0f")])
     head = ["method", "setting", "encode, one core", "decode, one core", "encode, all cores", "decode, all cores",
             "peak memory, MiB"]  # fmt: skip
     return table(head, rows)

@@ -11,14 +11,18 @@ from experiments.peers.ours import (
     BloscMethodPeer,
     DeltaDnnPeer,
     DeltaDnnRelativePeer,
+    GzipMethodPeer,
     LcCheckpointPeer,
+    LzmaMethodPeer,
     NearzipCalibratedPeer,
     NearzipLosslessPeer,
     NearzipPeer,
     QdCompressorPeer,
     Sz3MethodPeer,
     ZfpMethodPeer,
+    ZstdMethodPeer,
 )
+from experiments.peers.pruned import DeepCompressionPeer, DeepSzNearzipPeer, DeepSzPeer, WeightlessPeer
 from experiments.peers.scientific import Sz3NoPredictionPeer, Sz3Peer, ZfpPeer
 
 __all__ = ["METHODS", "PEERS", "Peer", "Setting", "Tensors", "by_name"]
@@ -33,8 +37,15 @@ METHODS: tuple[type[Peer], ...] = (
     LcCheckpointPeer,
     Sz3MethodPeer,
     ZfpMethodPeer,
+    DeepSzPeer,
+    DeepSzNearzipPeer,
+    DeepCompressionPeer,
+    WeightlessPeer,
     NearzipLosslessPeer,
     BloscMethodPeer,
+    ZstdMethodPeer,
+    LzmaMethodPeer,
+    GzipMethodPeer,
 )
 PEERS: tuple[type[Peer], ...] = (
     NncodecTrellisPeer,

@@ -20,12 +20,14 @@ class Peer(ABC):
 
     `needs`: what pip installs into its environment; empty: runs where the bench runs.
     `lossless`: every setting restores every bit. `uses_base`: whether any setting does.
+    `prunes`: values may become zero, and zeros values, whatever their size.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
     lossless: ClassVar[bool] = False
     uses_base: ClassVar[bool] = True
+    prunes: ClassVar[bool] = False
 
     @abstractmethod
     def settings(self, unit: float) -> list[Setting]:

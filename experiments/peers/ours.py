@@ -127,3 +127,28 @@ class ZfpMethodPeer(Sz3MethodPeer):
 class BloscMethodPeer(NearzipLosslessPeer):
     name = "blosc method"
     method = "blosc"
+
+
+class _AloneMethodPeer(_Method):
+    """A general-purpose compressor on the raw bytes: a base would not help it."""
+
+    lossless = True
+    uses_base = False
+
+    def settings(self, unit: float) -> list[Setting]:
+        return [{"lossless": "no base"}]
+
+
+class GzipMethodPeer(_AloneMethodPeer):
+    name = "gzip method"
+    method = "gzip"
+
+
+class ZstdMethodPeer(_AloneMethodPeer):
+    name = "zstd method"
+    method = "zstd"
+
+
+class LzmaMethodPeer(_AloneMethodPeer):
+    name = "lzma method"
+    method = "lzma"
