@@ -10,7 +10,7 @@ _SAME = (
     "throughput", "train",
 )  # fmt: skip
 #: docs/resume.md.
-_TRAINING = ("feedback", "resume", "save_cost", "training_page")
+_TRAINING = ("feedback", "feedback_time", "resume", "save_cost", "save_memory", "training_page")
 COMMANDS = dict(zip(_SAME + _TRAINING, _SAME + _TRAINING, strict=True)) | {
     "traces": "trace_sets",
     "calibration": "calibration",

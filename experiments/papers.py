@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from experiments import deepsz_page, delta_dnn_page, qd_page
+from experiments import deepsz_page, delta_dnn_page, feedback_page, qd_page
 from experiments.record import RESULTS
 
 _DOCS = RESULTS.parent.parent / "docs"
@@ -17,6 +17,7 @@ PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "deepsz": deepsz_page.page,
     "delta_dnn": delta_dnn_page.page,
     "qd_compressor": qd_page.page,
+    "qd_feedback": feedback_page.page,
 }
 
 

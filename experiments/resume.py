@@ -2,197 +2,125 @@
 
 A network is trained to a crash and saved on the way; the last save is coded against the one before, closed loop, at
 several finenesses. From each of them, and from the exact state, training goes on with the same order of data for
-several seeds (`nearzip.torch.verify_resume`).
+several seeds (`nearzip.torch.verify_resume`). Every row is written as it is found: a run that was ended goes on there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import lzma
 import math
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-import numpy as np
-import safetensors.numpy
 import torch
-import zstandard
-from torch import nn, optim
 
 import nearzip as nz
 from experiments import data, record
-from experiments.networks import NETWORKS, data_of
-from experiments.peers.excp import _nibbles, _quantize
-from experiments.sampling import evaluate, loss_of, training_batches
-from nearzip.torch import Moments, TrainingState, capture, restore, verify_resume
-from nearzip.torch.plans import StatePlan
-
-
-@dataclass(frozen=True)
-class Case:
-    """A network, how it is trained, when it crashes (`crash`, in steps, a multiple of `every`) and how it goes on."""
-
-    network: str
-    optimizer: str
-    lr: float
-    crash: int
-    total: int
-    every: int
-    steps: int
-    batch: int = 128
-    epochs: int = 2
-
-
-CASES = {
-    "lenet-300-100, SGD, early": Case("lenet-300-100", "sgd", 0.02, 150, 1500, 50, 100, epochs=1),
-    "lenet-300-100, SGD, late": Case("lenet-300-100", "sgd", 0.02, 1200, 1500, 50, 100, epochs=1),
-    "lenet-300-100, AdamW, early": Case("lenet-300-100", "adamw", 1e-3, 150, 1500, 50, 100, epochs=1),
-    "lenet-300-100, AdamW, late": Case("lenet-300-100", "adamw", 1e-3, 1200, 1500, 50, 100, epochs=1),
-    "vgg-small, SGD, early": Case("vgg-small", "sgd", 0.02, 60, 600, 20, 20, 64, 1),
-    "vgg-small, AdamW, late": Case("vgg-small", "adamw", 1e-3, 240, 300, 20, 20, 64, 1),
-    "transformer, AdamW, early": Case("transformer", "adamw", 1e-3, 100, 1000, 25, 15, 8, 2),
-    "transformer, AdamW, late": Case("transformer", "adamw", 1e-3, 400, 500, 25, 15, 8, 2),
-}  # fmt: skip
+from experiments.networks import data_of
+from experiments.resume_cases import CASES, Case, begin, held_out_loss, kept_to_crash, steps
+from experiments.resume_sizes import coded, exact_bytes, excp_like
+from experiments.sampling import training_batches
+from nearzip.torch import Moments, TrainingState, restore, verify_resume
 
 _INF = math.inf
-#: Weights' bound in units of each tensor's root mean square, and the steps of m, v and momentum; ever coarser.
-LEVELS = (
-    (0.02, Moments(1, 1, 0.5)),
-    (0.05, Moments(1, 1, 0.5)),
-    (0.1, Moments(1, 1, 1.0)),
-    (0.1, Moments(2, 2, 2.0)),
-    (0.2, Moments(2, 3, 2.0)),
-    (0.2, Moments(2, _INF, 3.0)),
-    (0.3, Moments(_INF, _INF, _INF)),
-)
+
+#: Weights' bound in units of each tensor's root mean square, and the steps of the moments; ever coarser.
+LEVELS = {
+    "adamw": (
+        (0.02, Moments(1, 1)), (0.05, Moments(1, 1)), (0.05, Moments(2, 2)), (0.1, Moments(2, 2)),
+        (0.1, Moments(2, _INF)), (0.2, Moments(2, _INF)), (0.2, Moments(_INF, _INF)), (0.3, Moments(_INF, _INF)),
+    ),
+    "sgd": (
+        (0.02, Moments(momentum=0.5)), (0.05, Moments(momentum=1)), (0.05, Moments(momentum=2)),
+        (0.05, Moments(momentum=_INF)), (0.1, Moments(momentum=_INF)), (0.2, Moments(momentum=_INF)),
+        (0.3, Moments(momentum=_INF)),
+    ),
+}  # fmt: skip
+_ALPHAS = (1.0, 3.0)
+#: Bytes per parameter of an exact checkpoint: the weight, and one or two moments.
+BYTES = {"sgd": 8, "adamw": 12}
+
+Code = Callable[[list[TrainingState]], tuple[TrainingState, dict[str, int]]]
 
 
-def begin(case: Case) -> tuple[nn.Module, optim.Optimizer, Any]:
-    """Network, optimizer and schedule as they are before the first step."""
-    torch.manual_seed(0)
-    network = NETWORKS[case.network]()
-    if case.optimizer == "sgd":
-        optimizer: optim.Optimizer = optim.SGD(network.parameters(), case.lr, 0.9, weight_decay=5e-4)
-    else:
-        optimizer = optim.AdamW(network.parameters(), case.lr, weight_decay=0.1)
-    total = case.total
-
-    def cosine(step: int) -> float:
-        return 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
-
-    return network, optimizer, optim.lr_scheduler.LambdaLR(optimizer, cosine)
-
-
-def steps(network: nn.Module, optimizer: optim.Optimizer, schedule: Any, batches: Any, n: int) -> None:
-    """Train for `n` batches."""
-    network.train()
-    for _ in range(n):
-        inputs, targets = next(batches)
-        loss = loss_of(network(inputs), targets)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-
-
-def to_crash(case: Case, dataset: data.Dataset, n_saves: int = 3) -> list[TrainingState]:
-    """The last saves before the crash, the crash's own state last."""
-    network, optimizer, schedule = begin(case)
-    batches = training_batches(dataset, case.batch, torch.Generator().manual_seed(1))
-    found = []
-    for at in range(case.every, case.crash + 1, case.every):
-        steps(network, optimizer, schedule, batches, case.every)
-        if at > case.crash - n_saves * case.every:
-            state = capture(network, optimizer, schedule, step=at, rng=False)
-            found.append(TrainingState.from_arrays({n: a.copy() for n, a in state.to_arrays().items()}))
+def trials(case: Case) -> dict[str, Code]:
+    """By label: how the chain of saves is coded."""
+    found: dict[str, Code] = {}
+    for fineness, moments in LEVELS[case.optimizer]:
+        kept = f"momentum {moments.momentum:g}" if case.optimizer == "sgd" else f"m {moments.mean:g}"
+        label = f"rms:{fineness:g}, {kept}" + ("" if case.optimizer == "sgd" else f", v {moments.variance:g}")
+        found[label] = partial(coded, bound=nz.Rms(fineness), moments=moments)
+    for alpha in _ALPHAS:
+        found[f"ExCP-like, alpha {alpha:g}"] = partial(excp_like, alpha=alpha)
     return found
 
 
-def coded(chain: Sequence[TrainingState], bound: nz.Bound, moments: Moments) -> tuple[TrainingState, dict[str, int]]:
-    """What a reader gets of the last state, and its bytes: of the weights, of the optimizer, of the whole archive."""
-    base, predictions = None, {}
-    for state in chain:
-        small = state.shrunk(moments, predictions)
-        archive = nz.compress(small.to_arrays(), base, plan=StatePlan.of(small, bound), threads=1)
-        before, base = base, archive.restored
-    with nz.open(archive.to_bytes(), base=before) as reader:
-        reports = reader.tensor_reports()
-    weights = sum(report.n_bytes for report in reports if report.spec.name.startswith("model/"))
-    moments_bytes = sum(report.n_bytes for report in reports if report.spec.name.startswith("optimizer/"))
-    sizes = {"weights": round(weights), "optimizer": round(moments_bytes), "whole": archive.nbytes}
-    return TrainingState.from_arrays(archive.restored).expanded(), sizes
+class Trainer:
+    """What `verify_resume` calls: trains on from a state; of the exact one every seed only once."""
 
+    def __init__(self, case: Case, dataset: data.Dataset, exact: TrainingState, known: dict[int, tuple[float, ...]]):
+        self.case, self.dataset, self.exact, self.known = case, dataset, exact, known
+        self._before: tuple[TrainingState, float] | None = None
 
-def excp_like(chain: Sequence[TrainingState], alpha: float) -> tuple[TrainingState, dict[str, int]]:
-    """Residual of the weights pruned and clustered, moments clustered where they are large; 4 bits and LZMA."""
-    held: dict[str, np.ndarray] = {}
-    for state in chain:
-        restored, symbols, tables = dict(state.tensors), {"model": [], "optimizer": []}, 0
-        for name, value in state.tensors.items():
-            if value.dtype != np.float32 or name.split("/")[0] not in symbols:
-                continue
-            base = held.get(name, np.zeros_like(value)) if name.startswith("model/") else np.zeros_like(value)
-            chosen, table = _quantize((value - base).reshape(-1), alpha if held or "optimizer" in name else 0.0)
-            restored[name] = (base.reshape(-1) + table[chosen]).reshape(value.shape).astype(np.float32)
-            if name.endswith("exp_avg_sq"):
-                restored[name] = np.maximum(restored[name], 0)
-            symbols[name.split("/")[0]].append(chosen)
-            tables += table.nbytes
-        held = {name: value for name, value in restored.items() if name.startswith("model/")}
-    sizes = {key: len(lzma.compress(_nibbles(np.concatenate(own)))) if own else 0 for key, own in symbols.items()}
-    found = {"weights": sizes["model"], "optimizer": sizes["optimizer"], "whole": sum(sizes.values()) + tables}
-    return TrainingState(restored, chain[-1].document), found
-
-
-def exact_bytes(state: TrainingState) -> dict[str, int]:
-    """Of the float state as it is, and of safetensors through zstd."""
-    own = {n: np.asarray(a) for n, a in state.tensors.items() if np.asarray(a).dtype == np.float32}
-    packed = zstandard.ZstdCompressor(19).compress(safetensors.numpy.save(own))
-    return {"exact": sum(a.nbytes for a in own.values()), "safetensors + zstd": len(packed)}
-
-
-def measure(case: Case, dataset: data.Dataset, seeds: int, seconds: float) -> dict[str, Any]:
-    """Every level that fits into the time."""
-    deadline = time.perf_counter() + seconds
-    chain = to_crash(case, dataset)
-    exact = chain[-1]
-    known: dict[int, tuple[float, ...]] = {}
-
-    def train(state: TrainingState, seed: int) -> tuple[float, ...]:
-        if state is exact and seed in known:
-            return known[seed]
-        network, optimizer, schedule = begin(case)
+    def __call__(self, state: TrainingState, seed: int) -> tuple[float, ...]:
+        if state is self.exact and seed in self.known:
+            return self.known[seed]
+        network, optimizer, schedule = begin(self.case)
         restore(state, network, optimizer, schedule, rng=False)
+        if self._before is None or self._before[0] is not state:
+            self._before = (state, held_out_loss(network, self.dataset.test))
+        losses = [self._before[1]]
         torch.manual_seed(seed)
-        batches = training_batches(dataset, case.batch, torch.Generator().manual_seed(1000 + seed))
-        losses = [evaluate(network, dataset.test)["loss"]]
-        for _ in range(case.epochs):
-            steps(network, optimizer, schedule, batches, case.steps)
-            losses.append(evaluate(network, dataset.test)["loss"])
-        if state is exact:
-            known[seed] = tuple(losses)
+        batches = training_batches(self.dataset, self.case.batch, torch.Generator().manual_seed(1000 + seed))
+        for _ in range(self.case.epochs):
+            steps(network, optimizer, schedule, batches, self.case.steps)
+            losses.append(held_out_loss(network, self.dataset.test))
+        if state is self.exact:
+            self.known[seed] = tuple(losses)
         return tuple(losses)
 
-    n_parameters = sum(int(np.prod(exact.tensors[name].shape)) for name in exact.parameters)
-    result = {"case": asdict(case), "parameters": n_parameters, **exact_bytes(exact), "rows": []}
-    trials: list[tuple[str, Any]] = [
-        (f"rms:{e:g}, m {m.mean:g}, v {m.variance:g}, momentum {m.momentum:g}", (nz.Rms(e), m)) for e, m in LEVELS
-    ]
-    trials += [("ExCP-like, alpha 1", 1.0), ("ExCP-like, alpha 3", 3.0)]
-    for label, setting in trials:
+
+def measure(
+    case: Case,
+    dataset: data.Dataset,
+    seeds: int,
+    result: dict[str, Any],
+    written: Callable[[], object],
+    deadline: float = math.inf,
+) -> bool:
+    """Every level that is not in `result` yet and that fits into the time; whether all of them are there now."""
+    chain = kept_to_crash(case, dataset)
+    exact = chain[-1]
+    rows = result.setdefault("rows", [])
+    n_parameters = sum(math.prod(exact.tensors[name].shape) for name in exact.parameters)
+    result |= {"case": asdict(case), "n_seeds": seeds, "parameters": n_parameters, "commit": record.commit()}
+    result.setdefault("sizes", exact_bytes(exact))
+    known = {seed: tuple(losses) for row in rows[:1] for seed, losses in enumerate(row["original"])}
+    train = Trainer(case, dataset, exact, known)
+    for label, code in trials(case).items():
+        if any(row["level"] == label for row in rows):
+            continue
         begun = time.perf_counter()
-        restored, sizes = excp_like(chain, setting) if isinstance(setting, float) else coded(chain, *setting)
+        restored, sizes = code(chain)
         report = verify_resume(train, exact, restored, seeds)
-        row = {"level": label, "bytes": sizes, "times_smaller": round(result["exact"] / sizes["whole"], 1)}
-        result["rows"].append(row | report.to_json())
-        print(label, row["times_smaller"], report, file=sys.stderr)
-        if time.perf_counter() + (time.perf_counter() - begun) > deadline:
-            break
-    return result
+        times = round(BYTES[case.optimizer] * n_parameters / sizes["whole"], 1)
+        rows.append({"level": label, "bytes": sizes, "times_smaller": times, **report.to_json()})
+        written()
+        print(label, times, report, file=sys.stderr)
+        if 2 * time.perf_counter() - begun > deadline:
+            return len(rows) == len(trials(case))
+    return True
+
+
+def fresh(result: dict[str, Any], case: Case, seeds: int) -> dict[str, Any]:
+    """What was found before, if it is of this commit and these settings; else nothing."""
+    same = (result.get("case"), result.get("n_seeds"), result.get("commit")) == (asdict(case), seeds, record.commit())
+    return result if same else {}
 
 
 def main(arguments: list[str]) -> None:
@@ -200,21 +128,27 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", help="folder with MNIST, CIFAR-10 and tinyshakespeare (or NEARZIP_DATA)")
     parser.add_argument("--cases", help="beginnings of names, separated by ;", default="")
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=1e9, help="for each case; what does not fit is left out")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="then end; the next run goes on from there")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    deadline = time.perf_counter() + chosen.seconds
     path = record.RESULTS / "resume.json"
-    cases = json.loads(path.read_text())["cases"] if path.exists() else {}
+    before = json.loads(path.read_text())["cases"] if path.exists() else {}
+    cases = {name: before[name] for name in CASES if name in before}
     for name, case in CASES.items():
-        if any(name.startswith(part) for part in chosen.cases.split(";")):
-            dataset = _small(data.load(data_of(case.network), chosen.data))
-            cases[name] = measure(case, dataset, chosen.seeds, chosen.seconds)
-            record.save("resume", {"cases": cases}, ("nearzip", "numpy", "torch"))
+        if not any(name.startswith(part) for part in chosen.cases.split(";")):
+            continue
+        result = cases[name] = fresh(cases.get(name, {}), case, chosen.seeds)
+        if len(result.get("rows", ())) == len(trials(case)):
+            continue
+        dataset = data.load(data_of(case.network), chosen.data)
+
+        def write() -> None:
+            record.save("resume", {"cases": {k: v for k, v in cases.items() if v}}, _PACKAGES)
+
+        if not measure(case, dataset, chosen.seeds, result, write, deadline) or time.perf_counter() > deadline:
+            print(f"resume: time is over in {name}; run again to go on", file=sys.stderr)
+            return
 
 
-def _small(dataset: data.Dataset) -> data.Dataset:
-    """Fewer test images: the loss is compared with itself, image by image."""
-    if dataset.is_text:
-        return dataset
-    test = dataset.test
-    return replace(dataset, test=type(test)(test.inputs[:2000], test.targets[:2000]))
+_PACKAGES = ("nearzip", "numpy", "torch")

@@ -1,28 +1,22 @@
-"""`docs/resume.md`, made from `results/resume.json`, `feedback.json` and `save_cost.json`; nothing is typed by hand."""
+"""`docs/resume.md`, made from `results/resume.json`, `save_cost.json` and `save_memory.json`."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
-from experiments.record import RESULTS
+import matplotlib.pyplot as plt
+
+from experiments.record import RESULTS, load
+from experiments.resume import BYTES
+from experiments.resume_sizes import ZSTD
 from experiments.tables import table
 
 _DOCS = RESULTS.parent.parent / "docs"
+_GOAL = 70
+_PARTS = ("weights", "optimizer", "whole")
 
 Row = dict[str, Any]
-
-#: Table 3 and Table 6 of the paper: (full precision, 8 bits, 4 bits) by its networks, accuracy in percent.
-_PAPER_3 = {
-    "VGG-16": (92.00, 91.92, 87.76), "ResNet18": (93.65, 93.89, 92.35), "GoogleNet": (93.68, 93.72, 80.92),
-    "MobileNet": (92.38, 92.36, 91.67), "ShuffleNet (1)": (90.44, 90.34, 89.76),
-}  # fmt: skip
-
-
-def _load(name: str) -> Row | None:
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _where(result: Row) -> str:
@@ -32,105 +26,130 @@ def _where(result: Row) -> str:
     return f"{m['cpu']}, {m['cores']} cores, Python {m['python']}; {circumstances}"
 
 
-def resume(result: Row) -> str:
-    """Size against difference, case by case."""
-    parts = ["## What a resume loses, and at what size", _RESUME]
-    for name, case in result["cases"].items():
-        rows = []
-        for row in case["rows"]:
-            low, high = row["interval"]
-            epochs = [epoch for epoch in row["recovery_epochs"] if epoch is not None]
-            late = len(row["recovery_epochs"]) - len(epochs)
-            recovery = (f"{sum(epochs) / len(epochs):.1f}" if epochs else "-") + (f" ({late} never)" if late else "")
-            bits = [8 * row["bytes"][key] / case["parameters"] for key in ("weights", "optimizer", "whole")]
-            rows.append([
-                row["level"], *(f"{b:.2f}" for b in bits), f"**{row['times_smaller']:.1f}**",
-                f"{row['difference']:+.5f}", f"{low:+.5f} .. {high:+.5f}", "yes" if row["equivalent"] else "not shown",
-                recovery,
-            ])  # fmt: skip
-        exact, packed = case["exact"], case["safetensors + zstd"]
-        first = case["rows"][0]
-        setting = case["case"]
-        parts.append(
-            f"### {name}\n\n{case['parameters']} parameters; crash at step {setting['crash']} of {setting['total']}, "
-            f"the version before {setting['every']} steps earlier; then {setting['epochs']} x {setting['steps']} "
-            "steps, "
-            f"{len(first['seeds'])} seeds. Exact state {exact} bytes, safetensors + zstd -19 {packed} "
-            f"({exact / packed:.2f} times smaller). Allowed: +-{first['margin']:.5f}.\n\n"
-            + table(["level", "weights, bits", "optimizer, bits", "whole, bits", "times smaller", "difference in loss",
-                     "95 %", "equivalent", "epochs to recover"], rows)
-        )  # fmt: skip
+def _bits(n_bytes: Row, parameters: int) -> list[str]:
+    return [f"{8 * n_bytes[key] / parameters:.2f}" for key in _PARTS]
+
+
+def _times(case: Row, n_bytes: int) -> str:
+    return f"{BYTES[case['case']['optimizer']] * case['parameters'] / n_bytes:.1f}"
+
+
+def _ours(case: Row) -> list[Row]:
+    return [row for row in case["rows"] if row["level"].startswith("rms:")]
+
+
+def _theirs(case: Row) -> list[Row]:
+    return [row for row in case["rows"] if not row["level"].startswith("rms:")]
+
+
+def smallest(rows: list[Row]) -> Row | None:
+    """The smallest of the rows that were shown to be equivalent."""
+    return min((row for row in rows if row["equivalent"]), key=lambda row: row["bytes"]["whole"], default=None)
+
+
+def summary(cases: dict[str, Row]) -> str:
+    """One row for each setting: what is smallest where nothing is lost."""
+    rows = []
+    for name, case in cases.items():
+        zstd = case["sizes"][ZSTD]["whole"]
+        best, excp = smallest(_ours(case)), smallest(_theirs(case))
+        loosest = max(case["rows"], key=lambda row: abs(row["difference"]) if row in _theirs(case) else -1.0)
+        cells = ["none", "-", "-", "-", "-"]
+        if best is not None:
+            cells = [best["level"], *_bits(best["bytes"], case["parameters"]), f"**{best['times_smaller']:.1f}**"]
+        said = "not equivalent" if excp is None else f"{excp['times_smaller']:.1f}"
+        worst = f"{abs(loosest['difference']) / case['rows'][0]['deviation']:.1f}"
+        rows.append([name, *cells, _times(case, zstd), said, worst])
+    head = ["setting", "coarsest equivalent level", "weights, bits", "state, bits", "whole, bits", "times smaller",
+            "safetensors + zstd", "ExCP-like, times smaller", "its difference, in deviations"]  # fmt: skip
+    return table(head, rows)
+
+
+def verdict(cases: dict[str, Row]) -> str:
+    """The goal beside what was found."""
+    found = {name: smallest(_ours(case)) for name, case in cases.items() if case["case"]["optimizer"] == "adamw"}
+    reached = [name for name, row in found.items() if row is not None and row["times_smaller"] >= _GOAL]
+    missed = [f"{n} ({'none' if r is None else r['times_smaller']})" for n, r in found.items() if n not in reached]
+    text = f"The goal, {_GOAL} times smaller than 12 bytes per parameter of Adam's where resuming is equivalent, is "
+    text += f"reached in {len(reached)} of {len(found)} settings with AdamW" + (
+        f" ({'; '.join(reached)})" if reached else ""
+    )
+    return text + (f"; not in {'; '.join(missed)}." if missed else ".")
+
+
+def _detail(name: str, case: Row) -> str:
+    """Every level of one setting."""
+    rows: list[list[str]] = []
+    n, setting = case["parameters"], case["case"]
+    for what, sizes in case["sizes"].items():
+        rows.append([what, *_bits(sizes, n), _times(case, sizes["whole"]), "", "", "yes", "", ""])
+    for row in case["rows"]:
+        low, high = row["interval"]
+        epochs = [epoch for epoch in row["recovery_epochs"] if epoch is not None]
+        late = len(row["recovery_epochs"]) - len(epochs)
+        recovery = (f"{sum(epochs) / len(epochs):.1f}" if epochs else "-") + (f" ({late} not yet)" if late else "")
+        rows.append([
+            row["level"], *_bits(row["bytes"], n), f"**{row['times_smaller']:.1f}**",
+            f"{row['difference']:+.5f}", f"{low:+.5f} .. {high:+.5f}", "yes" if row["equivalent"] else "not shown",
+            "yes" if high <= row["margin"] else "not shown", recovery,
+        ])  # fmt: skip
+    first = case["rows"][0]
+    return (
+        f"### {name}\n\n`{setting['network']}`, {n} parameters; crash at step {setting['crash']} of "
+        f"{setting['total']}, "
+        f"the version before {setting['every']} steps earlier; then {setting['epochs']} x {setting['steps']} steps, "
+        f"{len(first['seeds'])} seeds. Allowed: +-{first['margin']:.5f}.\n\n"
+        + table(["level", "weights, bits", "state, bits", "whole, bits", "times smaller", "difference in loss", "95 %",
+                 "equivalent", "no worse", "epochs to recover"], rows)
+    )  # fmt: skip
+
+
+def resume(result: Row, draw: bool = True) -> str:
+    """Size against difference: together, as a picture, and case by case."""
+    cases = result["cases"]
+    parts = ["## What a resume loses, and at what size", _RESUME, summary(cases), verdict(cases)]
+    if draw:
+        _draw(cases)
+        parts.append("![Size against difference](images/resume.png)")
+    parts += [_detail(name, case) for name, case in cases.items()]
     return "\n\n".join([*parts, _where(result)])
+
+
+def _draw(cases: dict[str, Row]) -> None:
+    """The curve of size against difference, in deviations from seed to seed, with its intervals."""
+    columns = 4 if len(cases) > 6 else 3
+    lines = -(-len(cases) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4 * columns, 3.2 * lines), layout="constrained", squeeze=False)
+    for place, (name, case) in zip(axes.flat, cases.items(), strict=False):
+        unit = case["rows"][0]["deviation"]
+        place.axhspan(-0.25, 0.25, color="#dddddd", label="equivalent")
+        for rows, label, mark in ((_ours(case), "nearzip", "o-"), (_theirs(case), "ExCP-like", "s--")):
+            at = [8 * row["bytes"]["whole"] / case["parameters"] for row in rows]
+            middle = [row["difference"] / unit for row in rows]
+            half = [(row["interval"][1] - row["interval"][0]) / 2 / unit for row in rows]
+            place.errorbar(at, middle, half, fmt=mark, markersize=4, capsize=2, label=label)
+        bits = 8 * BYTES[case["case"]["optimizer"]]
+        place.axvline(bits / _GOAL, color="#888888", linewidth=0.8, linestyle=":", label=f"{_GOAL} times smaller")
+        place.set(title=name, xscale="log", xlabel="bits per parameter", ylabel="difference / deviation")
+        place.set_yscale("symlog", linthresh=0.5)
+    for place in list(axes.flat)[len(cases) :]:
+        place.axis("off")
+    axes.flat[0].legend(fontsize=7)
+    (_DOCS / "images").mkdir(exist_ok=True)
+    figure.savefig(_DOCS / "images" / "resume.png", dpi=80, metadata={"Software": None})
+    plt.close(figure)
 
 
 _RESUME = """Networks are trained to a crash, saved on the way, closed loop, and go on from what a reader gets: with
 the same order of data as from the exact state, for several seeds. *Equivalent*: the 95 % interval of the
-paired difference in the final loss lies within a quarter of the deviation from seed to seed. *Not shown*:
-the interval reaches beyond, which with few seeds says as much of the seeds as of the state. Level: the
-weights' bound in units of each tensor's root mean square, then the steps of m / (√v + ε), of log₂ v, and
-of SGD's momentum in its root mean square (`inf`: left out; for v: by row and column). Bits per parameter,
-weights and state apart and together (with index and document). ExCP-like: residual of the weights pruned
-and clustered, moments clustered, 4 bits, LZMA; our writing, after the paper."""
-
-
-def _mean(runs: list[list[float]]) -> float:
-    return 100 * sum(run[-1] for run in runs) / len(runs)
-
-
-def feedback(result: Row) -> str:
-    """Tables 3, 6, 9, 10 and Figure 11 in the paper's layout."""
-    networks = result["networks"]
-    parts = ["## Error feedback: QD-Compressor's tables", _FEEDBACK]
-    ways = ("full precision", "8 bits, M", "4 bits, M")
-    paper = [[name, "paper, 200 epochs", *(f"{value:.2f}" for value in row)] for name, row in _PAPER_3.items()]
-    ours = [
-        [
-            name,
-            f"here, {n['setting']['epochs']} epochs",
-            *(f"{_mean(n['accuracy'][way]['accuracy']):.2f}" for way in ways),
-        ]
-        for name, n in networks.items()
-    ]
-    parts.append("### Table 3: accuracy with full precision, at 8 and at 4 bits\n\n"
-                 + table(["network", "", "full precision", "8 bits", "4 bits"], [*ours, *paper]))  # fmt: skip
-    ways = ("full precision", "8 bits, M", "8 bits, M*", "4 bits, M", "4 bits, M*")
-    rows = [[name, *(f"{_mean(n['accuracy'][way]['accuracy']):.2f}" for way in ways)] for name, n in networks.items()]
-    parts.append(
-        "### Table 6: updating on M and on M\\*\n\n" + table(["network", *(w.replace("*", "\\*") for w in ways)], rows)
-    )
-    for name, n in networks.items():
-        rows = []
-        for way in ways:
-            runs = n["accuracy"][way]["accuracy"]
-            means = [f"{100 * sum(run[i] for run in runs) / len(runs):.2f}" for i in range(len(runs[0]))]
-            rows.append([way.replace("*", "\\*"), *means])
-        head = ["accuracy after epoch", *map(str, range(1, n["setting"]["epochs"] + 1))]
-        parts.append(f"### Figure 11, as a table: {name}\n\n" + table(head, rows))
-    for name, n in networks.items():
-        crashes = list(next(iter(n["recovery"].values())))
-        rows = []
-        for method, by_crash in n["recovery"].items():
-            cells = []
-            for crash in crashes:
-                row = by_crash[crash]
-                epochs = "never" if row["epochs"] is None else row["epochs"]
-                cells.append(f"{epochs} ({100 * row['restored']:.2f} of {100 * row['before']:.2f})")
-            rows.append([method, *cells, sum(by_crash[crashes[-1]]["bytes"])])
-        parts.append(f"### Table 9: epochs to recover, {name}\n\n"
-                     + table(["method", *(f"crash {c}" for c in crashes), "bytes of all versions"], rows))  # fmt: skip
-    keys = [key for key in next(iter(networks.values()))["seconds"] if key != "bytes"]
-    rows = [[name, *(f"{n['seconds'][key]:.3f}" for key in keys)] for name, n in networks.items()]
-    parts.append("### Table 10: seconds\n\n" + table(["network", *keys], rows))
-    return "\n\n".join([*parts, _where(result)])
-
-
-_FEEDBACK = """The paper trains CIFAR-10 networks for 200 epochs on GPUs; these are LeNets on a part of MNIST for a few
-epochs on one core, so the tables have the paper's layout and not its networks. Forward and backward run
-on the restored network M\\* at every step; accuracy is that of M\\*, percent, mean over the seeds. Table
-9: qd-compressor (8 bits, with feedback), lc-checkpoint, delta-dnn and nearzip (abs:0.001, without
-feedback) on the chain of all epochs; a restored network trains on, its momentum beginning at zero as in
-the paper, until it is as good as before the crash (in brackets: accuracy restored of accuracy before).
-Table 10: one epoch, and one version's way to bytes and back, on a machine that was busy with other work."""
+paired difference in the final loss lies within a quarter of the deviation from seed to seed. *No worse*: its
+upper end does. *Not shown*: it reaches beyond, which with few seeds says as much of the seeds as of the
+state. Level: the weights' bound in units of each tensor's root mean square, then the steps of m / (√v + ε)
+and of log₂ v, or of SGD's momentum in its root mean square (`inf`: left out; for v: by row and column).
+Bits per parameter, weights and state apart and together (with index and document); *times smaller* than 12
+bytes per parameter with AdamW, 8 with SGD. ExCP-like: residual of the weights pruned by its size and √v,
+moments where weight and moment are large, 15 centres and zero, 4 bits, LZMA; our writing, after the paper,
+without names and document. The picture's bars are the 95 % intervals."""
 
 
 def cost(result: Row) -> str:
@@ -148,14 +167,34 @@ def cost(result: Row) -> str:
     return "\n\n".join(["## What saving costs", text, table(head, rows), _where(result)])
 
 
+def memory(result: Row) -> str:
+    """Memory of a save beyond its snapshot."""
+    rows = []
+    for row in result["rows"]:
+        peaks = [f"{(row[name] - row['before'] - row['snapshot']) / 1e6:.0f}" for name in ("first", "second", "third")]
+        per = row["beyond"] / row["parameters"]
+        kept = (row["after third"] - row["before"] - row["snapshot"]) / 1e6
+        rows.append([row["parameters"], f"{12 * row['parameters'] / 1e6:.0f}", f"{row['snapshot'] / 1e6:.0f}",
+                     *peaks, f"{kept:.0f}", f"{per:.1f}"])  # fmt: skip
+    head = ["parameters", "state, MB", "snapshot, MB", "peak of save 1 beyond it, MB", "save 2", "save 3", "kept, MB",
+            "bytes per parameter at the peak"]  # fmt: skip
+    text = (
+        "Anonymous memory of a process that trains and saves (AdamW, `" + result["bound"] + "`, matrices of 1024 x "
+        "1024), sampled every 2 ms, less what it held before its first save and less the snapshot. *Kept*: after the "
+        "third save, which holds the version before, to code the next one against."
+    )
+    return "\n\n".join(["## What memory a save takes", text, table(head, rows), _where(result)])
+
+
 def main(arguments: list[str]) -> None:
     argparse.ArgumentParser(prog="bench training_page", description=__doc__).parse_args(arguments)
     parts = [
         "# Resuming, measured",
-        "Made by `scripts/bench training_page` from `experiments/results`. How: [training](training.md).",
+        "Made by `scripts/bench training_page` from `experiments/results`. How: [training](training.md). Error "
+        "feedback and recovery in the layout of QD-Compressor's paper: [its tables](papers/qd-feedback.md).",
     ]
-    for name, section in (("resume", resume), ("save_cost", cost), ("feedback", feedback)):
-        result = _load(name)
-        if result is not None:
+    for name, section in (("resume", resume), ("save_cost", cost), ("save_memory", memory)):
+        result = load(name)
+        if result:
             parts.append(section(result))
     (_DOCS / "resume.md").write_text("\n\n".join(parts) + "\n")

@@ -25,6 +25,8 @@ PARAMETERS = {
     "lenet-300-100": 266_610,
     "lenet-5": 431_080,
     "vgg-small": 801_578,
+    "strided-small": 357_034,
+    "transformer-small": 360_480,
     "resnet-20": 269_722,
     "mobilenet-small": 136_778,
     "transformer": 1_829_376,

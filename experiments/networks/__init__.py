@@ -7,12 +7,21 @@ papers in the size that Delta-DNN and QD-Compressor report: 3 x 3 stem, one line
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
 from experiments.networks.branched import googlenet, shufflenet_v2
 from experiments.networks.inverted import efficientnet_b0, mobilenet_v2
-from experiments.networks.plain import alexnet, lenet_5, lenet_300_100, mobilenet_small, vgg_16, vgg_small
+from experiments.networks.plain import (
+    alexnet,
+    lenet_5,
+    lenet_300_100,
+    mobilenet_small,
+    strided_small,
+    vgg_16,
+    vgg_small,
+)
 from experiments.networks.residual import resnet_18, resnet_20, resnet_34, resnet_101
 from experiments.networks.transformer import Transformer
 
@@ -22,7 +31,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "vgg-small": vgg_small,
     "resnet-20": resnet_20,
     "mobilenet-small": mobilenet_small,
+    "strided-small": strided_small,
     "transformer": Transformer,
+    "transformer-small": partial(Transformer, width=96, layers=3),
     "alexnet": alexnet,
     "vgg-16": vgg_16,
     "resnet-18": resnet_18,
@@ -35,7 +46,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 #: The data that a network is for; CIFAR-10 where none is named.
-DATA = {"lenet-300-100": "mnist", "lenet-5": "mnist", "transformer": "tinyshakespeare"}
+DATA = {"lenet-300-100": "mnist", "lenet-5": "mnist", "transformer": "tinyshakespeare",
+        "transformer-small": "tinyshakespeare"}  # fmt: skip
 
 
 def data_of(network: str) -> str:

@@ -48,6 +48,14 @@ def vgg_small() -> nn.Module:
     )  # fmt: skip
 
 
+def strided_small() -> nn.Module:
+    """Three strided convolutions for CIFAR-10, small enough for one core: (n, 3, 32, 32) -> logits (n, 10)."""
+    return nn.Sequential(
+        conv_bn_relu(3, 32, 3, 2), conv_bn_relu(32, 64, 3, 2), conv_bn_relu(64, 128, 3, 2),
+        nn.Flatten(), nn.Linear(2048, 128), nn.ReLU(), nn.Linear(128, 10),
+    )  # fmt: skip
+
+
 def vgg_16() -> nn.Module:
     """Simonyan and Zisserman 2015, configuration D with batch norm and one linear layer, as the papers have it."""
     layers: list[nn.Module] = []

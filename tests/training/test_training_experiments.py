@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+import numpy as np
 import pytest
 import torch
 
-from experiments import feedback, resume, training_page
+from experiments import (
+    feedback,
+    feedback_page,
+    feedback_time,
+    resume,
+    resume_cases,
+    resume_sizes,
+    save_memory,
+    training_page,
+)  # fmt: skip
 from experiments.data import Dataset, Split
 
 
@@ -22,19 +30,56 @@ def noise():
     return Dataset("mnist", split(512), split(64), split(128))
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEARZIP_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_resume(noise, optimizer):
-    case = resume.Case("lenet-300-100", optimizer, 1e-3, 6, 20, 2, 2, batch=64, epochs=1)
-    result = resume.measure(case, noise, seeds=2, seconds=1e9)
+def test_resume(noise, optimizer, monkeypatch):
+    monkeypatch.setattr(resume_sizes, "ZSTD_LEVEL", 1)
+    monkeypatch.setitem(resume.LEVELS, optimizer, resume.LEVELS[optimizer][::4])
+    case = resume_cases.Case("lenet-300-100", optimizer, 1e-3, 6, 20, 2, 2, batch=64)
+    result, written = {}, []
+    assert not resume.measure(case, noise, 2, result, lambda: written.append(1), deadline=0)
+    assert len(written) == len(result["rows"]) == 1
+    begun = result["rows"][0]
+    assert resume.measure(case, noise, 2, result, lambda: written.append(1))
+    assert result["rows"][0] is begun
+    assert len(written) == len(result["rows"]) == len(resume.trials(case))
     assert result["parameters"] == 266_610
     sizes = [row["bytes"]["whole"] for row in result["rows"]]
-    assert max(sizes) < result["exact"]
-    assert sizes[0] > sizes[len(resume.LEVELS) - 1]
+    assert max(sizes) < result["sizes"]["exact"]["whole"]
+    assert sizes[0] > sizes[len(resume.LEVELS[optimizer]) - 1]
     for row in result["rows"]:
         assert row["bytes"]["whole"] >= row["bytes"]["weights"] + row["bytes"]["optimizer"]
         assert row["original"] == result["rows"][0]["original"]
-    text = training_page.resume({"cases": {"x": result}, **CIRCUMSTANCES})
-    assert text.count("\n| rms:") == len(resume.LEVELS)
+    text = training_page.resume({"cases": {"x": result}, **CIRCUMSTANCES}, draw=False)
+    assert text.count("\n| rms:") == len(resume.LEVELS[optimizer])
+    assert resume.fresh(result, case, 2) is result
+    assert resume.fresh(result, case, 3) == {}
+
+
+def test_excp_keeps_moments_where_weights_move(noise, monkeypatch):
+    monkeypatch.setattr(resume_sizes, "ZSTD_LEVEL", 1)
+    case = resume_cases.Case("lenet-300-100", "adamw", 1e-3, 6, 20, 2, 2, batch=64)
+    chain = resume_cases.to_crash(case, noise)
+    restored, sizes = resume_sizes.excp_like(chain, 1.0)
+    assert set(restored.tensors) == set(chain[-1].tensors)
+    name = "1.weight"
+    first, second = (restored.tensors[f"optimizer/{name}/{key}"] for key in ("exp_avg", "exp_avg_sq"))
+    assert len(np.unique(first)) <= 16
+    assert (second >= 0).all()
+    assert 0.01 < np.count_nonzero(first) / first.size < 0.5
+    assert sizes["whole"] < resume_sizes.exact_bytes(chain[-1])["exact"]["whole"] / 8
+
+
+def test_smallest_of_what_is_equivalent():
+    rows = [
+        {"equivalent": same, "bytes": {"whole": size}} for same, size in ((True, 9), (True, 5), (False, 1))
+    ]  # fmt: skip
+    assert training_page.smallest(rows) is rows[1]
+    assert training_page.smallest(rows[2:]) is None
 
 
 CIRCUMSTANCES = {
@@ -42,16 +87,40 @@ CIRCUMSTANCES = {
 }  # fmt: skip
 
 
-def test_feedback(noise):
-    setting = replace(feedback.SETTINGS["lenet-300-100"], epochs=1, batch=64, images=None)
-    network = {
-        "setting": vars(setting),
-        "accuracy": feedback.tables_3_and_6(setting, noise, 1),
-        "recovery": feedback.table_9(setting, noise, most=1),
-        "seconds": feedback.table_10(setting, noise),
-    }
-    assert network["accuracy"]["8 bits, M"]["seconds_quantizing"][0] > 0
-    assert set(network["recovery"]) == set(feedback.METHODS)
-    text = training_page.feedback({"networks": {"lenet-300-100": network}, **CIRCUMSTANCES})
+def test_feedback(noise, tmp_path, monkeypatch):
+    setting = feedback.Setting("lenet-300-100", epochs=4, batch=128, images=256)
+    result, written = {}, []
+    assert not feedback.measure(setting, noise, 1, result, lambda: written.append(1), deadline=0)
+    assert not written
+    assert feedback.measure(setting, noise, 1, result, lambda: written.append(1))
+    assert len(written) == len(feedback.WAYS) + 1
+    assert set(result["recovery"]) == set(feedback.METHODS)
+    assert set(result["recovery"]["nearzip"]) == {"1-1", "2-2", "3-3", "4-4", "1-2", "3-4"}
+    assert len(result["recovery"]["nearzip"]["1-2"]["bytes"]) == 2
+    monkeypatch.setattr(feedback_page, "_IMAGES", tmp_path)
+    text = feedback_page.page({"networks": {"lenet-300-100": result}, **CIRCUMSTANCES})
     for title in ("Table 3", "Table 6", "Figure 11", "Table 9", "Table 10"):
         assert title in text
+    assert (tmp_path / "qd-figure-11.png").is_file()
+
+
+def test_phases_are_quarters_and_halves():
+    assert feedback.periods(8) == [(1, 2), (3, 4), (5, 6), (7, 8), (1, 4), (5, 8)]
+    assert feedback.periods(200)[-2:] == [(1, 100), (101, 200)]
+    assert feedback.periods(1) == [(1, 1)]
+
+
+def test_time_of_the_parts(noise):
+    found = feedback_time.measure(feedback.Setting("lenet-300-100", batch=64, images=None), noise)
+    assert {"Training", "Store", "Quan", "LZMA Comp.", "LZMA Decomp.", "Restore"} <= set(found)
+    assert found["LZMA Comp."] > 0
+    assert found["LZMA Decomp."] > 0
+
+
+def test_memory_of_a_save():
+    row = save_memory.measure(1, "rms:0.05")
+    assert row["parameters"] == 1 << 20
+    assert row["snapshot"] >= 12 << 20
+    assert row["beyond"] == max(row[n] for n in ("first", "second", "third")) - row["before"] - row["snapshot"]
+    text = training_page.memory({"bound": "rms:0.05", "rows": [row], **CIRCUMSTANCES})
+    assert "| 1048576 |" in text
