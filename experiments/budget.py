@@ -48,6 +48,7 @@ NETWORKS_TUNED = {
 }
 BUDGETS = {"top1": 0.002, "kl": 1e-3}
 _TIME = 128
+_WHAT = ("alone", "update")
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench budget", description=__doc__)
     parser.add_argument("--data", help="folder with the data, the traces beside it (or NEARZIP_DATA)")
     parser.add_argument("--only", nargs="*", choices=NETWORKS_TUNED, default=list(NETWORKS_TUNED))
+    parser.add_argument("--what", nargs="*", choices=_WHAT, default=_WHAT, help="the network alone, the update to it")
     options = parser.parse_args(arguments)
     shared = traces.folder(options.data)
     folder = options.data or os.environ.get("NEARZIP_DATA")
@@ -185,14 +187,16 @@ def main(arguments: list[str]) -> None:
     rows = json.loads(path.read_text())["rows"] if path.is_file() else []
     order = list(NETWORKS_TUNED)
     for name in options.only:
-        rows = [row for row in rows if row["network"] != name]
+        rows = [row for row in rows if row["network"] != name or row["what"] not in options.what]
         for case in cases(name, Path(folder), shared):
+            if _WHAT[case.base is not None] not in options.what:
+                continue
             rows.append({
-                "network": name, "what": "alone" if case.base is None else "update", "metric": case.metric,
+                "network": name, "what": _WHAT[case.base is not None], "metric": case.metric,
                 "max_loss": case.max_loss, "parameters": sum(w.size for w in case.new.values()),
                 "commit": record.commit(),
                 "searches": searches(case),
             })  # fmt: skip
             print(json.dumps(rows[-1]), file=sys.stderr)
-        rows.sort(key=lambda row: order.index(row["network"]))
+        rows.sort(key=lambda row: (order.index(row["network"]), _WHAT.index(row["what"])))
         record.save("budget", {"samples": SAMPLES, "rows": rows}, ("nearzip", "numpy", "torch"))

@@ -64,7 +64,9 @@ def check(plan, tensors=NETWORK, base=None, evaluate=negative_error):
     if not isinstance(before, dict):
         before, after = {"score": before}, {"score": after}
     for name, allowed in plan.max_loss.items():
-        assert before[name] - after[name] == plan.losses[name] <= allowed
+        loss = before[name] - after[name]
+        assert loss == plan.losses[name]
+        assert loss <= allowed or math.isclose(loss, allowed, rel_tol=1e-12)
     return archive
 
 
@@ -231,6 +233,47 @@ def test_deepsz_backs_off_when_losses_add_up_to_more_than_expected():
     assert len(combined) > 1
     assert not combined[0].fits
     assert plan.chosen is combined[-1]
+
+
+def test_deepsz_backs_off_from_what_lost_nothing_alone():
+    """The knapsack takes such options at any expected loss; the search must not stop at them."""
+
+    def shared(tensors):
+        """Nothing is lost up to a sum of errors that two coarse layers exceed; a layer alone stays below."""
+        errors_ = [float(np.abs(tensors[name] - NETWORK[name]).max()) for name in ("a.weight", "b.weight")]
+        return -max(0.0, sum(errors_) - 0.15)
+
+    plan = nz.tune(NETWORK, evaluate=shared, max_loss=0, strategy="deepsz", starts=(1e-3, 1e-2))
+    check(plan, evaluate=shared)
+    combined = [trial for trial in plan.trials if trial.stage == "combined"]
+    assert not combined[0].fits
+    assert plan.chosen is combined[-1]
+    assert plan.chosen.assignment.by_name
+
+
+def test_deepsz_takes_the_best_it_measured_where_every_combination_loses_too_much():
+    def one_at_a_time(tensors):
+        return -float(sum((tensors[name] != NETWORK[name]).any() for name in ("a.weight", "b.weight")) == 2)
+
+    plan = nz.tune(NETWORK, evaluate=one_at_a_time, max_loss=0.5, strategy="deepsz", most_combined=2)
+    check(plan, evaluate=one_at_a_time)
+    assert plan.chosen.stage == "assess"
+    assert plan.chosen.n_bytes == min(trial.n_bytes for trial in plan.trials if trial.fits)
+
+
+@pytest.mark.parametrize("strategy", ["nearzip", "delta-dnn", "deepsz"])
+def test_a_loss_of_just_the_budget_is_within_it(strategy):
+    """0.976 - 0.974 is a little more than 0.002 in floating point."""
+
+    def in_steps(tensors):
+        return 0.974 if any((tensors[name] != NETWORK[name]).any() for name in NETWORK) else 0.976
+
+    assert 0.976 - 0.974 > 0.002
+    plan = nz.tune(NETWORK, evaluate=in_steps, max_loss=0.002, strategy=strategy)
+    assert plan.chosen.assignment.by_name or plan.chosen.assignment.default.bound != nz.Lossless()
+    assert plan.chosen.usage == 1
+    with pytest.raises(errors.BudgetError):
+        nz.tune(NETWORK, evaluate=in_steps, max_loss=0.002 - 1e-12, strategy="delta-dnn")
 
 
 def test_deepsz_with_several_metrics_and_what_it_cannot_do():

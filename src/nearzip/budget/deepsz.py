@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from nearzip.api import compress
 from nearzip.bounds import Lossless
@@ -12,7 +14,7 @@ from nearzip.budget.families import KINDS, Bounds, Family
 from nearzip.budget.knapsack import Option, smallest
 from nearzip.budget.plan import Assignment, Choice, Trial
 from nearzip.budget.trials import Runner
-from nearzip.errors import BudgetError, UsageError
+from nearzip.errors import UsageError
 from nearzip.tensors import is_float
 
 __all__ = ["DeepSzSearch"]
@@ -23,7 +25,8 @@ _EXACT = Choice("nearzip", {}, Lossless())
 _UNTOUCHED = 0.0
 #: The expected loss is cut by this factor while the combined network loses more than was expected.
 _BACK_OFF = 0.75
-
+#: Until it is a thousandth.
+_CUTS = 25
 
 #: Layer and bound to loss and bytes.
 Known = dict[tuple[str, float], tuple[float, int]]
@@ -42,7 +45,8 @@ class DeepSzSearch:
 
     Layers are the floating-point tensors of two dimensions or more; all others are kept exactly. The loss of the
     combined network is measured on the stored archive; while it is over the budget, the expected loss is cut by a
-    quarter and the knapsack solved again.
+    quarter and the knapsack solved again, then by halves with losses taken from a layer's other bounds where it lost
+    nothing alone. If that ends over the budget too, the best network of all that were measured is taken.
 
     Parameters
     ----------
@@ -107,20 +111,47 @@ class DeepSzSearch:
     # ---- Algorithm 2 -------------------------------------------------------------------------------------------
 
     def _combined(self, runner: Runner, family: Bounds, options: Mapping[str, Sequence[Option]]) -> Trial | None:
-        expected = _allowed(runner)
-        for _ in range(self.most_combined):
-            try:
-                chosen = smallest(options, expected)
-            except BudgetError:
-                return None
+        """The first choice that keeps the budget; failing all, the best of what was measured on the way."""
+        for chosen in islice(_choices(options, _allowed(runner)), self.most_combined):
             by_name = {n: family.choice.with_bound(KINDS[family.kind](o.bound)) for n, o in chosen.items() if o.bound}
             [trial] = runner.run([Assignment(_EXACT, by_name)], "combined")
             if trial.fits:
                 return trial
-            if not by_name or not expected:
-                return None
-            expected *= _BACK_OFF
-        return None
+        return runner.best
+
+
+def _choices(options: Mapping[str, Sequence[Option]], allowed: float) -> Iterator[dict[str, Option]]:
+    """What to measure while the combined network loses too much, each choice once, finer and finer.
+
+    First the knapsack's, with the expected loss cut by a quarter each time. Options that lost nothing alone are free to
+    it whatever is expected, so it comes to an end before the network is within the budget; from there on losses are
+    those that the layer's other options make likely, and half of what the choice before was believed to lose.
+    """
+    chosen = smallest(options, allowed)
+    yield chosen
+    for expected in (allowed * _BACK_OFF**k for k in range(1, _CUTS)):
+        following = smallest(options, expected)
+        if following != chosen:
+            chosen = following
+            yield chosen
+    believed = {layer: _believed(layer_options, allowed) for layer, layer_options in options.items()}
+    losses = {layer: {option.bound: option.loss for option in row} for layer, row in believed.items()}
+    while any(option.bound for option in chosen.values()):
+        lost = sum(losses[layer][option.bound] for layer, option in chosen.items())
+        chosen = smallest(believed, lost / 2)
+        yield chosen
+
+
+def _believed(options: Sequence[Option], allowed: float) -> list[Option]:
+    """Options with the losses that their neighbours make likely: growing with the bound, with its square at least."""
+    lossy = ((o.bound, o.loss) for o in options if o.bound and 0 < o.loss < math.inf)
+    bound, loss = next(lossy, (max(o.bound for o in options), allowed or 1.0))
+    found, least = [], 0.0
+    for option in sorted(options, key=lambda o: o.bound):
+        if option.loss < math.inf:
+            least = max(least, option.loss, loss * (option.bound / bound) ** 2 if option.bound else 0.0)
+        found.append(Option(option.bound, least if option.loss < math.inf else math.inf, option.n_bytes))
+    return found
 
 
 def _one_layer(family: Bounds, layer: str, bound: float) -> Assignment:

@@ -120,7 +120,7 @@ def _steps(loss: float, max_loss: float) -> int:
     """Grid steps that a loss takes, rounded up; beyond the grid if it is over the budget or no number."""
     if loss <= 0:
         return 0
-    if not loss <= max_loss:
+    if not loss <= 2 * max_loss:
         return GRID + 1
     # A loss of exactly k steps must not become k + 1 by a rounding of the quotient.
     return math.ceil(loss / max_loss * GRID - 1e-9)

@@ -25,6 +25,8 @@ __all__ = ["ONE_METRIC", "Outcome", "Subject", "evaluate_original", "losses_of",
 Evaluate = Callable[[dict[str, Array]], Any]
 #: What the metric of a function that returns one number is called, unless the function has a `metric`.
 ONE_METRIC = "score"
+#: How many units in the last place of the larger figure a loss may be above its budget.
+_ROUNDINGS = 4
 
 
 @dataclass(frozen=True)
@@ -164,19 +166,27 @@ def losses_of(original: Mapping[str, float], metrics: Mapping[str, float]) -> di
     return {name: original[name] - value if math.isfinite(value) else math.inf for name, value in metrics.items()}
 
 
-def usage_of(losses: Mapping[str, float], max_loss: Mapping[str, float]) -> float:
+def usage_of(losses: Mapping[str, float], max_loss: Mapping[str, float], original: Mapping[str, float]) -> float:
     """The largest share of a budget that was used: at most 1 is within, negative is a gain in every metric.
+
+    A loss that is above its budget by no more than metrics are rounded by is within: 0.978 - 0.976 is more than 0.002
+    in floating point.
 
     Examples
     --------
-    >>> usage_of({"top1": 0.001, "kl": 0.004}, {"top1": 0.002, "kl": 0.01})
+    >>> usage_of({"top1": 0.001, "kl": 0.004}, {"top1": 0.002, "kl": 0.01}, {"top1": 0.9, "kl": 0.0})
     0.5
+    >>> usage_of({"top1": 0.978 - 0.976}, {"top1": 0.002}, {"top1": 0.978})
+    1.0
     """
-    return max(_share(losses[name], allowed) for name, allowed in max_loss.items())
+    return max(_share(losses[name], allowed, original[name]) for name, allowed in max_loss.items())
 
 
-def _share(loss: float, allowed: float) -> float:
-    if not loss <= allowed:
+def _share(loss: float, allowed: float, original: float) -> float:
+    if not allowed:
+        return 0.0 if loss <= 0 else math.inf
+    # Rounding of the two metrics, of their difference, and of the budget as the caller computed it.
+    if not loss <= allowed + _ROUNDINGS * sys.float_info.epsilon * max(abs(original), allowed):
         # The quotient may round down to 1.
-        return max(loss / allowed, math.nextafter(1, 2)) if allowed else math.inf
-    return min(loss / allowed, 1.0) if allowed else 0.0
+        return max(loss / allowed, math.nextafter(1, 2))
+    return min(loss / allowed, 1.0)

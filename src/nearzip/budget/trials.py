@@ -131,7 +131,7 @@ class Runner:
         _warn_of_nan(assignment, outcome.metrics)
         metrics = {name: v if math.isfinite(v) else -math.inf for name, v in outcome.metrics.items()}
         losses = losses_of(self.original, metrics)
-        usage = usage_of(losses, self.max_loss)
+        usage = usage_of(losses, self.max_loss, self.original)
         trial = Trial(assignment, outcome.n_bytes, outcome.restored_id, metrics, losses, usage, stage, outcome.seconds)
         if self._folder is not None:
             _write(self._folder / f"{key}.json", {"key": key, **trial.to_json()})
@@ -153,7 +153,10 @@ class Runner:
             raise CorruptError(f"{path}: {error}; delete it to have it measured again") from None
         # Budgets may have changed since.
         losses = losses_of(self.original, trial.metrics)
-        self._keep(key, replace(trial, assignment=assignment, losses=losses, usage=usage_of(losses, self.max_loss)))
+        self._keep(
+            key,
+            replace(trial, assignment=assignment, losses=losses, usage=usage_of(losses, self.max_loss, self.original)),
+        )
         return True
 
     def _keep(self, key: str, trial: Trial) -> None:
