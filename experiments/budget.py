@@ -187,16 +187,19 @@ def main(arguments: list[str]) -> None:
     rows = json.loads(path.read_text())["rows"] if path.is_file() else []
     order = list(NETWORKS_TUNED)
     for name in options.only:
-        rows = [row for row in rows if row["network"] != name or row["what"] not in options.what]
         for case in cases(name, Path(folder), shared):
             if _WHAT[case.base is not None] not in options.what:
                 continue
+            what = _WHAT[case.base is not None]
+            found = searches(case)
+            # Only now: an interrupted run leaves the figures of the one before.
+            rows = [row for row in rows if (row["network"], row["what"], row["metric"]) != (name, what, case.metric)]
             rows.append({
-                "network": name, "what": _WHAT[case.base is not None], "metric": case.metric,
+                "network": name, "what": what, "metric": case.metric,
                 "max_loss": case.max_loss, "parameters": sum(w.size for w in case.new.values()),
                 "commit": record.commit(),
-                "searches": searches(case),
+                "searches": found,
             })  # fmt: skip
             print(json.dumps(rows[-1]), file=sys.stderr)
-        rows.sort(key=lambda row: (order.index(row["network"]), _WHAT.index(row["what"])))
-        record.save("budget", {"samples": SAMPLES, "rows": rows}, ("nearzip", "numpy", "torch"))
+            rows.sort(key=lambda row: (order.index(row["network"]), _WHAT.index(row["what"])))
+            record.save("budget", {"samples": SAMPLES, "rows": rows}, ("nearzip", "numpy", "torch"))

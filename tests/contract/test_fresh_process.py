@@ -12,6 +12,7 @@ import numpy as np
 
 import nearzip as nz
 from nearzip.recipes import recipe_types
+from nearzip.testing.contract import odd_layers
 
 _READER = """
 import hashlib, json, sys
@@ -38,6 +39,7 @@ def _network(seed: int) -> dict[str, np.ndarray]:
         "one": np.ones(1, np.float32),
         "empty": np.empty((0, 5), np.float32),
         "not finite": np.array([np.nan, np.inf, -np.inf, -0.0, 1.0], np.float32),
+        **{name: np.roll(array, seed) for name, array in odd_layers().items()},
     }
 
 

@@ -22,6 +22,8 @@ def recipes():
             yield kind.from_options(QUICK[name])
         else:
             yield from examples_of(kind)
+        # A layer that pruning empties, and one that it leaves as it is.
+        yield from (kind.from_options({"keep": keep}) for keep in (0, 1) if "keep" in kind.knobs)
 
 
 @pytest.mark.parametrize("recipe", list(recipes()), ids=repr)

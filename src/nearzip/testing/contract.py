@@ -41,7 +41,7 @@ from nearzip.stages.registry import read_chains
 from nearzip.storage import BytesSource
 from nearzip.tensors import DTYPES, Array, Checkpoint, is_float
 
-__all__ = ["check_recipe", "check_stage", "examples_of", "trouble"]
+__all__ = ["check_recipe", "check_stage", "examples_of", "odd_layers", "trouble"]
 
 T = TypeVar("T")
 
@@ -139,6 +139,18 @@ def _byte_strings() -> Iterator[tuple[str, bytes]]:
     yield "one byte", b"\xff"
     yield "zeros", bytes(2000)
     yield "noise", rng.bytes(2000)
+
+
+def odd_layers() -> dict[str, Array]:
+    """Matrices, for methods that treat layers otherwise than vectors: the troublesome, and two of equal entropy."""
+    layers: dict[str, Array] = {f"matrix, {case}": array.reshape(-1, 1) for case, array in trouble("float32").items()}
+    rng = np.random.default_rng(6)
+    values = rng.normal(0, 0.1, (16, 24)).astype(np.float32)
+    layers["equal entropies, one"] = values
+    layers["equal entropies, another"] = rng.permutation(values.reshape(-1)).reshape(values.shape)
+    layers["fewer values than clusters"] = np.array([[0.5, -0.25, 0.5], [-0.25, 1.0, 0.5]], np.float32)
+    layers["convolution"] = rng.normal(0, 0.1, (6, 3, 3, 3)).astype(np.float32)
+    return layers
 
 
 # ---- stages ----------------------------------------------------------------------------------------------------
@@ -326,6 +338,9 @@ def _networks() -> Iterator[tuple[dict[str, Array], dict[str, Array] | None]]:
     old = {f"layer.{i}": rng.normal(0, 0.1, (30, 20)).astype(np.float32) for i in range(4)}
     new = {name: a + rng.normal(0, 1e-3, a.shape).astype(np.float32) for name, a in old.items()}
     yield new, old | {"layer.0": old["layer.0"].T}
+    odd = odd_layers()
+    yield odd, None
+    yield odd, {name: np.roll(array, 1) for name, array in odd.items()}
     yield {name: a.astype(DTYPES["bfloat16"]) for name, a in new.items()}, old
 
 
