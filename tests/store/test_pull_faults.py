@@ -50,7 +50,7 @@ def contents(store, number):
 
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("start", [None, 0])
-def test_the_connection_cut_at_every_block(store, host, tmp_path, monkeypatch, ranges, start):
+def test_the_connection_cut_at_every_block(store, host, tmp_path, monkeypatch, ranges, start, record_property):
     host.ranges = ranges
     block = 512
     monkeypatch.setattr(http, "_BLOCK", block)
@@ -59,6 +59,7 @@ def test_the_connection_cut_at_every_block(store, host, tmp_path, monkeypatch, r
         nz.pull(host.url, file, start)
     kept = None if start is None else file.read_bytes()
     needed = nz.pull(host.url, file, dry_run=True).n_needed
+    record_property("operations", len(range(0, needed, block)))
     for cut_at in range(0, needed, block):
         host.budget = cut_at
         with pytest.raises(errors.Error, match="connection ended"):
@@ -187,7 +188,7 @@ def _ended_at(n, url, file):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
-def test_the_process_ended_at_every_operation(store, tmp_path):
+def test_the_process_ended_at_every_operation(store, tmp_path, record_property):
     url, file = str(tmp_path / "store"), tmp_path / "m.safetensors"
     store.checkout_file(1, file)
     old, before, after = file.read_bytes(), contents(store, 1), contents(store, 3)
@@ -199,11 +200,12 @@ def test_the_process_ended_at_every_operation(store, tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["m.safetensors", "store"], n
         file.write_bytes(old)
         n += 1
+    record_property("operations", n)
     assert n > 15
 
 
 @pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EIO, errno.EACCES])
-def test_every_operation_failing(store, tmp_path, reason):
+def test_every_operation_failing(store, tmp_path, reason, record_property):
     url, file = str(tmp_path / "store"), tmp_path / "m.safetensors"
     store.checkout_file(1, file)
     old, before, after = file.read_bytes(), contents(store, 1), contents(store, 3)
@@ -230,6 +232,7 @@ def test_every_operation_failing(store, tmp_path, reason):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["m.safetensors", "store"], n
         file.write_bytes(old)
         n += 1
+    record_property("operations", n)
     assert n > 15
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from nearzip.container import Index
 from nearzip.digests import content_id, tensor_digest
-from nearzip.errors import CorruptError, Error, NotFoundError
+from nearzip.errors import CorruptError, Error, NotFoundError, WrongBaseError
 from nearzip.limits import Limits
 from nearzip.recipes import recipe_types
 from nearzip.store.backend import Backend
@@ -24,7 +24,7 @@ from nearzip.store.documents import MOST_DOCUMENT_BYTES
 from nearzip.store.exact import exactly
 from nearzip.store.manifest import Manifest, Part, parse, path_of
 from nearzip.store.settings import PATH, StoreSettings, parse_settings
-from nearzip.store.verify import wrong_with_object
+from nearzip.store.verify import OF_THE_BYTES, wrong_with_object
 from nearzip.store.versions import Versions
 from nearzip.tensors import Checkpoint
 
@@ -53,6 +53,8 @@ class Repairer:
     files: list[Checkpoint] = field(default_factory=list)
     limits: Limits | None = None
     threads: int | None = None
+    #: Versions of which more could perhaps be found at another time: the place failed while it was looked for.
+    doubtful: set[int] = field(default_factory=set)
     repaired: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
 
@@ -92,15 +94,32 @@ class Repairer:
 
     def _from_copy(self, number: int) -> Manifest | None:
         for copy in self.copies:
-            with contextlib.suppress(Error):
-                where = f"{copy.url}: version {number}"
-                manifest = parse(copy.read(path_of(number), MOST_DOCUMENT_BYTES), number, where)
-                for name, n_bytes in manifest.objects.items():
-                    if wrong_with_object(self.backend, name, n_bytes) is not None:
-                        self._take(copy, name, n_bytes)
-                self.repaired.append(f"{path_of(number)}: from {copy.url}")
-                return manifest
+            try:
+                manifest = parse(
+                    copy.read(path_of(number), MOST_DOCUMENT_BYTES), number, f"{copy.url}: version {number}"
+                )
+                missing = {name: n for name, n in manifest.objects.items() if not self._is_sound(self.backend, name, n)}
+                if not all(self._is_sound(copy, name, n) for name, n in missing.items()):
+                    continue
+            except Error as error:
+                self._doubt(number, error)
+                continue
+            for name, n_bytes in missing.items():
+                self._take(copy, name, n_bytes)
+            self.repaired.append(f"{path_of(number)}: from {copy.url}")
+            return manifest
         return None
+
+    @staticmethod
+    def _is_sound(backend: Backend, name: str, n_bytes: int) -> bool:
+        try:
+            return wrong_with_object(backend, name, n_bytes) is None
+        except Error:
+            return False
+
+    def _doubt(self, number: int, error: Error) -> None:
+        if not isinstance(error, (*OF_THE_BYTES, WrongBaseError)):
+            self.doubtful.add(number)
 
     def _from_objects(self, number: int, known: Mapping[int, Manifest]) -> Manifest | None:
         """A version whose tensors stand in one object can be told from it, but for what was said of it."""
@@ -110,7 +129,7 @@ class Repairer:
         for entry in self.backend.list("objects"):
             if entry.name in used:
                 continue
-            with contextlib.suppress(Error):
+            try:
                 if wrong_with_object(self.backend, entry.name, entry.n_bytes) is not None:
                     continue
                 part = Part(entry.name, entry.n_bytes)
@@ -125,6 +144,8 @@ class Repairer:
                         "lost"
                     )
                     return manifest
+            except Error as error:
+                self._doubt(number, error)
         return None
 
     def _told(self, number: int, part: Part, index: Index, known: Mapping[int, Manifest]) -> Manifest | None:
@@ -146,7 +167,8 @@ class Repairer:
         trial.assume(manifest)
         try:
             restore(self.backend, trial, manifest.number, None, self.limits, self.threads)
-        except Error:
+        except Error as error:
+            self._doubt(manifest.number, error)
             return False
         return True
 

@@ -775,13 +775,13 @@ def _repair(found: Verifier, repairer: Repairer) -> None:
         repairer.put_back(name, n_bytes)
     for number in found.bad_versions:
         manifest = repairer.version(number, found.manifests)
-        if manifest is None:
-            repairer.give_up(number)
-        else:
+        if manifest is not None:
             found.manifests[number] = manifest
+        elif number not in repairer.doubtful:
+            repairer.give_up(number)
     again = Verifier(found.backend, found.versions, "full", limits=found.limits, threads=found.threads)
     unreadable = again.run().unreadable
-    repairer.from_files(unreadable)
+    repairer.from_files(number for number in unreadable if number in again.manifests)
 
 
 def _unread(name: str) -> Array:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nearzip.errors import CorruptError, Error, NotFoundError, UsageError
+from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, UsageError
 from nearzip.limits import Limits
 from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.store.backend import Backend
@@ -20,7 +20,7 @@ from nearzip.store.staging import staged_objects
 from nearzip.store.versions import Versions
 from nearzip.tensors import Array
 
-__all__ = ["LEVELS", "Damage", "Verifier", "VerifyReport", "parse_subset", "wrong_with_object"]
+__all__ = ["LEVELS", "OF_THE_BYTES", "Damage", "Verifier", "VerifyReport", "parse_subset", "wrong_with_object"]
 
 LEVELS = ("quick", "full", "deep")
 _BLOCK = 4 << 20
@@ -114,6 +114,11 @@ def parse_subset(subset: str | float | None) -> tuple[float, tuple[int, int] | N
     raise UsageError(f"cannot read the subset {subset!r}; write 5% or 2/20")
 
 
+#: What is wrong with the bytes of a file, whoever reads them, and whenever.
+OF_THE_BYTES = (CorruptError, LimitError, NotFoundError)
+_UNREAD = "nothing was changed: see to the place that holds it, or use a newer release, then verify again"
+
+
 def wrong_with_object(backend: Backend, name: str, n_bytes: int) -> str | None:
     """What is wrong with an object, read from end to end; None if nothing is. Raises Error if the place fails."""
     try:
@@ -166,6 +171,9 @@ class Verifier:
         self.manifests: dict[int, Manifest] = {}
         self._bad_objects: dict[str, str] = {}
         self._bad_versions: dict[int, str] = {}
+        #: Versions whose manifests may be sound: the place that holds them failed, or a newer release wrote them.
+        self._unread: set[int] = set()
+        self._settings_are_bad = False
         self._started = time.monotonic()
 
     def run(self) -> VerifyReport:
@@ -201,12 +209,13 @@ class Verifier:
 
     @property
     def bad_versions(self) -> list[int]:
-        """Versions whose manifests are damaged or missing."""
-        return sorted(set(self._bad_versions) - set(self.manifests))
+        """Versions whose manifests are damaged or missing; not those that may be read another time."""
+        return sorted(set(self._bad_versions) - set(self.manifests) - self._unread)
 
     @property
     def settings_are_bad(self) -> bool:
-        return any(damage.path == PATH for damage in self.report.damages)
+        """Damaged or missing."""
+        return self._settings_are_bad
 
     # structure
 
@@ -214,9 +223,9 @@ class Verifier:
         try:
             parse_settings(self.backend.read(PATH, MOST_DOCUMENT_BYTES), PATH)
         except Error as error:
-            self.report.damages.append(
-                Damage(PATH, str(error), (), "no version is touched; 'verify --repair' writes default settings")
-            )
+            self._settings_are_bad = isinstance(error, OF_THE_BYTES)
+            advice = "no version is touched; 'verify --repair' writes default settings"
+            self.report.damages.append(Damage(PATH, str(error), (), advice if self._settings_are_bad else _UNREAD))
 
     def _look_at_manifests(self) -> None:
         latest = self.versions.latest()
@@ -242,6 +251,8 @@ class Verifier:
             self._bad_versions[number] = "is missing"
         except Error as error:
             self._bad_versions[number] = str(error)
+            if not isinstance(error, OF_THE_BYTES):
+                self._unread.add(number)
 
     def _hint(self) -> int | None:
         try:
@@ -256,6 +267,8 @@ class Verifier:
         wanted = self._wanted()
         if not self.backend.can_list:
             self.report.n_objects = len(wanted)
+            if self.level == "quick":
+                self.report.notes.append("this place does not list its files: whether all are there, 'full' tells")
             return
         there = {entry.name: entry.n_bytes for entry in self.backend.list("objects")}
         self.report.n_objects = len(there)
@@ -306,7 +319,7 @@ class Verifier:
         names = self._chosen(self._sampled(sorted(set(wanted) - set(self._bad_objects))))
         # SHA-256 is slower than a disk, so several objects at once.
         found = ordered_map(
-            lambda name: (name, wrong_with_object(self.backend, name, wanted[name])),
+            lambda name: (name, self._wrong_with(name, wanted[name])),
             names,
             number_of_threads(self.threads),
         )
@@ -317,6 +330,12 @@ class Verifier:
             self.report.n_bytes += wanted[name]
             if self.progress and self.level == "full":
                 self.progress(self.report.n_bytes, total)
+
+    def _wrong_with(self, name: str, n_bytes: int) -> str | None:
+        try:
+            return wrong_with_object(self.backend, name, n_bytes)
+        except Error as error:  # a bad sector, for example: one object less, not the end of the look
+            return str(error)
 
     # decoding
 
@@ -373,7 +392,8 @@ class Verifier:
         for number, problem in sorted(self._bad_versions.items()):
             touched = {n for n, causes in unreadable.items() if path_of(number) in causes}
             hit = tuple(sorted(touched if number in self.manifests else touched | {number}))
-            report.damages.append(Damage(path_of(number), problem, hit, _advice(hit)))
+            advice = _UNREAD if number in self._unread else _advice(hit)
+            report.damages.append(Damage(path_of(number), problem, hit, advice))
         for number, problem in sorted(undecodable.items()):
             if not unreadable[number]:
                 report.damages.append(Damage(path_of(number), problem, (number,), _advice((number,))))
