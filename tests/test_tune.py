@@ -141,6 +141,27 @@ def test_more_evaluations_find_bounds_of_single_tensors():
     assert bounds == sorted(bounds)
 
 
+def test_matrices_share_the_bound_by_their_norms():
+    layers = {
+        "large": rng.normal(0, 0.1, (64, 64)).astype(np.float32),
+        "as large": rng.normal(0, 0.1, (64, 64)).astype(np.float32),
+        "small": rng.normal(0, 0.1, (8, 8)).astype(np.float32),
+        "zero": np.zeros((8, 8), np.float32),
+        "vector": rng.normal(0, 0.1, 64).astype(np.float32),
+    }
+
+    def error(tensors):
+        return -float(sum(np.square(tensors[n] - w).sum() / (np.square(w).sum() or 1) for n, w in layers.items()))
+
+    plan = nz.tune(layers, evaluate=error, max_loss=0.01)
+    check(plan, tensors=layers, evaluate=error)
+    bounds = {name: choice.bound.value for name, choice in plan.choices.items()}
+    assert bounds["large"] == bounds["as large"] == pytest.approx(8 * bounds["small"], rel=0.01)
+    assert bounds["zero"] == bounds["vector"]
+    update = nz.tune(layers, {n: w + np.float32(0.01) for n, w in layers.items()}, evaluate=error, max_loss=0.01)
+    assert len({choice.bound.value for choice in update.choices.values()}) == 1
+
+
 def test_what_is_positive_stays_positive():
     network = {
         "w": rng.normal(0, 0.5, (256, 64)).astype(np.float32),

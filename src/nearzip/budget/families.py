@@ -92,9 +92,15 @@ class Options(Family):
 class Bounds(Family):
     """Bounds of one kind; a position is log2 of the bound over `unit`.
 
-    With absolute bounds, a tensor of one dimension that is positive throughout (variances, scales of norms) stays so: a
-    variance that is rounded to zero ruins a network. Finer bounds for biases and norms cost more than they gained on
-    the networks that we measured.
+    With absolute bounds, tensors without a base differ from each other:
+
+    * A matrix has a share of the bound in proportion to its Frobenius norm. If layers' relative errors add up to what
+      the network loses, bits are spent best where the square of a layer's bound is as n times the mean square of its n
+      values. At the same divergence that took 5 to 18 % off four trained networks; their updates were smaller with one
+      bound for all.
+    * A tensor of one dimension that is positive throughout (variances, scales of norms) stays so: a variance that is
+      rounded to zero ruins a network. Finer bounds for biases and norms cost more than they gained on the networks that
+      we measured.
     """
 
     choice: Choice
@@ -120,7 +126,7 @@ class Bounds(Family):
         """Where everything is rounded to zero, or what a relative bound can mean."""
         if self.kind != "abs":
             return -1.0 if self.kind == "pwrel" else 2.0
-        largest = max((facts.largest for facts in self._facts.values()), default=0.0)
+        largest = max((facts.largest / self._shares.get(n, 1.0) for n, facts in self._facts.items()), default=0.0)
         return max(self.start, math.ceil(math.log2(max(largest / self.unit, 1.0)) / self.grid) * self.grid)
 
     @cached_property
@@ -133,8 +139,10 @@ class Bounds(Family):
         value = self.unit * 2.0**position
         # Few digits where the size of a bound no longer matters.
         value = float(f"{value:.3g}") if position < self.high else _rounded_up(value)
-        finer = {name: self.choice.with_bound(Absolute(own)) for name, own in self._own.items() if own < value}
-        return Assignment(self.choice.with_bound(KINDS[self.kind](value)), finer)
+        own = {name: _within_range(float(f"{value * share:.3g}")) for name, share in self._shares.items()}
+        own |= {name: most for name, most in self._own.items() if most < value}
+        others = {name: self.choice.with_bound(Absolute(bound)) for name, bound in own.items()}
+        return Assignment(self.choice.with_bound(KINDS[self.kind](value)), others)
 
     @property
     def exact(self) -> Assignment | None:
@@ -159,6 +167,20 @@ class Bounds(Family):
         base = self.subject.base or {}
         floats = {name: a for name, a in self.subject.tensors.items() if is_float(a.dtype)}
         return {name: _Facts.of(a, base[name] if name in self._updates else None) for name, a in floats.items()}
+
+    @cached_property
+    def _shares(self) -> dict[str, float]:
+        """What the bound is multiplied by for each matrix without a base; their geometric mean over all values is 1.
+
+        In steps of the square root of two, so that tensors that are much alike keep sharing a bound.
+        """
+        alone = {name: f for name, f in self._facts.items() if name not in self._updates and f.rank > 1 and f.squares}
+        if self.kind != "abs" or len(alone) < 2:
+            return {}
+        norms = {name: math.log2(facts.squares) / 2 for name, facts in alone.items()}
+        mean = sum(alone[name].n * norm for name, norm in norms.items()) / sum(f.n for f in alone.values())
+        shares = {name: 2.0 ** (round(2 * (norm - mean)) / 2) for name, norm in norms.items()}
+        return {name: share for name, share in shares.items() if share != 1}
 
     @cached_property
     def _own(self) -> dict[str, float]:
@@ -192,6 +214,10 @@ class _Facts:
             squares = float(np.vdot(values, values))
         largest = float(max(values.max(), -values.min()))
         return _Facts(array.ndim, values.size, min(squares, sys.float_info.max), largest, float(values.min()))
+
+
+def _within_range(bound: float) -> float:
+    return min(max(bound, sys.float_info.min), sys.float_info.max)
 
 
 def _rounded_up(value: float) -> float:
