@@ -1,4 +1,4 @@
-"""`docs/resume.md`, made from `results/resume.json`, `save_cost.json` and `save_memory.json`."""
+"""`docs/resume.md` and the memory of a save in `docs/training.md`, made from `results/*.json`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from experiments.record import RESULTS, load
 from experiments.resume import BYTES
 from experiments.resume_sizes import ZSTD
-from experiments.tables import table
+from experiments.tables import fill, table
 
 _DOCS = RESULTS.parent.parent / "docs"
 _GOAL = 70
@@ -168,22 +168,22 @@ def cost(result: Row) -> str:
 
 
 def memory(result: Row) -> str:
-    """Memory of a save beyond its snapshot."""
+    """Memory of a save beyond its snapshot: a part of docs/training.md."""
     rows = []
     for row in result["rows"]:
         peaks = [f"{(row[name] - row['before'] - row['snapshot']) / 1e6:.0f}" for name in ("first", "second", "third")]
-        per = row["beyond"] / row["parameters"]
         kept = (row["after third"] - row["before"] - row["snapshot"]) / 1e6
-        rows.append([row["parameters"], f"{12 * row['parameters'] / 1e6:.0f}", f"{row['snapshot'] / 1e6:.0f}",
-                     *peaks, f"{kept:.0f}", f"{per:.1f}"])  # fmt: skip
-    head = ["parameters", "state, MB", "snapshot, MB", "peak of save 1 beyond it, MB", "save 2", "save 3", "kept, MB",
-            "bytes per parameter at the peak"]  # fmt: skip
+        sizes = [f"{n_bytes / 1e6:.0f}" for n_bytes in (12 * row["parameters"], row["snapshot"])]
+        per_parameter = f"{row['beyond'] / row['parameters']:.1f}"
+        rows.append([f"{row['parameters'] / 1e6:.0f} M", *sizes, *peaks, f"{kept:.0f}", per_parameter])
+    head = ["parameters", "state, MB", "snapshot, MB", "beyond it, save 1", "save 2", "save 3", "kept between saves",
+            "most, bytes per parameter"]  # fmt: skip
     text = (
-        "Anonymous memory of a process that trains and saves (AdamW, `" + result["bound"] + "`, matrices of 1024 x "
-        "1024), sampled every 2 ms, less what it held before its first save and less the snapshot. *Kept*: after the "
-        "third save, which holds the version before, to code the next one against."
+        f"Measured: anonymous memory of a process that trains and saves (AdamW, `{result['bound']}`, matrices of 1024 "
+        "x 1024), less what it held before its first save and less the snapshot; MB, the peaks sampled every 2 ms. "
+        "*Kept*: the version before, which the next one is coded against."
     )
-    return "\n\n".join(["## What memory a save takes", text, table(head, rows), _where(result)])
+    return "\n\n".join([text, table(head, rows), _where(result)])
 
 
 def main(arguments: list[str]) -> None:
@@ -193,8 +193,11 @@ def main(arguments: list[str]) -> None:
         "Made by `scripts/bench training_page` from `experiments/results`. How: [training](training.md). Error "
         "feedback and recovery in the layout of QD-Compressor's paper: [its tables](papers/qd-feedback.md).",
     ]
-    for name, section in (("resume", resume), ("save_cost", cost), ("save_memory", memory)):
+    for name, section in (("resume", resume), ("save_cost", cost)):
         result = load(name)
         if result:
             parts.append(section(result))
     (_DOCS / "resume.md").write_text("\n\n".join(parts) + "\n")
+    measured = load("save_memory")
+    if measured:
+        fill("docs/training.md", "memory", memory(measured))

@@ -312,3 +312,18 @@ def test_manifests_are_readable_by_people(tmp_path):
 def test_a_store_makes_the_folders_above_it(tmp_path):
     store = nz.Store(tmp_path / "runs" / "vgg", create=True)
     assert store.commit({"w": np.ones(3, np.float32)}) == 0
+
+
+def test_specs_are_those_of_the_version_and_decode_nothing(tmp_path, monkeypatch):
+    store = nz.Store(tmp_path / "s", create=True, bound=nz.Absolute(0.1))
+    first = {"a": np.ones((3, 2), np.float32), "b": np.arange(4)}
+    store.commit(first)
+    store.commit({"b": np.arange(5), "a": np.zeros((3, 2), np.float32)})
+    monkeypatch.setattr("nearzip.store.repository.restore", None)
+    for number, shape in ((0, (4,)), (1, (5,))):
+        specs = store.specs(number)
+        assert {name: spec.shape for name, spec in specs.items()} == {"a": (3, 2), "b": shape}
+        assert specs["a"].dtype == "float32"
+    assert list(store.specs()) == ["b", "a"]
+    with pytest.raises(errors.NotFoundError):
+        store.specs(7)

@@ -128,6 +128,19 @@ def test_lightning_bad_input(lightning, tmp_path):
         io.load_checkpoint(tmp_path / "b.ckpt")
 
 
+def test_lightning_refuses_another_model(lightning, tmp_path):
+    from nearzip.torch.lightning import NearzipCheckpointIO
+
+    for number in range(2):
+        io = NearzipCheckpointIO(tmp_path / "store")
+        for _ in range(2):
+            io.save_checkpoint({"state_dict": {"w": torch.ones(4, 3)}}, tmp_path / f"{number}.ckpt")
+        with pytest.raises(errors.UsageError, match=r"'w' was \[4, 3\], is \[5, 3\]; save another model"):
+            io.save_checkpoint({"state_dict": {"w": torch.ones(5, 3)}}, tmp_path / f"{number}-5.ckpt")
+        assert not (tmp_path / f"{number}-5.ckpt").exists()
+    assert len(io.store) == 4
+
+
 # ---- transformers ----------------------------------------------------------------------------------------------
 
 
@@ -199,6 +212,14 @@ def test_transformers_bounds_and_bad_input(transformers, tmp_path):
     assert 0 < max((got[name] - exact[name]).abs().max() for name in got) <= 1e-3
     with pytest.raises(errors.UsageError, match="is there already"):
         materialize(callback.store, tmp_path / "two")
+    again = NearzipCallback(tmp_path / "store")
+    safetensors.torch.save_file({**exact, "x": torch.ones(2)}, tmp_path / "one" / "checkpoint-2" / "model.safetensors")
+
+    class Here:
+        is_world_process_zero, global_step, log_history = True, 2, []
+
+    with pytest.raises(errors.UsageError, match=r"'x' was not there, is \[2\]; save another model"):
+        again.on_save(trainer.args, Here, None)
     callback.store.commit({"w": torch.ones(2)})
     with pytest.raises(errors.CorruptError, match="not a training state"):
         materialize(callback.store, tmp_path / "three")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
+import resource
 import subprocess
 import sys
 import threading
@@ -162,6 +164,69 @@ def test_another_model_or_optimizer_is_refused_by_name(tmp_path):
         with pytest.raises(errors.UsageError, match="the model changed since the last save"):
             saver.save(small_model(0, width=9), step=2)
     assert nz.Store(tmp_path / "run").resolve() == 0
+
+
+@pytest.mark.parametrize("bound", [None, "abs:0.01"])
+def test_another_model_is_refused_after_a_restart(tmp_path, bound):
+    model, optimizer, _ = a_training()
+    with Saver(tmp_path / "run", bound=bound) as saver:
+        saver.save(model, optimizer, step=1)
+    with Saver(tmp_path / "run", bound=bound) as saver:
+        with pytest.raises(errors.UsageError, match=r"'0.weight' was \[8, 4\], is \[9, 4\].*a store of its own"):
+            saver.save(small_model(0, width=9), step=2)
+        other = small_model(0)
+        other[2].register_buffer("extra", torch.zeros(3))
+        with pytest.raises(errors.UsageError, match=r"'2.extra' was not there, is \[3\]"):
+            saver.save(other, step=2)
+        saver.save(model, optimizer, step=3)
+    assert [version.step for version in saver.store.log()] == [1, 3]
+
+
+def test_a_damaged_latest_version_does_not_end_the_training(tmp_path):
+    model, optimizer, _ = a_training()
+    with Saver(tmp_path / "run") as saver:
+        saver.save(model, optimizer, step=1)
+    for path in (tmp_path / "run" / "objects").rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)
+            path.write_bytes(path.read_bytes()[:-20])
+    with Saver(tmp_path / "run") as saver:
+        saver.save(model, optimizer, step=2)
+    assert nz.Store(tmp_path / "run").checkout("step=2")
+
+
+def test_a_full_disk_is_told_and_costs_no_version(tmp_path):
+    model, optimizer, _ = a_training()
+    saver = Saver(tmp_path / "run")
+    saver.save(model, optimizer, step=1)
+    saver.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        saver.save(model, optimizer, step=2)
+        with pytest.raises((OSError, errors.Error), match=str(tmp_path / "run")):
+            saver.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    saver.save(model, optimizer, step=3)
+    saver.close()
+    assert [version.step for version in saver.store.log()] == [1, 3]
+    assert nz.Store(tmp_path / "run").verify(level="deep").ok
+
+
+def test_a_store_in_use_is_told_and_costs_no_version(tmp_path, monkeypatch):
+    model, optimizer, _ = a_training()
+    saver = Saver(tmp_path / "run")
+    saver.save(model, optimizer, step=1)
+    saver.wait()
+    monkeypatch.setattr(saver.store, "commit", functools.partial(saver.store.commit, timeout=0.05))
+    with nz.Store(tmp_path / "run")._backend.committing(0):
+        saver.save(model, optimizer, step=2)
+        with pytest.raises(errors.BusyError, match="another process is writing to this store; try again later"):
+            saver.save(model, optimizer, step=3)
+    saver.save(model, optimizer, step=4)
+    saver.close()
+    assert [version.step for version in saver.store.log()] == [1, 4]
 
 
 def test_settings_that_cannot_be_meant(tmp_path):

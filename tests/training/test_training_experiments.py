@@ -123,4 +123,4 @@ def test_memory_of_a_save():
     assert row["snapshot"] >= 12 << 20
     assert row["beyond"] == max(row[n] for n in ("first", "second", "third")) - row["before"] - row["snapshot"]
     text = training_page.memory({"bound": "rms:0.05", "rows": [row], **CIRCUMSTANCES})
-    assert "| 1048576 |" in text
+    assert "\n| 1 M | 13 | 13 |" in text

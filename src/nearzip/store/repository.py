@@ -42,7 +42,7 @@ from nearzip.store.staging import Ticket, check_session, clear_session, read_tic
 from nearzip.store.stat import Stat, stat_of
 from nearzip.store.verify import Verifier, VerifyReport, parse_subset
 from nearzip.store.versions import Versions
-from nearzip.tensors import Array, Checkpoint, check_text
+from nearzip.tensors import Array, Checkpoint, TensorSpec, check_text
 
 __all__ = ["Store"]
 
@@ -678,6 +678,12 @@ class Store:
                         f"run 'nearzip store verify {self.url}'"
                     )
         return number
+
+    def specs(self, selector: Selector = "latest") -> dict[str, TensorSpec]:
+        """Names, dtypes and shapes of a version's tensors, from its indexes alone. Raises as `checkout` does."""
+        number = self.resolve(selector)
+        with stream(self._backend, self._versions, number, self._limits, self._threads) as version:
+            return dict(version.specs)
 
     def info(self, selector: Selector = "latest") -> Version:
         """What `log` says of one version."""

@@ -18,6 +18,7 @@ from nearzip.torch.arrays import to_torch
 from nearzip.torch.moments import Moments
 from nearzip.torch.places import StoreLike, open_store
 from nearzip.torch.plans import StatePlan
+from nearzip.torch.shapes import Shapes
 from nearzip.torch.state import FORMAT, TrainingState, pack_optimizer, unpack_optimizer, unpack_parts
 from nearzip.torch.trees import pack, unpack
 
@@ -64,11 +65,14 @@ class NearzipCheckpointIO(CheckpointIO):
         self._bound = parse_bound(bound) if isinstance(bound, str) else bound
         self._moments = (Moments() if bound is not None else None) if isinstance(moments, str) else moments
         self._predictions: dict[str, tuple[Array, Array]] = {}
+        self._shapes = Shapes(self.store)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Commit, then write the pointer. `storage_options`: {"bound": ..} for this one. Raises UsageError."""
         bound = _bound_of(storage_options, self._bound)
-        state = _to_state(checkpoint).shrunk(self._moments, self._predictions)
+        exact = _to_state(checkpoint)
+        self._shapes.check(exact)
+        state = exact.shrunk(self._moments, self._predictions)
         plan = StatePlan.of(state, bound)
         version = self.store.commit(state.to_arrays(), plan=plan, step=state.step, message=os.path.basename(path))
         text = json.dumps({"kind": _POINTER, "store": self.store.url, "version": version})

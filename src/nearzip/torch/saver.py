@@ -20,6 +20,7 @@ from nearzip.torch.background import Background
 from nearzip.torch.moments import Moments
 from nearzip.torch.places import StoreLike, open_store, prune_store
 from nearzip.torch.plans import StatePlan
+from nearzip.torch.shapes import Shapes
 from nearzip.torch.snapshot import Snapshot
 from nearzip.torch.state import Restored, TrainingState, capture, restore
 
@@ -115,7 +116,7 @@ class Saver:
         StatePlan.of(TrainingState({}, {}), self._bound, method, options)  # refused now, not behind
         self._snapshot = Snapshot()
         self._predictions: dict[str, tuple[Array, Array]] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._shapes = Shapes(self.store)
         self._background = Background("save")
         self._closed = False
 
@@ -154,7 +155,7 @@ class Saver:
         self.wait()
         begin = time.perf_counter()
         live = capture(model, optimizer, scheduler, step, metrics, scaler=scaler, loader=loader, extra=extra)
-        self._check_shapes(live)
+        self._shapes.check(live)
         state = self._snapshot.copy(live)
         said = {"metrics": _numbers(metrics), "message": message, "tags": list(tags), "step": state.step}
         self._counts.seconds_copying += time.perf_counter() - begin
@@ -162,17 +163,6 @@ class Saver:
         self._counts.n_saves += 1
         self._background.start(lambda: self._behind(state, said))
         return True
-
-    def _check_shapes(self, state: TrainingState) -> None:
-        shapes = {name: tuple(t.shape) for name, t in state.tensors.items() if name.startswith("model/")}
-        if self._shapes and shapes != self._shapes:
-            changed = [n for n in {**shapes, **self._shapes} if shapes.get(n) != self._shapes.get(n)]
-            was, is_now = self._shapes.get(changed[0]), shapes.get(changed[0])
-            raise UsageError(
-                f"the model changed since the last save: {changed[0].removeprefix('model/')!r} was "
-                f"{_shape(was)}, is {_shape(is_now)}; save another model with a saver and a store of its own"
-            )
-        self._shapes = shapes
 
     def _behind(self, state: TrainingState, said: Mapping[str, Any]) -> None:
         small = state.shrunk(self._moments, self._predictions)
@@ -244,12 +234,8 @@ class Saver:
         small = TrainingState.from_arrays(self.store.checkout(number))
         restored = restore(small.expanded(), model, optimizer, scheduler, scaler=scaler, loader=loader, rng=rng)
         self._predictions = small.predictions()
-        self._shapes = {n: tuple(array.shape) for n, array in small.tensors.items() if n.startswith("model/")}
+        self._shapes.know(small)
         return dataclasses.replace(restored, version=number)
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "not there" if shape is None else str(list(shape))
 
 
 def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:

@@ -23,6 +23,7 @@ from nearzip.torch.background import Background
 from nearzip.torch.moments import Moments
 from nearzip.torch.places import StoreLike, open_store, prune_store
 from nearzip.torch.plans import StatePlan
+from nearzip.torch.shapes import Shapes
 from nearzip.torch.state import FORMAT, TrainingState, pack_optimizer, unpack_optimizer, unpack_parts
 from nearzip.torch.trees import pack
 
@@ -75,6 +76,7 @@ class NearzipCallback(TrainerCallback):
         self._moments = (Moments() if bound is not None else None) if isinstance(moments, str) else moments
         self._keep, self._replace = keep, replace
         self._predictions: dict[str, tuple[Array, Array]] = {}
+        self._shapes = Shapes(self.store)
         self._background = Background("save")
 
     def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
@@ -84,6 +86,7 @@ class NearzipCallback(TrainerCallback):
         self._background.wait()
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         captured = _read(folder, state.global_step)
+        self._shapes.check(captured)
         metrics = _metrics(state.log_history)
         self._background.start(lambda: self._commit(captured, folder, metrics))
 
