@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -387,8 +388,16 @@ def main(arguments: list[str]) -> None:
         for name in options.networks:
             pruning.pruned(pruning.SUBJECTS[name], images)
         return
-    rows = [network(pruning.SUBJECTS[name], images) for name in options.networks]
-    record.save(
-        "deepsz", {"max_loss": MAX_LOSS, "budget": BUDGET, "n_validation": pruning.N_VALIDATION, "networks": rows},
-        ("nearzip", "numpy", "torch", "pysz", "zfpy", "blosc2", "zstandard"),
-    )  # fmt: skip
+    for name in options.networks:
+        found = _measured_before() | {name: {**network(pruning.SUBJECTS[name], images), "commit": record.commit()}}
+        rows = [found[each] for each in pruning.SUBJECTS if each in found]
+        record.save(
+            "deepsz", {"max_loss": MAX_LOSS, "budget": BUDGET, "n_validation": pruning.N_VALIDATION, "networks": rows},
+            ("nearzip", "numpy", "torch", "pysz", "zfpy", "blosc2", "zstandard"),
+        )  # fmt: skip
+
+
+def _measured_before() -> dict[str, Row]:
+    path = record.RESULTS / "deepsz.json"
+    rows: list[Row] = json.loads(path.read_text())["networks"] if path.is_file() else []
+    return {row["network"]: row for row in rows}

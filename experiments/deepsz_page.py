@@ -245,7 +245,8 @@ def page(result: Row) -> str:
     networks = result["networks"]
     _plots(networks)
     machine = result["machine"]
-    where = f"{machine['cpu']}, {machine['cores']} cores; commit {result['commit']}, {result['date']}"
+    commits = ", ".join(sorted({row.get("commit", result["commit"]) for row in result["networks"]}))
+    where = f"{machine['cpu']}, {machine['cores']} cores; commit {commits}, {result['date']}"
     modes = "\n".join(
         f"* {_TITLES[n['network']]}, expected-ratio mode at {n['expected_ratio']['wanted']}x with the paper's shares: "
         f"{_times(n['expected_ratio']['ratio'])}, {_points(n['original']['test'] - n['expected_ratio']['test'])} "
