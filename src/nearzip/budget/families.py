@@ -94,9 +94,9 @@ class Bounds(Family):
 
     With absolute bounds, tensors without a base differ from each other:
 
-    * A matrix has a share of the bound in proportion to its Frobenius norm. If layers' relative errors add up to what
-      the network loses, bits are spent best where the square of a layer's bound is as n times the mean square of its n
-      values. At the same divergence that took 5 to 18 % off four trained networks; their updates were smaller with one
+    * A matrix has a share of the bound in proportion to the fourth root of its number of values: large layers bear more
+      error than small ones. At the same divergence that took 0.6 to 14 % off five trained networks. In proportion to
+      the Frobenius norm, as if relative errors of layers added up, it was -18 to +3 %. Updates were smaller with one
       bound for all.
     * A tensor of one dimension that is positive throughout (variances, scales of norms) stays so: a variance that is
       rounded to zero ruins a network. Finer bounds for biases and norms cost more than they gained on the networks that
@@ -174,12 +174,11 @@ class Bounds(Family):
 
         In steps of the square root of two, so that tensors that are much alike keep sharing a bound.
         """
-        alone = {name: f for name, f in self._facts.items() if name not in self._updates and f.rank > 1 and f.squares}
+        alone = {name: f.n for name, f in self._facts.items() if name not in self._updates and f.rank > 1 and f.squares}
         if self.kind != "abs" or len(alone) < 2:
             return {}
-        norms = {name: math.log2(facts.squares) / 2 for name, facts in alone.items()}
-        mean = sum(alone[name].n * norm for name, norm in norms.items()) / sum(f.n for f in alone.values())
-        shares = {name: 2.0 ** (round(2 * (norm - mean)) / 2) for name, norm in norms.items()}
+        mean = sum(n * math.log2(n) for n in alone.values()) / sum(alone.values())
+        shares = {name: 2.0 ** (round((math.log2(n) - mean) / 2) / 2) for name, n in alone.items()}
         return {name: share for name, share in shares.items() if share != 1}
 
     @cached_property
