@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +59,18 @@ def test_peers_have_names_of_their_own() -> None:
 
 def test_every_method_of_the_package_is_in_the_bench() -> None:
     assert {kind.method for kind in METHODS if hasattr(kind, "method")} == set(nz.methods())
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux tells")
+def test_what_a_child_process_computes_counts() -> None:
+    pytest.importorskip("pysz")
+    from experiments.peers import worker
+
+    values = {"w": np.random.default_rng(0).normal(0, 1, 200_000).astype(np.float32)}
+    nz.compress(values, method="sz3")  # the child is there
+    before = worker._children_seconds()
+    nz.compress(values, method="sz3")
+    assert worker._children_seconds() > before > 0
 
 
 def test_bits_at_a_divergence_are_read_off_the_envelope() -> None:

@@ -6,6 +6,7 @@ each setting, what a reader gets, and `answer.json`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -21,13 +22,28 @@ import numpy as np
 from experiments.peers import Peer, Setting, Tensors, by_name
 
 
+def _children_seconds() -> float:
+    """Processor seconds of the processes that this one started and that still run; 0 where the system does not tell."""
+    found = 0.0
+    for path in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # threads and children end
+            # The clock of another process: clock_getcpuclockid of Linux.
+            found += sum(time.clock_gettime((~int(pid) << 3) | 2) for pid in path.read_text().split())
+    return found
+
+
+def _processor_seconds() -> float:
+    """SZ3, ZFP and blosc2 as methods work in a child process: its time counts."""
+    return time.process_time() + _children_seconds()
+
+
 def _timed(work: Callable[[], Any], rounds: int) -> tuple[Any, float, float]:
-    """The result, and the medians of the processor seconds (all threads together) and wall seconds that it took."""
+    """The result, and the medians of the processor seconds (all threads and children together) and wall seconds."""
     seconds, wall = [], []
     for _ in range(rounds):
-        begin, begin_wall = time.process_time(), time.perf_counter()
+        begin, begin_wall = _processor_seconds(), time.perf_counter()
         result = work()
-        seconds.append(time.process_time() - begin)
+        seconds.append(_processor_seconds() - begin)
         wall.append(time.perf_counter() - begin_wall)
     return result, statistics.median(seconds), statistics.median(wall)
 
