@@ -6,7 +6,7 @@ import sys
 #: Command: the module whose `main` it is.
 _SAME = (
     "bound_truth", "budget", "damage", "damage_peers", "deepsz", "delta_dnn", "fidelity", "lossless", "memory",
-    "page", "papers", "qd_compressor", "size", "speed", "store", "store_faults", "store_page", "tables",
+    "page", "papers", "qd_compressor", "size", "speed", "store", "store_faults", "store_page", "tables", "transmission",
     "throughput", "train",
 )  # fmt: skip
 #: docs/resume.md.

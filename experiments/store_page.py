@@ -1,4 +1,4 @@
-"""The figures in docs/store.md, from `results/store.json` and `results/store_faults.json`; nothing is measured."""
+"""The figures in docs/store.md, from `results`: store, store_faults and transmission; nothing is measured."""
 
 from __future__ import annotations
 
@@ -36,8 +36,58 @@ def storage(rows: list[Row]) -> str:
         ]
         for bound, policies in row["bounds"].items():
             out += [_policy_line(row, bound, one) for one in policies]
-        out.append("")
+        out += ["", *_accuracies(row)]
     return "\n".join(out)
+
+
+def _accuracies(row: Row) -> list[str]:
+    """Accuracy of every version, of the original and as restored: Figure 9 of the paper."""
+    measured = {bound: one for bound, (one, *_) in row["bounds"].items() if "accuracy" in one}
+    if not measured:
+        return []
+    originals = next(iter(measured.values()))["accuracy"]
+    lines = [
+        "| version | " + " | ".join(str(i) for i in range(len(originals))) + " |",
+        "| --- |" + " --- |" * len(originals),
+        "| original, accuracy in % | " + " | ".join(f"{100 * a:.2f}" for a in originals) + " |",
+    ]
+    for bound, one in measured.items():
+        restored = [a + change for a, change in zip(one["accuracy"], one["accuracy_change"], strict=True)]
+        lines.append(f"| restored, {bound} | " + " | ".join(f"{100 * a:.2f}" for a in restored) + " |")
+    return [*lines, ""]
+
+
+def transmission(result: Row) -> str:
+    """Updates beside whole networks: the paper's Figure 8."""
+    rates = list(result["pairs"][0]["full"]["seconds"])
+    out = [
+        "| network | what is fetched | MB on the link | requests | "
+        + " | ".join(f"s at {rate} Mbps" for rate in rates) + " | accuracy |",
+        "| --- | --- | --- | --- |" + " --- |" * len(rates) + " --- |",
+    ]  # fmt: skip
+    for row in result["pairs"]:
+        ways = {"safetensors": row["full"], "zstd -19": row["zstd"]}
+        ways |= {f"update, {bound}": found for bound, found in row["updates"].items()}
+        for what, found in ways.items():
+            change = found.get("accuracy_change")
+            seconds = " | ".join(f"{found['seconds'][rate]:.2f}" for rate in rates)
+            accuracy = "" if change is None else f"{100 * change:+.2f} %"
+            size = f"{found['bytes'] / 1e6:.3f} | {found['requests']}"
+            out.append(f"| {row['pair']} | {what} | {size} | {seconds} | {accuracy} |")
+    out += [
+        "",
+        "A client of a `forward` store that takes every version, and one that comes back for the last one alone, MB:",
+        "",
+        "| network | updates | safetensors | zstd -19 | rms:0.01 | lossless "
+        "| last alone: zstd -19 | rms:0.01 | lossless |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["chains"]:
+        lossy, exact = row["bounds"]["rms:0.01"], row["bounds"]["lossless"]
+        every = (row["full"], row["zstd"], lossy["each"], exact["each"])
+        sizes = (*every, row["last_zstd"], lossy["at_once"], exact["at_once"])
+        out.append(f"| {row['network']} | {row['updates']} | " + " | ".join(_mb(size) for size in sizes) + " |")
+    return "\n".join(out) + f"\n\nUpdates: commit {result['commit']}, {result['date']}.\n"
 
 
 def _policy_line(row: Row, bound: str, one: Row) -> str:
@@ -92,6 +142,8 @@ def main(arguments: list[str]) -> None:
     parts = [
         make(found[name]) for name, make in (("storage", storage), ("speed", speed), ("scale", scale)) if found[name]
     ]
+    if shipped := record.load("transmission"):
+        parts.insert(1, transmission(shipped))
     path = record.RESULTS / "store_faults.json"
     if path.exists():
         parts.append(faults(json.loads(path.read_text())))
