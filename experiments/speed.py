@@ -163,7 +163,7 @@ _PARTS = {
     ("quantize.py", "decode"): "decode and dequantize",
     ("bounds.py", "violations"): "check the bound",
     ("bounds.py", "of"): "statistics",
-    ("layout.py", "read_block"): "gather small tensors",
+    ("layout.py", "block_values"): "gather small tensors",
 }
 
 

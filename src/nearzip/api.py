@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 
 from nearzip.archive import Archive, Progress, Reader, WriteReport, write_archive
 from nearzip.bounds import Bound, parse_bound
+from nearzip.container import Memory
 from nearzip.digests import checkpoint_id
 from nearzip.errors import CorruptError, Error, UsageError
 from nearzip.files import check_writable, open_checkpoint, write_checkpoint
@@ -174,7 +174,7 @@ def compress(
     settings = _settings(method, bound, plan, options, source.specs)
     _warn_of_another_network(plan, source, reference)
     restored: dict[str, Array] = {}
-    stream = io.BytesIO()
+    stream = Memory()
     report = write_archive(
         source,
         reference,
@@ -185,7 +185,7 @@ def compress(
         progress,
     )
     _separate(restored, report.index.aliases)
-    return Archive(stream.getvalue(), {name: restored[name] for name in source.specs}, report)
+    return Archive(stream.to_bytes(), {name: restored[name] for name in source.specs}, report)
 
 
 def _retrained(

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from nearzip.codec import decode_block, decode_sparse_block, encode_block, time_block
-from nearzip.container import BlockEntry, Index, Segment, Source, Writer, read_index
+from nearzip.container import BlockEntry, Index, Segment, Source, Writable, Writer, read_index
 from nearzip.digests import content_id, digest, join_pieces, part_digests, tensor_digest
 from nearzip.errors import CorruptError, LimitError, NotFoundError, UsageError, WrongBaseError
-from nearzip.layout import Block, Draft, context_of, draft_segments, find_ties, read_block, segment_blocks
+from nearzip.layout import Block, Draft, block_context, block_values, draft_segments, find_ties, segment_blocks
 from nearzip.limits import Limits
 from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.recipes import Settings
@@ -49,7 +50,7 @@ class _Task:
 @dataclass(frozen=True)
 class _Done:
     task: _Task
-    payload: bytes
+    payload: tuple[bytes, bytes]
     pipeline: Any
     restored: Array
     n_patched: int
@@ -131,7 +132,7 @@ def write_archive(
     source: Checkpoint,
     base: Checkpoint | None,
     settings: Settings,
-    stream: BinaryIO,
+    stream: Writable,
     keep: Keep | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -164,7 +165,7 @@ def write_archive(
         if done.task.first:
             entries = []
             assembler, base_assembler = _Assembler(draft.tensors), _Assembler(draft.tensors)
-        entries.append(writer.add_block(done.payload, done.pipeline))
+        entries.append(writer.add_block(done.pipeline, *done.payload))
         assembler.add(done.restored if keep else None, done.pieces)
         n_patched += done.n_patched
         if done.pipeline.errs_on_zeros:
@@ -274,20 +275,26 @@ def _base_id(base: Checkpoint | None, known: Mapping[str, bytes]) -> str | None:
 
 def _encode(task: _Task, source: Checkpoint, base: Checkpoint | None, targets: Checkpoint | None) -> _Done:
     draft, block = task.draft, task.block
-    context = context_of(block, base if draft.with_base else None)
-    wanted = None if targets is None else read_block(targets, block)
-    encoded = encode_block(read_block(source, block), context, draft.pipeline, draft.tolerances, wanted)
-    base_pieces = _pieces(block, context.require_base()) if draft.with_base else []
-    return _Done(
-        task,
-        encoded.payload,
-        encoded.pipeline,
-        encoded.restored,
-        encoded.n_patched,
-        encoded.n_false,
-        _pieces(block, encoded.restored),
-        base_pieces,
-    )
+    with contextlib.ExitStack() as stack:
+        context = stack.enter_context(block_context(block, base if draft.with_base else None))
+        wanted = None if targets is None else stack.enter_context(block_values(targets, block))
+        values = stack.enter_context(block_values(source, block))
+        encoded = encode_block(values, context, draft.pipeline, draft.tolerances, wanted)
+        return _Done(
+            task,
+            encoded.pieces,
+            encoded.pipeline,
+            _apart(encoded.restored, values, context.base),
+            encoded.n_patched,
+            encoded.n_false,
+            _pieces(block, encoded.restored),
+            _pieces(block, context.require_base()) if draft.with_base else [],
+        )
+
+
+def _apart(restored: Array, *others: Array | None) -> Array:
+    """`restored`, in memory of its own: the others' is used for the next block."""
+    return restored.copy() if any(o is not None and np.may_share_memory(restored, o) for o in others) else restored
 
 
 # ---- decoding --------------------------------------------------------------------------------------------------
@@ -391,7 +398,7 @@ class Reader(Mapping[str, Array]):
         for segment in self.index.segments:
             blocks = segment_blocks(segment.tensors, segment.block_bytes)
             for number, (entry, block) in enumerate(zip(segment.blocks, blocks, strict=True)):
-                times = self._decoded((segment, entry, block, number), time_block)[1]
+                times = self._decoded((segment, entry, block, number), time_block)
                 if times is not None:
                     found[segment.tensors[0].name] = times
         return found
@@ -404,7 +411,7 @@ class Reader(Mapping[str, Array]):
             return SparseValues(places, flat[places])
         blocks = segment_blocks(segment.tensors, segment.block_bytes)
         parts = [
-            self._decoded((segment, entry, block, number), decode_sparse_block)[1]
+            self._decoded((segment, entry, block, number), decode_sparse_block)
             for number, (entry, block) in enumerate(zip(segment.blocks, blocks, strict=True))
         ]
         all_places = [part.places + block.start for part, block in zip(parts, blocks, strict=True)]
@@ -509,7 +516,8 @@ class Reader(Mapping[str, Array]):
     def _check_base(self, segment: Segment, base: Checkpoint) -> None:
         assembler = _Assembler(segment.tensors)
         for block in segment_blocks(segment.tensors, segment.block_bytes):
-            assembler.add(None, _pieces(block, read_block(base, block)))
+            with block_values(base, block) as values:
+                assembler.add(None, _pieces(block, values))
         self._compare_base(segment, assembler)
 
     def _compare_base(self, segment: Segment, assembler: _Assembler) -> None:
@@ -528,27 +536,32 @@ class Reader(Mapping[str, Array]):
 
     def _decoded(
         self, work: tuple[Segment, BlockEntry, Block, int], decode: Callable[[bytes | memoryview, Context, Pipeline], T]
-    ) -> tuple[Context, T]:
-        """A block's context, and what `decode` makes of its bytes."""
+    ) -> T:
+        """What `decode` makes of a block's bytes."""
         segment, entry, block, number = work
         payload = self._source.read(entry.offset, entry.length)
         where = f"{self._source.name}: {segment.label}, block {number}"
         if digest(payload) != entry.digest:
             raise CorruptError(f"{where}: the file is damaged here (checksum differs)")
         base = self._base_for(segment) if segment.base_digest is not None else None
-        context = context_of(block, base)
-        try:
-            return context, decode(payload, context, entry.pipeline)
-        except CorruptError as error:
-            if base is not None:
-                self._check_base(segment, base)  # the bytes are those written: another base may have misled a stage
-            raise CorruptError(f"{where}: {error}") from None
+        with block_context(block, base) as context:
+            try:
+                return decode(payload, context, entry.pipeline)
+            except CorruptError as error:
+                if base is not None:
+                    # The bytes are those written: another base may have misled a stage.
+                    self._check_base(segment, base)
+                raise CorruptError(f"{where}: {error}") from None
 
     def _decode_block(self, work: tuple[Segment, BlockEntry, Block, int]) -> tuple[Array, Any, Any]:
         block = work[2]
-        context, values = self._decoded(work, decode_block)
-        base_pieces = _pieces(block, context.require_base()) if context.base is not None else []
-        return values, _pieces(block, values), base_pieces
+
+        def decode(payload: bytes | memoryview, context: Context, pipeline: Pipeline) -> tuple[Array, Any, Any]:
+            values = _apart(decode_block(payload, context, pipeline), context.base)
+            base_pieces = [] if context.base is None else _pieces(block, context.base)
+            return values, _pieces(block, values), base_pieces
+
+        return self._decoded(work, decode)
 
     def _decode(self, segments: list[Segment]) -> Iterator[list[tuple[str, Array]]]:
         work = (

@@ -34,14 +34,22 @@ def exact_pipeline(with_base: bool) -> Pipeline:
 
 @dataclass(frozen=True)
 class EncodedBlock:
-    """What `encode_block` gives: the bytes, the pipeline that made them, what they decode to, how many patches, and how
-    many zeros came back as something else."""
+    """What `encode_block` gives: the bytes, cut somewhere to save a copy, the pipeline that made them, what they decode
+    to, how many patches, and how many zeros came back as something else."""
 
-    payload: bytes
+    pieces: tuple[bytes, bytes]
     pipeline: Pipeline
     restored: Array
     n_patched: int
     n_false: int = 0
+
+    @property
+    def payload(self) -> bytes:
+        return b"".join(self.pieces)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(map(len, self.pieces))
 
 
 def encode_block(
@@ -77,7 +85,7 @@ def encode_block(
     if first.n_patched * _MANY_PATCHES <= context.n:
         return first
     exact = _encode(target, context, exact_pipeline(pipeline.needs_base), [EXACT] * len(context.parts))
-    return min(first, exact, key=lambda block: len(block.payload))
+    return min(first, exact, key=lambda block: block.n_bytes)
 
 
 def _encode(
@@ -87,8 +95,8 @@ def _encode(
     tolerances: Sequence[Tolerance],
     given: Array | None = None,
 ) -> EncodedBlock:
-    body = pipeline.encode(values if given is None else given, context)
-    restored = pipeline.decode(body, context)
+    sides, body = pipeline.encode_apart(values if given is None else given, context)
+    restored = pipeline.decode(sides, context, body)
     places = _outside(values, restored, context, tolerances)
     patch = b""
     if places.size:
@@ -99,7 +107,7 @@ def _encode(
         if _outside(values, restored, context, tolerances).size:
             raise BoundError("a patched block is outside its bound; please report this as a fault")
     n_false = int(((values == 0) & (restored != 0)).sum()) if pipeline.errs_on_zeros else 0
-    return EncodedBlock(put_varint(len(patch)) + patch + body, pipeline, restored, places.size, n_false)
+    return EncodedBlock((put_varint(len(patch)) + patch + sides, body), pipeline, restored, places.size, n_false)
 
 
 def decode_block(payload: bytes | memoryview, context: Context, pipeline: Pipeline) -> Array:

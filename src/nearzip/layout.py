@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from nearzip.errors import UsageError
 from nearzip.parallel import ordered_map
 from nearzip.recipes import Setting, Settings, TensorPlan, TensorView
 from nearzip.stages import Context, Pipeline
-from nearzip.tensors import Array, Checkpoint, TensorSpec, dtype_of, is_float, room_for
+from nearzip.tensors import Array, Checkpoint, TensorSpec, borrowed_room, dtype_of, is_float
 
-__all__ = ["Block", "Draft", "draft_segments", "find_ties", "read_block", "segment_blocks"]
+__all__ = ["Block", "Draft", "block_context", "block_values", "draft_segments", "find_ties", "segment_blocks"]
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,26 @@ def segment_blocks(tensors: tuple[TensorSpec, ...], block_bytes: int) -> list[Bl
     return [Block(tensors, at, min(n, at + size)) for at in range(0, max(1, n), max(1, size))]
 
 
-def read_block(source: Checkpoint, block: Block) -> Array:
-    """The values of a block, shape (n,); a view where the source allows it."""
+@contextlib.contextmanager
+def block_values(source: Checkpoint, block: Block) -> Iterator[Array]:
+    """The values of a block, shape (n,); a view where the source allows it, else in memory that the next block uses."""
     if len(block.tensors) == 1:
-        return source.read(block.tensors[0].name).reshape(-1)[block.start : block.stop]
+        yield source.read(block.tensors[0].name).reshape(-1)[block.start : block.stop]
+        return
+    arrays = [source.read(spec.name).reshape(-1) for spec in block.tensors]
+    with borrowed_room(block.stop - block.start, dtype_of(block.tensors[0].dtype)) as room:
+        yield np.concatenate(arrays, out=room)
+
+
+@contextlib.contextmanager
+def block_context(block: Block, base: Checkpoint | None) -> Iterator[Context]:
+    """What both directions know about a block, for as long as they work on it."""
     dtype = dtype_of(block.tensors[0].dtype)
-    values = room_for(block.stop - block.start, dtype)
-    return np.concatenate([source.read(spec.name).reshape(-1) for spec in block.tensors], out=values)
-
-
-def context_of(block: Block, base: Checkpoint | None) -> Context:
-    """What both directions know about a block."""
-    return Context(dtype_of(block.tensors[0].dtype), block.parts, None if base is None else read_block(base, block))
+    if base is None:
+        yield Context(dtype, block.parts)
+        return
+    with block_values(base, block) as values:
+        yield Context(dtype, block.parts, values)
 
 
 def find_ties(source: Checkpoint) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import sys
@@ -22,6 +23,7 @@ __all__ = [
     "TensorSpec",
     "as_array",
     "bits_of",
+    "borrowed_room",
     "check_text",
     "dtype_of",
     "is_float",
@@ -95,6 +97,31 @@ def room_for(n: int, dtype: np.dtype[Any] | type[np.generic]) -> Array:
     raw = np.empty(n_bytes + _LARGE_PAGE, np.uint8)
     start = -raw.ctypes.data % _LARGE_PAGE
     return raw[start : start + n_bytes].view(dtype)
+
+
+class _Rooms(threading.local):
+    """Memory that a thread keeps for its next block."""
+
+    def __init__(self) -> None:
+        self.free: list[Array] = []
+
+
+_rooms = _Rooms()
+_MOST_ROOMS, _LARGEST_ROOM = 3, 16 << 20
+
+
+@contextlib.contextmanager
+def borrowed_room(n: int, dtype: np.dtype[Any]) -> Iterator[Array]:
+    """As `room_for`, of memory that the thread takes back and uses again: nothing may hold on to the array."""
+    n_bytes = n * dtype.itemsize
+    room = _rooms.free.pop() if _rooms.free else np.empty(0, np.uint8)
+    if room.size < n_bytes:
+        room = room_for(n_bytes, np.uint8)
+    try:
+        yield room[:n_bytes].view(dtype)
+    finally:
+        if room.size <= _LARGEST_ROOM and len(_rooms.free) < _MOST_ROOMS:
+            _rooms.free.append(room)
 
 
 def round_to(dtype: np.dtype[Any], values: Array) -> Array:

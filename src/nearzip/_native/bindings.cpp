@@ -9,6 +9,10 @@
 #include <optional>
 #include <tuple>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "bloomier.hpp"
 #include "contexts.hpp"
 #include "floats.hpp"
@@ -29,7 +33,51 @@ using Input = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 template <class T>
 using Output = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-nb::bytes to_bytes(const Bytes &b) { return nb::bytes(reinterpret_cast<const char *>(b.data()), b.size()); }
+constexpr size_t kKeptBytes = 64 << 20;  // what a thread keeps for its next stream
+
+// Fresh pages cost as much as filling them, large ones a third of that. Linux is asked for them; elsewhere nothing happens.
+void use_large_pages([[maybe_unused]] void *data, [[maybe_unused]] size_t n) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr uintptr_t page = 2 << 20;
+    const uintptr_t at = reinterpret_cast<uintptr_t>(data);
+    const uintptr_t begin = (at + page - 1) & ~(page - 1), end = (at + n) & ~(page - 1);
+    if (begin < end) madvise(reinterpret_cast<void *>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+// Where this thread's streams grow: fresh pages cost as much as filling them.
+Bytes &growing() {
+    static thread_local Bytes out;
+    out.clear();
+    if (out.capacity() > kKeptBytes) Bytes().swap(out);
+    return out;
+}
+
+// A copy as a Python object. The GIL is released while it is made.
+nb::bytes to_bytes(const uint8_t *data, size_t n) {
+    PyObject *const object = PyBytes_FromStringAndSize(nullptr, Py_ssize_t(n));
+    if (!object) throw nb::python_error();
+    char *const to = PyBytes_AsString(object);
+    if (n) {
+        nb::gil_scoped_release nogil;
+        use_large_pages(to, n);
+        std::memcpy(to, data, n);
+    }
+    return nb::steal<nb::bytes>(object);
+}
+
+nb::bytes py_to_bytes(Input<uint8_t> data) { return to_bytes(data.data(), data.size()); }
+
+// The bytes that `work` appends. The GIL is released while it works.
+template <class Work>
+nb::bytes appended(Work work) {
+    Bytes &out = growing();
+    {
+        nb::gil_scoped_release nogil;
+        work(out);
+    }
+    return to_bytes(out.data(), out.size());
+}
 
 void check_parts(const Parts &parts, size_t n) {
     uint64_t sum = 0;
@@ -54,12 +102,8 @@ const T *data_or_null(const std::optional<Input<T>> &base, size_t n) {
 template <class T>
 nb::bytes py_encode_symbols(Input<T> symbols, const Parts &parts, bool planes) {
     check_parts(parts, symbols.size());
-    Bytes out;
-    {
-        nb::gil_scoped_release nogil;
-        encode_symbols<T>(symbols.data(), symbols.size(), parts, planes ? Split::planes : Split::magnitude, out);
-    }
-    return to_bytes(out);
+    const Split split = planes ? Split::planes : Split::magnitude;
+    return appended([&](Bytes &out) { encode_symbols<T>(symbols.data(), symbols.size(), parts, split, out); });
 }
 
 template <class T>
@@ -71,12 +115,7 @@ void py_decode_symbols(Input<uint8_t> data, const Parts &parts, Output<T> out) {
 
 nb::bytes py_encode_tokens(Input<uint8_t> tokens, const Parts &parts) {
     check_parts(parts, tokens.size());
-    Bytes out;
-    {
-        nb::gil_scoped_release nogil;
-        encode_tokens(tokens.data(), tokens.size(), parts, out);
-    }
-    return to_bytes(out);
+    return appended([&](Bytes &out) { encode_tokens(tokens.data(), tokens.size(), parts, out); });
 }
 
 void py_decode_tokens(Input<uint8_t> data, const Parts &parts, Output<uint8_t> out) {
@@ -105,12 +144,7 @@ template <class F>
 nb::bytes py_encode_quantized(Input<F> x, std::optional<Input<F>> base, double step, const Parts &parts) {
     check_parts(parts, x.size());
     const F *b = data_or_null(base, x.size());
-    Bytes out;
-    {
-        nb::gil_scoped_release nogil;
-        encode_quantized<F>(x.data(), b, x.size(), step, parts, out);
-    }
-    return to_bytes(out);
+    return appended([&](Bytes &out) { encode_quantized<F>(x.data(), b, x.size(), step, parts, out); });
 }
 
 template <class F>
@@ -156,12 +190,7 @@ nb::bytes py_encode_contexts(Input<U> x, Input<U> base, bool floats, int mantiss
     check_parts(parts, x.size());
     same_size(x.size(), base.size());
     const ValueKind kind = kind_of(floats, mantissa_bits, 8 * sizeof(U));
-    Bytes out;
-    {
-        nb::gil_scoped_release nogil;
-        encode_contexts<U>(x.data(), base.data(), x.size(), kind, parts, out);
-    }
-    return to_bytes(out);
+    return appended([&](Bytes &out) { encode_contexts<U>(x.data(), base.data(), x.size(), kind, parts, out); });
 }
 
 template <class U>
@@ -267,6 +296,7 @@ NB_MODULE(_core, m) {
         }
     });
     m.def("allow_vectors", &allow_vectors, "allowed"_a);
+    m.def("to_bytes", &py_to_bytes, "data"_a.noconvert());
     m.def("encode_tokens", &py_encode_tokens, "tokens"_a.noconvert(), "parts"_a);
     m.def("decode_tokens", &py_decode_tokens, "data"_a.noconvert(), "parts"_a, "out"_a.noconvert());
     m.def("build_bloomier", &py_build_bloomier, "keys"_a.noconvert(), "values"_a.noconvert(), "seed"_a, "bits"_a,

@@ -62,6 +62,14 @@ private:
     size_t capacity_ = 0;
 };
 
+// A copy of bytes with zeros behind them, in memory that the thread keeps.
+inline const uint8_t *padded(View in, size_t n_zeros, Scratch<uint8_t> &scratch) {
+    uint8_t *const copy = scratch.get(in.size + n_zeros);
+    if (in.size) std::memcpy(copy, in.data, in.size);
+    std::memset(copy + in.size, 0, n_zeros);
+    return copy;
+}
+
 inline int bit_length(uint64_t v) {
     int n = 0;
 #if defined(__GNUC__) || defined(__clang__)

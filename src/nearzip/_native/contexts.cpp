@@ -569,9 +569,8 @@ void decode_contexts(View in, const U *base, size_t n, ValueKind kind, const Par
         if (states[lane] < kLow) throw Corrupt("state out of range");
     const uint64_t n_words = get_varint(in);
     if (n_words > in.size) throw Corrupt("stream ends early");
-    Bytes words(in.size + kWordPadding, 0);  // with the raw bits behind them
-    if (in.size) std::memcpy(words.data(), in.data, in.size);
-    const uint8_t *at = words.data(), *const end = words.data() + n_words;
+    static thread_local Scratch<uint8_t> word_scratch;
+    const uint8_t *at = padded(in, kWordPadding, word_scratch), *const end = at + n_words;  // raw bits behind them
     RawBits raw{end, 0, 8 * uint64_t(in.size - size_t(n_words))};
 
     const Joined<U> joined;

@@ -193,8 +193,7 @@ void store_raw(const uint8_t *tokens, size_t n, Bytes &out) {
 }
 
 void decode_all(const std::vector<Freqs> &freqs, int scale, int lanes, const std::vector<uint32_t> &sizes,
-                const std::vector<uint8_t> &of_chunk, uint32_t *states, const Bytes &words, size_t n_bytes,
-                uint8_t *out) {
+                const std::vector<uint8_t> &of_chunk, uint32_t *states, View words, uint8_t *out) {
     DecodeTables tables(scale);
     std::vector<int> constant;
     std::vector<size_t> number;
@@ -204,7 +203,7 @@ void decode_all(const std::vector<Freqs> &freqs, int scale, int lanes, const std
         number.push_back(next);
         if (constant.back() < 0) tables.add(f), ++next;
     }
-    const uint8_t *at = words.data(), *end = words.data() + n_bytes;
+    const uint8_t *at = words.data, *const end = words.data + words.size;
     for (size_t c = 0; c < sizes.size(); ++c) {
         const size_t k = of_chunk[c];
         if (constant[k] >= 0)
@@ -305,9 +304,8 @@ void decode_plain(View in, uint8_t *out, size_t n, const Parts &parts) {
         for (int lane = 0; lane < lanes; ++lane)
             if (states[lane] < kLow) throw Corrupt("state out of range");
     }
-    Bytes words(in.size + kWordPadding, 0);
-    if (in.size) std::memcpy(words.data(), in.data, in.size);
-    decode_all(freqs, scale, lanes, sizes, of_chunk, states, words, in.size, out);
+    static thread_local Scratch<uint8_t> scratch;
+    decode_all(freqs, scale, lanes, sizes, of_chunk, states, {padded(in, kWordPadding, scratch), in.size}, out);
 }
 
 // ---- zeros apart -----------------------------------------------------------------------------------------------

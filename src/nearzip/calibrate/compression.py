@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from nearzip.calibrate.calibration import Calibration, Damping, Rounded, floats_
 from nearzip.calibrate.network import Forward, Output, Runner
 from nearzip.calibrate.search import largest_step
 from nearzip.calibrate.sensitivity import gather
+from nearzip.container import Memory
 from nearzip.errors import UsageError
 from nearzip.files import write_checkpoint
 from nearzip.parallel import number_of_threads
@@ -229,11 +229,11 @@ def compress(
     )
     written = _part(progress, source.n_bytes, _ROUNDED, 1.0)
     restored: dict[str, Array] = {}
-    stream = io.BytesIO()
+    stream = Memory()
     report = write_archive(source, reference, settings, stream, restored.__setitem__, threads, written, targets)
     _note(report, rounded)
     own = {name: restored[name].copy() if name in report.index.aliases else restored[name] for name in source.specs}
-    return Archive(stream.getvalue(), own, report)
+    return Archive(stream.to_bytes(), own, report)
 
 
 def _note(report: WriteReport, rounded: Rounded) -> None:

@@ -278,16 +278,25 @@ class Chain:
 
     def encode(self, value: Any, context: Context) -> bytes:
         """Bytes of `value`: an array, shape (n,), or n bytes. Floats have dtype `context.dtype`."""
+        return b"".join(self.encode_apart(value, context))
+
+    def encode_apart(self, value: Any, context: Context) -> tuple[bytes, bytes]:
+        """As `encode`, cut in two: side data of each step, and the payload."""
         sides = []
         for n_stages, step in self._steps:
             coded = step.encode(value, context)
             value = coded.value
             sides += [b"\0"] * (n_stages - 1) + [put_varint(len(coded.side)) + coded.side]
-        return b"".join([*sides, value])
+        return b"".join(sides), value
 
-    def decode(self, data: bytes | memoryview, context: Context) -> Any:
-        """The value again, n of them. Raises CorruptError on bytes that no encoder wrote."""
+    def decode(self, data: bytes | memoryview, context: Context, payload: bytes | None = None) -> Any:
+        """The value again, n of them. `payload`: what stands behind `data`, if they are apart.
+
+        Raises CorruptError on bytes that no encoder wrote.
+        """
         sides, value = self.read_sides(data)
+        if payload is not None:
+            value = payload
         for (_, step), side in zip(reversed(self._steps), reversed(sides), strict=True):
             value = step.decode(Coded(value, side), context)
         if len(value) != context.n:
@@ -338,9 +347,9 @@ class Pipeline(Chain):
         """Bytes of `value`, shape (n,), dtype `context.dtype`."""
         return super().encode(value, context)
 
-    def decode(self, data: bytes | memoryview, context: Context) -> Array:
+    def decode(self, data: bytes | memoryview, context: Context, payload: bytes | None = None) -> Array:
         """The values, shape (n,), dtype `context.dtype`. Raises CorruptError on bytes that no encoder wrote."""
-        values: Array = super().decode(data, context)
+        values: Array = super().decode(data, context, payload)
         if values.shape != (context.n,):
             raise CorruptError("stream holds another number of values")
         return values

@@ -15,7 +15,7 @@ from nearzip.codec import decode_block
 from nearzip.container import FOOTER_BYTES, HEADER_BYTES
 from nearzip.digests import digest, join_pieces, piece_digests
 from nearzip.errors import Error
-from nearzip.layout import context_of, segment_blocks
+from nearzip.layout import block_context, segment_blocks
 from nearzip.stages import pipeline_from_json
 from nearzip.tensors import Checkpoint, TensorSpec
 
@@ -99,8 +99,8 @@ def _segment_digest(document: Any, segment: Any, payloads: list[tuple[int, bytes
         return str(segment["digest"])
     pieces: list[list[bytes]] = [[] for _ in specs]
     for block, (number, payload) in zip(segment_blocks(specs, segment["block_bytes"]), payloads, strict=True):
-        context = context_of(block, base if segment["base"] is not None else None)
-        values = decode_block(payload, context, pipeline_from_json(document["pipelines"][number]))
+        with block_context(block, base if segment["base"] is not None else None) as context:
+            values = decode_block(payload, context, pipeline_from_json(document["pipelines"][number]))
         for mine, part in zip(pieces, np.split(values, np.cumsum(block.parts)[:-1]), strict=True):
             mine.extend(piece_digests(part))
     return _text(digest(b"".join(join_pieces(p) for p in pieces)))
