@@ -630,7 +630,7 @@ def _declaring(n_bytes: int) -> bytes:
     segments = []
     for i, at in enumerate(range(0, n_bytes, 64 << 20)):
         spec = TensorSpec(f"t{i}", "uint8", (min(64 << 20, n_bytes - at),))
-        block = writer.add_block(b"\0", Pipeline((OrderedBits(), Rans())))
+        block = writer.add_block((b"\0",), Pipeline((OrderedBits(), Rans())))
         specs.append(spec)
         segments.append(Segment((spec,), 64 << 20, (block,), digest(b""), None))
     writer.finish(Index(tuple(specs), tuple(segments), "0" * 32, None))

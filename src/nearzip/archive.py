@@ -165,7 +165,7 @@ def write_archive(
         if done.task.first:
             entries = []
             assembler, base_assembler = _Assembler(draft.tensors), _Assembler(draft.tensors)
-        entries.append(writer.add_block(done.pipeline, *done.payload))
+        entries.append(writer.add_block(done.payload, done.pipeline))
         assembler.add(done.restored if keep else None, done.pieces)
         n_patched += done.n_patched
         if done.pipeline.errs_on_zeros:

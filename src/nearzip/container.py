@@ -12,7 +12,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -192,10 +192,10 @@ class Writer:
         self._stream.write(data)
         self._offset += len(data)
 
-    def add_block(self, pipeline: Pipeline, *payload: bytes) -> BlockEntry:
-        """Append a block, whose bytes may come in pieces, and say where it stands."""
-        entry = BlockEntry(self._offset, sum(map(len, payload)), digest(*payload), pipeline)
-        for piece in payload:
+    def add_block(self, pieces: Sequence[bytes], pipeline: Pipeline) -> BlockEntry:
+        """Append a block, whose bytes come in pieces, and say where it stands."""
+        entry = BlockEntry(self._offset, sum(map(len, pieces)), digest(*pieces), pipeline)
+        for piece in pieces:
             self._write(piece)
         return entry
 

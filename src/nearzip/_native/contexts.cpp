@@ -66,16 +66,20 @@ NZ_CLONES void tokens_of(const U *z, size_t n, uint8_t *tokens, uint8_t *rests) 
     }
 }
 
+// For each token: the number's leading bits in their place, and how many stand behind them.
 template <class U>
 struct Joined {
-    U start[kAlphabet];
-    uint8_t rest[kAlphabet];
-    Joined() : start(), rest() {
+    struct Entry {
+        U start;
+        U rest;
+    };
+    Entry of[kAlphabet];
+    Joined() : of() {
         using S = Split<U>;
         for (unsigned t = 0; t < S::tokens; ++t) {
-            const unsigned above = t - S::direct;
-            rest[t] = t < S::direct ? 0 : uint8_t((above >> S::lead) + 1);
-            start[t] = t < S::direct ? U(t) : U(U((1u << S::lead) + (above & ((1u << S::lead) - 1))) << rest[t]);
+            const unsigned above = t - S::direct, rest = t < S::direct ? 0 : (above >> S::lead) + 1;
+            const U leading = U((1u << S::lead) + (above & ((1u << S::lead) - 1)));
+            of[t] = {t < S::direct ? U(t) : U(leading << rest), U(rest)};
         }
     }
 };
@@ -89,9 +93,7 @@ public:
         put_short(v & 0xffffffff, 32);
         put_short(v >> 32, bits - 32);
     }
-    size_t finish() { return size_t(at_ - begin_) + (used_ > 0); }
-
-private:
+    // Up to 56 bits.
     NZ_INLINE void put_short(uint64_t v, int bits) {
         acc_ |= v << used_;
         used_ += bits;
@@ -100,14 +102,20 @@ private:
         acc_ >>= used_ & ~7;
         used_ &= 7;
     }
+    size_t finish() { return size_t(at_ - begin_) + (used_ > 0); }
+
+private:
     uint8_t *begin_, *at_;
     uint64_t acc_ = 0;
     int used_ = 0;
 };
 
+// So many values are joined before it is noticed that the raw bits have ended, and so many zeros must follow them.
+constexpr size_t kStride = 512, kRawPadding = kStride * 8;
+
 // Where in the raw bits reading has come to.
 struct RawBits {
-    const uint8_t *data;  // followed by 16 readable bytes
+    const uint8_t *data;  // followed by kRawPadding readable bytes
     uint64_t at, end;     // bits
 
     void finish() const {
@@ -321,11 +329,28 @@ struct Symbols {
 template <class U>
 NZ_CLONES void put_raw(const U *z, const uint8_t *rests, size_t n, FastBits &out) {
     FastBits bits = out;
-    const auto kept = [&](size_t i) { return uint64_t(z[i]) & ((uint64_t(1) << rests[i]) - 1); };
     size_t i = 0;
-    if constexpr (sizeof(U) <= 4)  // two at a time: each step waits for the one before it
-        for (; i + 2 <= n; i += 2) bits.put(kept(i) | kept(i + 1) << rests[i], rests[i] + rests[i + 1]);
-    for (; i < n; ++i) bits.put(kept(i), rests[i]);
+    if constexpr (sizeof(U) == 2 || sizeof(U) == 4) {
+        // As many as 64 bits hold at a time: each step waits for the one before it.
+        constexpr size_t kTogether = 8 / sizeof(U), kSteps = 32;
+        for (; i + kSteps * kTogether <= n; i += kSteps * kTogether) {
+            uint64_t joined[kSteps], lengths[kSteps];
+            for (size_t k = 0; k < kSteps; ++k) {
+                uint64_t word;
+                std::memcpy(&word, z + i + kTogether * k, 8);
+                uint64_t all = 0, length = 0;
+                for (size_t j = 0; j < kTogether; ++j) {
+                    const uint64_t rest = rests[i + kTogether * k + j];
+                    all |= (word >> (8 * sizeof(U) * j) & ((uint64_t(1) << rest) - 1)) << length;
+                    length += rest;
+                }
+                joined[k] = all;
+                lengths[k] = length;
+            }
+            for (size_t k = 0; k < kSteps; ++k) bits.put_short(joined[k], int(lengths[k]));
+        }
+    }
+    for (; i < n; ++i) bits.put(uint64_t(z[i]) & ((uint64_t(1) << rests[i]) - 1), rests[i]);
     out = bits;
 }
 
@@ -336,9 +361,17 @@ NZ_CLONES uint64_t count_changes(const U *x, const U *base, size_t n) {
     return changes;
 }
 
-int choose_chunk_log(uint64_t n_changes, uint64_t n) {
+// The smallest chunks in which so many values change on average. Stops counting when it is certain.
+template <class U>
+int choose_chunk_log(const U *x, const U *base, size_t n) {
+    constexpr size_t kStretch = 4096;
+    uint64_t n_changes = 0;
+    for (size_t at = 0; at < n; at += kStretch) {
+        n_changes += count_changes(x + at, base + at, std::min(kStretch, n - at));
+        if (n_changes << kChunkLog >= kChangesPerChunk * n) return kChunkLog;
+    }
     int log = kChunkLog;
-    while (log < kMostChunkLog && (n_changes << log) < kChangesPerChunk * n) ++log;
+    while (log < kMostChunkLog && n_changes << log < kChangesPerChunk * n) ++log;
     return log;
 }
 
@@ -349,7 +382,7 @@ Symbols split(const U *x, const U *base, ValueKind kind, const Parts &parts, uin
     Symbols symbols;
     size_t n_values = 0;
     for (uint64_t part : parts) n_values += size_t(part);
-    symbols.chunk_log = choose_chunk_log(count_changes(x, base, n_values), n_values);
+    symbols.chunk_log = choose_chunk_log(x, base, n_values);
     symbols.sizes = chunk_sizes(parts, symbols.chunk_log);
     symbols.counts.assign(kContexts, Counts{});
     const int one = middle(kind, 8 * int(sizeof(U)));
@@ -409,7 +442,7 @@ void write_head(const Symbols &symbols, const Grouping &grouping, const std::vec
     bits.finish();
 }
 
-// The table of each context.
+// From contexts to tables.
 struct Numbers {
     uint8_t of[kContexts];
 
@@ -418,10 +451,7 @@ struct Numbers {
         for (size_t k = 0; k < last.size(); ++k)
             for (; c <= last[k]; ++c) of[c] = uint8_t(k);
     }
-    // Contexts to numbers, in place.
-    void replace(uint8_t *contexts, size_t n) const {
-        for (size_t i = 0; i < n; ++i) contexts[i] = of[contexts[i]];
-    }
+    void replace(uint8_t *contexts, size_t n) const { look_up(of, contexts, n); }
 };
 
 void encode_words(const Symbols &symbols, const Grouping &grouping, const std::vector<Freqs> &freqs, int scale,
@@ -486,23 +516,35 @@ void check_tokens(const Freqs &freqs, int scale) {
 template <class U>
 NZ_CLONES uint64_t join_all(const uint8_t *tokens, size_t n, const Joined<U> &joined, const uint8_t *raw, uint64_t at,
                             U *z) {
-    for (size_t i = 0; i < n; ++i) {
-        const int rest = joined.rest[tokens[i]];
-        z[i] = U(joined.start[tokens[i]] | bits_at(raw, at, rest));
-        at += unsigned(rest);
+    // Several numbers' bits from one word: up to 57 are left behind the first one's place in its byte.
+    constexpr size_t kTogether = sizeof(U) == 8 ? 1 : sizeof(U) == 4 ? 2 : 4;
+    size_t i = 0;
+    if constexpr (sizeof(U) < 8)
+        for (; i + kTogether <= n; i += kTogether) {
+            uint64_t v;
+            std::memcpy(&v, raw + (at >> 3), 8);
+            v >>= at & 7;
+            for (size_t k = 0; k < kTogether; ++k) {
+                const auto e = joined.of[tokens[i + k]];
+                z[i + k] = U(e.start | (v & ((uint64_t(1) << e.rest) - 1)));
+                v >>= e.rest;
+                at += e.rest;
+            }
+        }
+    for (; i < n; ++i) {
+        const auto e = joined.of[tokens[i]];
+        z[i] = U(e.start | bits_at(raw, at, int(e.rest)));
+        at += e.rest;
     }
     return at;
 }
 
 template <class U>
 void join(const uint8_t *tokens, size_t n, const Joined<U> &joined, RawBits &raw, U *z) {
-    uint32_t bits = 0;
-    for (size_t i = 0; i < n; ++i) bits += joined.rest[tokens[i]];
-    if (bits > raw.end - raw.at) throw Corrupt("bit stream ends early");
-    if (bits)
-        raw.at = join_all(tokens, n, joined, raw.data, raw.at, z);
-    else
-        std::copy(tokens, tokens + n, z);
+    for (size_t i = 0; i < n; i += kStride) {
+        raw.at = join_all(tokens + i, std::min(kStride, n - i), joined, raw.data, raw.at, z + i);
+        if (raw.at > raw.end) throw Corrupt("bit stream ends early");
+    }
 }
 
 template <class U>
@@ -570,7 +612,7 @@ void decode_contexts(View in, const U *base, size_t n, ValueKind kind, const Par
     const uint64_t n_words = get_varint(in);
     if (n_words > in.size) throw Corrupt("stream ends early");
     static thread_local Scratch<uint8_t> word_scratch;
-    const uint8_t *at = padded(in, kWordPadding, word_scratch), *const end = at + n_words;  // raw bits behind them
+    const uint8_t *at = padded(in, std::max(kWordPadding, kRawPadding), word_scratch), *const end = at + n_words;  // raw bits behind them
     RawBits raw{end, 0, 8 * uint64_t(in.size - size_t(n_words))};
 
     const Joined<U> joined;

@@ -17,6 +17,9 @@ constexpr size_t kWordPadding = 2 * kManyLanes + 32;
 // same either way.
 bool allow_vectors(bool allowed);
 
+// bytes[i] = table[bytes[i]] for bytes below 128.
+void look_up(const uint8_t *table, uint8_t *bytes, size_t n);
+
 // So many words in front of the last one written may be overwritten with anything.
 constexpr size_t kWordsBefore = 8;
 
