@@ -422,7 +422,7 @@ def stages() -> Iterator[Evil]:
 
     rans = {"id": "rans", "split": "magnitude"}
     step = {"id": "uniform-step", "step": 0.1}
-    for name in ("sz3", "", "rans ", "RANS", "__class__", "os.system", "subtract-base+uniform-step", "x" * 100_000):
+    for name in ("sz9", "", "rans ", "RANS", "__class__", "os.system", "subtract-base+uniform-step", "x" * 100_000):
         yield Evil(f"stage {name[:30]!r}", pipeline([{"id": name}]), NewerFormatError)
     for name, odd in {
         "empty": [], "object": {}, "no id": [{}], "id a number": [{"id": 1}], "id null": [{"id": None}],
