@@ -15,7 +15,7 @@ import pytest
 
 import nearzip as nz
 from nearzip.digests import digest
-from nearzip.errors import CorruptError, MissingExtraError, UsageError
+from nearzip.errors import CorruptError, Error, MissingExtraError, UsageError
 from nearzip.stages import Blosc, Coded, Context, Sz3, Zfp, child
 from nearzip.testing import seal, unseal
 
@@ -205,6 +205,27 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(monkeypatch):
             nz.compress({"a": OLD["a"]}, method="sz3")
     finally:
         child._end()
+
+
+def test_a_process_that_cannot_start_is_an_error(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    child._end()
+    with pytest.raises(Error, match="cannot start the process"):
+        nz.compress({"a": OLD["a"]}, method="sz3")
+
+
+@pytest.mark.parametrize("text", ["{}", '{"size": -1}', '{"size": 999}', "no JSON", None], ids=repr)
+def test_a_child_that_answers_nonsense_is_ended(monkeypatch, tmp_path, text):
+    answer = b"\xff" * 64 if text is None else len(text).to_bytes(4, "little") + text.encode()
+    script = tmp_path / "worker.py"
+    script.write_text(
+        f"import sys\nsys.stdout.buffer.write({answer!r})\nsys.stdout.buffer.flush()\nsys.stdin.buffer.read()\n"
+    )
+    monkeypatch.setattr(child, "_SCRIPT", script)
+    child._end()
+    with pytest.raises(child.CrashError):
+        child.run(Zfp.codec, "decode", b"x" * 100, 100, dtype="<f8", n=10, error=0.1)
+    assert child._child is None
 
 
 def test_no_child_outlives_its_interpreter():

@@ -22,6 +22,8 @@ from nearzip.errors import CorruptError, Error, missing_extra
 __all__ = ["CrashError", "Foreign", "run"]
 
 _LENGTH = struct.Struct("<I")
+#: Bytes of the text in front of an answer; an error is the longest, and cut to 500 characters.
+_MOST_TEXT = 1 << 16
 _SCRIPT = Path(__file__).with_name("child_worker.py")
 #: Memory beyond what the child has: so much, and so many times what goes in or comes out.
 _FREE_MEMORY, _MEMORY_FACTOR = 256 << 20, 32
@@ -48,14 +50,17 @@ class _Child:
     def __init__(self) -> None:
         self.late = False
         # -I: neither the current folder nor the environment decide what the child imports; the parent's path does.
-        self.process = subprocess.Popen(  # noqa: S603 - our own script, no shell
-            [sys.executable, "-I", str(_SCRIPT)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
-        self._send({"path": [place for place in sys.path if place]}, b"")
+        try:
+            self.process = subprocess.Popen(  # noqa: S603 - our own script, no shell
+                [sys.executable, "-I", str(_SCRIPT)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )
+        except OSError as error:
+            raise Error(f"cannot start the process in which foreign codecs run, {sys.executable!r}: {error}") from error
+        self._first: dict[str, Any] | None = {"path": [place for place in sys.path if place]}
 
     def _send(self, document: dict[str, Any], data: bytes) -> None:
         stream = self.process.stdin
@@ -71,9 +76,12 @@ class _Child:
         head = stream.read(_LENGTH.size)
         if len(head) < _LENGTH.size:
             raise EOFError
-        document = json.loads(stream.read(_LENGTH.unpack(head)[0]))
         # Part of what the child does is under the control of the bytes that it decodes.
-        if document["size"] > most:
+        length = _LENGTH.unpack(head)[0]
+        if length > _MOST_TEXT:
+            raise EOFError
+        document = json.loads(stream.read(length))
+        if not 0 <= document["size"] <= most:
             raise EOFError
         data = stream.read(document["size"])
         if len(data) < document["size"]:
@@ -86,6 +94,9 @@ class _Child:
         clock.daemon = True
         clock.start()
         try:
+            if self._first is not None:
+                self._send(self._first, b"")
+                self._first = None
             self._send(request, data)
             return self._receive(most)
         finally:
