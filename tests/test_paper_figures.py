@@ -125,6 +125,15 @@ def test_retraining_leaves_what_stands_in_front_and_holds_zeros(tmp_path, monkey
     assert all(np.array_equal(a, again.tensors[name]) for name, a in after.tensors.items())
 
 
+@pytest.mark.skipif(not (RESULTS / "qd_compressor.json").is_file(), reason="not measured yet")
+def test_the_page_of_qd_compressor_is_what_the_result_says(monkeypatch, tmp_path):
+    from experiments import qd_page
+
+    monkeypatch.setattr(qd_page, "_IMAGES", tmp_path)
+    text = qd_page.page(json.loads((RESULTS / "qd_compressor.json").read_text()))
+    assert text == (RESULTS.parent.parent / "docs" / "papers" / "qd-compressor.md").read_text()
+
+
 @pytest.mark.skipif(not (RESULTS / "deepsz.json").is_file(), reason="not measured yet")
 def test_the_page_of_deepsz_is_what_the_result_says(monkeypatch, tmp_path):
     from experiments import deepsz_page
