@@ -177,6 +177,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", help="folder with the data, the traces beside it (or NEARZIP_DATA)")
     parser.add_argument("--only", nargs="*", choices=NETWORKS_TUNED, default=list(NETWORKS_TUNED))
     parser.add_argument("--what", nargs="*", choices=_WHAT, default=_WHAT, help="the network alone, the update to it")
+    parser.add_argument("--metrics", nargs="*", choices=BUDGETS, default=list(BUDGETS))
     options = parser.parse_args(arguments)
     shared = traces.folder(options.data)
     folder = options.data or os.environ.get("NEARZIP_DATA")
@@ -188,9 +189,9 @@ def main(arguments: list[str]) -> None:
     order = list(NETWORKS_TUNED)
     for name in options.only:
         for case in cases(name, Path(folder), shared):
-            if _WHAT[case.base is not None] not in options.what:
-                continue
             what = _WHAT[case.base is not None]
+            if what not in options.what or case.metric not in options.metrics:
+                continue
             found = searches(case)
             # Only now: an interrupted run leaves the figures of the one before.
             rows = [row for row in rows if (row["network"], row["what"], row["metric"]) != (name, what, case.metric)]
@@ -201,5 +202,5 @@ def main(arguments: list[str]) -> None:
                 "searches": found,
             })  # fmt: skip
             print(json.dumps(rows[-1]), file=sys.stderr)
-            rows.sort(key=lambda row: (order.index(row["network"]), _WHAT.index(row["what"])))
+            rows.sort(key=lambda row: (order.index(row["network"]), _WHAT.index(row["what"]), row["metric"] != "top1"))
             record.save("budget", {"samples": SAMPLES, "rows": rows}, ("nearzip", "numpy", "torch"))
