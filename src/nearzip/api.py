@@ -174,7 +174,7 @@ def compress(
     settings = _settings(method, bound, plan, options, source.specs)
     _warn_of_another_network(plan, source, reference)
     restored: dict[str, Array] = {}
-    stream = Memory()
+    stream = Memory(source.n_bytes)
     report = write_archive(
         source,
         reference,
@@ -185,7 +185,7 @@ def compress(
         progress,
     )
     _separate(restored, report.index.aliases)
-    return Archive(stream.to_bytes(), {name: restored[name] for name in source.specs}, report)
+    return Archive(stream.written(), {name: restored[name] for name in source.specs}, report)
 
 
 def _retrained(
@@ -225,7 +225,7 @@ def open(
     Raises CorruptError, NewerFormatError or LimitError if its index cannot be trusted, NotFoundError if it is not
     there. Use as a context manager.
     """
-    source = open_source(archive.to_bytes() if isinstance(archive, Archive) else archive)
+    source = open_source(archive.data if isinstance(archive, Archive) else archive)
     try:
         return Reader(source, None if base is None else _checkpoint(base), limits, threads)
     except BaseException:

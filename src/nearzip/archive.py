@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from nearzip import _core
 from nearzip.codec import decode_block, decode_sparse_block, encode_block, time_block
 from nearzip.container import BlockEntry, Index, Segment, Source, Writable, Writer, read_index
 from nearzip.digests import content_id, digest, join_pieces, part_digests, tensor_digest
@@ -601,14 +602,19 @@ class Archive:
         Identities of `restored` and of the base it needs.
     """
 
-    def __init__(self, data: bytes, restored: dict[str, Array], report: WriteReport):
-        self._data = data
+    def __init__(self, data: bytes | Array, restored: dict[str, Array], report: WriteReport):
+        self._data: bytes | Array = data
         self.restored = restored
         self.report = report
 
     @property
     def nbytes(self) -> int:
         return len(self._data)
+
+    @property
+    def data(self) -> memoryview:
+        """As `to_bytes`, without a copy."""
+        return memoryview(self._data) if isinstance(self._data, bytes) else self._data.data
 
     @property
     def ratio(self) -> float:
@@ -623,13 +629,15 @@ class Archive:
         return self.report.index.base_id
 
     def to_bytes(self) -> bytes:
-        """The archive, as `decompress` reads it."""
+        """The archive, as `decompress` reads it. The first call makes a copy."""
+        if not isinstance(self._data, bytes):
+            self._data = _core.to_bytes(self._data)
         return self._data
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
         """Write the archive to a file, whole or not at all. Raises UsageError if it exists, unless `force`."""
         with atomic_file(path, force=force) as stream:
-            stream.write(self._data)
+            stream.write(self.data)
 
     def __repr__(self) -> str:
         n = len(self.report.index.tensors)

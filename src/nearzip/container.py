@@ -19,13 +19,12 @@ from typing import Any, Protocol
 import numpy as np
 import zstandard
 
-from nearzip import _core
 from nearzip.digests import DIGEST_BYTES, PIECE_BYTES, digest
 from nearzip.errors import CorruptError, LimitError, NewerFormatError, TruncatedError
 from nearzip.limits import Limits
 from nearzip.stages import Pipeline, pipeline_from_json
 from nearzip.stages.external import unpack_zstd
-from nearzip.tensors import DTYPES, TensorSpec, room_for
+from nearzip.tensors import DTYPES, Array, TensorSpec, room_for
 
 __all__ = ["BlockEntry", "Index", "Memory", "Segment", "Source", "Writable", "Writer", "load_json", "read_index"]
 
@@ -39,7 +38,6 @@ _FOOTER = struct.Struct("<QQQ")  # length of the file, length of the index as st
 FOOTER_BYTES = _FOOTER.size + DIGEST_BYTES + len(CLOSING)
 _INDEX_LEVEL = 12
 _MOST_BLOCK_BYTES = 64 << 20
-_FIRST_ROOM = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -160,10 +158,16 @@ class Writable(Protocol):
 
 
 class Memory:
-    """An archive in memory as it is written, in large pages: `io.BytesIO` takes four times as long to grow."""
+    """An archive in memory as it is written, in large pages: `io.BytesIO` takes four times as long to grow.
 
-    def __init__(self) -> None:
-        self._room = room_for(_FIRST_ROOM, np.uint8)
+    Parameters
+    ----------
+    expected : int
+        So many bytes are reserved. Memory is taken where something is written.
+    """
+
+    def __init__(self, expected: int) -> None:
+        self._room = room_for(expected, np.uint8)
         self._size = 0
 
     def write(self, data: bytes, /) -> None:
@@ -175,8 +179,13 @@ class Memory:
         self._room[self._size : end] = np.frombuffer(data, np.uint8)
         self._size = end
 
-    def to_bytes(self) -> bytes:
-        return _core.to_bytes(self._room[: self._size])
+    def written(self) -> Array:
+        """The bytes, shape (n,). What reserves far more than they need is copied."""
+        written = self._room[: self._size]
+        if 2 * self._size < self._room.size:
+            written = written.copy()
+        written.setflags(write=False)
+        return written
 
 
 class Writer:

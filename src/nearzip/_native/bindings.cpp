@@ -33,6 +33,10 @@ using Input = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 template <class T>
 using Output = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
+void same_size(size_t a, size_t b) {
+    if (a != b) throw nb::value_error("arrays differ in size");
+}
+
 constexpr size_t kKeptBytes = 64 << 20;  // what a thread keeps for its next stream
 
 // Fresh pages cost as much as filling them, large ones a third of that. Linux is asked for them; elsewhere nothing happens.
@@ -68,6 +72,12 @@ nb::bytes to_bytes(const uint8_t *data, size_t n) {
 
 nb::bytes py_to_bytes(Input<uint8_t> data) { return to_bytes(data.data(), data.size()); }
 
+bool py_same_bytes(Input<uint8_t> x, Input<uint8_t> y) {
+    same_size(x.size(), y.size());
+    nb::gil_scoped_release nogil;
+    return x.size() == 0 || std::memcmp(x.data(), y.data(), x.size()) == 0;
+}
+
 // The bytes that `work` appends. The GIL is released while it works.
 template <class Work>
 nb::bytes appended(Work work) {
@@ -86,10 +96,6 @@ void check_parts(const Parts &parts, size_t n) {
         sum += p;
     }
     if (sum != n) throw nb::value_error("parts do not add up to the number of values");
-}
-
-void same_size(size_t a, size_t b) {
-    if (a != b) throw nb::value_error("arrays differ in size");
 }
 
 template <class T>
@@ -296,6 +302,7 @@ NB_MODULE(_core, m) {
         }
     });
     m.def("allow_vectors", &allow_vectors, "allowed"_a);
+    m.def("same_bytes", &py_same_bytes, "x"_a.noconvert(), "y"_a.noconvert());
     m.def("to_bytes", &py_to_bytes, "data"_a.noconvert());
     m.def("encode_tokens", &py_encode_tokens, "tokens"_a.noconvert(), "parts"_a);
     m.def("decode_tokens", &py_decode_tokens, "data"_a.noconvert(), "parts"_a, "out"_a.noconvert());

@@ -229,11 +229,11 @@ def compress(
     )
     written = _part(progress, source.n_bytes, _ROUNDED, 1.0)
     restored: dict[str, Array] = {}
-    stream = Memory()
+    stream = Memory(source.n_bytes)
     report = write_archive(source, reference, settings, stream, restored.__setitem__, threads, written, targets)
     _note(report, rounded)
     own = {name: restored[name].copy() if name in report.index.aliases else restored[name] for name in source.specs}
-    return Archive(stream.to_bytes(), own, report)
+    return Archive(stream.written(), own, report)
 
 
 def _note(report: WriteReport, rounded: Rounded) -> None:
