@@ -76,6 +76,8 @@ class Cache:
             if not (self.folder / "objects").is_dir():  # one that ended between our look and our lock removed it
                 raise BusyError(f"{self.folder}: another pull to this file has just ended; try again")
             yield
+        if not (self.folder / "objects").exists():  # some systems keep a file that is open, here the lock
+            self.remove()
 
     def path(self, name: str) -> Path:
         return self.folder / "objects" / name
