@@ -121,7 +121,7 @@ def _one_policy(folder: Path, versions: list[traces.Tensors], bound: str, policy
     return row
 
 
-def storage(given: str | None, only: Sequence[str] = ()) -> list[Row]:
+def storage(given: str | None, only: Sequence[str] = (), bounds: Sequence[str] = BOUNDS) -> list[Row]:
     """Every chain under every bound and policy, beside raw files and zstd."""
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -138,13 +138,25 @@ def storage(given: str | None, only: Sequence[str] = ()) -> list[Row]:
                 "zstd": sum(len(pack(path.read_bytes())) for path in files),
                 "bounds": {},
             }
-            for bound in BOUNDS:
+            for bound in bounds:
                 row["bounds"][bound] = [
                     _one_policy(Path(scratch) / "s", versions, bound, policy, judges) for policy in POLICIES
                 ]
                 print(network, bound, [(r["policy"], r["bytes"]) for r in row["bounds"][bound]], file=sys.stderr)
             rows.append(row)
     return rows
+
+
+def merged(before: list[Row], after: list[Row]) -> list[Row]:
+    """What was measured now in place of what was measured before of the same network and bound."""
+    found = {row["network"]: row for row in before}
+    for row in after:
+        old = found.get(row["network"])
+        if old is not None and (old["versions"], old["raw"]) == (row["versions"], row["raw"]):
+            bounds = {**old["bounds"], **row["bounds"]}
+            row = {**row, "bounds": {bound: bounds[bound] for bound in BOUNDS if bound in bounds}}
+        found[row["network"]] = row
+    return list(found.values())
 
 
 def speed(given: str | None) -> Row:
@@ -247,15 +259,17 @@ def main(arguments: list[str]) -> None:
     for part in PARTS:
         parser.add_argument(f"--{part}", action="store_true", help="only this part")
     parser.add_argument("--only", nargs="+", default=[], metavar="NETWORK", help="of --storage, these networks")
+    parser.add_argument("--bounds", nargs="+", default=list(BOUNDS), choices=BOUNDS, help="of --storage, these bounds")
     options = parser.parse_args(arguments)
     chosen = [part for part in PARTS if getattr(options, part)] or list(PARTS)
     path = record.RESULTS / "store.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     found = {part: before.get(part) for part in PARTS}
+    commits = before.get("commits", {part: before["commit"] for part in PARTS if found[part]})
     for part in chosen:
-        if part == "storage" and options.only:
-            others = [row for row in found[part] or [] if row["network"] not in options.only]
-            found[part] = others + storage(options.data, options.only)
+        if part == "storage":
+            found[part] = merged(found[part] or [], storage(options.data, options.only, options.bounds))
         else:
             found[part] = PARTS[part](options.data)
-    record.save("store", found, ("nearzip", "numpy", "zstandard"))
+    commits |= dict.fromkeys(chosen, record.commit())
+    record.save("store", {**found, "commits": commits}, ("nearzip", "numpy", "zstandard"))

@@ -147,7 +147,9 @@ def main(arguments: list[str]) -> None:
     path = record.RESULTS / "store_faults.json"
     if path.exists():
         parts.append(faults(json.loads(path.read_text())))
-    parts.append(f"{found['machine']['cpu']}, {found['machine']['cores']} cores, shared with other work; commit "
-                 f"{found['commit']}, {found['date']}.\n")  # fmt: skip
+    commits = found.get("commits", {"all": found["commit"]})
+    measured = ", ".join(f"{part} on commit {commit}" for part, commit in commits.items())
+    parts.append(f"{found['machine']['cpu']}, {found['machine']['cores']} cores, shared with other work; {measured}; "
+                 f"{found['date']}.\n")  # fmt: skip
     page = _PAGE.read_text()
     _PAGE.write_text(_MARKS.sub(lambda match: match[1] + "\n".join(parts) + match[2], page))

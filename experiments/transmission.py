@@ -235,8 +235,13 @@ def _followed(files: list[Path], bound: str) -> Row:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench transmission", description=__doc__)
     parser.add_argument("--data", default=os.environ.get("NEARZIP_DATA"), help="folder with data sets and traces")
-    parser.add_argument("--chains", action="store_true", help="only the chains; the pairs stay as they were measured")
+    parser.add_argument("--pairs", action="store_true", help="only the pairs, with times")
+    parser.add_argument("--chains", action="store_true", help="only the chains, bytes alone")
     options = parser.parse_args(arguments)
-    before = record.load("transmission").get("pairs") if options.chains else None
-    found = {"pairs": before or pairs(options.data), "chains": follow(options.data)}
-    record.save("transmission", found, ("nearzip", "numpy", "zstandard"))
+    both = options.pairs == options.chains
+    before = record.load("transmission")
+    found = {part: before.get(part) for part in ("pairs", "chains")}
+    for part, measure in (("pairs", pairs), ("chains", follow)):
+        if both or getattr(options, part):
+            found[part] = measure(options.data)
+            record.save("transmission", found, ("nearzip", "numpy", "zstandard"))
