@@ -74,10 +74,8 @@ def test_excp_keeps_moments_where_weights_move(noise, monkeypatch):
     assert sizes["whole"] < resume_sizes.exact_bytes(chain[-1])["exact"]["whole"] / 8
 
 
-def test_smallest_of_what_is_equivalent():
-    rows = [
-        {"equivalent": same, "bytes": {"whole": size}} for same, size in ((True, 9), (True, 5), (False, 1))
-    ]  # fmt: skip
+def test_the_coarsest_level_is_one_that_all_finer_ones_lead_to():
+    rows = [{"equivalent": same} for same in (True, True, False, True)]
     assert training_page.smallest(rows) is rows[1]
     assert training_page.smallest(rows[2:]) is None
 
