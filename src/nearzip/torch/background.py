@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import threading
 import time
 import warnings
@@ -56,6 +57,7 @@ class Background:
         except BaseException as error:  # handed to whoever waits
             self._error = error
         finally:
+            _give_back()
             self.seconds_behind += time.perf_counter() - begin
 
     def tell(self) -> None:
@@ -64,6 +66,28 @@ class Background:
             self._thread.join()
         if self._error is not None:
             warnings.warn(f"the last {self._what} failed: {self._error}", RuntimeWarning, stacklevel=2)
+
+
+def _trimmer() -> Callable[[int], int] | None:
+    """glibc's `malloc_trim`, where there is one."""
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library; Windows
+        return None
+    return trim
+
+
+_TRIM = _trimmer()
+
+
+def _give_back() -> None:
+    """Hand freed memory back to the system.
+
+    glibc keeps it for threads to come, arena by arena, and every save is a thread of its own: without this, networks
+    of 4 M and 13 M parameters were seen to hold three times as much between saves.
+    """
+    if _TRIM is not None:
+        _TRIM(0)
 
 
 _ALL: weakref.WeakSet[Background] = weakref.WeakSet()

@@ -43,7 +43,8 @@ class SaveReport:
     n_bytes : int
         That the versions took in the store.
     snapshot_bytes : int
-        Memory of the copy; the store holds the latest version besides, and the encoder a few blocks.
+        Memory of the copy. The store holds the latest version besides, and the thread behind the new one while it is
+        made (docs/training.md, "Memory").
     last_version : int or None
         The newest version that is committed.
     """
