@@ -161,6 +161,8 @@ def _table_10(result: Row) -> str:
 def page(result: Row) -> str:
     """The whole page; draws its picture."""
     networks = {name: n for name, n in result["networks"].items() if set(n["accuracy"]) == set(WAYS)}
+    if not networks:
+        raise SystemExit("papers: no network of qd_feedback.json is complete; run 'scripts/bench feedback' again")
     _draw(networks)
     m, first = result["machine"], next(iter(networks.values()))
     table_3 = _beside(networks, ("full precision", "4 bits, M", "8 bits, M"), _TABLE_3)

@@ -19,6 +19,9 @@ from experiments.networks import NETWORKS, data_of
 from experiments.sampling import loss_of, training_batches
 from nearzip.torch import Saver, capture
 
+#: Steps of an epoch and images or windows of a step.
+EPOCHS = {"lenet-300-100": (430, 128), "transformer": (40, 8)}
+
 
 def copy_seconds(state: Any, rounds: int = 5) -> float:
     """Median time of one copy of all tensors into memory that is there already."""
@@ -82,14 +85,16 @@ def measure(name: str, dataset: data.Dataset, steps: int, rounds: int, batch: in
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench save_cost", description=__doc__)
     parser.add_argument("--data", help="folder with the data sets (or NEARZIP_DATA)")
-    parser.add_argument("--networks", default="lenet-300-100,transformer")
-    parser.add_argument("--steps", type=int, default=430)
+    parser.add_argument("--networks", default=",".join(EPOCHS), help="those that are not named keep their figures")
+    parser.add_argument("--steps", type=int, help="in place of the network's own")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=int, help="in place of the network's own")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    rows = {}
+    rows = dict(record.load("save_cost").get("networks", {}))
     for name in chosen.networks.split(","):
-        rows[name] = measure(name, data.load(data_of(name), chosen.data), chosen.steps, chosen.rounds, chosen.batch)
+        steps, batch = EPOCHS.get(name, (100, 64))
+        dataset = data.load(data_of(name), chosen.data)
+        rows[name] = measure(name, dataset, chosen.steps or steps, chosen.rounds, chosen.batch or batch)
         print(name, rows[name], file=sys.stderr)
     record.save("save_cost", {"networks": rows}, ("nearzip", "numpy", "torch"))

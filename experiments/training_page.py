@@ -7,9 +7,11 @@ import itertools
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
 
 from experiments.record import RESULTS, load
-from experiments.resume import BYTES
+from experiments.resume import BYTES, trials
+from experiments.resume_cases import CASES
 from experiments.resume_sizes import ZSTD
 from experiments.tables import fill, table
 
@@ -72,11 +74,12 @@ def verdict(cases: dict[str, Row]) -> str:
     found = {name: smallest(_ours(case)) for name, case in cases.items() if case["case"]["optimizer"] == "adamw"}
     reached = [name for name, row in found.items() if row is not None and row["times_smaller"] >= _GOAL]
     missed = [f"{n} ({'none' if r is None else r['times_smaller']})" for n, r in found.items() if n not in reached]
-    text = f"The goal, {_GOAL} times smaller than 12 bytes per parameter of Adam's where resuming is equivalent, is "
-    text += f"reached in {len(reached)} of {len(found)} settings with AdamW" + (
-        f" ({'; '.join(reached)})" if reached else ""
-    )
-    return text + (f"; not in {'; '.join(missed)}." if missed else ".")
+    text = f"The goal, {_GOAL} times smaller than AdamW's 12 bytes per parameter where resuming is equivalent, is "
+    text += f"reached in {len(reached)} of the {len(found)} settings with AdamW that were measured"
+    text += f" ({'; '.join(reached)})" if reached else ""
+    text += f"; not in {'; '.join(missed)}." if missed else "."
+    missing = [name for name in CASES if len(cases.get(name, {}).get("rows", ())) < len(trials(CASES[name]))]
+    return text + (f" Not measured, or not to the end: {'; '.join(missing)}." if missing else "")
 
 
 def _detail(name: str, case: Row) -> str:
@@ -100,7 +103,7 @@ def _detail(name: str, case: Row) -> str:
         f"### {name}\n\n`{setting['network']}`, {n} parameters; crash at step {setting['crash']} of "
         f"{setting['total']}, "
         f"the version before {setting['every']} steps earlier; then {setting['epochs']} x {setting['steps']} steps, "
-        f"{len(first['seeds'])} seeds. Allowed: +-{first['margin']:.5f}.\n\n"
+        f"{len(first['seeds'])} seeds; commit {case['commit']}. Allowed: +-{first['margin']:.5f}.\n\n"
         + table(["level", "weights, bits", "state, bits", "whole, bits", "times smaller", "difference in loss", "95 %",
                  "equivalent", "no worse", "epochs to recover"], rows)
     )  # fmt: skip
@@ -134,6 +137,9 @@ def _draw(cases: dict[str, Row]) -> None:
         place.axvline(bits / _GOAL, color="#888888", linewidth=0.8, linestyle=":", label=f"{_GOAL} times smaller")
         place.set(title=name, xscale="log", xlabel="bits per parameter", ylabel="difference / deviation")
         place.set_yscale("symlog", linthresh=0.5)
+        place.xaxis.set_major_locator(FixedLocator([0.25, 0.5, 1, 2, 4, 8]))
+        place.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        place.xaxis.set_minor_locator(NullLocator())
     for place in list(axes.flat)[len(cases) :]:
         place.axis("off")
     axes.flat[0].legend(fontsize=7)
