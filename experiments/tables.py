@@ -157,8 +157,9 @@ def _found(search: dict[str, Any] | None) -> str:
 def _tally(rows: list[dict[str, Any]]) -> str:
     """How often plans kept their budget, and how ours compares in bytes and evaluations."""
     found = [(s["measured_again"], row["max_loss"]) for row in rows for s in row["searches"].values() if "bytes" in s]
-    lines = [f"Measured again on the stored archive, {sum(loss <= most for loss, most in found)} of {len(found)} plans "
-             "are within their budget."]  # fmt: skip
+    # As the search counts: 0.978 - 0.976 is not over 0.002.
+    within = sum(loss <= most * (1 + 1e-12) for loss, most in found)
+    lines = [f"Measured again on the stored archive, {within} of {len(found)} plans are within their budget."]
     for own, name in (("nearzip", "delta-dnn"), ("nearzip", "deepsz"), ("nearzip, more", "deepsz")):
         both = [row["searches"] for row in rows if {own, name} <= set(row["searches"])]
         pairs = [(searches[own], searches[name]) for searches in both]
