@@ -143,7 +143,8 @@ def budgets() -> str:
         for row in result["rows"]
     ]
     head = ["network", "at most lost", *_SEARCHES.values()]
-    return "\n\n".join([table(head, rows), _tally(result["rows"]), f"{_where(result)}."])
+    commits = ", ".join(sorted({row["commit"] for row in result["rows"]}))
+    return "\n\n".join([table(head, rows), _tally(result["rows"]), f"{_where({**result, 'commit': commits})}."])
 
 
 def _found(search: dict[str, Any] | None) -> str:
