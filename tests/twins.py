@@ -105,6 +105,10 @@ def statistics(x: Array) -> tuple[int, float, float, Fraction]:
 # ---- streams ---------------------------------------------------------------------------------------------------
 
 
+#: Row, cell, row of a cell, start.
+Grid = tuple[int, int, int, int]
+
+
 class Malformed(Exception):  # noqa: N818
     """The twin refuses a stream."""
 
@@ -240,13 +244,17 @@ def _read_table(bits: Bits, scale: int) -> list[int]:
     return freqs
 
 
-def decode_tokens(data: bytes, parts: Sequence[int]) -> bytes:
-    return decode_zeros_apart(data, parts) if data[0] == 64 else decode_plain(data, parts)
+def decode_tokens(data: bytes, parts: Sequence[int], grids: Sequence[Grid] = ()) -> bytes:
+    return decode_zeros_apart(data, parts, grids) if data[0] == 64 else decode_dense(data, parts, grids)
 
 
-def decode_zeros_apart(data: bytes, parts: Sequence[int]) -> bytes:
+def decode_dense(data: bytes, parts: Sequence[int], grids: Sequence[Grid]) -> bytes:
+    return decode_scaled(data, parts, grids) if data[0] == 128 else decode_plain(data, parts)
+
+
+def decode_zeros_apart(data: bytes, parts: Sequence[int], grids: Sequence[Grid] = ()) -> bytes:
     size, at = read_varint(data, 1)
-    masks = decode_plain(data[at : at + size], [-(-part // 4) for part in parts])
+    masks = decode_dense(data[at : at + size], [-(-part // 4) for part in parts], [mask_grid(*grid) for grid in grids])
     flags: list[list[int]] = []
     for part in parts:
         n = -(-part // 4)
@@ -260,6 +268,133 @@ def decode_zeros_apart(data: bytes, parts: Sequence[int]) -> bytes:
         raise Malformed("zero")
     values = iter(nonzero)
     return bytes(next(values) if bit else 0 for bits in flags for bit in bits)
+
+
+def mask_grid(row: int, cell: int, width: int, start: int) -> Grid:
+    if row % 4 or start % 4:
+        return 0, 0, 0, 0
+    cell = cell if cell and row // 4 % cell == 0 else row // 4
+    return row // 4, cell, cell, start // 4
+
+
+def decode_scaled(data: bytes, parts: Sequence[int], grids: Sequence[Grid]) -> bytes:
+    scale, lanes = data[1] % 32, MANY_LANES if data[1] & 32 else LANES
+    size, at = read_varint(data, 2)
+    lattices = [_lattice(n, *grid) for n, grid in zip(parts, grids, strict=True)]
+    counts = [
+        (1 + rows * (rows > 1) + columns * (columns > 1)) if n else 0
+        for n, (_, _, _, rows, columns) in zip(parts, lattices, strict=True)
+    ]
+    numbers = [z // 2 if z % 2 == 0 else -(z // 2) - 1 for z in decode_plain(data[at : at + size], counts)]
+    bits = Bits(data[at + size :])
+    classes = [_level_tables(bits, scale) for _ in range(8 if data[1] & 64 else 1)]
+    payload = data[at + size + bits.bytes_begun() :]
+    reader = _Rans(payload, scale, lanes)
+    out = bytearray()
+    for n, lattice, grid, count in zip(parts, lattices, grids, counts, strict=True):
+        own, levels = _levels(n, *lattice, numbers[:count])
+        numbers = numbers[count:]
+        neighbours = _Neighbours(n, lattice[2], grid, own) if data[1] & 64 else None
+        tokens = [0] * n
+        for run in neighbours.runs() if neighbours else [range(n)]:
+            # Without neighbours the parts together are one run.
+            for lane, i in enumerate(run, 0 if neighbours else len(out)):
+                of_class = neighbours.class_of(i, tokens) if neighbours else 0
+                tokens[i] = reader.token(lane, classes[of_class][levels[i]])
+        out += bytes(tokens)
+    reader.close()
+    return bytes(out)
+
+
+def _lattice(n: int, row: int, cell: int, width: int, start: int) -> tuple[int, int, int, int, int]:
+    """Row, cell, start, number of rows, number of columns."""
+    if row < 8 or not n:
+        return n, n, 0, 1, 1
+    start %= row
+    rows = -(-(start + n) // row)
+    return (row, row, start, rows, 1) if rows < 4 else (row, cell, start, rows, row // cell)
+
+
+def _levels(
+    n: int, row: int, cell: int, start: int, rows: int, columns: int, numbers: list[int]
+) -> tuple[int, list[int]]:
+    if not n:
+        return 0, []
+    own, rest = numbers[0], numbers[1:]
+    of_row, of_column = (rest[:rows], rest[rows:]) if rows > 1 else ([0], rest)
+    of_column = of_column or [0] * columns
+    limit = lambda level: max(-40, min(23, level))  # noqa: E731
+    places = range(start, start + n)
+    return own, [limit(limit(own + of_row[i // row]) + of_column[i % row // cell]) + 40 for i in places]
+
+
+def _level_tables(bits: Bits, scale: int) -> list[list[int]]:
+    """The table of each level."""
+    n_tables = bits.get(6) + 1
+    served = [bits.get_golomb() + 1 for _ in range(n_tables - 1)]
+    served.append(64 - sum(served))
+    return [table for n in served for table in [_read_table(bits, scale)] for _ in range(n)]
+
+
+class _Neighbours:
+    """Of one part: in which order its values stand, and the class of each."""
+
+    def __init__(self, n: int, start: int, grid: Grid, own: int):
+        row, self._cell, self._width, _ = grid
+        self._n, self._lead, self._whole = n, n, 0
+        if row >= 8 and 2 <= self._cell <= 64:
+            lead = -start % self._cell
+            if n >= lead and (n - lead) // self._cell >= 32:
+                self._lead, self._whole = lead, (n - lead) // self._cell
+        level = max(0, min(16, own))
+        spacing = 41288 << level // 2
+        self._spacing = max(93716, spacing * 92682 >> 16 if level % 2 else spacing)
+
+    def runs(self) -> list[range]:
+        end = self._lead + self._whole * self._cell
+        places = [range(self._lead + place, end, self._cell) for place in range(self._cell if self._whole else 0)]
+        return [range(self._lead), *places, range(end, self._n)]
+
+    def class_of(self, i: int, tokens: list[int]) -> int:
+        end = self._lead + self._whole * self._cell
+        if not self._lead <= i < end:
+            return 0
+        place = (i - self._lead) % self._cell
+        steps = [step for step, there in ((1, place % self._width > 0), (self._width, place >= self._width)) if there]
+        if not steps:
+            return 0
+        value = sum(self._value(tokens[i - step]) for step in steps)
+        rounded = (abs(value) * 65536 + self._spacing // 2) // self._spacing
+        return 4 + max(-3, min(3, rounded if value > 0 else -rounded))
+
+    @staticmethod
+    def _value(token: int) -> int:
+        return 0 if token >= 128 else token // 2 if token % 2 == 0 else -(token // 2) - 1
+
+
+class _Rans:
+    """States and words."""
+
+    def __init__(self, payload: bytes, scale: int, lanes: int):
+        self._scale, self._lanes = scale, lanes
+        self._states = [int(state) for state in np.frombuffer(payload[: 4 * lanes], "<u4")]
+        self._words = iter(np.frombuffer(payload[4 * lanes :], "<u2").tolist())
+
+    def token(self, i: int, freqs: list[int]) -> int:
+        lane, whole = i % self._lanes, 1 << self._scale
+        state = self._states[lane]
+        start = state % whole
+        token = 0
+        while start >= freqs[token]:
+            start -= freqs[token]
+            token += 1
+        state = freqs[token] * (state >> self._scale) + start
+        self._states[lane] = state << 16 | next(self._words) if state < LOW else state
+        return token
+
+    def close(self) -> None:
+        if self._states != [LOW] * self._lanes or next(self._words, None) is not None:
+            raise Malformed("does not close")
 
 
 def decode_plain(data: bytes, parts: Sequence[int]) -> bytes:

@@ -15,7 +15,7 @@ from nearzip.digests import PIECE_BYTES, digest
 from nearzip.errors import UsageError
 from nearzip.parallel import ordered_map
 from nearzip.recipes import Setting, Settings, TensorPlan, TensorView
-from nearzip.stages import Context, Pipeline
+from nearzip.stages import Context, Grid, Pipeline
 from nearzip.tensors import Array, Checkpoint, TensorSpec, borrowed_room, dtype_of, is_float
 
 __all__ = ["Block", "Draft", "block_context", "block_values", "draft_segments", "find_ties", "segment_blocks"]
@@ -46,6 +46,11 @@ class Block:
             return (self.stop - self.start,)
         return tuple(spec.n_elements for spec in self.tensors)
 
+    @functools.cached_property
+    def grids(self) -> tuple[Grid, ...]:
+        """Where each part lies in its tensor."""
+        return tuple(Grid.of(spec.shape, self.start) for spec in self.tensors)
+
 
 def segment_blocks(tensors: tuple[TensorSpec, ...], block_bytes: int) -> list[Block]:
     """The blocks of a segment. Several tensors share one; one tensor is cut every `block_bytes`."""
@@ -70,10 +75,10 @@ def block_context(block: Block, base: Checkpoint | None) -> Iterator[Context]:
     """What both directions know about a block, for as long as they work on it."""
     dtype = dtype_of(block.tensors[0].dtype)
     if base is None:
-        yield Context(dtype, block.parts)
+        yield Context(dtype, block.parts, None, block.grids)
         return
     with block_values(base, block) as values:
-        yield Context(dtype, block.parts, values)
+        yield Context(dtype, block.parts, values, block.grids)
 
 
 def find_ties(source: Checkpoint) -> dict[str, str]:

@@ -3,7 +3,8 @@
     python tests/formats/make.py [LABEL]
 
 With a label, a folder of that label gets what no folder has yet: methods that were added since; with the label
-"coding", updates of tensors so large that every kind of stream comes up. They stay in the
+"coding", updates of tensors so large that every kind of stream comes up; with the label "scaled", layers whose rows,
+columns and kernels differ. They stay in the
 repository for good, and every later release reads them (`test_formats.py`). Existing files are never replaced: a
 release whose format changes after its golden files were made, but before it is out, removes its folder by hand first.
 """
@@ -54,6 +55,30 @@ WIDE = (
     ("coding-coarse", "nearzip", "abs:2e-3", {}),
     ("coding-fine", "nearzip", "abs:2e-5", {}),
 )
+
+
+SCALED = (
+    ("scaled-coarse", "nearzip", "abs:1e-2", {}),
+    ("scaled-fine", "nearzip", "abs:1e-3", {}),
+)
+
+
+def scaled_base() -> dict[str, np.ndarray]:
+    shapes = {"conv": (32, 24, 3, 3), "conv1d": (20, 16, 5), "matrix": (64, 96), "bias": (64,)}
+    return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+
+
+def scaled_new() -> dict[str, np.ndarray]:
+    """Small noise repeated, times powers of two for rows and columns; nearly the same all over a kernel."""
+    rng = np.random.default_rng(2030)
+    tensors = scaled_base()
+    for name, array in tensors.items():
+        cells = array.shape[:2] + (1,) * (array.ndim - 2)
+        scale = 0.01 * 2.0 ** sum(rng.integers(-2, 2, (*(1,) * axis, n, *(1,) * (array.ndim - axis - 1)))
+                                  for axis, n in enumerate(cells[:2]))  # fmt: skip
+        moves = np.resize(rng.normal(0, 1, 500), cells) + 0.2 * np.resize(rng.normal(0, 1, 500), array.shape)
+        tensors[name] = (scale * moves).astype(np.float32)
+    return tensors
 
 
 def wide_base() -> dict[str, np.ndarray]:
@@ -145,22 +170,25 @@ def main() -> int:
     label = "".join(f"-{text}" for text in sys.argv[1:])
     folder = HERE / f"{nz.__version__}-format-{FORMAT_VERSION}{label}"
     written = {path.name for path in HERE.glob("*/*.nz")}
-    wide = label == "-coding"
-    missing = [case for case in (WIDE if wide else cases()) if not label or f"{case[0]}-alone.nz" not in written]
+    updates, old, new = {
+        "-coding": (WIDE, wide_base, wide_new),
+        "-scaled": (SCALED, scaled_base, scaled_new),
+    }.get(label, (None, base_network, new_network))
+    missing = [case for case in updates or cases() if not label or f"{case[0]}-alone.nz" not in written]
     if folder.exists() or not missing:
         print(f"{folder} exists already, or has nothing to hold; golden files are never replaced", file=sys.stderr)
         return 2
     folder.mkdir()
-    source = Checkpoint.of(wide_base() if wide else base_network())
-    new = wide_new() if wide else new_network()
+    source = Checkpoint.of(old())
+    tensors = new()
     with write_checkpoint(folder / "base.safetensors", source.specs) as writer:
         for name, array in source.arrays():
             writer.write(name, array)
     base = dict(open_checkpoint(folder / "base.safetensors").arrays())
     expected = {}
     for name, method, bound, options in missing:
-        for side, held in (("update", base),) if wide else (("alone", None), ("update", base)):
-            archive = nz.compress(new, held, method, bound, options=options, metadata={"case": name})
+        for side, held in (("update", base),) if updates else (("alone", None), ("update", base)):
+            archive = nz.compress(tensors, held, method, bound, options=options, metadata={"case": name})
             archive.save(folder / f"{name}-{side}.nz")
             expected[f"{name}-{side}.nz"] = {
                 "id": archive.id,

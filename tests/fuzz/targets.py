@@ -115,6 +115,28 @@ def tokens(data: bytes) -> None:
         _core.decode_tokens(rest, parts, np.empty(sum(parts), np.uint8))
 
 
+#: As in scaled.cpp.
+GRIDS = [
+    (40, 1, 1, 0), (27, 9, 3, 0), (64, 4, 2, 10), (0, 0, 0, 0),
+    (16, 16, 4, 0), (1000, 1, 1, 60), (8, 2, 2, 0), (72, 9, 3, 5),
+]  # fmt: skip
+
+
+def scaled(data: bytes) -> None:
+    head = _head(data)
+    if head is None:
+        return
+    sizes, choice, rest = head
+    parts = [(size, *GRIDS[(choice // 2 + p) % 8]) for p, size in enumerate(sizes)]
+    out = np.empty(sum(sizes), np.uint8)
+    with contextlib.suppress(ValueError):
+        _core.decode_tokens(rest, parts, out)
+    values = np.resize(rest, out.size) if rest.size else np.zeros_like(out)
+    coded = np.frombuffer(_core.encode_tokens(values, parts), np.uint8)
+    _core.decode_tokens(coded, parts, out)
+    assert (out == values).all()
+
+
 def symbols(data: bytes) -> None:
     head = _head(data)
     if head is None:
@@ -330,7 +352,7 @@ def sealed(data: bytes) -> None:
 
 
 NATIVE: dict[str, Callable[[bytes], None]] = {
-    "tokens": tokens, "symbols": symbols, "contexts": contexts, "roundtrip": roundtrip,
+    "tokens": tokens, "scaled": scaled, "symbols": symbols, "contexts": contexts, "roundtrip": roundtrip,
 }  # fmt: skip
 PYTHON: dict[str, Callable[[bytes], None]] = {
     "stages": stages, "blocks": blocks, "patch": patch, "archive": archive, "sealed": sealed,

@@ -26,6 +26,25 @@ using namespace nearzip;
 
 static_assert(std::endian::native == std::endian::little, "the format is little-endian; big-endian hosts need swaps");
 
+// Parts come as sizes, or each as a size and the four numbers of its grid.
+template <>
+struct nanobind::detail::type_caster<Parts> {
+    NB_TYPE_CASTER(Parts, const_name("Sequence[int] | Sequence[tuple[int, int, int, int, int]]"))
+
+    bool from_python(handle source, uint8_t flags, cleanup_list *cleanup) noexcept {
+        make_caster<std::vector<uint64_t>> sizes;
+        if (sizes.from_python(source, flags, cleanup)) {
+            value = Parts(std::move(sizes.value));
+            return true;
+        }
+        make_caster<std::vector<std::tuple<uint64_t, uint64_t, uint64_t, uint64_t, uint64_t>>> grids;
+        if (!grids.from_python(source, flags, cleanup)) return false;
+        value = Parts();
+        for (const auto &[size, row, cell, width, start] : grids.value) value.push_back(size, {row, cell, width, start});
+        return true;
+    }
+};
+
 namespace {
 
 template <class T>

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "grouping.hpp"
 #include "lanes.hpp"
 #include "ordered.hpp"
 
@@ -209,85 +210,6 @@ int scale_of(const U *z, const uint16_t *exponents, size_t n, int one) {
     return 2 * (whole - 1 + one) + (fraction >= 0.70710678118654752);
 }
 
-// ---- which contexts share a table ------------------------------------------------------------------------------
-
-uint64_t table_cost(const Counts &counts) {
-    const uint64_t all = log2_fixed(std::max<uint64_t>(1, total_of(counts)));
-    uint64_t cost = uint64_t(12) << kFraction;
-    for (uint32_t c : counts)
-        if (c) cost += c * (all - log2_fixed(c)) + (uint64_t(8) << kFraction);
-    return cost;
-}
-
-Counts sum(const Counts &a, const Counts &b) {
-    Counts both;
-    for (size_t t = 0; t < kAlphabet; ++t) both[t] = a[t] + b[t];
-    return both;
-}
-
-struct Group {
-    Counts counts;
-    uint64_t cost;
-    int last;       // its last context
-    int64_t gain;   // of joining it with the next
-};
-
-struct Grouping {
-    std::vector<Counts> tables;
-    std::vector<int> last;  // context of each table; the last one's is kContexts - 1
-};
-
-// Neighbours are joined as long as that saves bits, the best pair first; then on while all that costs less than this share
-// of them: a third of the tables fewer, and those that are left stay nearer to the processor while decoding.
-constexpr int64_t kJoinShare = 1024;
-
-Grouping join_contexts(const std::vector<Counts> &contexts) {
-    std::vector<Group> groups;
-    for (int c = 0; c < kContexts; ++c)
-        if (total_of(contexts[size_t(c)]))
-            groups.push_back({contexts[size_t(c)], table_cost(contexts[size_t(c)]), c, 0});
-    const auto weigh = [&](size_t i) {
-        if (i + 1 < groups.size())
-            groups[i].gain = int64_t(groups[i].cost + groups[i + 1].cost) -
-                             int64_t(table_cost(sum(groups[i].counts, groups[i + 1].counts)));
-    };
-    int64_t to_spend = 0;
-    for (size_t i = 0; i < groups.size(); ++i) {
-        weigh(i);
-        to_spend += int64_t(groups[i].cost) / kJoinShare;
-    }
-    while (groups.size() > 1) {
-        const auto best = std::max_element(groups.begin(), groups.end() - 1,
-                                           [](const Group &a, const Group &b) { return a.gain < b.gain; });
-        if (best->gain <= 0 && (to_spend += best->gain) <= 0 && groups.size() <= kMaxTables) break;
-        const size_t i = size_t(best - groups.begin());
-        groups[i].counts = sum(groups[i].counts, groups[i + 1].counts);
-        groups[i].cost = table_cost(groups[i].counts);
-        groups[i].last = groups[i + 1].last;
-        groups.erase(groups.begin() + ptrdiff_t(i) + 1);
-        weigh(i);
-        if (i) weigh(i - 1);
-    }
-    Grouping grouping;
-    for (const Group &group : groups) {
-        grouping.tables.push_back(group.counts);
-        grouping.last.push_back(group.last);
-    }
-    grouping.last.back() = kContexts - 1;
-    return grouping;
-}
-
-// A table that is certain of its token leaves one slot to another: decoding slots cannot say 2^scale.
-Freqs open_frequencies(const Counts &counts, int scale) {
-    Freqs freqs = normalise(counts, scale);
-    if (is_constant(freqs, scale)) {
-        const size_t only = only_token(freqs);
-        --freqs[only];
-        ++freqs[only == 0];
-    }
-    return freqs;
-}
-
 // ---- chunks' scales --------------------------------------------------------------------------------------------
 
 constexpr int kUnchanged = kMostScale + 1;
@@ -439,28 +361,10 @@ void write_head(const Symbols &symbols, const Grouping &grouping, const std::vec
     if (symbols.chunk_log != kChunkLog) out.push_back(uint8_t(symbols.chunk_log));
     out.push_back(uint8_t(scale | (lanes == kManyLanes ? kManyLanesFlag : 0)));
     BitWriter bits(out);
-    bits.put(freqs.size() - 1, 6);
-    int from = 0;
-    for (size_t k = 0; k + 1 < freqs.size(); ++k) {
-        bits.put_golomb(uint64_t(grouping.last[k] - from));
-        from = grouping.last[k] + 1;
-    }
-    for (const Freqs &f : freqs) write_table(bits, f);
+    OpenTables{grouping.last, freqs}.write(bits);
     write_scales(bits, symbols.scales);
     bits.finish();
 }
-
-// From contexts to tables.
-struct Numbers {
-    uint8_t of[kContexts];
-
-    explicit Numbers(const std::vector<int> &last) {
-        int c = 0;
-        for (size_t k = 0; k < last.size(); ++k)
-            for (; c <= last[k]; ++c) of[c] = uint8_t(k);
-    }
-    void replace(uint8_t *contexts, size_t n) const { look_up(of, contexts, n); }
-};
 
 void encode_words(const Symbols &symbols, const Grouping &grouping, const std::vector<Freqs> &freqs, int scale,
                   int lanes, const uint8_t *tokens, uint8_t *contexts, size_t n, Bytes &out) {
@@ -495,7 +399,7 @@ void encode_contexts(const U *x, const U *base, size_t n, ValueKind kind, const 
     const Symbols symbols = split(x, base, kind, parts, tokens, contexts, raw);
     if (!symbols.any) return out.push_back(kEqual);
     const size_t begin = out.size();
-    const Grouping grouping = join_contexts(symbols.counts);
+    const Grouping grouping = join_contexts(symbols.counts, kMaxTables);
     const int scale = choose_scale(grouping.tables, n);
     const int lanes = entropy_bytes(grouping.tables) >= kManyLanesFrom ? kManyLanes : kFewLanes;
     std::vector<Freqs> freqs;
@@ -515,10 +419,9 @@ void encode_contexts(const U *x, const U *base, size_t n, ValueKind kind, const 
 namespace {
 
 template <class U>
-void check_tokens(const Freqs &freqs, int scale) {
+void check_tokens(const Freqs &freqs) {
     for (size_t t = Split<U>::tokens; t < kAlphabet; ++t)
         if (freqs[t]) throw Corrupt("symbol too large for its type");
-    if (is_constant(freqs, scale)) throw Corrupt("a frequency table is not open");
 }
 
 template <class U>
@@ -571,8 +474,8 @@ void join(const uint8_t *tokens, size_t n, const Joined<U> &joined, RawBits &raw
 template <class U>
 struct ContextDecoder {
     int scale, lanes;
-    std::vector<int> last, scales;
-    std::vector<Freqs> freqs;
+    OpenTables tables;
+    std::vector<int> scales;
 
     // Returns what stands behind the head.
     View read_head(View in, size_t n_chunks) {
@@ -582,18 +485,8 @@ struct ContextDecoder {
         if (scale < kMinScale || scale > kMaxScale) throw Corrupt("scale out of range");
         in = in.drop(1);
         BitReader bits(in);
-        const size_t n_tables = size_t(bits.get(6)) + 1;
-        uint64_t from = 0;
-        for (size_t k = 0; k + 1 < n_tables; ++k) {
-            from += bits.get_golomb() + 1;
-            if (from >= uint64_t(kContexts)) throw Corrupt("contexts out of range");
-            last.push_back(int(from) - 1);
-        }
-        last.push_back(kContexts - 1);
-        for (size_t k = 0; k < n_tables; ++k) {
-            freqs.push_back(read_table(bits, scale));
-            check_tokens<U>(freqs.back(), scale);
-        }
+        tables = OpenTables::read(bits, scale, kContexts);
+        for (const Freqs &f : tables.freqs) check_tokens<U>(f);
         scales = read_scales(bits, n_chunks);
         return in.drop(bits.finish());
     }
@@ -622,8 +515,8 @@ void decode_contexts(View in, const U *base, size_t n, ValueKind kind, const Par
     in = head.read_head(in, sizes.size());
     const int lanes = head.lanes;
     DecodeTables tables(head.scale);
-    for (const Freqs &f : head.freqs) tables.add(f);
-    const Numbers numbers(head.last);
+    for (const Freqs &f : head.tables.freqs) tables.add(f);
+    const Numbers numbers(head.tables.last);
 
     uint32_t states[kManyLanes];
     std::memcpy(states, in.take(4 * size_t(lanes)).data, 4 * size_t(lanes));

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "lanes.hpp"
+#include "scaled.hpp"
 
 namespace nearzip {
 namespace {
@@ -218,7 +219,9 @@ void decode_all(const std::vector<Freqs> &freqs, int scale, int lanes, const std
         if (states[lane] != kLow) throw Corrupt("token stream does not close");
 }
 
-void encode_plain(const uint8_t *tokens, size_t n, const Parts &parts, Bytes &out) {
+}  // namespace
+
+void encode_chunked(const uint8_t *tokens, size_t n, const Parts &parts, Bytes &out) {
     const size_t begin = out.size();
     uint8_t top = 0;
     for (size_t i = 0; i < n; ++i) top = std::max(top, tokens[i]);
@@ -268,7 +271,7 @@ void encode_plain(const uint8_t *tokens, size_t n, const Parts &parts, Bytes &ou
     if (n_bytes) std::memcpy(out.data() + place + n_states, words, n_bytes);
 }
 
-void decode_plain(View in, uint8_t *out, size_t n, const Parts &parts) {
+void decode_chunked(View in, uint8_t *out, size_t n, const Parts &parts) {
     const int first = in.take(1).data[0], scale = first & ~kManyLanesFlag;
     const int lanes = first & kManyLanesFlag ? kManyLanes : kFewLanes;
     in = in.drop(1);
@@ -308,6 +311,31 @@ void decode_plain(View in, uint8_t *out, size_t n, const Parts &parts) {
     decode_all(freqs, scale, lanes, sizes, of_chunk, states, {padded(in, kWordPadding, scratch), in.size}, out);
 }
 
+namespace {
+
+// With tables for rows and columns where that is smaller.
+void encode_dense(const uint8_t *tokens, size_t n, const Parts &parts, Activity activity, Bytes &out) {
+    const size_t begin = out.size();
+    const Pays pays = encode_scaled(tokens, n, parts, activity, out);
+    if (pays == Pays::surely) return;
+    if (pays == Pays::no) {
+        out.resize(begin);
+        return encode_chunked(tokens, n, parts, out);
+    }
+    Bytes chunked;
+    encode_chunked(tokens, n, parts, chunked);
+    if (chunked.size() > out.size() - begin) return;
+    out.resize(begin);
+    out.insert(out.end(), chunked.begin(), chunked.end());
+}
+
+void decode_dense(View in, uint8_t *out, size_t n, const Parts &parts) {
+    if (in.take(1).data[0] == kScaled)
+        decode_scaled(in.drop(1), out, n, parts);
+    else
+        decode_chunked(in, out, n, parts);
+}
+
 // ---- zeros apart -----------------------------------------------------------------------------------------------
 
 // A mask of every four tokens says which are not zero; those follow in a stream of their own. Costs 0.2 % on the shared
@@ -335,9 +363,30 @@ NZ_INLINE unsigned nonzero_bytes(uint64_t eight) {
     return unsigned((flags * 0x0102040810204080) >> 56);
 }
 
+// The masks of whole rows of masks; no row known where a mask reaches into the next.
+Grid mask_grid_of(const Grid &grid) {
+    if (grid.row % kGroup || grid.start % kGroup) return {0, 0, 0, 0};
+    const uint64_t row = grid.row / kGroup;
+    // A column of masks is four columns of values.
+    const uint64_t cell = grid.cell && row % grid.cell == 0 ? grid.cell : row;
+    return {row, cell, cell, grid.start / kGroup};
+}
+
+Parts mask_parts_of(const Parts &parts) {
+    Parts masks;
+    for (size_t p = 0; p < parts.size(); ++p) {
+        const uint64_t n = (parts[p] + kGroup - 1) / kGroup;
+        if (parts.grids().empty())
+            masks.push_back(n);
+        else
+            masks.push_back(n, mask_grid_of(parts.grids()[p]));
+    }
+    return masks;
+}
+
 struct Masked {
     uint8_t *mask, *token;  // where the next ones go
-    Parts mask_parts, token_parts;
+    Parts token_parts;
 };
 
 // Appends the masks of one part and its tokens that are not zero.
@@ -358,7 +407,6 @@ void mask_part(const uint8_t *tokens, size_t n, Masked &masked) {
             if (tokens[i + k]) mask |= 1u << k, *token++ = tokens[i + k];
         *mask_at++ = uint8_t(mask);
     }
-    masked.mask_parts.push_back(uint64_t(mask_at - masked.mask));
     masked.token_parts.push_back(uint64_t(token - begin));
     masked.mask = mask_at;
     masked.token = token;
@@ -368,23 +416,17 @@ void encode_zeros_apart(const uint8_t *tokens, size_t n, size_t n_nonzero, const
     static thread_local Scratch<uint8_t> mask_scratch, token_scratch;
     uint8_t *const masks = mask_scratch.get(n / kGroup + parts.size() + 1);
     uint8_t *const nonzero = token_scratch.get(n_nonzero + 1);
-    Masked masked{masks, nonzero, {}, {}};
+    Masked masked{masks, nonzero, {}};
     for (uint64_t part : parts) {
         mask_part(tokens, size_t(part), masked);
         tokens += part;
     }
     out.push_back(kZerosApart);
     Bytes coded;
-    encode_plain(masks, size_t(masked.mask - masks), masked.mask_parts, coded);
+    encode_dense(masks, size_t(masked.mask - masks), mask_parts_of(parts), Activity::masks, coded);
     put_varint(out, coded.size());
     out.insert(out.end(), coded.begin(), coded.end());
-    encode_plain(nonzero, n_nonzero, masked.token_parts, out);
-}
-
-Parts mask_parts_of(const Parts &parts) {
-    Parts masks;
-    for (uint64_t part : parts) masks.push_back((part + kGroup - 1) / kGroup);
-    return masks;
+    encode_chunked(nonzero, n_nonzero, masked.token_parts, out);
 }
 
 // How many tokens the masks announce for each part. Refuses bits behind a part's last value.
@@ -429,12 +471,12 @@ ZerosApart read_apart(View in, const Parts &parts) {
     for (uint64_t part : mask_parts) n_masks += part;
     static thread_local Scratch<uint8_t> mask_scratch, token_scratch;
     uint8_t *const masks = mask_scratch.get(size_t(n_masks) + 1);
-    decode_plain(in.take(size > in.size ? in.size + 1 : size_t(size)), masks, size_t(n_masks), mask_parts);
+    decode_dense(in.take(size > in.size ? in.size + 1 : size_t(size)), masks, size_t(n_masks), mask_parts);
     in = in.drop(size_t(size));
     const Parts nonzero = nonzero_of(masks, parts);
     for (uint64_t part : nonzero) n_nonzero += part;
     uint8_t *const tokens = token_scratch.get(size_t(n_nonzero) + 1);
-    decode_plain(in, tokens, size_t(n_nonzero), nonzero);
+    decode_chunked(in, tokens, size_t(n_nonzero), nonzero);
     for (size_t i = 0; i < size_t(n_nonzero); ++i)
         if (!tokens[i]) throw Corrupt("a zero among those that are none");
     return {masks, tokens};
@@ -453,12 +495,12 @@ void decode_zeros_apart(View in, uint8_t *out, const Parts &parts) {
 
 void encode_tokens(const uint8_t *tokens, size_t n, const Parts &parts, Bytes &out) {
     const size_t n_nonzero = n < kZerosFrom ? n : count_nonzero(tokens, n);
-    if (n_nonzero * kFewNonzero > n) return encode_plain(tokens, n, parts, out);
+    if (n_nonzero * kFewNonzero > n) return encode_dense(tokens, n, parts, Activity::tokens, out);
     const size_t begin = out.size();
     encode_zeros_apart(tokens, n, n_nonzero, parts, out);
     if (out.size() - begin > kSmallStream) return;
     Bytes plain;
-    encode_plain(tokens, n, parts, plain);
+    encode_dense(tokens, n, parts, Activity::tokens, plain);
     if (plain.size() > out.size() - begin) return;
     out.resize(begin);
     out.insert(out.end(), plain.begin(), plain.end());
@@ -474,7 +516,7 @@ void decode_tokens(View in, uint8_t *out, size_t n, const Parts &parts) {
     if (in.take(1).data[0] == kZerosApart)
         decode_zeros_apart(in.drop(1), out, parts);
     else
-        decode_plain(in, out, n, parts);
+        decode_dense(in, out, n, parts);
 }
 
 }  // namespace nearzip

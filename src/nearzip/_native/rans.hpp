@@ -10,6 +10,10 @@ namespace nearzip {
 // Appends a stream that holds `n` tokens; the sum of `parts` is n.
 void encode_tokens(const uint8_t *tokens, size_t n, const Parts &parts, Bytes &out);
 
+// The same with a table for each chunk, or stored: the streams that others are made of.
+void encode_chunked(const uint8_t *tokens, size_t n, const Parts &parts, Bytes &out);
+void decode_chunked(View in, uint8_t *out, size_t n, const Parts &parts);
+
 // Fills `out` with the n tokens of a stream that takes all of `in`. Throws Corrupt on anything else.
 void decode_tokens(View in, uint8_t *out, size_t n, const Parts &parts);
 

@@ -7,8 +7,32 @@
 
 namespace nearzip {
 
-// Sizes of the tensors whose values follow each other in one stream. A chunk never spans two of them.
-using Parts = std::vector<uint64_t>;
+// How values lie in their tensor, seen as a matrix of cells: how many there are in a row, in a cell (of one row and one
+// column; a convolution's kernel), and in a row of a cell, and the place of the first one in the tensor. All 0 if unknown.
+struct Grid {
+    uint64_t row, cell, width, start;
+};
+
+// Sizes of the tensors whose values follow each other in one stream, and, where they are known, the grids of these tensors.
+// A chunk never spans two parts.
+class Parts {
+public:
+    Parts() = default;
+    Parts(std::vector<uint64_t> sizes, std::vector<Grid> grids = {}) : sizes_(std::move(sizes)), grids_(std::move(grids)) {}
+
+    void push_back(uint64_t size) { sizes_.push_back(size); }
+    void push_back(uint64_t size, Grid grid) { sizes_.push_back(size), grids_.push_back(grid); }
+    size_t size() const { return sizes_.size(); }
+    uint64_t operator[](size_t i) const { return sizes_[i]; }
+    auto begin() const { return sizes_.begin(); }
+    auto end() const { return sizes_.end(); }
+    // One for each part, or none.
+    const std::vector<Grid> &grids() const { return grids_; }
+
+private:
+    std::vector<uint64_t> sizes_;
+    std::vector<Grid> grids_;
+};
 
 constexpr int kMinScale = 8, kMaxScale = 16;
 constexpr size_t kAlphabet = 256;

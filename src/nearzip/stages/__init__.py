@@ -1,6 +1,6 @@
 """Typed, reversible steps from a tensor's values to bytes. Array maths only: no files, no PyTorch, no store."""
 
-from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Chain, Coded, Context, Kind, Pipeline, SparseValues, Stage
+from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Chain, Coded, Context, Grid, Kind, Pipeline, SparseValues, Stage
 from nearzip.stages.bloomier import Bloomier
 from nearzip.stages.buckets import ExponentBuckets
 from nearzip.stages.codebook import Codebook
@@ -32,6 +32,7 @@ __all__ = [
     "ContextDelta",
     "DecodeTimes",
     "ExponentBuckets",
+    "Grid",
     "Gzip",
     "Huffman",
     "Kind",

@@ -8,6 +8,7 @@ nothing else: whatever more it needs, `encode` puts into `side`.
 from __future__ import annotations
 
 import enum
+import math
 import sys
 import typing
 from abc import ABC, abstractmethod
@@ -26,6 +27,7 @@ __all__ = [
     "Chain",
     "Coded",
     "Context",
+    "Grid",
     "Kind",
     "Pipeline",
     "SparseValues",
@@ -59,6 +61,48 @@ class Kind(enum.Enum):
 
 FLOATS, SYMBOLS, BYTES = Kind.FLOATS, Kind.SYMBOLS, Kind.BYTES
 
+#: Values; seven by seven is the largest kernel in wide use.
+_LARGEST_KERNEL = 64
+
+
+class Grid(NamedTuple):
+    """A tensor seen as a matrix of cells, and where in it a part begins. All zero for fewer than two dimensions.
+
+    Attributes
+    ----------
+    row : int
+        Values of one output: a row of a matrix, or one filter of a convolution.
+    cell : int
+        Values of one output and one input: one, or a filter's kernel.
+    width : int
+        Values of a row of a cell.
+    start : int
+        Place of the part's first value in its tensor.
+    """
+
+    row: int
+    cell: int
+    width: int
+    start: int
+
+    @staticmethod
+    def of(shape: tuple[int, ...], start: int = 0) -> Grid:
+        """Of the part of a tensor that begins at value number `start`.
+
+        Examples
+        --------
+        >>> Grid.of((64, 32, 3, 3))
+        Grid(row=288, cell=9, width=3, start=0)
+        >>> Grid.of((256, 128))
+        Grid(row=128, cell=1, width=1, start=0)
+        """
+        if len(shape) < 2 or 0 in shape:
+            return Grid(0, 0, 0, 0)
+        cell = math.prod(shape[2:])
+        if cell > _LARGEST_KERNEL:  # matrices in a stack
+            return Grid(shape[-1], 1, 1, start)
+        return Grid(shape[1] * cell, cell, shape[-1] if shape[2:] else 1, start)
+
 
 @dataclass(frozen=True)
 class Context:
@@ -72,11 +116,14 @@ class Context:
         Sizes of the tensors, or pieces of tensors, whose values follow each other in the block.
     base : array, shape (n,), or None
         What the reader holds at the same place, in the tensor's dtype.
+    grids : tuple of Grid
+        Where each part lies in its tensor, or nothing.
     """
 
     dtype: np.dtype[Any]
     parts: tuple[int, ...]
     base: Array | None = None
+    grids: tuple[Grid, ...] = ()
 
     @staticmethod
     def alone(values: Array, base: Array | None = None) -> Context:
@@ -86,6 +133,13 @@ class Context:
     @property
     def n(self) -> int:
         return sum(self.parts)
+
+    @property
+    def laid_parts(self) -> tuple[Any, ...]:
+        """Parts as the native core takes them: with their grids, where these are known."""
+        if len(self.grids) != len(self.parts) or self.dtype.kind == "c":
+            return self.doubled_parts
+        return tuple((part, *grid) for part, grid in zip(self.parts, self.grids, strict=True))
 
     @property
     def doubled_parts(self) -> tuple[int, ...]:

@@ -62,8 +62,6 @@ class Rans(Stage):
         return out
 
 
-def _parts(context: Context | None, n: int) -> tuple[int, ...]:
-    if context is None:
-        return (n,)
+def _parts(context: Context | None, n: int) -> tuple[Any, ...]:
     # Complex numbers are two symbols each.
-    return context.parts if context.n == n else tuple(2 * part for part in context.parts)
+    return (n,) if context is None else context.laid_parts

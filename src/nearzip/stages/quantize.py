@@ -130,7 +130,7 @@ class QuantizeAndCode(Stage):
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         refuse_exact(value.dtype)
         context = context or Context.alone(value)
-        data = _core.encode_quantized(_working(value), self._base(context), self.step, context.parts)
+        data = _core.encode_quantized(_working(value), self._base(context), self.step, context.laid_parts)
         return Coded(data, SIGNED)
 
     def decode(self, coded: Coded, context: Context) -> Array:
@@ -140,7 +140,7 @@ class QuantizeAndCode(Stage):
         out = room_for(context.n, np.float64 if context.dtype.itemsize == 8 else np.float32)
         try:
             _core.decode_quantized(
-                np.frombuffer(coded.data, np.uint8), self._base(context), self.step, context.parts, out
+                np.frombuffer(coded.data, np.uint8), self._base(context), self.step, context.laid_parts, out
             )
         except ValueError as error:
             raise CorruptError(str(error)) from None

@@ -65,13 +65,13 @@ class StepThenBits(Stage):
         bits = bits_of(np.ascontiguousarray(value))
         off = room_for(bits.size, bits.dtype)
         _core.ordered_delta(bits, bits_of(self._guess(multiples, context)), True, off)
-        return Coded(off, _core.encode_symbols(multiples, context.parts, False))
+        return Coded(off, _core.encode_symbols(multiples, context.laid_parts, False))
 
     def decode(self, coded: Coded, context: Context) -> Array:
         require_rounded(context)
         multiples = room_for(context.n, np.int32)
         try:
-            _core.decode_symbols(np.frombuffer(coded.side, np.uint8), context.parts, multiples)
+            _core.decode_symbols(np.frombuffer(coded.side, np.uint8), context.laid_parts, multiples)
         except ValueError as error:
             raise CorruptError(str(error)) from None
         guess = bits_of(self._guess(multiples, context))
