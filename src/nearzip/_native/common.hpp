@@ -11,7 +11,11 @@
 // Loops marked NZ_CLONES are compiled twice, and the loader picks by processor. Only where the loader can: ELF with
 // glibc on x86-64. Sanitizers run before the loader's choice is possible.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && !defined(NZ_NO_CLONES)
-#define NZ_CLONES __attribute__((target_clones("default", "arch=haswell")))
+#if defined(__clang__) || __GNUC__ < 12
+#define NZ_CLONES __attribute__((target_clones("default", "avx2")))
+#else
+#define NZ_CLONES __attribute__((target_clones("default", "arch=x86-64-v3")))  // "arch=haswell" is for Intel's alone
+#endif
 #else
 #define NZ_CLONES
 #endif
