@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <type_traits>
 
 #include "grouping.hpp"
 #include "lanes.hpp"
@@ -261,23 +260,16 @@ NZ_CLONES void put_raw(const U *z, const uint8_t *rests, size_t n, FastBits &out
     size_t i = 0;
     if constexpr (sizeof(U) == 2 || sizeof(U) == 4) {
         // As many as 64 bits hold at a time: each step waits for the one before it.
-        constexpr size_t kTogether = 8 / sizeof(U), kSteps = 32;
-        for (; i + kSteps * kTogether <= n; i += kSteps * kTogether) {
-            uint64_t words[kSteps], joined[kSteps], lengths[kSteps];
-            std::conditional_t<sizeof(U) == 2, uint32_t, uint16_t> counts[kSteps];
-            std::memcpy(words, z + i, sizeof words);
-            std::memcpy(counts, rests + i, sizeof counts);
-            for (size_t k = 0; k < kSteps; ++k) {
-                uint64_t all = 0, length = 0;
-                for (size_t j = 0; j < kTogether; ++j) {
-                    const uint64_t rest = uint64_t(counts[k]) >> (8 * j) & 255;
-                    all |= (words[k] >> (8 * sizeof(U) * j) & ((uint64_t(1) << rest) - 1)) << length;
-                    length += rest;
-                }
-                joined[k] = all;
-                lengths[k] = length;
+        constexpr size_t kTogether = 8 / sizeof(U);
+        for (; i + kTogether <= n; i += kTogether) {
+            uint64_t word, all = 0, length = 0;
+            std::memcpy(&word, z + i, 8);
+            for (size_t k = 0; k < kTogether; ++k) {
+                all |= (word & ((uint64_t(1) << rests[i + k]) - 1)) << length;
+                length += rests[i + k];
+                word >>= 8 * sizeof(U);
             }
-            for (size_t k = 0; k < kSteps; ++k) bits.put_short(joined[k], lengths[k]);
+            bits.put_short(all, length);
         }
     }
     for (; i < n; ++i) bits.put(uint64_t(z[i]) & ((uint64_t(1) << rests[i]) - 1), rests[i]);
