@@ -76,7 +76,8 @@ def transmission(result: Row) -> str:
             out.append(f"| {row['pair']} | {what} | {size} | {seconds} | {accuracy} |")
     out += [
         "",
-        "A client of a `forward` store that takes every version, and one that comes back for the last one alone, MB:",
+        "A client of a `forward` store that takes every version, and one that comes back for the last alone, and has "
+        "to fetch all deltas before it, MB:",
         "",
         "| network | updates | safetensors | zstd -19 | rms:0.01 | lossless "
         "| last alone: zstd -19 | rms:0.01 | lossless |",
