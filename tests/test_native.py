@@ -11,6 +11,7 @@ import twins
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import nearzip as nz
 from nearzip import _core
 
 FLOATS = [np.float32, np.float64]
@@ -270,6 +271,19 @@ def test_every_stream_that_the_format_allows_can_be_read(seed, n, scale, chunk_l
     data = twins.encode_tokens(tokens.tobytes(), parts, scale, chunk_log, tables, table_of, lanes)
     assert twins.decode_tokens(data, parts) == tokens.tobytes()
     assert decoded_tokens(data, parts) == tokens.tobytes()
+
+
+@pytest.mark.parametrize("value", [1.0, 3.3, -1e4])
+def test_large_numbers_that_are_alike_cost_next_to_nothing(value):
+    x = np.full(40_000, value, np.float32)
+    x[::1000] = 0
+    archive = nz.compress({"x": x}, bound=nz.Absolute(1e-3))
+    assert archive.nbytes < 1500
+    assert nz.decompress(archive)["x"].tobytes() == archive.restored["x"].tobytes()
+    symbols = np.full(5000, 123_456, np.int32)
+    data = _core.encode_symbols(symbols, [5000], False)
+    assert len(data) < 100
+    assert bits_equal(twins.decode_symbols(data, [5000], np.int32), symbols)
 
 
 def symbols_of(rng: np.random.Generator, n: int, dtype: type) -> np.ndarray:

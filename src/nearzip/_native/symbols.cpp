@@ -68,8 +68,9 @@ void split_large(const T *symbols, size_t n, int m, uint8_t *tokens, BitWriter &
 // The tokens of n symbols, stretch by stretch: `symbols(at, m)` gives m symbols from `at` on, and may be asked twice.
 constexpr size_t kStretch = 4096;
 
+// Returns whether raw bits are most of it, as of large numbers that are all alike.
 template <class T, class Symbols>
-void encode_magnitude(Symbols symbols, size_t n, const Parts &parts, Bytes &out) {
+bool encode_magnitude(Symbols symbols, size_t n, const Parts &parts, Bytes &out) {
     static thread_local Scratch<uint8_t> scratch;
     uint8_t *const tokens = scratch.get(n + 1);
     uint64_t any = 0;
@@ -93,6 +94,7 @@ void encode_magnitude(Symbols symbols, size_t n, const Parts &parts, Bytes &out)
     put_varint(out, coded.size());
     out.insert(out.end(), coded.begin(), coded.end());
     out.insert(out.end(), raw.begin(), raw.end());
+    return raw.size() > 64 && raw.size() / 3 > coded.size();
 }
 
 template <class T>
@@ -187,15 +189,26 @@ void decode_planes(View in, T *out, size_t n, const Parts &parts) {
     for (size_t i = 0; i < n; ++i) out[i] = unfold<T>(Unsigned<T>(out[i]));
 }
 
+// Byte planes in place of what stands in `out` from `begin` on, if they are smaller.
+template <class T>
+void try_planes(const T *symbols, size_t n, const Parts &parts, size_t begin, Bytes &out) {
+    Bytes planes{uint8_t(Split::planes)};
+    encode_planes(symbols, n, parts, planes);
+    if (planes.size() >= out.size() - begin) return;
+    out.resize(begin);
+    out.insert(out.end(), planes.begin(), planes.end());
+}
+
 }  // namespace
 
 template <class T>
 void encode_symbols(const T *symbols, size_t n, const Parts &parts, Split split, Bytes &out) {
+    const size_t begin = out.size();
     out.push_back(uint8_t(split));
     if (split == Split::planes)
         encode_planes(symbols, n, parts, out);
-    else
-        encode_magnitude<T>([&](size_t at, size_t) { return symbols + at; }, n, parts, out);
+    else if (encode_magnitude<T>([&](size_t at, size_t) { return symbols + at; }, n, parts, out))
+        try_planes(symbols, n, parts, begin, out);
 }
 
 template <class T>
@@ -213,13 +226,18 @@ void decode_symbols(View in, T *out, size_t n, const Parts &parts) {
 template <class F>
 void encode_quantized(const F *x, const F *base, size_t n, double step, const Parts &parts, Bytes &out) {
     int32_t stretch[kStretch];
+    const size_t begin = out.size();
     out.push_back(uint8_t(Split::magnitude));
-    encode_magnitude<int32_t>(
+    const bool mostly_raw = encode_magnitude<int32_t>(
         [&](size_t at, size_t size) {
             quantize<F>(x + at, base ? base + at : nullptr, size, step, stretch);
             return stretch;
         },
         n, parts, out);
+    if (!mostly_raw) return;
+    std::vector<int32_t> symbols(n);
+    quantize<F>(x, base, n, step, symbols.data());
+    try_planes(symbols.data(), n, parts, begin, out);
 }
 
 namespace {
