@@ -165,31 +165,49 @@ def improved(folder: Path, last: int = 5) -> list[tuple[Path, Path, int]]:
     return [(a, b, epoch) for (a, _), (b, epoch) in pairwise(kept)][-last:]
 
 
+def networks(where: Path, data: Path, share: float) -> dict[str, Any]:
+    """All but Table 2, of each pair of the shared traces and of the quick set."""
+    rows: dict[str, Any] = {}
+    for name in pairs.NAMES:
+        pair = pairs.load(name, where)
+        subject = Subject(pair.network, pair.old, pair.new, data, share)
+        rows[name] = {**subject.row(), "likeness": subject.likeness(),
+                      "backends": {str(eps): subject.backends(eps) for eps in (0.1, LAMBDA)}}  # fmt: skip
+        print(name, rows[name]["delta_dnn"], file=sys.stderr)
+    return rows
+
+
+def epochs(data: Path, share: float) -> dict[str, Any]:
+    """Table 2."""
+    rows: dict[str, Any] = {}
+    for older, newer, epoch in improved(trace_sets.traces_folder() / "chains" / "vgg-small"):
+        subject = Subject("vgg-small", traces.load_file(older), traces.load_file(newer), data, share)
+        rows[str(epoch)] = {key: value for key, value in subject.row().items() if key != "sweeps"}
+        print("epoch", epoch, file=sys.stderr)
+    return rows
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench delta_dnn", description=__doc__)
     parser.add_argument("--data", help="folder with the data and, beside it, the traces (or NEARZIP_DATA)")
     parser.add_argument("--share", type=float, default=0.25, help="how much of the held-out data to use")
+    parser.add_argument("--only", choices=("networks", "epochs"), help="measure this part; the other stays as it was")
     options = parser.parse_args(arguments)
     where = traces.folder(options.data)
     if where is None:
         raise SystemExit("bench delta_dnn needs data and traces: --data DIR or NEARZIP_DATA")
     torch.set_num_threads(1)
     data = where.parent / "data"
-    networks: dict[str, Any] = {}
-    for name in pairs.NAMES:
-        pair = pairs.load(name, where)
-        subject = Subject(pair.network, pair.old, pair.new, data, options.share)
-        networks[name] = {**subject.row(), "likeness": subject.likeness(),
-                          "backends": {str(eps): subject.backends(eps) for eps in (0.1, LAMBDA)}}  # fmt: skip
-        print(name, networks[name]["delta_dnn"], file=sys.stderr)
-    epochs: dict[str, Any] = {}
-    for older, newer, epoch in improved(trace_sets.traces_folder() / "chains" / "vgg-small"):
-        subject = Subject("vgg-small", traces.load_file(older), traces.load_file(newer), data, options.share)
-        epochs[str(epoch)] = {key: value for key, value in subject.row().items() if key != "sweeps"}
-        print("epoch", epoch, file=sys.stderr)
+    had = record.load("delta_dnn") if options.only else {}
+    parts = {part: had.get(part, {}) for part in ("networks", "epochs")}
+    commits = had.get("commits", {part: had.get("commit") for part in parts})
+    if options.only != "epochs":
+        parts["networks"], commits["networks"] = networks(where, data, options.share), record.commit()
+    if options.only != "networks":
+        parts["epochs"], commits["epochs"] = epochs(data, options.share), record.commit()
     rule = {"theta_percent": THETA, "alpha": ALPHA, "beta": BETA, "lambda": LAMBDA}
     record.save(
         "delta_dnn",
-        {"rule": rule, "held_out_share": options.share, "networks": networks, "epochs": epochs},
+        {"rule": rule, "held_out_share": options.share, "commits": commits, **parts},
         ("nearzip", "torch", "pysz"),
     )

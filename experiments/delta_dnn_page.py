@@ -134,6 +134,13 @@ def _save(figure: Any, name: str) -> None:
     plt.close(figure)
 
 
+def _commits(result: Row) -> str:
+    commits = result.get("commits", {})
+    if len(set(commits.values())) < 2:
+        return f"commit {result['commit']}"
+    return f"commit {commits['networks']}, Table 2 of {commits['epochs']}"
+
+
 def page(result: Row) -> str:
     """The whole page; draws its pictures."""
     networks = result["networks"]
@@ -144,7 +151,7 @@ def page(result: Row) -> str:
 
 Hu et al., ICPP 2020; [the method](../methods/delta-dnn.md). Made by `scripts/bench papers` from
 `experiments/results/delta_dnn.json` (measured by `scripts/bench delta_dnn --data DIR`); nothing here is typed by hand
-but the paper's own figures. {m["cpu"]}, {m["cores"]} cores; commit {result["commit"]}, {result["date"]}.
+but the paper's own figures. {m["cpu"]}, {m["cores"]} cores; {_commits(result)}, {result["date"]}.
 
 The paper trains six CIFAR-10 networks for hundreds of epochs on a GPU; here stand small networks on MNIST, CIFAR-10 and
 tinyshakespeare after a few epochs, the last version against the one before ("quick": the quick set). Accuracies are on

@@ -53,6 +53,7 @@ def main(arguments: list[str]) -> None:
     where = traces.folder(options.data)
     if where is None:
         raise SystemExit("bench throughput needs traces: --data DIR or NEARZIP_DATA")
+    os.environ.setdefault("NEARZIP_DATA", str(where.parent / "data"))  # for the worker that calibrates
     pair, cores = pairs.load(_PAIR, where), os.cpu_count() or 1
     entries: dict[str, Any] = {}
     for name in options.only:
