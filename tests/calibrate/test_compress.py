@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from torch import nn
 
 import nearzip as nz
@@ -194,6 +195,24 @@ def test_of_a_loader_the_first_batches_are_taken():
         module, forever(), step=0.01, n_batches=2, threads=1, progress=lambda *p: seen.append(p)
     )
     assert archive.report.divergence < 0.01
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_progress_of_a_file_with_its_restored_twin_never_goes_back(tmp_path):
+    module, batches, _ = trained()
+    save_file(arrays(module), tmp_path / "net.safetensors")
+    seen = []
+    calibrate.compress_file(
+        tmp_path / "net.safetensors",
+        tmp_path / "net.nzip",
+        module=module,
+        batches=batches,
+        step=0.01,
+        restored=tmp_path / "restored.safetensors",
+        threads=1,
+        progress=lambda *p: seen.append(p),
+    )
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1]
 

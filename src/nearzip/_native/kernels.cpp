@@ -7,7 +7,7 @@ namespace {
 
 constexpr size_t kFewestKernels = 32;
 constexpr size_t kSample = 2048;  // kernels
-constexpr int64_t kLeastLikeness = 8;  // the slope is at least one in so many; 0.1 saves half a per cent
+constexpr int64_t kLeastLikeness = 8;  // the slope is at least one in so many
 
 // The small number that a token is; 0 for tokens of large ones, whose sign is not in them.
 int value_of(uint8_t token) { return token & 0x80 ? 0 : token & 1 ? -int(token >> 1) - 1 : int(token >> 1); }

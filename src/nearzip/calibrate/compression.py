@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -108,31 +109,40 @@ def _tied(module: nn.Module) -> dict[str, str]:
     return {name: to for name, to in ties.items() if name != to}
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What both ways to compress are asked for."""
+
+    bound: Bound
+    step: float | None
+    kl: float | None
+    tune: bool
+    damping: Damping
+    forward: Forward | None
+    output: Output
+    n_batches: int
+    threads: int
+    progress: Progress | None
+
+    def written(self, n_bytes: int) -> Progress | None:
+        """Progress of the part in which the archive is written."""
+        return _part(self.progress, n_bytes, _ROUNDED, 1.0)
+
+
 def _calibrated(
-    source: Checkpoint,
-    base: Checkpoint | None,
-    module: nn.Module,
-    batches: Iterable[Any],
-    bound: Bound,
-    step: float | None,
-    kl: float | None,
-    tune: bool,
-    damping: Damping,
-    forward: Forward | None,
-    output: Output,
-    n_batches: int,
-    threads: int,
-    progress: Progress | None,
+    source: Checkpoint, base: Checkpoint | None, module: nn.Module, batches: Iterable[Any], request: _Request
 ) -> tuple[Settings, Checkpoint, Rounded]:
+    n_batches, bound = request.n_batches, request.bound
     if type(n_batches) is not int or n_batches < 1:
         raise UsageError(f"n_batches is a positive number, not {n_batches!r}")
     ties = _tied(module)
     known = [name for name in module.state_dict() if name in source.specs and name not in ties]
     tensors = floats_of({name: source.read(name) for name in known})
-    runner = Runner(module, batches, forward, output, n_batches)
-    sensitivity = gather(runner, progress=_part(progress, source.n_bytes, 0.0, _GATHERED))
-    calibration = Calibration(runner, sensitivity, tensors, _same_kind(base, tensors), bound, damping, threads)
-    step, rounded = _found(calibration, bound, step, kl, tune)
+    runner = Runner(module, batches, request.forward, request.output, n_batches)
+    sensitivity = gather(runner, progress=_part(request.progress, source.n_bytes, 0.0, _GATHERED))
+    known_base = _same_kind(base, tensors)
+    calibration = Calibration(runner, sensitivity, tensors, known_base, bound, request.damping, request.threads)
+    step, rounded = _found(calibration, bound, request.step, request.kl, request.tune)
     for name, to in ties.items():
         if to in rounded.tensors:
             rounded.tensors[name], rounded.steps[name] = rounded.tensors[to], rounded.steps[to]
@@ -207,27 +217,13 @@ def compress(
     >>> sorted(nz.decompress(archive.to_bytes()))
     ['0.bias', '0.weight', '2.bias', '2.weight']
     """
-    wanted = _check(step, kl, bound)
+    wanted, damping = _check(step, kl, bound), damping or Damping()
     threads = number_of_threads(threads)
+    request = _Request(wanted, step, kl, tune, damping, forward, output, n_batches, threads, progress)
     source = Checkpoint.of(dict(module.state_dict()), metadata)
     reference = None if base is None else base if isinstance(base, Checkpoint) else Checkpoint.of(base)
-    settings, targets, rounded = _calibrated(
-        source,
-        reference,
-        module,
-        batches,
-        wanted,
-        step,
-        kl,
-        tune,
-        damping or Damping(),
-        forward,
-        output,
-        n_batches,
-        threads,
-        progress,
-    )
-    written = _part(progress, source.n_bytes, _ROUNDED, 1.0)
+    settings, targets, rounded = _calibrated(source, reference, module, batches, request)
+    written = request.written(source.n_bytes)
     restored: dict[str, Array] = {}
     stream = Memory(source.n_bytes)
     report = write_archive(source, reference, settings, stream, restored.__setitem__, threads, written, targets)
@@ -264,8 +260,9 @@ def compress_file(
     """Compress a checkpoint file of `module`'s weights, which are loaded into it. Tensors that the module does not have
     keep every bit. Parameters and errors are those of `compress` and `nearzip.compress_file`.
     """
-    wanted = _check(step, kl, bound)
+    wanted, damping = _check(step, kl, bound), damping or Damping()
     threads = number_of_threads(threads)
+    request = _Request(wanted, step, kl, tune, damping, forward, output, n_batches, threads, progress)
     for path in (dst, restored):
         if path is not None:
             check_free(path, force)
@@ -273,31 +270,15 @@ def compress_file(
     reference = None if base is None else open_input(base)
     try:
         _load(module, source, src)
-        settings, targets, rounded = _calibrated(
-            source,
-            reference,
-            module,
-            batches,
-            wanted,
-            step,
-            kl,
-            tune,
-            damping or Damping(),
-            forward,
-            output,
-            n_batches,
-            threads,
-            progress,
-        )
-        written = _part(progress, source.n_bytes, _ROUNDED, 1.0)
+        settings, targets, rounded = _calibrated(source, reference, module, batches, request)
+        written = request.written(source.n_bytes)
         with atomic_file(dst, force=force) as stream:
             if restored is None:
                 report = write_archive(source, reference, settings, stream, None, threads, written, targets)
             else:
                 with write_checkpoint(restored, source.specs, source.metadata, source.tree, force) as writer:
-                    report = write_archive(
-                        source, reference, settings, stream, writer.write, threads, progress, targets
-                    )
+                    keep = writer.write
+                    report = write_archive(source, reference, settings, stream, keep, threads, written, targets)
                     with naming_errors("write", dst):
                         stream.flush()
                         os.fsync(stream.fileno())
