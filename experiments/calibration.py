@@ -8,11 +8,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +17,10 @@ import numpy as np
 import torch
 
 from experiments import calibrating, record, traces
+from experiments.record import timed
 
 _SIZES = (256, 512, 1024, 2048, 4096)
 _PAIRS = ("transformer late", "vgg-small late")
-
-
-def _timed(work: Callable[[], Any], rounds: int = 1) -> tuple[Any, float]:
-    """The result, and the median of the processor seconds."""
-    seconds = []
-    for _ in range(rounds):
-        begin = time.process_time()
-        result = work()
-        seconds.append(time.process_time() - begin)
-    return result, statistics.median(seconds)
 
 
 def _peak_mib() -> float:
@@ -50,14 +38,15 @@ def size_row(n: int) -> dict[str, float]:
     vectors = torch.randn(4096, n, generator=generator) @ mixing
     target = np.random.default_rng(0).normal(0, 2, (n, n)).astype(np.float32)
     before = _peak_mib()
-    gram, moments_s = _timed(lambda: Gram.of(vectors[None]))
-    factor, factor_s = _timed(lambda: triangular(gram, 0.1)[0])
-    levels, round_s = _timed(lambda: round_matrix(target, factor, factor, 1.0))
-    error = (levels - target) @ mixing.numpy().T
-    plain = (np.rint(target) - target) @ mixing.numpy().T
-    assert np.square(error).mean() < np.square(plain).mean(), "rounding should do better than rounding plainly"
+    gram, moments_s = timed(lambda: Gram.of(vectors[None]))
+    factor, factor_s = timed(lambda: triangular(gram, 0.1)[0])
+    levels, round_s = timed(lambda: round_matrix(target, factor, factor, 1.0))
+    error, plain = (
+        mixing @ torch.from_numpy((of - target).astype(np.float32)) @ mixing.T for of in (levels, np.rint(target))
+    )
     return {
         "values": n * n,
+        "error_over_plain": round(float(error.square().mean() / plain.square().mean()), 3),
         "moments_of_4096_vectors_s": round(moments_s, 3),
         "both_factors_s": round(2 * factor_s, 3),
         "round_s": round(round_s, 3),
@@ -93,15 +82,15 @@ def cost(where: Path, pair: str) -> dict[str, Any]:
                 module(batch)
 
     evaluate()
-    _, pass_s = _timed(evaluate, 3)
+    _, pass_s = timed(evaluate, 3)
     runner = Runner(module, batches)
-    sensitivity, gather_s = _timed(lambda: gather(runner), 3)
+    sensitivity, gather_s = timed(lambda: gather(runner), 3)
     floats = {n: w for n, w in new.items() if w.dtype == np.float32}
-    calibration, factors_s = _timed(lambda: Calibration(runner, sensitivity, floats, old))
+    calibration, factors_s = timed(lambda: Calibration(runner, sensitivity, floats, old))
     step = calibration.steps.for_divergence(3e-4)
     assert step is not None
-    rounded, round_s = _timed(lambda: calibration.round(step, tuned=False), 3)
-    _, tune_s = _timed(lambda: calibration._tuned(rounded))
+    rounded, round_s = timed(lambda: calibration.round(step, tuned=False), 3)
+    _, tune_s = timed(lambda: calibration._tuned(rounded))
     parts = {"gather": gather_s, "factors": factors_s, "round": round_s, "tune": tune_s}
     return {
         "predictions": sensitivity.n_predictions,

@@ -7,14 +7,14 @@ answer goes: for each of its modes, bytes and processor seconds both ways. What 
 from __future__ import annotations
 
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from experiments.record import timed
 
 Bits = np.ndarray
 #: Encodes (new, base) and decodes (bytes, base) of one mode.
@@ -111,16 +111,6 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "OpenZL": ("openzl",),
     "pcodec": ("pcodec",),
 }
-
-
-def timed(work: Callable[[], Any], rounds: int) -> tuple[Any, float]:
-    """The result and the median of the processor seconds that it took."""
-    seconds = []
-    for _ in range(rounds):
-        begin = time.process_time()
-        result = work()
-        seconds.append(time.process_time() - begin)
-    return result, statistics.median(seconds)
 
 
 def measure(mode: Mode, new: Bits, base: Bits, rounds: int) -> dict[str, Any]:

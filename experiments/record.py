@@ -89,6 +89,16 @@ def save(name: str, result: dict[str, Any], packages: Sequence[str] = ("nearzip"
     return path
 
 
+def timed(work: Callable[[], Any], rounds: int = 1) -> tuple[Any, float]:
+    """The result and the median of the processor seconds that it took."""
+    seconds = []
+    for _ in range(rounds):
+        begin = time.process_time()
+        result = work()
+        seconds.append(time.process_time() - begin)
+    return result, statistics.median(seconds)
+
+
 def interleaved(
     sides: dict[str, Callable[[], object]], rounds: int = 9, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
+from experiments.curves import TARGETS, bits_at
 from experiments.record import RESULTS
 
 _ROOT = RESULTS.parent.parent
@@ -176,6 +177,54 @@ def _tally(rows: list[dict[str, Any]]) -> str:
     return " ".join(lines)
 
 
+#: Columns of the calibrated archives' table.
+_CALIBRATED = ("nearzip calibrated", "nearzip unbiased", "nearzip", "NNCodec trellis", "NNCodec plain")
+
+
+def calibrated() -> str:
+    """Bits at given divergences, beside the codec whose quantizer looks ahead."""
+    result = _load("fidelity")
+    rows = []
+    for pair, row in result["pairs"].items():
+        for kl in TARGETS:
+            sweeps = {name: row["entries"][name].get("points", []) for name in _CALIBRATED if name in row["entries"]}
+            bits = {name: bits_at(points, kl) for name, points in sweeps.items()}
+            if bits["nearzip calibrated"] is None and bits["nearzip"] is None:
+                continue
+            both = bits["nearzip calibrated"], bits["NNCodec trellis"]
+            ratio = f"{both[1] / both[0]:.1f}" if both[0] and both[1] else ""
+            cells = ("" if bits.get(name) is None else f"{bits[name]:.3f}" for name in _CALIBRATED)
+            rows.append([pair, f"{kl:g}", *cells, ratio])
+    return table(["update", "divergence", *_CALIBRATED, "trellis / calibrated"], rows) + f"\n\n{_where(result)}."
+
+
+#: Of calibration.
+_PARTS = ("gather", "factors", "round", "tune")
+
+
+def calibration() -> str:
+    """What calibrating costs: beside an evaluation pass, and by the size of a layer."""
+    result = _load("calibration")
+    costs = [
+        [pair, cost["evaluation_pass_s"], *(f"{cost[f'{part}_in_passes']:.1f}" for part in _PARTS)]
+        for pair, cost in result["cost"].items()
+    ]
+    sizes = [
+        [
+            f"{n} x {n}",
+            *(row[part] for part in ("moments_of_4096_vectors_s", "both_factors_s", "round_s")),
+            row["memory_peak_mib"] - row["memory_before_mib"],
+        ]
+        for n, row in result["sizes"].items()
+    ]
+    return (
+        table(["update", "a pass (s)", "moments", "factors", "rounding", "biases and norms"], costs)
+        + "\n\nOf one layer, seconds of one core, and memory beyond the data:\n\n"
+        + table(["layer", "moments of 4,096 vectors (s)", "both factors (s)", "rounding (s)", "memory (MiB)"], sizes)
+        + f"\n\n{_where(result)}."
+    )
+
+
 def fill(path: str, name: str, text: str) -> None:
     """Replace what stands between two markers of a Markdown file."""
     place = _ROOT / path
@@ -191,3 +240,5 @@ def main(arguments: list[str]) -> None:
     fill("docs/methods/nearzip.md", "lossless", lossless())
     fill("README.md", "figures", "\n\n".join([sizes(), speeds(), memory()]))
     fill("docs/tune.md", "budget", budgets())
+    fill("docs/calibration.md", "calibrated", calibrated())
+    fill("docs/calibration.md", "cost", calibration())

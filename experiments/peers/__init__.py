@@ -17,6 +17,7 @@ from experiments.peers.ours import (
     NearzipCalibratedPeer,
     NearzipLosslessPeer,
     NearzipPeer,
+    NearzipUnbiasedPeer,
     QdCompressorPeer,
     Sz3MethodPeer,
     ZfpMethodPeer,
@@ -30,6 +31,7 @@ __all__ = ["METHODS", "PEERS", "Peer", "Setting", "Tensors", "by_name"]
 #: This package's own.
 METHODS: tuple[type[Peer], ...] = (
     NearzipPeer,
+    NearzipUnbiasedPeer,
     NearzipCalibratedPeer,
     DeltaDnnPeer,
     DeltaDnnRelativePeer,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.peers.base import Peer, Setting, Tensors, absolute
+from experiments.peers.base import SWEEP, Peer, Setting, Tensors, absolute
 
 #: Relative errors of Delta-DNN's relative mode, around the 1 % to 10 % of the paper.
 _POINTWISE = (0.003, 0.01, 0.03, 0.06, 0.1)
@@ -89,6 +89,16 @@ class _Optioned(_Method):
         import nearzip as nz
 
         return nz.compress(new, base=base, method=self.method, options=setting).to_bytes()
+
+
+class NearzipUnbiasedPeer(_Optioned):
+    """Steps without a bound, updates as long as they were."""
+
+    name = "nearzip unbiased"
+    method = "nearzip"
+
+    def settings(self, unit: float) -> list[Setting]:
+        return [{"step": float(f"{2 * unit * factor:.4g}"), "unbiased": True} for factor in (*SWEEP, 2 * SWEEP[-1])]
 
 
 class QdCompressorPeer(_Optioned):

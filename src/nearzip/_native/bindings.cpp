@@ -158,6 +158,14 @@ void py_quantize(Input<F> x, std::optional<Input<F>> base, double step, Output<i
 }
 
 template <class F>
+std::tuple<double, double> py_projection(Input<F> x, std::optional<Input<F>> base, double step) {
+    const F *b = data_or_null(base, x.size());
+    nb::gil_scoped_release nogil;
+    const Projection sum = projection<F>(x.data(), b, x.size(), step);
+    return {sum.itself, sum.rounded};
+}
+
+template <class F>
 void py_dequantize(Input<int32_t> symbols, std::optional<Input<F>> base, double step, Output<F> out) {
     same_size(symbols.size(), out.size());
     const F *b = data_or_null(base, out.size());
@@ -286,6 +294,7 @@ void bind_symbols(nb::module_ &m) {
 template <class F>
 void bind_floats(nb::module_ &m) {
     m.def("quantize", &py_quantize<F>, "x"_a.noconvert(), "base"_a.none().noconvert(), "step"_a, "out"_a.noconvert());
+    m.def("projection", &py_projection<F>, "x"_a.noconvert(), "base"_a.none().noconvert(), "step"_a);
     m.def("dequantize", &py_dequantize<F>, "symbols"_a.noconvert(), "base"_a.none().noconvert(), "step"_a,
           "out"_a.noconvert());
     m.def("encode_quantized", &py_encode_quantized<F>, "x"_a.noconvert(), "base"_a.none().noconvert(), "step"_a,

@@ -15,9 +15,10 @@ constexpr double kLargest = 1073741824.0;      // 2^30
 // Inverses of steps between these are normal numbers, and so are the steps.
 constexpr double kSmallestInverse = 1e-300, kLargestInverse = 1e300;
 
+NZ_INLINE double in_reach(double ratio) { return std::fabs(ratio) < kLargest ? ratio : 0.0; }  // NaN goes to zero as well
+
 NZ_INLINE int32_t nearest(double ratio) {
-    const double kept = std::fabs(ratio) < kLargest ? ratio : 0.0;  // NaN goes to zero as well
-    const double shifted = kept + kShift;
+    const double shifted = in_reach(ratio) + kShift;
     int64_t bits;
     std::memcpy(&bits, &shifted, 8);
     return int32_t(bits);
@@ -107,6 +108,27 @@ NZ_CLONES void quantize(const F *x, const F *base, size_t n, double step, int32_
         for (size_t i = 0; i < n; ++i) symbols[i] = nearest((double(x[i]) - double(base[i])) * inverse);
     else
         for (size_t i = 0; i < n; ++i) symbols[i] = nearest(double(x[i]) * inverse);
+}
+
+template <class F>
+NZ_CLONES Projection projection(const F *x, const F *base, size_t n, double step) {
+    constexpr size_t kLanes = 8;  // sums in a fixed order that vectors can keep
+    double itself[kLanes] = {}, rounded[kLanes] = {};
+    const auto add = [&](size_t i, size_t lane) {
+        const double ratio = in_reach((double(x[i]) - (base ? double(base[i]) : 0.0)) / step);
+        itself[lane] += ratio * ratio;
+        rounded[lane] += ratio * ((ratio + kShift) - kShift);
+    };
+    size_t i = 0;
+    for (; i + kLanes <= n; i += kLanes)
+        for (size_t lane = 0; lane < kLanes; ++lane) add(i + lane, lane);
+    for (; i < n; ++i) add(i, i % kLanes);
+    Projection sum;
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+        sum.itself += itself[lane];
+        sum.rounded += rounded[lane];
+    }
+    return sum;
 }
 
 template <class F>
@@ -215,6 +237,7 @@ Statistics statistics(const F *x, size_t n) {
 
 #define NZ_FLOATS(F)                                                                             \
     template void quantize<F>(const F *, const F *, size_t, double, int32_t *);                  \
+    template Projection projection<F>(const F *, const F *, size_t, double);                     \
     template void dequantize<F>(const int32_t *, const F *, size_t, double, F *);                \
     template std::vector<uint64_t> outside<F>(const F *, const F *, size_t, double);             \
     template std::vector<uint64_t> outside_relative<F>(const F *, const F *, size_t, double);    \

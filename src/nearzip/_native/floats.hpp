@@ -14,6 +14,14 @@ namespace nearzip {
 template <class F>
 void quantize(const F *x, const F *base, size_t n, double step, int32_t *symbols);
 
+// Of what `quantize` is given, in steps, r, and gives, q: sums of r * r and of r * q, over what it does not make 0 for
+// being too large or not finite.
+struct Projection {
+    double itself = 0, rounded = 0;
+};
+template <class F>
+Projection projection(const F *x, const F *base, size_t n, double step);
+
 // out[i] = base + symbols * step in double precision, rounded to F.
 template <class F>
 void dequantize(const int32_t *symbols, const F *base, size_t n, double step, F *out);

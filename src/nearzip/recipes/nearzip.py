@@ -16,11 +16,14 @@ from nearzip.errors import UsageError
 from nearzip.recipes.base import Recipe, TensorPlan, TensorView
 from nearzip.recipes.rounding import half_spacing, room
 from nearzip.stages import LogStep, Pipeline, Rans, SubtractBase, UniformStep
+from nearzip.stages.quantize import UnbiasedStep, unbiased_gain
 
 __all__ = ["Nearzip"]
 
 #: Fewer values than this and a tensor's own step is rounded down.
 _SMALL = 1 << 14
+#: Where nearly all becomes zero, the few values that do not would have to stand for all.
+_MOST_GAIN = 4.0
 
 
 @dataclass(frozen=True)
@@ -29,23 +32,34 @@ class Nearzip(Recipe):
 
     step : float or None
         Distance between levels, in place of the one that follows from the bound. Without a bound nothing is promised.
+    unbiased : bool
+        With a step and no bound: each large tensor's levels lie farther apart than what is rounded to them, so that the
+        difference to the base keeps its length along its own direction (`stages.quantize.unbiased_gain`). For updates
+        of which most becomes zero: at the same size they are several times nearer, where they point where the
+        training goes (Adam late in training), or farther, where they are mostly noise. Measure.
     """
 
     name = "nearzip"
 
     step: float | None = None
+    unbiased: bool = False
 
     def __post_init__(self) -> None:
         if self.step is not None and not 0 < self.step <= sys.float_info.max:
             raise UsageError(f"nearzip: step is positive and finite, not {self.step!r}")
+        if self.unbiased and self.step is None:
+            raise UsageError("nearzip: unbiased goes with a step")
 
     def resolve_bound(self, bound: Bound | None) -> Bound:
+        if self.unbiased and bound is not None and not isinstance(bound, NoPromise):
+            raise UsageError(f"nearzip: unbiased promises nothing for single values, so it cannot keep {bound}")
         return bound or (Lossless() if self.step is None else NoPromise())
 
     def plan(self, tensor: TensorView, bound: Bound) -> TensorPlan:
         tolerance = bound.tolerance(tensor.own)
         if self.step is not None and tolerance.kind != "exact":
-            return TensorPlan(_stepped(self.step, tensor.with_base), tolerance)
+            gain = _gain(tensor, self.step) if self.unbiased else 1.0
+            return TensorPlan(_stepped(self.step, tensor.with_base, gain), tolerance)
         if tolerance.kind == "exact":
             return TensorPlan(exact_pipeline(tensor.with_base), tolerance)
         if tolerance.kind == "pointwise":
@@ -56,10 +70,19 @@ class Nearzip(Recipe):
 
 
 @functools.lru_cache(maxsize=64)
-def _stepped(step: float, with_base: bool) -> Pipeline:
+def _stepped(step: float, with_base: bool, gain: float = 1.0) -> Pipeline:
     """One object for all tensors that share a step: making and hashing them shows in the profile."""
     first = (SubtractBase(),) if with_base else ()
-    return Pipeline((*first, UniformStep(step), Rans()))
+    rounding = UniformStep(step) if gain == 1 else UnbiasedStep(min(step * gain, sys.float_info.max), gain)
+    return Pipeline((*first, rounding, Rans()))
+
+
+def _gain(tensor: TensorView, step: float) -> float:
+    """What unbiases a large tensor, in eighths of an octave; small ones share a stream and cost little as they are."""
+    if tensor.own.finite < _SMALL:
+        return 1.0
+    gain = unbiased_gain(tensor.values(), tensor.base_values() if tensor.with_base else None, step)
+    return math.pow(2, round(8 * math.log2(min(gain, _MOST_GAIN))) / 8)
 
 
 def _shared_room(own_value: float, shared: Tolerance, dtype: np.dtype[Any], own: Statistics) -> float:

@@ -51,7 +51,7 @@ class SubtractBase(Stage):
         return total
 
     def fuse(self, after: Stage) -> Stage | None:
-        return QuantizeDelta(after.step) if isinstance(after, UniformStep) else None
+        return QuantizeDelta(after.step, after.spacing) if isinstance(after, UniformStep) else None
 
 
 def _folded(ordered: Array) -> Array:

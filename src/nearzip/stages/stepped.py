@@ -54,7 +54,7 @@ class StepThenBits(Stage):
 
     @property
     def _steps(self) -> UniformStep | QuantizeDelta:
-        return QuantizeDelta(self.step) if self.delta else UniformStep(self.step)
+        return QuantizeDelta(self.step, self.step) if self.delta else UniformStep(self.step)
 
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         refuse_exact(value.dtype)

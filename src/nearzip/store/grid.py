@@ -64,7 +64,7 @@ class _OnGrid(Recipe):
     def _moved(self, tensor: TensorView, plan: TensorPlan) -> TensorPlan:
         before = self._steps.get(tensor.name)
         stages = plan.pipeline.stages
-        at = next((i for i, stage in enumerate(stages) if isinstance(stage, UniformStep)), None)
+        at = next((i for i, stage in enumerate(stages) if type(stage) is UniformStep), None)
         if before is None or at is None:
             return plan
         wanted = stages[at].step  # type: ignore[attr-defined]
