@@ -105,22 +105,33 @@ def _point(raw: dict[str, Any], found: dict[str, Any], fidelity: dict[str, float
     }
 
 
-def measure(peer: Peer, pair: pairs.Pair, judge: Judge, rounds: int) -> Any:
-    """One method or peer over one pair, or why it could not be measured."""
+def points(
+    peer: Peer, pair: pairs.Pair, judge: Judge, settings: list[dict[str, Any]], rounds: int
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """One method or peer over one pair, decoded, checked and judged at each setting; versions of what it is made of.
+
+    Raises NotInstalledError.
+    """
     n = sum(w.size for w in pair.new.values())
+    found = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        try:
-            answer = ask(peer, pair, peer.settings(pair.unit), rounds, folder)
-        except NotInstalledError as error:
-            return {"not_measured": str(error)}
-        points = []
+        answer = ask(peer, pair, settings, rounds, folder)
         for i, raw in enumerate(answer["points"]):
             tensors = restored(folder, i)
-            found = check(peer, raw["setting"], pair.new, tensors)
-            points.append(_point(raw, found, judge(tensors), n))
-            print(pair.name, peer.name, points[-1], file=sys.stderr)
-    return {"commit": record.commit(), "lossless": peer.lossless, "versions": answer["versions"], "points": points}
+            checked = check(peer, raw["setting"], pair.new, tensors)
+            found.append(_point(raw, checked, judge(tensors), n))
+            print(pair.name, peer.name, found[-1], file=sys.stderr)
+    return found, answer["versions"]
+
+
+def measure(peer: Peer, pair: pairs.Pair, judge: Judge, rounds: int) -> Any:
+    """One method or peer over its sweep, or why it could not be measured."""
+    try:
+        found, versions = points(peer, pair, judge, peer.settings(pair.unit), rounds)
+    except NotInstalledError as error:
+        return {"not_measured": str(error)}
+    return {"commit": record.commit(), "lossless": peer.lossless, "versions": versions, "points": found}
 
 
 def update(old: traces.Tensors, new: traces.Tensors) -> dict[str, Any]:

@@ -1,5 +1,7 @@
-"""`docs/results.md` and its plots, made from `results/fidelity.json`, `results/throughput.json` and `page.md`; nothing
-in it is typed by hand."""
+"""`docs/results.md` and its plots, made from `results/` (fidelity, throughput, agreement, repeat) and `page.md`.
+
+Nothing in it is typed by hand.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +24,6 @@ _COLOURS = ("#000000", "#d1495b", "#edae49", "#00798c", "#30638e", "#7a9e3f", "#
 _MARKS = "os^Dv<>P*"
 
 Row = dict[str, Any]
-
-#: Measured on another run of the same transformer before the first line of this package was written: bits per
-#: parameter and KL. The last row, an order-0 entropy, is the yardstick of its column.
-_BEFORE = {
-    "delta-dnn absolute": ("Delta-DNN, eps 0.1 %", 0.719, 1.6e-4),
-    "SZ3 NOPRED": ("SZ3 NOPRED on the delta, 1e-3", 0.663, 1.6e-4),
-    "NNCodec trellis": ("NNCodec on the delta", 0.525, 2.0e-4),
-    _OURS: ("uniform step 0.002 on the delta, order-0 entropy", 0.602, 1.5e-4),
-}
 
 
 def _measured(row: Row, lossless: bool) -> Iterator[tuple[str, list[Row]]]:
@@ -142,20 +135,41 @@ def missing(pairs: dict[str, Row]) -> str:
     return "Not measured:\n\n" + table(["update", "peer", "reason"], rows)
 
 
-def before(pairs: dict[str, Row]) -> str:
-    """Beside the figures from before the first line was written: each relative to plain rounding in its own column."""
-    yardstick = _BEFORE[_OURS][1]
-    chosen = [pair for pair in pairs if pair.startswith("transformer")]
+def agreement(result: Row) -> str:
+    """Beside the figures from before the first line was written, at the same steps."""
     rows = []
-    for name, (label, bits, kl) in _BEFORE.items():
+    for label, row in result["rows"].items():
+        if "not_measured" in row:
+            rows.append([label, "", "", f"not measured: `{row['not_measured']}`", "", ""])
+            continue
+        bits, ideal = row["bits_per_parameter"], row.get("entropy")
+        compared = bits if ideal is None else ideal
+        rows.append([label, f"{row['then_bits']:.3f}", f"{row['then_kl']:.1e}",
+                     f"{bits:.3f}" + (f" (entropy {ideal:.3f})" if ideal is not None else ""),
+                     f"{100 * (compared / row['then_bits'] - 1):+.0f} %", f"{row['kl']:.1e}"])  # fmt: skip
+    return table(["codec", "bits, design", "KL, design", "bits, here", "difference", "KL, here"], rows)
+
+
+def repeated(result: Row) -> str:
+    """Whether two runs agree."""
+    measured = {name: row for name, row in result["fidelity"].items() if "same" in row}
+    other = [name for name, row in measured.items() if not row["same"]]
+    n = sum(row["points"] for row in measured.values())
+    same = f"all {n} points of {len(measured)} methods and programs have" if not other else (
+        f"of {len(measured)} methods and programs all but {', '.join(other)} have"
+    )  # fmt: skip
+    rows = []
+    for name, ways in result["speed"].items():
         cells = []
-        for pair in chosen:
-            entries = pairs[pair]["entries"]
-            points, ours = (entries.get(n, {}).get("points", []) for n in (name, _OURS))
-            times = gap(points, ours, kl)
-            cells.append("-" if times is None else f"{bits_at(points, kl):.3f} ({times:.2f}x)")
-        rows.append([label, f"{bits:.3f} ({bits / yardstick:.2f}x)", f"{kl:.1e}", *cells])
-    return table(["codec", "then", "at KL", *(f"{pair}, same KL" for pair in chosen)], rows)
+        for way in ways.values():
+            cells += [" / ".join(f"{speed:.0f}" for speed in way["mb_s"]), f"{100 * way['ratio_changed']:+.1f} %"]
+        rows.append([name, *cells])
+    head = ["program", "encode, MB/s", f"as a multiple of {result['yardstick']}'s", "decode, MB/s", "as a multiple"]
+    return (
+        f"Run twice over {result['pair']}, {same} the same bytes, bits, divergence, loss and accuracy to the last\n"
+        f"digit (`bench repeat`). Speeds on one core of two runs, and by how much their multiple of "
+        f"{result['yardstick']}'s changed:\n\n" + table(head, rows) + f"\n\nCommit {result['commit']}."
+    )
 
 
 def plot(pair: str, row: Row) -> None:
@@ -183,7 +197,7 @@ def plot(pair: str, row: Row) -> None:
     plt.close(figure)
 
 
-def page(result: Row, throughput: Row) -> str:
+def page(result: Row, throughput: Row, then: Row, twice: Row) -> str:
     """The whole file."""
     pairs, m = result["pairs"], result["machine"]
     commits = sorted(
@@ -204,7 +218,8 @@ def page(result: Row, throughput: Row) -> str:
     return _TEMPLATE.read_text().format(
         where=where, share=" or ".join(f"{100 * share:g} %" for share in sorted(shares)), seed=result["seed"],
         keeping=keeping(pairs), headline=headline(pairs), plots=plots, lossless=lossless(pairs), missing=missing(pairs),
-        late_max=pairs["transformer late"]["update_max"], before=before(pairs), points=points,
+        points=points, agreement=agreement(then), compared=" and ".join(then["versions_compared"]),
+        n_versions=then["of"], agreement_commit=then["commit"], repeated=repeated(twice),
         speeds=speeds(throughput), speed_pair=throughput["pair"], cores=throughput["machine"]["cores"],
         speed_commit=throughput["commit"],
     )  # fmt: skip
@@ -215,5 +230,5 @@ def main(arguments: list[str]) -> None:
     result = json.loads((RESULTS / "fidelity.json").read_text())
     for pair, row in result["pairs"].items():
         plot(pair, row)
-    throughput = json.loads((RESULTS / "throughput.json").read_text())
-    (_DOCS / "results.md").write_text(page(result, throughput))
+    others = [json.loads((RESULTS / f"{name}.json").read_text()) for name in ("throughput", "agreement", "repeat")]
+    (_DOCS / "results.md").write_text(page(result, *others))

@@ -225,6 +225,17 @@ def calibration() -> str:
     )
 
 
+def trace_times() -> str:
+    """How long the sets of traces take."""
+    result = _load("trace_times")
+    rows = []
+    for name, networks in result["sets"].items():
+        cells = [f"{network} {row['seconds']:.0f}{' (estimated)' if row['estimated'] else ''}"
+                 for network, row in networks.items()]  # fmt: skip
+        rows.append([f"`{name}`", f"{sum(row['seconds'] for row in networks.values()) / 60:.1f}", ", ".join(cells)])
+    return table(["set", "minutes", "seconds of each network"], rows) + f"\n\n{_where(result)}."
+
+
 def fill(path: str, name: str, text: str) -> None:
     """Replace what stands between two markers of a Markdown file."""
     place = _ROOT / path
@@ -240,5 +251,6 @@ def main(arguments: list[str]) -> None:
     fill("docs/methods/nearzip.md", "lossless", lossless())
     fill("README.md", "figures", "\n\n".join([sizes(), speeds(), memory()]))
     fill("docs/tune.md", "budget", budgets())
+    fill("docs/experiments.md", "trace-times", trace_times())
     fill("docs/calibration.md", "calibrated", calibrated())
     fill("docs/calibration.md", "cost", calibration())

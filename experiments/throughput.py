@@ -28,7 +28,8 @@ def _setting(peer: Peer, unit: float) -> list[dict[str, Any]]:
     return [settings[-1] if peer.lossless else settings[len(settings) // 2]]
 
 
-def _one(peer: Peer, pair: pairs.Pair, rounds: int, cores: int) -> dict[str, Any]:
+def one(peer: Peer, pair: pairs.Pair, rounds: int, cores: int) -> dict[str, Any]:
+    """A program bound to some cores: MB/s of float32 each way, and its peak memory. Raises NotInstalledError."""
     n_bytes = 4 * sum(w.size for w in pair.new.values())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -59,8 +60,8 @@ def main(arguments: list[str]) -> None:
     for name in options.only:
         try:
             entries[name] = {
-                "one_core": _one(known[name](), pair, options.rounds, 1),
-                "all_cores": _one(known[name](), pair, options.rounds, cores),
+                "one_core": one(known[name](), pair, options.rounds, 1),
+                "all_cores": one(known[name](), pair, options.rounds, cores),
             }
         except NotInstalledError as error:
             entries[name] = {"not_measured": str(error)}

@@ -92,7 +92,8 @@ def _deterministic(seed: int, device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def _optimizer(network: nn.Module, settings: Settings) -> optim.Optimizer:
+def make_optimizer(network: nn.Module, settings: Settings) -> optim.Optimizer:
+    """AdamW or SGD, as the settings say."""
     if settings.optimizer == "adamw":
         return optim.AdamW(network.parameters(), settings.lr, weight_decay=settings.weight_decay)
     return optim.SGD(network.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
@@ -171,13 +172,13 @@ def _run(settings: Settings, network: nn.Module, dataset: data.Dataset, writer: 
     per_epoch = steps_per_epoch(dataset, settings.batch)
     total = settings.steps or settings.epochs * per_epoch
     every = settings.every or per_epoch
-    optimizer, should_save = _optimizer(network, settings), make_rule(settings.rule)
+    optimizer, should_save = make_optimizer(network, settings), make_rule(settings.rule)
     batches = training_batches(dataset, settings.batch, torch.Generator().manual_seed(settings.seed))
     losses: list[Tensor] = []
     progress = _Progress(settings.network, total)
     for step in range(1, total + 1):
         rate = settings.lr * SCHEDULES[settings.schedule]((step - 1) / total)
-        losses.append(_step(network, optimizer, rate, *next(batches)))
+        losses.append(train_step(network, optimizer, rate, *next(batches)))
         progress.step(step)
         if step % every and step != total:
             continue
@@ -198,7 +199,8 @@ def _run(settings: Settings, network: nn.Module, dataset: data.Dataset, writer: 
         losses.clear()
 
 
-def _step(network: nn.Module, optimizer: optim.Optimizer, rate: float, inputs: Tensor, targets: Tensor) -> Tensor:
+def train_step(network: nn.Module, optimizer: optim.Optimizer, rate: float, inputs: Tensor, targets: Tensor) -> Tensor:
+    """One step at a learning rate; the loss before it."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     loss = loss_of(network(inputs), targets)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 from experiments.cache import cache_folder
@@ -29,6 +29,11 @@ def _has(package: str) -> bool:
         return False
 
 
+def _requirement(need: str) -> str:
+    """PyTorch in the bench's own release: without one, pip may bring gigabytes of CUDA."""
+    return f"torch=={version('torch').split('+')[0]}" if need == "torch" and _has("torch") else need
+
+
 def is_here(needs: tuple[str, ...]) -> bool:
     """Whether the bench's own environment has these packages; asking for a version means an environment of its own."""
     pinned = any(character in need for need in needs for character in "<=>")
@@ -37,8 +42,8 @@ def is_here(needs: tuple[str, ...]) -> bool:
 
 def folder_of(needs: tuple[str, ...]) -> Path:
     """Where the environment with these packages is, or would be."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return cache_folder() / "environments" / hashlib.sha256(repr((needs, version)).encode()).hexdigest()[:12]
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return cache_folder() / "environments" / hashlib.sha256(repr((needs, python)).encode()).hexdigest()[:12]
 
 
 def python_of(needs: tuple[str, ...]) -> str:
@@ -51,6 +56,8 @@ def python_of(needs: tuple[str, ...]) -> str:
         _run(sys.executable, "-m", "venv", "--clear", folder)
         for need in ("numpy", *needs):
             # What a pinned package asks for beside it is named in `needs`.
-            _run(python, "-m", "pip", "install", "--quiet", *(["--no-deps"] if "==" in need else []), need)
+            _run(
+                python, "-m", "pip", "install", "--quiet", *(["--no-deps"] if "==" in need else []), _requirement(need)
+            )
         done.write_text("\n".join(needs) + "\n")
     return str(python)
