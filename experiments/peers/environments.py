@@ -54,7 +54,8 @@ def python_of(needs: tuple[str, ...]) -> str:
     python, done = folder / "bin" / "python", folder / "complete"
     if not done.is_file():
         _run(sys.executable, "-m", "venv", "--clear", folder)
-        for need in ("numpy", *needs):
+        # PyTorch before what asks for it, so that its release is ours.
+        for need in ("numpy", *sorted(needs, key=lambda need: need != "torch")):
             # What a pinned package asks for beside it is named in `needs`.
             _run(
                 python, "-m", "pip", "install", "--quiet", *(["--no-deps"] if "==" in need else []), _requirement(need)
