@@ -86,3 +86,19 @@ def test_threads_are_made_anew_after_a_fork():
     if child == 0:
         os._exit(0 if list(ordered_map(lambda i: i, range(20), 2)) == list(range(20)) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_one_item_needs_no_thread():
+    assert names_of(3, 1) == {threading.current_thread().name}
+
+
+def test_the_pool_that_prepared_the_items_serves_them():
+    """Its threads have memory already."""
+    used: set[str] = set()
+
+    def items():
+        used.update(names_of(3, 50))
+        yield from range(50)
+
+    found = set(ordered_map(lambda _: threading.current_thread().name, items(), 3))
+    assert found & used

@@ -98,12 +98,15 @@ class _Assembler:
         self._tensors = tensors
         self._values: Array | None = None
         self._n_values = 0
-        self._pieces: list[list[bytes]] = [[] for _ in tensors]
+        self._pieces: list[list[bytes]] = []
 
     def add(self, values: Array | None, pieces: list[list[bytes]]) -> None:
         """The next block: its values, if they are wanted, and the digests of its pieces."""
         if values is not None:
             self._add_values(values)
+        if not self._pieces:
+            self._pieces = pieces
+            return
         for mine, more in zip(self._pieces, pieces, strict=True):
             mine.extend(more)
 

@@ -6,6 +6,7 @@ numbers are always exact, and so are NaN and the infinities, payloads included.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -85,6 +86,8 @@ EXACT = Tolerance("exact")
 _SMALLEST_SQUARES = 1e-290
 
 
+# One object for all tensors of one promise: they are made and compared once a tensor.
+@functools.lru_cache(maxsize=64)
 def _tolerance(kind: Literal["absolute", "pointwise"], value: float) -> Tolerance:
     return Tolerance(kind, value) if 0 < value < math.inf else EXACT
 

@@ -6,6 +6,7 @@ bytes are the pipeline's, and a patch: places and exact values of what decoding 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ __all__ = ["EncodedBlock", "decode_block", "decode_sparse_block", "encode_block"
 _MANY_PATCHES = 64
 
 
+@functools.cache
 def exact_pipeline(with_base: bool) -> Pipeline:
     """Bit-exact coding of any dtype: differences of order-preserving integers, or exponents and mantissas apart."""
     if with_base:
@@ -168,7 +170,8 @@ def _stretches(context: Context, tolerances: Sequence[Tolerance]) -> Iterator[tu
     start = at = 0
     for i, (part, tolerance) in enumerate(zip(context.parts, tolerances, strict=True)):
         at += part
-        if i + 1 == len(tolerances) or tolerances[i + 1] != tolerance:
+        following = tolerances[i + 1] if i + 1 < len(tolerances) else None
+        if following is not tolerance and following != tolerance:
             yield start, at, tolerance
             start = at
 

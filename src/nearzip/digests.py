@@ -56,8 +56,11 @@ def part_digests(values: Array, parts: Sequence[int]) -> list[list[bytes]]:
     at = 0
     for part in parts:
         end = at + part * width
-        starts = range(at, max(at + 1, end), PIECE_BYTES)
-        found.append([digest(data[start : min(start + PIECE_BYTES, end)]) for start in starts])
+        if end - at <= PIECE_BYTES:
+            found.append([xxhash.xxh3_128_digest(data[at:end])])
+        else:
+            starts = range(at, end, PIECE_BYTES)
+            found.append([digest(data[start : min(start + PIECE_BYTES, end)]) for start in starts])
         at = end
     return found
 
@@ -76,7 +79,7 @@ def content_id(tensors: Iterable[tuple[TensorSpec, bytes]]) -> str:
     """Identity of a checkpoint: names, dtypes, shapes and content, whatever their order, as 32 hexadecimal digits."""
     items = sorted(tensors, key=lambda item: item[0].name)
     heads = json.dumps([[spec.name, spec.dtype, spec.shape] for spec, _ in items], separators=(",", ":"))
-    return digest(heads.encode(), *(content for _, content in items)).hex()
+    return digest(heads.encode() + b"".join([content for _, content in items])).hex()
 
 
 def checkpoint_id(checkpoint: Checkpoint) -> str:

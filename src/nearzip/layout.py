@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from nearzip.bounds import EXACT, Bound, Statistics, Tolerance
 from nearzip.codec import exact_pipeline
-from nearzip.digests import PIECE_BYTES, digest
+from nearzip.digests import PIECE_BYTES
 from nearzip.errors import UsageError
 from nearzip.parallel import ordered_map
 from nearzip.recipes import Setting, Settings, TensorPlan, TensorView
 from nearzip.stages import Context, Grid, Pipeline
-from nearzip.tensors import Array, Checkpoint, TensorSpec, borrowed_room, dtype_of, is_float
+from nearzip.tensors import Array, Checkpoint, TensorSpec, borrowed_room, dtype_of
 
 __all__ = ["Block", "Draft", "block_context", "block_values", "draft_segments", "find_ties", "segment_blocks"]
 
@@ -81,6 +82,10 @@ def block_context(block: Block, base: Checkpoint | None) -> Iterator[Context]:
         yield Context(dtype, block.parts, values, block.grids)
 
 
+#: Bytes at either end of a tensor that are compared before all of it.
+_END = 256
+
+
 def find_ties(source: Checkpoint) -> dict[str, str]:
     """Tensors that equal an earlier one bit for bit: name to the earlier name. They are stored once."""
     seen: dict[tuple[object, ...], list[str]] = {}
@@ -90,7 +95,7 @@ def find_ties(source: Checkpoint) -> dict[str, str]:
             continue
         flat = source.read(spec.name).reshape(-1).view(np.uint8)
         # Cheap first: few equal tensors share their first and last bytes.
-        key = (spec.dtype, spec.shape, digest(flat[:2048].data, flat[-2048:].data))
+        key = (spec.dtype, spec.shape, flat[:_END].tobytes(), flat[-_END:].tobytes())
         for other in seen.setdefault(key, []):
             if np.array_equal(flat, source.read(other).reshape(-1).view(np.uint8)):
                 ties[spec.name] = other
@@ -103,7 +108,25 @@ def find_ties(source: Checkpoint) -> dict[str, str]:
 def _survey(source: Checkpoint, names: list[str], bound: Bound, threads: int) -> dict[str, Statistics]:
     if bound.tolerance(Statistics(1, -1.0, 1.0, 1.0)).kind == "exact":
         return {}
-    return dict(zip(names, ordered_map(lambda name: Statistics.of(source.read(name)), names, threads), strict=True))
+
+    def survey(some: list[str]) -> list[Statistics]:
+        return [Statistics.of(source.read(name)) for name in some]
+
+    found = ordered_map(survey, _shares(source, names), threads)
+    return dict(zip(names, itertools.chain.from_iterable(found), strict=True))
+
+
+def _shares(source: Checkpoint, names: list[str]) -> Iterator[list[str]]:
+    """Tensors for one thread after another: handing over a small one takes longer than surveying it."""
+    share, n_bytes = [], 0
+    for name in names:
+        share.append(name)
+        n_bytes += source.spec(name).n_bytes
+        if n_bytes >= PIECE_BYTES:
+            yield share
+            share, n_bytes = [], 0
+    if share:
+        yield share
 
 
 def draft_segments(
@@ -115,31 +138,38 @@ def draft_segments(
         yield from _draft(source, base if setting.recipe.uses_base else None, members, setting, threads)
 
 
+@dataclass
+class _Group:
+    """Small tensors that wait for more."""
+
+    members: list[tuple[TensorSpec, Tolerance]] = field(default_factory=list)
+    n_bytes: int = 0
+
+
 def _draft(
     source: Checkpoint, base: Checkpoint | None, names: list[str], setting: Setting, threads: int
 ) -> Iterator[Draft]:
     recipe = setting.recipe
-    groups: dict[tuple[str, Pipeline, bool], list[tuple[TensorSpec, Tolerance]]] = {}
-    sizes: dict[tuple[str, Pipeline, bool], int] = {}
+    groups: dict[tuple[str, Pipeline, bool], _Group] = {}
     for spec, with_base, plan in _plans(source, base, names, setting, threads):
         member = (spec, plan.tolerance)
         n_bytes = spec.n_bytes
-        whole = plan.alone or (recipe.whole_tensors and is_float(dtype_of(spec.dtype)))
+        whole = plan.alone or (recipe.whole_tensors and spec.is_float)
         if whole or n_bytes >= recipe.group_bytes:
             cut = recipe.cut_tensors and not whole
             yield _gathered([member], plan.pipeline, with_base, recipe.group_bytes if cut else _one_block(n_bytes))
             continue
         key = (spec.dtype, plan.pipeline, with_base)
-        group = groups.setdefault(key, [])
-        if group and sizes[key] + n_bytes > recipe.group_bytes:
-            yield _gathered(group, plan.pipeline, with_base, recipe.group_bytes)
-            group.clear()
-            sizes[key] = 0
-        group.append(member)
-        sizes[key] = sizes.get(key, 0) + n_bytes
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = _Group()
+        elif group.n_bytes + n_bytes > recipe.group_bytes:
+            yield _gathered(group.members, plan.pipeline, with_base, recipe.group_bytes)
+            group.members, group.n_bytes = [], 0
+        group.members.append(member)
+        group.n_bytes += n_bytes
     for (_, pipeline, with_base), group in groups.items():
-        if group:
-            yield _gathered(group, pipeline, with_base, recipe.group_bytes)
+        yield _gathered(group.members, pipeline, with_base, recipe.group_bytes)
 
 
 def _gathered(
@@ -159,15 +189,16 @@ def _plans(
 ) -> Iterator[tuple[TensorSpec, bool, TensorPlan]]:
     """Each tensor, whether a base takes part, and how it is coded."""
     recipe, bound = setting.recipe, setting.bound
-    rounded = [name for name in names if is_float(dtype_of(source.spec(name).dtype))]
+    rounded = [name for name in names if source.spec(name).is_float]
     statistics = _survey(source, rounded, bound, threads)
-    whole = sum(statistics.values(), Statistics())
-    views = (_view(source, base, name, statistics.get(name, Statistics()), whole) for name in rounded)
+    none = Statistics()
+    whole = sum(statistics.values(), none)
+    views = (_view(source, base, name, statistics.get(name, none), whole) for name in rounded)
     plans = recipe.plan_all(views, bound)
     for name in names:
         spec = source.spec(name)
         with_base = _has_base(spec, base)
-        if is_float(dtype_of(spec.dtype)):
+        if spec.is_float:
             yield spec, with_base, next(plans)
         else:
             yield spec, with_base, TensorPlan(recipe.exact_pipeline(with_base) or exact_pipeline(with_base), EXACT)

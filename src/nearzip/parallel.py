@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -48,7 +49,7 @@ def _take(threads: int) -> ThreadPoolExecutor:
     """An idle pool of that many threads, or a new one."""
     for _ in range(len(_idle)):
         try:
-            kept, pool = _idle.popleft()
+            kept, pool = _idle.pop()  # the one that served last: its threads have their memory
         except IndexError:  # another thread was quicker
             break
         if kept == threads:
@@ -63,9 +64,13 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) ->
     The work must release the GIL to gain. Closing the iterator early abandons what has not begun, and does not wait for
     what has.
     """
-    if threads == 1:
+    items = iter(items)
+    begin = list(itertools.islice(items, 2))
+    items = itertools.chain(begin, items)
+    if threads == 1 or len(begin) < 2:
         yield from map(function, items)
         return
+    # Only now: what prepared the first items may have used the same pool.
     pool = _take(threads)
     waiting: deque[Future[R]] = deque()
     try:

@@ -38,7 +38,7 @@ struct Split {
 
 // The token of each number and how many of its bits stand behind it.
 template <class U>
-NZ_CLONES void tokens_of(const U *z, size_t n, uint8_t *tokens, uint8_t *rests) {
+NZ_WIDE_CLONES void tokens_of(const U *z, size_t n, uint8_t *tokens, uint8_t *rests) {
     using S = Split<U>;
     if constexpr (S::width == 64) {
         for (size_t i = 0; i < n; ++i) {
@@ -115,9 +115,20 @@ constexpr size_t kStride = 512, kRawPadding = kStride * 8;
 
 // Where in the raw bits reading has come to.
 struct RawBits {
-    const uint8_t *data;  // followed by kRawPadding readable bytes
-    uint64_t at, end;     // bits
+    const uint8_t *data;
+    uint64_t at, end;  // bits
+    bool padded_ = false;
 
+    // Makes so many bytes readable as a stride may take, zeros behind the last: what is left is copied when it is less.
+    void provide() {
+        if (padded_ || at + 8 * kRawPadding <= end) return;
+        static thread_local Scratch<uint8_t> scratch;
+        const uint64_t done = at >> 3;
+        data = padded({data + done, size_t((end >> 3) - done)}, kRawPadding, scratch);
+        at -= 8 * done;
+        end -= 8 * done;
+        padded_ = true;
+    }
     void finish() const {
         if (end - at > 7) throw Corrupt("raw bits are too long");
         if (end > at && data[at >> 3] >> (at & 7)) throw Corrupt("padding is not zero");
@@ -458,6 +469,7 @@ void join(const uint8_t *tokens, size_t n, const Joined<U> &joined, RawBits &raw
     for (size_t i = 0; i < n; i += kStride) {
         const size_t size = std::min(kStride, n - i);
         if (widen(tokens + i, size, z + i) < Split<U>::direct) continue;
+        raw.provide();
         raw.at = join_all(tokens + i, size, joined, raw.data, raw.at, z + i);
         if (raw.at > raw.end) throw Corrupt("bit stream ends early");
     }
@@ -518,8 +530,9 @@ void decode_contexts(View in, const U *base, size_t n, ValueKind kind, const Par
     const uint64_t n_words = get_varint(in);
     if (n_words > in.size) throw Corrupt("stream ends early");
     static thread_local Scratch<uint8_t> word_scratch;
-    const uint8_t *at = padded(in, std::max(kWordPadding, kRawPadding), word_scratch), *const end = at + n_words;  // raw bits behind them
-    RawBits raw{end, 0, 8 * uint64_t(in.size - size_t(n_words))};
+    const size_t n_raw = in.size - size_t(n_words);  // raw bits stand behind the words
+    const uint8_t *at = n_raw < kWordPadding ? padded(in, kWordPadding, word_scratch) : in.data, *const end = at + n_words;
+    RawBits raw{end, 0, 8 * uint64_t(n_raw)};
 
     const Joined<U> joined;
     const size_t chunk = size_t(1) << chunk_log;

@@ -97,7 +97,7 @@ NZ_CLONES uint64_t count_not_below_relative(const F *x, const F *y, size_t begin
 }  // namespace
 
 template <class F>
-NZ_CLONES void quantize(const F *x, const F *base, size_t n, double step, int32_t *symbols) {
+NZ_WIDE_CLONES void quantize(const F *x, const F *base, size_t n, double step, int32_t *symbols) {
     // A product is several times faster than a quotient, and at most one rounding further off.
     const double inverse = 1 / step;
     if (!(inverse > kSmallestInverse && inverse < kLargestInverse)) {

@@ -356,11 +356,34 @@ NZ_CLONES size_t count_nonzero(const uint8_t *tokens, size_t n) {
     return n - zeros;
 }
 
-// Bit i: byte i is not zero.
-NZ_INLINE unsigned nonzero_bytes(uint64_t eight) {
-    constexpr uint64_t low = 0x7f7f7f7f7f7f7f7f;
-    const uint64_t flags = (((eight & low) + low) | eight) >> 7 & 0x0101010101010101;
-    return unsigned((flags * 0x0102040810204080) >> 56);
+// Bit k of a mask: the k-th of its four tokens is not zero.
+NZ_CLONES void masks_of(const uint8_t *tokens, size_t n_masks, uint8_t *masks) {
+    constexpr uint32_t low = 0x7f7f7f7f;
+    for (size_t i = 0; i < n_masks; ++i) {
+        uint32_t four;
+        std::memcpy(&four, tokens + 4 * i, 4);
+        const uint32_t flags = (((four & low) + low) | four) >> 7 & 0x01010101;
+        masks[i] = uint8_t((flags * 0x01020408) >> 24);
+    }
+}
+
+// How many bits masks have; `any` collects which.
+NZ_CLONES uint64_t count_bits(const uint8_t *masks, size_t n, uint64_t &any) {
+    uint64_t count = 0;
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        uint64_t eight;
+        std::memcpy(&eight, masks + i, 8);
+        any |= eight;
+        eight = (eight & 0x5555555555555555) + (eight >> 1 & 0x5555555555555555);
+        eight = (eight & 0x3333333333333333) + (eight >> 2 & 0x3333333333333333);
+        count += (eight * 0x0101010101010101) >> 56;  // at most 32 of bits that masks may have
+    }
+    for (; i < n; ++i) {
+        any |= masks[i];
+        count += 0x4332322132212110u >> (4 * (masks[i] & 15)) & 15;
+    }
+    return count;
 }
 
 // The masks of whole rows of masks; no row known where a mask reaches into the next.
@@ -393,13 +416,15 @@ struct Masked {
 void mask_part(const uint8_t *tokens, size_t n, Masked &masked) {
     uint8_t *mask_at = masked.mask, *const begin = masked.token, *token = begin;
     size_t i = 0;
-    for (; i + 8 <= n; i += 8, mask_at += 2) {
-        uint64_t eight;
-        std::memcpy(&eight, tokens + i, 8);
-        unsigned mask = nonzero_bytes(eight);
-        mask_at[0] = mask & 15;
-        mask_at[1] = uint8_t(mask >> 4);
-        for (; mask; mask &= mask - 1) *token++ = tokens[i + lowest_bit(mask)];
+    const size_t n_masks = n / 32 * 8;
+    masks_of(tokens, n_masks, mask_at);
+    for (; i < kGroup * n_masks; i += 8 * kGroup, mask_at += 8) {
+        uint64_t masks;
+        std::memcpy(&masks, mask_at, 8);
+        for (; masks; masks &= masks - 1) {
+            const size_t bit = size_t(lowest_bit(masks));
+            *token++ = tokens[i + kGroup * (bit / 8) + bit % 8];
+        }
     }
     for (; i < n; i += kGroup) {
         unsigned mask = 0;
@@ -433,19 +458,14 @@ void encode_zeros_apart(const uint8_t *tokens, size_t n, size_t n_nonzero, const
 Parts nonzero_of(const uint8_t *masks, const Parts &parts) {
     Parts nonzero;
     for (uint64_t part : parts) {
-        uint64_t count = 0;
         const size_t n = size_t(part / kGroup), rest = size_t(part % kGroup);
-        unsigned any = 0;
-        for (size_t i = 0; i < n; ++i) {
-            any |= masks[i];
-            count += 0x4332322132212110u >> (4 * (masks[i] & 15)) & 15;
-        }
+        uint64_t any = 0, count = count_bits(masks, n, any);
         masks += n;
         if (rest) {
-            any |= unsigned(*masks >> rest) << 4;
+            any |= *masks >> rest ? 0xf0 : 0;
             count += 0x4332322132212110u >> (4 * (*masks++ & 15)) & 15;
         }
-        if (any > 15) throw Corrupt("mask out of range");
+        if (any & 0xf0f0f0f0f0f0f0f0) throw Corrupt("mask out of range");
         nonzero.push_back(count);
     }
     return nonzero;
@@ -477,8 +497,7 @@ ZerosApart read_apart(View in, const Parts &parts) {
     for (uint64_t part : nonzero) n_nonzero += part;
     uint8_t *const tokens = token_scratch.get(size_t(n_nonzero) + 1);
     decode_chunked(in, tokens, size_t(n_nonzero), nonzero);
-    for (size_t i = 0; i < size_t(n_nonzero); ++i)
-        if (!tokens[i]) throw Corrupt("a zero among those that are none");
+    if (count_nonzero(tokens, size_t(n_nonzero)) != n_nonzero) throw Corrupt("a zero among those that are none");
     return {masks, tokens};
 }
 

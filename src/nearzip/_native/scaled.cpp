@@ -181,11 +181,18 @@ void write_words(const ClassTables &tables, int lanes, const std::vector<size_t>
     out.insert(out.end(), w, w + 2 * size_t(end - words));
 }
 
+NZ_CLONES void count_bits(const uint8_t *masks, size_t n, uint8_t *bits) {
+    for (size_t i = 0; i < n; ++i) {
+        const uint8_t pairs = uint8_t((masks[i] & 5) + (masks[i] >> 1 & 5));
+        bits[i] = uint8_t((pairs & 3) + (pairs >> 2));
+    }
+}
+
 const uint8_t *activities(const uint8_t *tokens, size_t n, Activity activity) {
     if (activity == Activity::tokens) return tokens;
     static thread_local Scratch<uint8_t> scratch;
     uint8_t *const bits = scratch.get(n + 1);
-    for (size_t i = 0; i < n; ++i) bits[i] = uint8_t(0x4332322132212110u >> (4 * (tokens[i] & 15)) & 15);
+    count_bits(tokens, n, bits);
     return bits;
 }
 

@@ -43,7 +43,7 @@ int leading_bits(int longest) {
 // ---- by magnitude ----------------------------------------------------------------------------------------------
 
 template <class T>
-NZ_CLONES Unsigned<T> fold_small(const T *symbols, size_t n, uint8_t *tokens) {
+NZ_WIDE_CLONES Unsigned<T> fold_small(const T *symbols, size_t n, uint8_t *tokens) {
     Unsigned<T> any = 0;
     for (size_t i = 0; i < n; ++i) {
         const Unsigned<T> z = fold(symbols[i]);

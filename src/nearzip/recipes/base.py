@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -121,8 +122,7 @@ class Recipe(ABC):
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | None) -> Recipe:
         """From the caller's options; strings (from the command line) are converted. Raises UsageError."""
-        hints = typing.get_type_hints(cls)
-        known = {f.name: hints[f.name] for f in fields(cls)}
+        known = _option_types(cls)
         for name in options or {}:
             if name not in known:
                 raise UsageError(f"method {cls.name!r} has no option {name!r}; it takes {', '.join(known) or 'none'}")
@@ -131,6 +131,13 @@ class Recipe(ABC):
     def options(self) -> dict[str, Any]:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: v.to_option() if isinstance(v, ByName) else v for name, v in values.items()}
+
+
+@functools.cache
+def _option_types(recipe: type[Recipe]) -> dict[str, Any]:
+    """Type of each option."""
+    hints = typing.get_type_hints(recipe)
+    return {f.name: hints[f.name] for f in fields(recipe)}
 
 
 @dataclass(frozen=True)

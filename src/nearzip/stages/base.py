@@ -8,6 +8,7 @@ nothing else: whatever more it needs, `encode` puts into `side`.
 from __future__ import annotations
 
 import enum
+import functools
 import math
 import sys
 import typing
@@ -134,7 +135,7 @@ class Context:
     def n(self) -> int:
         return sum(self.parts)
 
-    @property
+    @functools.cached_property
     def laid_parts(self) -> tuple[Any, ...]:
         """Parts as the native core takes them: with their grids, where these are known."""
         if len(self.grids) != len(self.parts) or self.dtype.kind == "c":
