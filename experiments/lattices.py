@@ -1,0 +1,251 @@
+"""Lattice quantization of updates, offline: what A2, D4 and E8 would save beside rounding each value alone.
+
+Groups of neighbouring values of the difference to the base go to the nearest point of a lattice (Conway and Sloane, "Fast
+quantizing and decoding algorithms for lattice quantizers and codes", 1982). Bits are ideal: the entropy of the
+coordinates one by one, each in context of what is known by then - the coset, the parity so far, which settles the last
+coordinate's - and of how far the group's rows and columns move, in the same classes for every lattice; half a logarithm
+of the number of values for each free parameter of a table, nothing for the classes. Tensors of one dimension are rounded
+value by value. No file format has this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments import fidelity, pairs, record, traces
+from experiments.curves import TARGETS
+from experiments.rates import at_divergence
+from experiments.traces import Tensors
+from nearzip.tensors import Array
+
+#: Values that share a class, whatever the lattice.
+_GROUP = 8
+#: Classes an octave.
+_PER_OCTAVE = 2
+#: Bits of plain rounding between which steps are swept, and at which lattices are compared with it.
+_MOST, _LEAST = 3.4, 0.2
+RATES = (3.0, 1.5, 0.3)
+
+
+def nearest_even(x: Array) -> Array:
+    """The nearest integers whose sum is even, each row of `x`, shape (n, m): where it is odd, the coordinate that was
+    rounded farthest goes to its other side."""
+    points = np.rint(x)
+    error = x - points
+    odd = np.flatnonzero(points.sum(axis=1) % 2)
+    worst = np.abs(error[odd]).argmax(axis=1)
+    points[odd, worst] += np.where(error[odd, worst] < 0, -1, 1)
+    return points
+
+
+def _nearer(x: Array, one: Array, other: Array) -> tuple[Array, Array]:
+    """Whichever point is nearer to each row, and which it is."""
+    second = ((x - other) ** 2).sum(axis=1) < ((x - one) ** 2).sum(axis=1)
+    return np.where(second[:, None], other, one), second.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Z, A2, D4 or E8.
+
+    Parameters
+    ----------
+    name : str
+    m : int
+        Its dimension.
+    volume : float
+        Of the cell around a point.
+    """
+
+    name: str
+    m: int
+    volume: float
+
+    @property
+    def unit(self) -> float:
+        """What coordinates are multiplied by for a cell of volume 1."""
+        return self.volume ** (-1 / self.m)
+
+    def nearest(self, x: Array) -> tuple[Array, Array, Array]:
+        """For rows of `x`, shape (n, m): the points; the integers that are coded, shape (n, m); the coset, shape (n,)."""
+        if self.name == "A2":
+            scale = np.array([1.0, math.sqrt(3)])
+            half = scale / 2
+            points, coset = _nearer(x, np.rint(x / scale) * scale, np.rint((x - half) / scale) * scale + half)
+            return points, np.floor(points / scale + 1e-6), coset
+        if self.name == "D4":
+            points = nearest_even(x)
+            return points, points, np.zeros(len(x), np.int64)
+        if self.name == "E8":
+            points, coset = _nearer(x, nearest_even(x), nearest_even(x - 0.5) + 0.5)
+            return points, np.floor(points), coset
+        points = np.rint(x)
+        return points, points, np.zeros(len(x), np.int64)
+
+    @property
+    def even(self) -> bool:
+        return self.name in ("D4", "E8")
+
+
+LATTICES = (Lattice("Z", 1, 1.0), Lattice("A2", 2, math.sqrt(3) / 2), Lattice("D4", 4, 2.0), Lattice("E8", 8, 1.0))
+# The points of A2 above are a step apart.
+
+
+def conditional_bits(symbols: Array, contexts: Array) -> float:
+    """Ideal bits of integers under one table for each context, tables counted."""
+    symbols = (symbols - symbols.min()).astype(np.int64)
+    wide = int(symbols.max()) + 1
+    counts = np.bincount(contexts * wide + symbols, minlength=(int(contexts.max()) + 1) * wide).reshape(-1, wide)
+    totals = counts.sum(axis=1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        coded = np.where(counts > 0, -counts * np.log2(counts / totals), 0.0).sum()
+        tables = ((counts > 0).sum(axis=1) - 1) / 2 * np.log2(np.maximum(totals[:, 0], 1))
+    return float(coded + tables[totals[:, 0] > 0].sum())
+
+
+def bits_of_points(lattice: Lattice, integers: Array, coset: Array, classes: Array) -> float:
+    """Of points that `nearest` found; `classes`, shape (n,), known to both sides."""
+    last = np.zeros(integers.shape, np.int64)
+    last[:, -1] = 1
+    before = np.cumsum(integers, axis=1) - integers
+    parity = (before % 2).astype(np.int64) if lattice.even else np.zeros(integers.shape, np.int64)
+    context = ((classes * 2 + coset)[:, None] * 2 + parity) * 2 + last
+    bits = conditional_bits(integers.reshape(-1), context.reshape(-1))
+    return bits + (conditional_bits(coset, classes) if coset.any() else 0.0)
+
+
+def classes_of(difference: Array) -> Array:
+    """How far each group of neighbours moves, by its rows and columns: integers, shape (ceil(n / 8),)."""
+    cells = difference.reshape(difference.shape[0], difference.shape[1], -1)
+    energy = (cells**2).mean(axis=2) + 1e-30
+    scale = np.sqrt(energy.mean(axis=1, keepdims=True) * energy.mean(axis=0, keepdims=True) / energy.mean())
+    each = np.broadcast_to(np.log2(scale)[:, :, None], cells.shape).reshape(-1)
+    grouped = np.append(each, np.full(-each.size % _GROUP, each[-1])).reshape(-1, _GROUP).mean(axis=1)
+    return np.rint(_PER_OCTAVE * grouped).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Update:
+    """A pair's difference: matrices as groups of eight values (padded with zeros), in one array, and the rest."""
+
+    pair: pairs.Pair
+    groups: Array
+    classes: Array
+    rest: Array
+
+    @staticmethod
+    def of(pair: pairs.Pair) -> Update:
+        floats = {name: w for name, w in pair.new.items() if w.dtype.kind == "f"}
+        moved = {name: w.astype(np.float64) - pair.old[name] for name, w in floats.items()}
+        matrices = [d for d in moved.values() if d.ndim > 1]
+        groups = [np.append(d.reshape(-1), np.zeros(-d.size % _GROUP)).reshape(-1, _GROUP) for d in matrices]
+        classes = np.concatenate([classes_of(d) for d in matrices])
+        rest = np.concatenate([d.reshape(-1) for d in moved.values() if d.ndim < 2])
+        return Update(pair, np.concatenate(groups), classes - classes.min(), rest)
+
+    def rounded(self, lattice: Lattice, step: float, unbiased: bool) -> tuple[float, Tensors]:
+        """Bits in all, and the restored network. `unbiased`: points moved so that the update keeps its length."""
+        scale = step * lattice.unit
+        points, integers, coset = lattice.nearest(self.groups.reshape(-1, lattice.m) / scale)
+        classes = np.repeat(self.classes, _GROUP // lattice.m)
+        rest = np.rint(self.rest / step)
+        bits = bits_of_points(lattice, integers, coset, classes)
+        bits += conditional_bits(rest, np.zeros(rest.size, np.int64))
+        found = (points * scale).reshape(-1, _GROUP)
+        if unbiased:
+            found *= (self.groups**2).sum() / max(float((self.groups * found).sum()), 1e-300)
+        return bits, self._restored(found, rest * step)
+
+    def _restored(self, groups: Array, rest: Array) -> Tensors:
+        restored, at, at_rest = dict(self.pair.new), 0, 0
+        for name, w in self.pair.new.items():
+            if w.dtype.kind != "f":
+                continue
+            if w.ndim > 1:
+                stop = at + -(-w.size // _GROUP)
+                moved, at = groups[at:stop].reshape(-1)[: w.size], stop
+            else:
+                moved, at_rest = rest[at_rest : at_rest + w.size], at_rest + w.size
+            restored[name] = (self.pair.old[name] + moved.reshape(w.shape)).astype(w.dtype)
+        return restored
+
+
+def error(new: Tensors, restored: Tensors) -> float:
+    """Sum of squares over matrices."""
+    return float(sum(((new[n].astype(np.float64) - w) ** 2).sum() for n, w in restored.items() if w.ndim > 1))
+
+
+def sweep(update: Update, lattice: Lattice, judge: fidelity.Judge, unbiased: bool) -> list[dict[str, float]]:
+    """Quarters of an octave, through all rates of plain rounding."""
+    n = sum(w.size for w in update.pair.new.values())
+    points = []
+    for at in range(-16, 21):
+        step = 2 * update.pair.unit * 2 ** (at / 4)
+        plain = update.rounded(LATTICES[0], step, False)[0] / n
+        if not _LEAST <= plain <= _MOST:
+            continue
+        bits, restored = update.rounded(lattice, step, unbiased)
+        kl = judge(restored)["kl"]
+        points.append({"step": step, "bits": bits / n, "kl": kl, "error": error(update.pair.new, restored)})
+    return points
+
+
+def compared(plain: Sequence[dict[str, float]], points: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Bits over those of plain rounding: at the targets' divergences, and where plain rounding takes certain bits, at
+    its divergence and at its mean square error there."""
+    found: dict[str, Any] = {"kl": {}, "rate": {}}
+    for kl in TARGETS:
+        ours, theirs = at_divergence(plain, kl), at_divergence(points, kl)
+        found["kl"][f"{kl:g}"] = theirs / ours if ours and theirs else None
+    for rate in RATES:
+        kl, square = (_at_rate(plain, key, rate) for key in ("kl", "error"))
+        at_kl = kl and at_divergence(points, kl)
+        at_square = square and at_divergence([{**p, "kl": p["error"]} for p in points], square)
+        found["rate"][f"{rate:g}"] = {"kl": at_kl and at_kl / rate, "error": at_square and at_square / rate}
+    return found
+
+
+def _at_rate(points: Sequence[dict[str, float]], key: str, bits: float) -> float | None:
+    """The divergence or error where so many bits are taken: the inverse of `at_divergence`."""
+    low, high = min(p[key] for p in points), max(p[key] for p in points)
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        found = at_divergence([{**p, "kl": p[key]} for p in points], middle)
+        if found is None:
+            return None
+        low, high = (middle, high) if found > bits else (low, middle)
+    return middle
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="bench lattices", description=__doc__)
+    parser.add_argument("--data", help="folder with the data and, beside it, the traces (or NEARZIP_DATA)")
+    parser.add_argument("--pairs", nargs="+", choices=pairs.NAMES, default=[p for p in pairs.NAMES if "quick" not in p])
+    parser.add_argument("--share", type=float, default=0.2, help="how much of the held-out data to use")
+    options = parser.parse_args(arguments)
+    where = traces.folder(options.data)
+    if where is None:
+        raise SystemExit("bench lattices needs data and traces: --data DIR or NEARZIP_DATA")
+    torch.set_num_threads(1)
+    for name in options.pairs:
+        pair = pairs.load(name, where)
+        update, judge = Update.of(pair), fidelity.Judge(pair, where.parent / "data", options.share, fresh=False)
+        for unbiased in (False, True):
+            swept = {lattice.name: sweep(update, lattice, judge, unbiased) for lattice in LATTICES}
+            row = {
+                key: {"bits": {f"{kl:g}": at_divergence(points, kl) for kl in TARGETS},
+                      "against_z": compared(swept["Z"], points), "points": points}
+                for key, points in swept.items()
+            }  # fmt: skip
+            print(name, unbiased, {key: value["against_z"] for key, value in row.items()}, file=sys.stderr, flush=True)
+            found = record.load("lattices").get("pairs", {})
+            found.setdefault(name, {})["unbiased" if unbiased else "plain"] = row
+            record.save("lattices", {"share": options.share, "pairs": found}, ("nearzip", "numpy", "torch"))
