@@ -6,8 +6,8 @@ import sys
 #: Command: the module whose `main` it is.
 _SAME = (
     "bound_truth", "budget", "damage", "damage_peers", "deepsz", "delta_dnn", "fidelity", "lattices", "lossless",
-    "memory", "page", "papers", "qd_compressor", "rates", "size", "speed", "store", "store_faults", "store_page", "tables",
-    "throughput", "train", "transmission",
+    "memory", "page", "papers", "qd_compressor", "rates", "size", "speed", "store", "store_faults", "store_page",
+    "tables", "throughput", "train", "transmission",
 )  # fmt: skip
 #: docs/resume.md.
 _TRAINING = ("feedback", "feedback_time", "resume", "save_cost", "save_memory", "training_page")

@@ -1,11 +1,11 @@
 """Lattice quantization of updates, offline: what A2, D4 and E8 would save beside rounding each value alone.
 
-Groups of neighbouring values of the difference to the base go to the nearest point of a lattice (Conway and Sloane, "Fast
-quantizing and decoding algorithms for lattice quantizers and codes", 1982). Bits are ideal: the entropy of the
+Groups of neighbouring values of the difference to the base go to the nearest point of a lattice (Conway and Sloane,
+"Fast quantizing and decoding algorithms for lattice quantizers and codes", 1982). Bits are ideal: the entropy of the
 coordinates one by one, each in context of what is known by then - the coset, the parity so far, which settles the last
 coordinate's - and of how far the group's rows and columns move, in the same classes for every lattice; half a logarithm
-of the number of values for each free parameter of a table, nothing for the classes. Tensors of one dimension are rounded
-value by value. No file format has this.
+of the number of values for each free parameter of a table, nothing for the classes. Tensors of one dimension are
+rounded value by value. No file format has this.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 
 from experiments import fidelity, pairs, record, traces
 from experiments.curves import TARGETS
-from experiments.rates import at_divergence
+from experiments.rates import Point, at_divergence
 from experiments.traces import Tensors
 from nearzip.tensors import Array
 
@@ -33,6 +33,8 @@ _PER_OCTAVE = 2
 #: Bits of plain rounding between which steps are swept, and at which lattices are compared with it.
 _MOST, _LEAST = 3.4, 0.2
 RATES = (3.0, 1.5, 0.3)
+#: Where keeping an update's length pays, lattices are compared with that as well.
+_UNBIASED = "transformer late"
 
 
 def nearest_even(x: Array) -> Array:
@@ -75,7 +77,7 @@ class Lattice:
         return self.volume ** (-1 / self.m)
 
     def nearest(self, x: Array) -> tuple[Array, Array, Array]:
-        """For rows of `x`, shape (n, m): the points; the integers that are coded, shape (n, m); the coset, shape (n,)."""
+        """For rows of `x`, shape (n, m): points, shape (n, m); the integers that are coded, too; cosets, shape (n,)."""
         if self.name == "A2":
             scale = np.array([1.0, math.sqrt(3)])
             half = scale / 2
@@ -183,46 +185,47 @@ def error(new: Tensors, restored: Tensors) -> float:
     return float(sum(((new[n].astype(np.float64) - w) ** 2).sum() for n, w in restored.items() if w.ndim > 1))
 
 
-def sweep(update: Update, lattice: Lattice, judge: fidelity.Judge, unbiased: bool) -> list[dict[str, float]]:
-    """Quarters of an octave, through all rates of plain rounding."""
+def sweep(update: Update, lattice: Lattice, judge: fidelity.Judge | None, unbiased: bool) -> list[Point]:
+    """Thirds of an octave, through all rates of plain rounding; without a judge only errors."""
     n = sum(w.size for w in update.pair.new.values())
     points = []
-    for at in range(-16, 21):
-        step = 2 * update.pair.unit * 2 ** (at / 4)
+    for at in range(-12, 16):
+        step = 2 * update.pair.unit * 2 ** (at / 3)
         plain = update.rounded(LATTICES[0], step, False)[0] / n
         if not _LEAST <= plain <= _MOST:
             continue
         bits, restored = update.rounded(lattice, step, unbiased)
-        kl = judge(restored)["kl"]
-        points.append({"step": step, "bits": bits / n, "kl": kl, "error": error(update.pair.new, restored)})
+        judged = {"kl": judge(restored)["kl"]} if judge else {}
+        points.append({"step": step, "bits": bits / n, "error": error(update.pair.new, restored), **judged})
     return points
 
 
-def compared(plain: Sequence[dict[str, float]], points: Sequence[dict[str, float]]) -> dict[str, Any]:
+def compared(plain: Sequence[Point], points: Sequence[Point]) -> dict[str, Any]:
     """Bits over those of plain rounding: at the targets' divergences, and where plain rounding takes certain bits, at
     its divergence and at its mean square error there."""
-    found: dict[str, Any] = {"kl": {}, "rate": {}}
-    for kl in TARGETS:
-        ours, theirs = at_divergence(plain, kl), at_divergence(points, kl)
-        found["kl"][f"{kl:g}"] = theirs / ours if ours and theirs else None
+    found: dict[str, Any] = {"kl": {f"{kl:g}": _quotient(plain, points, "kl", kl) for kl in TARGETS}, "rate": {}}
     for rate in RATES:
-        kl, square = (_at_rate(plain, key, rate) for key in ("kl", "error"))
-        at_kl = kl and at_divergence(points, kl)
-        at_square = square and at_divergence([{**p, "kl": p["error"]} for p in points], square)
-        found["rate"][f"{rate:g}"] = {"kl": at_kl and at_kl / rate, "error": at_square and at_square / rate}
+        level = {key: _at_rate(plain, key, rate) for key in ("kl", "error")}
+        found["rate"][f"{rate:g}"] = {key: _quotient(plain, points, key, value) for key, value in level.items()}
     return found
 
 
-def _at_rate(points: Sequence[dict[str, float]], key: str, bits: float) -> float | None:
-    """The divergence or error where so many bits are taken: the inverse of `at_divergence`."""
-    low, high = min(p[key] for p in points), max(p[key] for p in points)
-    for _ in range(60):
-        middle = math.sqrt(low * high)
-        found = at_divergence([{**p, "kl": p[key]} for p in points], middle)
-        if found is None:
-            return None
-        low, high = (middle, high) if found > bits else (low, middle)
-    return middle
+def _bits(points: Sequence[Point], key: str, value: float) -> float | None:
+    return at_divergence([{**p, "kl": p[key]} for p in points], value) if all(key in p for p in points) else None
+
+
+def _quotient(plain: Sequence[Point], points: Sequence[Point], key: str, value: float | None) -> float | None:
+    ours, theirs = (_bits(p, key, value) if value else None for p in (plain, points))
+    return theirs / ours if ours and theirs else None
+
+
+def _at_rate(points: Sequence[Point], key: str, bits: float) -> float | None:
+    """The divergence or error where so many bits are taken."""
+    ordered = sorted(points, key=lambda p: p["bits"])
+    if not ordered[0]["bits"] <= bits <= ordered[-1]["bits"]:
+        return None
+    known = [math.log(p[key]) for p in ordered]
+    return math.exp(float(np.interp(math.log(bits), [math.log(p["bits"]) for p in ordered], known)))
 
 
 def main(arguments: list[str]) -> None:
@@ -238,13 +241,9 @@ def main(arguments: list[str]) -> None:
     for name in options.pairs:
         pair = pairs.load(name, where)
         update, judge = Update.of(pair), fidelity.Judge(pair, where.parent / "data", options.share, fresh=False)
-        for unbiased in (False, True):
-            swept = {lattice.name: sweep(update, lattice, judge, unbiased) for lattice in LATTICES}
-            row = {
-                key: {"bits": {f"{kl:g}": at_divergence(points, kl) for kl in TARGETS},
-                      "against_z": compared(swept["Z"], points), "points": points}
-                for key, points in swept.items()
-            }  # fmt: skip
+        for unbiased in (False, True) if name == _UNBIASED else (False,):
+            swept = {e.name: sweep(update, e, None if e.name == "A2" else judge, unbiased) for e in LATTICES}
+            row = {key: {"against_z": compared(swept["Z"], points), "points": points} for key, points in swept.items()}
             print(name, unbiased, {key: value["against_z"] for key, value in row.items()}, file=sys.stderr, flush=True)
             found = record.load("lattices").get("pairs", {})
             found.setdefault(name, {})["unbiased" if unbiased else "plain"] = row

@@ -1,19 +1,20 @@
 """Bits at the same divergence without calibration: rules for steps that an encoder can follow without data.
 
 Every rule is swept over the step, densely: what is restored by one step is one draw of its rounding, and the divergence
-of one draw differs from the next by several percent. A parabola averages them.
+of one draw differs from the next by several percent. A curve through neighbours averages them.
 NNCodec without its trellis is swept the same way. Bits are those of whole files.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from experiments.curves import TARGETS
 from experiments.peers.nnc import NncodecPeer
 from experiments.traces import Tensors
 from nearzip.archive import write_archive
-from nearzip.recipes import Setting, Settings
+from nearzip.recipes import Setting, Settings, by_size
 from nearzip.recipes.nearzip import Nearzip
 from nearzip.tensors import Array, Checkpoint
 
@@ -33,53 +34,72 @@ Point = dict[str, float]
 #: Steps an octave: quarters, each of them at two offsets.
 _PER_OCTAVE = 8
 _NNCODEC = "NNCodec plain"
-#: Points whose step is within so many octaves of where a divergence is reached take part in its parabola.
+_ALONE = "alone"
+#: Points whose step is within so many octaves of where a divergence is reached take part in its curve.
 _REACH = 0.8
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A step for every tensor, by what the encoder sees: both versions and the network's step."""
+    """What is asked of the recipe beside the network's step.
 
-    steps: Callable[[Tensors, Tensors, float], Mapping[str, float]]
+    Parameters
+    ----------
+    options : mapping
+        Of the recipe.
+    vectors : float
+        Tensors of one dimension get a step that many times finer, each tensor planned by itself.
+    law : mapping
+        Constants of `nearzip.recipes.by_size`, changed.
+    """
+
     options: Mapping[str, Any]
+    vectors: float = 1.0
+    law: Mapping[str, float] = field(default_factory=dict)
+
+    def settings(self, tensors: Tensors, step: float) -> Settings:
+        def setting(own: float) -> Setting:
+            return Setting.of(Nearzip(own, **self.options))
+
+        finer = [n for n, w in tensors.items() if w.ndim < 2 and w.dtype.kind == "f"] if self.vectors > 1 else []
+        return Settings(setting(step), dict.fromkeys(finer, setting(step / self.vectors)))
 
 
-def same(old: Tensors, new: Tensors, step: float) -> dict[str, float]:
-    return dict.fromkeys(_floats(new), step)
-
-
-def finer(parts: float) -> Callable[[Tensors, Tensors, float], dict[str, float]]:
-    """Tensors of one dimension at a part of the step."""
-
-    def steps(old: Tensors, new: Tensors, step: float) -> dict[str, float]:
-        return {name: step / parts if new[name].ndim < 2 else step for name in _floats(new)}
-
-    return steps
-
-
-def _floats(tensors: Tensors) -> list[str]:
-    return [name for name, values in tensors.items() if values.dtype.kind == "f"]
-
-
+#: One step for all, unless said otherwise.
 RULES: dict[str, Rule] = {
-    "one step": Rule(same, {}),
-    "one dimension 2 times finer": Rule(finer(2), {}),
-    "one dimension 4 times finer": Rule(finer(4), {}),
-    "one dimension 8 times finer": Rule(finer(8), {}),
-    "one step, unbiased": Rule(same, {"unbiased": True}),
+    "one step": Rule({"finer": 0.0}),
+    "small tensors finer, 1 %": Rule({"finer": 0.01}),
+    "small tensors finer, 2 %": Rule({"finer": 0.02}),
+    "small tensors finer, 5 %": Rule({"finer": 0.05}),
+    "small tensors finer, 10 %": Rule({"finer": 0.1}),
+    "small tensors finer": Rule({"finer": 1.0}),
+    "small tensors finer, fourth root": Rule({"finer": 1.0}, law={"_EXPONENT": 0.25}),
+    "small tensors finer, vectors by their own size": Rule({"finer": 1.0}, law={"_VECTOR": 1}),
+    "one dimension 4 times finer": Rule({"finer": 0.0}, vectors=4),
+    "one step, unbiased": Rule({"finer": 0.0, "unbiased": True}),
+    "small tensors finer, 2 %, unbiased": Rule({"finer": 0.02, "unbiased": True}),
+    "small tensors finer, unbiased": Rule({"finer": 1.0, "unbiased": True}),
 }
+
+
+@contextlib.contextmanager
+def _law(constants: Mapping[str, float]) -> Iterator[None]:
+    usual = {name: getattr(by_size, name) for name in constants}
+    try:
+        for name, value in constants.items():
+            setattr(by_size, name, value)
+        yield
+    finally:
+        for name, value in usual.items():
+            setattr(by_size, name, value)
 
 
 def coded(rule: Rule, pair: pairs.Pair, step: float) -> tuple[int, Tensors]:
     """Bytes of the file, and what its reader gets."""
     source, base, stream = Checkpoint.of(pair.new), Checkpoint.of(pair.old), io.BytesIO()
-    own = rule.steps(pair.old, pair.new, step)
-    settings = Settings(
-        Setting.of(Nearzip()), {name: Setting.of(Nearzip(value, **rule.options)) for name, value in own.items()}
-    )
     restored: dict[str, Array] = {}
-    write_archive(source, base, settings, stream, restored.__setitem__, 1)
+    with _law(rule.law):
+        write_archive(source, base, rule.settings(pair.new, step), stream, restored.__setitem__, 1)
     return len(stream.getvalue()), restored
 
 
@@ -95,14 +115,16 @@ def at_divergence(points: Sequence[Point], kl: float) -> float | None:
         return None
     crossing = step[int(above.argmax())]
     near = np.abs(step - crossing) <= _REACH
-    curve = np.polyfit(step[near] - crossing, found[near], min(2, int(near.sum()) - 1))
+    # The square of what each counts: near ones most, as in LOESS (Cleveland, 1979).
+    counts = np.sqrt((1 - (np.abs(step[near] - crossing) / (1.01 * _REACH)) ** 3) ** 3)
+    curve = np.polyfit(step[near] - crossing, found[near], max(1, min(2, int(near.sum()) - 2)), w=counts)
     finely = np.linspace(step[near].min(), step[near].max(), 1001)
     at = finely[np.abs(np.polyval(curve, finely - crossing) - math.log2(kl)).argmin()]
     return float(2 ** np.interp(at, step, bits))
 
 
 def swept(rule: Rule, pair: pairs.Pair, judge: fidelity.Judge) -> list[Point]:
-    """From finer to coarser steps, until the divergence has passed all targets on both sides by the parabola's reach,
+    """From finer to coarser steps, until the divergence has passed all targets on both sides by some points,
     or 4 octaves."""
     n = sum(w.size for w in pair.new.values())
     points: dict[int, Point] = {}
@@ -114,10 +136,10 @@ def swept(rule: Rule, pair: pairs.Pair, judge: fidelity.Judge) -> list[Point]:
         return points[at]["kl"]
 
     at = 0
-    while measure(at) < 2 * max(TARGETS) and at < 3 * _PER_OCTAVE:
+    while measure(at) < 1.6 * max(TARGETS) and at < 3 * _PER_OCTAVE:
         at += 1
     at = -1
-    while measure(at) > min(TARGETS) / 2 and at > -3 * _PER_OCTAVE:
+    while measure(at) > min(TARGETS) / 1.8 and at > -3 * _PER_OCTAVE:
         at -= 1
     return [points[at] for at in sorted(points)]
 
@@ -131,17 +153,32 @@ def nncodec(pair: pairs.Pair, judge: fidelity.Judge) -> list[Point]:
     with tempfile.TemporaryDirectory() as name:
         answer = fidelity.ask(peer, pair, settings, 1, Path(name))
         return [
-            {"step": 2 ** (raw["setting"]["qp"] / 4), "bits": 8 * raw["bytes"] / n, "kl": judge(fidelity.restored(Path(name), i))["kl"]}
+            {
+                "step": 2 ** (raw["setting"]["qp"] / 4),
+                "bits": 8 * raw["bytes"] / n,
+                "kl": judge(fidelity.restored(Path(name), i))["kl"],
+            }
             for i, raw in enumerate(answer["points"])
         ]
+
+
+def alone(pair: pairs.Pair, judge: fidelity.Judge) -> dict[str, dict[str, float]]:
+    """Divergence where one tensor alone is rounded by the step that suits all of them."""
+    found = {}
+    for name, w in pair.new.items():
+        if w.dtype.kind == "f":
+            levels = np.rint((w.astype(np.float64) - pair.old[name]) / (2 * pair.unit))
+            rounded = (pair.old[name] + levels * (2 * pair.unit)).astype(w.dtype)
+            found[name] = {"n": w.size, "dimensions": w.ndim, "kl": judge({**pair.new, name: rounded})["kl"]}
+    return found
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench rates", description=__doc__)
     parser.add_argument("--data", help="folder with the data and, beside it, the traces (or NEARZIP_DATA)")
     parser.add_argument("--pairs", nargs="+", choices=pairs.NAMES, default=[p for p in pairs.NAMES if "quick" not in p])
-    parser.add_argument("--only", nargs="+", choices=[*RULES, _NNCODEC], default=[*RULES, _NNCODEC])
-    parser.add_argument("--share", type=float, default=0.5, help="how much of the held-out data to use")
+    parser.add_argument("--only", nargs="+", choices=[*RULES, _NNCODEC, _ALONE], default=[*RULES, _NNCODEC])
+    parser.add_argument("--share", type=float, default=0.2, help="how much of the held-out data to use")
     options = parser.parse_args(arguments)
     where = traces.folder(options.data)
     if where is None:
@@ -150,7 +187,11 @@ def main(arguments: list[str]) -> None:
     for name in options.pairs:
         pair = pairs.load(name, where)
         judge = fidelity.Judge(pair, where.parent / "data", options.share, fresh=False)
-        for rule in options.only:
+        if _ALONE in options.only:
+            known = record.load("rates_alone").get("pairs", {})
+            known[name] = {"share": options.share, "tensors": alone(pair, judge)}
+            record.save("rates_alone", {"pairs": known}, ("nearzip", "numpy", "torch"))
+        for rule in (rule for rule in options.only if rule != _ALONE):
             points = nncodec(pair, judge) if rule == _NNCODEC else swept(RULES[rule], pair, judge)
             row = {"bits": {f"{kl:g}": at_divergence(points, kl) for kl in TARGETS}, "points": points}
             print(name, rule, row["bits"], file=sys.stderr, flush=True)

@@ -225,6 +225,53 @@ def calibration() -> str:
     )
 
 
+def rates() -> str:
+    """Bits at given divergences by rules for steps, beside plain rounding of NNCodec."""
+    result = _load("rates")
+    names = list(dict.fromkeys(name for rules in result["pairs"].values() for name in rules))
+    rows = []
+    for pair, rules in result["pairs"].items():
+        for kl in TARGETS:
+            bits = {name: rules.get(name, {}).get("bits", {}).get(f"{kl:g}") for name in names}
+            first = bits[names[0]]
+            cells = [
+                "" if b is None else f"{b:.3f}" + (f" ({b / first:.3f})" if first and name != names[0] else "")
+                for name, b in bits.items()
+            ]
+            rows.append([pair, f"{kl:g}", *cells])
+    draws = max(len(row["points"]) for rules in result["pairs"].values() for row in rules.values())
+    return "\n\n".join(
+        [
+            f"Bits per parameter, whole files, in brackets over those of one step; {100 * result['share']:g} % of the "
+            f"held-out data, up to {draws} steps in each sweep.",
+            table(["update", "divergence", *names], rows),
+            f"{_where(result)}.",
+        ]
+    )
+
+
+def lattices() -> str:
+    """Bits over those of plain rounding, at the same divergence and at the same mean square error."""
+    result = _load("lattices")
+    rows = []
+    for pair, kinds in result["pairs"].items():
+        for kind, lattices in kinds.items():
+            for name, row in lattices.items():
+                if name == "Z":
+                    continue
+                against = row["against_z"]
+                cells = [_over(against["kl"][f"{kl:g}"]) for kl in TARGETS]
+                cells += [_over(rate["error"]) for rate in against["rate"].values()]
+                rows.append([pair + ("" if kind == "plain" else f", {kind}"), name, *cells])
+    rates = next(iter(next(iter(next(iter(result["pairs"].values())).values())).values()))["against_z"]["rate"]
+    head = ["update", "lattice", *(f"KL {kl:g}" for kl in TARGETS), *(f"error, {rate} bits" for rate in rates)]
+    return table(head, rows) + f"\n\n{_where(result)}."
+
+
+def _over(quotient: float | None) -> str:
+    return "" if quotient is None else f"{100 * (quotient - 1):+.1f} %"
+
+
 def fill(path: str, name: str, text: str) -> None:
     """Replace what stands between two markers of a Markdown file."""
     place = _ROOT / path
@@ -238,6 +285,8 @@ def fill(path: str, name: str, text: str) -> None:
 
 def main(arguments: list[str]) -> None:
     fill("docs/methods/nearzip.md", "lossless", lossless())
+    fill("docs/methods/nearzip.md", "rates", rates())
+    fill("docs/tried.md", "lattices", lattices())
     fill("README.md", "figures", "\n\n".join([sizes(), speeds(), memory()]))
     fill("docs/tune.md", "budget", budgets())
     fill("docs/calibration.md", "calibrated", calibrated())

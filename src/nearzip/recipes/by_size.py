@@ -1,9 +1,9 @@
 """Finer steps for small tensors, by their sizes alone.
 
-In the networks that were measured every matrix adds about as much to the divergence as any other when all are rounded by
-one step, whether it has a thousand values or three hundred thousand: so a value of a small one matters more. Rounding
-all of a tensor with n values by a step s costs about c s^2 then, and a finer step n bits an octave; the best steps
-go with the square root of n.
+In the networks that were measured every matrix adds about as much to the divergence as any other when all are rounded
+by one step, whether it has a thousand values or three hundred thousand: a value of a small one matters more. Rounding
+all of a tensor with n values by a step s costs about c s^2 then, and a finer step n bits an octave; the best steps go
+with the square root of n.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ _VECTOR = 64
 _FINEST = 5
 #: The step goes with this power of the size.
 _EXPONENT = 0.5
+#: Bits a value below which one step serves all: most becomes zero then, and what hurts is how far the network falls
+#: short of the update, not the noise of rounding. Late transformer: finer steps save 1 to 2 % above, cost 3 below.
+_LEAST = 0.5
 #: Values sampled of a tensor to see what a step costs, in runs of so many.
 _SAMPLE, _RUN = 4096, 512
 #: Tensors with less than this share of all values do not count in what the file costs.
@@ -51,7 +54,10 @@ def finer_parts(tensors: Sequence[TensorView], step: float, share: float) -> dic
     largest = max((_weight(shape, n) for shape, n in sizes), default=0)
     if len(tensors) < 2 or largest < 2:
         return {}
-    budget = math.inf if share >= 1 else share * _bits(tensors, step)
+    bits, counted = _bits(tensors, step)
+    if bits < _LEAST * counted:
+        return {}
+    budget = math.inf if share >= 1 else share * bits
     whole = largest
     while whole > 1:
         octaves = {shape: _octaves(_weight(shape, n), whole) for shape, n in sizes if n}
@@ -70,11 +76,12 @@ def _octaves(weight: float, whole: float) -> int:
     return max(0, min(_FINEST, round(_EXPONENT * math.log2(whole / weight))))
 
 
-def _bits(tensors: Iterable[TensorView], step: float) -> float:
-    """About how many bits the large tensors take at a step."""
+def _bits(tensors: Iterable[TensorView], step: float) -> tuple[float, int]:
+    """About how many bits the large tensors take at a step, and how many values they have."""
     total = sum(tensor.own.finite for tensor in tensors)
     large = [tensor for tensor in tensors if tensor.own.finite > _COUNTED * total]
-    return sum(tensor.own.finite * geometric_bits(_mean_level(tensor, step)) for tensor in large)
+    bits = sum(tensor.own.finite * geometric_bits(_mean_level(tensor, step)) for tensor in large)
+    return bits, sum(tensor.own.finite for tensor in large)
 
 
 def _mean_level(tensor: TensorView, step: float) -> float:
@@ -92,10 +99,11 @@ def _mean_level(tensor: TensorView, step: float) -> float:
 def _sample(values: Array) -> Array:
     """Runs from all over a tensor, float64."""
     flat = values.reshape(-1)
-    if flat.size <= _SAMPLE:
+    if flat.size > _SAMPLE:
+        starts = np.linspace(0, flat.size - _RUN, _SAMPLE // _RUN).astype(np.int64)
+        flat = np.concatenate([flat[start : start + _RUN] for start in starts])
+    with np.errstate(invalid="ignore"):
         return flat.astype(np.float64)
-    starts = np.linspace(0, flat.size - _RUN, _SAMPLE // _RUN).astype(np.int64)
-    return np.concatenate([flat[start : start + _RUN] for start in starts]).astype(np.float64)
 
 
 def geometric_bits(mean: float) -> float:
