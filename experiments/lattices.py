@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,20 +20,19 @@ import numpy as np
 import torch
 
 from experiments import fidelity, pairs, record, traces
-from experiments.curves import TARGETS
-from experiments.rates import Point, at_divergence
+from experiments.curves import Point, against
 from experiments.traces import Tensors
+from nearzip import _core
+from nearzip.stages.base import Grid
 from nearzip.tensors import Array
 
 #: Values that share a class, whatever the lattice.
 _GROUP = 8
 #: Classes an octave.
 _PER_OCTAVE = 2
-#: Bits of plain rounding between which steps are swept, and at which lattices are compared with it.
+#: Bits of plain rounding between which steps are swept.
 _MOST, _LEAST = 3.4, 0.2
-RATES = (3.0, 1.5, 0.3)
-#: Where keeping an update's length pays, lattices are compared with that as well.
-_UNBIASED = "transformer late"
+_KINDS = ("plain", "unbiased")
 
 
 def nearest_even(x: Array) -> Array:
@@ -200,32 +198,41 @@ def sweep(update: Update, lattice: Lattice, judge: fidelity.Judge | None, unbias
     return points
 
 
-def compared(plain: Sequence[Point], points: Sequence[Point]) -> dict[str, Any]:
-    """Bits over those of plain rounding: at the targets' divergences, and where plain rounding takes certain bits, at
-    its divergence and at its mean square error there."""
-    found: dict[str, Any] = {"kl": {f"{kl:g}": _quotient(plain, points, "kl", kl) for kl in TARGETS}, "rate": {}}
-    for rate in RATES:
-        level = {key: _at_rate(plain, key, rate) for key in ("kl", "error")}
-        found["rate"][f"{rate:g}"] = {key: _quotient(plain, points, key, value) for key, value in level.items()}
-    return found
+def coded(update: Update, step: float) -> dict[str, float]:
+    """Bits of matrices under the package's own coder: plain rounding as it is coded, and E8 in streams of its own.
+
+    The streams: cosets; then for each coset seven coordinates, and halves of the last one for each parity. They know no
+    rows and columns.
+    """
+    n = sum(w.size for w in update.pair.new.values())
+    lattice, at, plain, parts = LATTICES[-1], 0, [], []
+    for w in update.pair.new.values():
+        if w.dtype.kind == "f" and w.ndim > 1:
+            plain.append(np.rint(update.groups[at : at + -(-w.size // _GROUP)].reshape(-1)[: w.size] / step))
+            parts.append((w.size, *Grid.of(w.shape)))
+            at += -(-w.size // _GROUP)
+    _, integers, coset = lattice.nearest(update.groups / (step * lattice.unit))
+    parity = integers[:, :7].sum(axis=1) % 2
+    streams = [coset]
+    for which in (0, 1):
+        own = coset == which
+        streams.append(integers[own, :7])
+        streams += [(integers[own & (parity == odd), 7] - odd) / 2 for odd in (0, 1)]
+    together = np.concatenate(plain)
+    return {
+        "step": step,
+        "plain": 8 * _n_bytes(together, tuple(parts)) / n,
+        "e8": 8 * sum(_n_bytes(stream, (stream.size,)) for stream in streams if stream.size) / n,
+    }
 
 
-def _bits(points: Sequence[Point], key: str, value: float) -> float | None:
-    return at_divergence([{**p, "kl": p[key]} for p in points], value) if all(key in p for p in points) else None
+def _n_bytes(symbols: Array, parts: tuple[Any, ...]) -> int:
+    return len(_core.encode_symbols(np.ascontiguousarray(symbols.reshape(-1).astype(np.int32)), parts, False))
 
 
-def _quotient(plain: Sequence[Point], points: Sequence[Point], key: str, value: float | None) -> float | None:
-    ours, theirs = (_bits(p, key, value) if value else None for p in (plain, points))
-    return theirs / ours if ours and theirs else None
-
-
-def _at_rate(points: Sequence[Point], key: str, bits: float) -> float | None:
-    """The divergence or error where so many bits are taken."""
-    ordered = sorted(points, key=lambda p: p["bits"])
-    if not ordered[0]["bits"] <= bits <= ordered[-1]["bits"]:
-        return None
-    known = [math.log(p[key]) for p in ordered]
-    return math.exp(float(np.interp(math.log(bits), [math.log(p["bits"]) for p in ordered], known)))
+def _save(share: float, **changed: Any) -> None:
+    before = {key: record.load("lattices").get(key, {}) for key in ("pairs", "coded")}
+    record.save("lattices", {"share": share, **before, **changed}, ("nearzip", "numpy", "torch"))
 
 
 def main(arguments: list[str]) -> None:
@@ -233,6 +240,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", help="folder with the data and, beside it, the traces (or NEARZIP_DATA)")
     parser.add_argument("--pairs", nargs="+", choices=pairs.NAMES, default=[p for p in pairs.NAMES if "quick" not in p])
     parser.add_argument("--share", type=float, default=0.2, help="how much of the held-out data to use")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=_KINDS, default=_KINDS, help="unbiased: updates keep their length"
+    )
     options = parser.parse_args(arguments)
     where = traces.folder(options.data)
     if where is None:
@@ -241,10 +251,15 @@ def main(arguments: list[str]) -> None:
     for name in options.pairs:
         pair = pairs.load(name, where)
         update, judge = Update.of(pair), fidelity.Judge(pair, where.parent / "data", options.share, fresh=False)
-        for unbiased in (False, True) if name == _UNBIASED else (False,):
+        for kind in options.kinds:
+            unbiased = kind == "unbiased"
             swept = {e.name: sweep(update, e, None if e.name == "A2" else judge, unbiased) for e in LATTICES}
-            row = {key: {"against_z": compared(swept["Z"], points), "points": points} for key, points in swept.items()}
-            print(name, unbiased, {key: value["against_z"] for key, value in row.items()}, file=sys.stderr, flush=True)
+            print(
+                name, kind, {e: against(swept["Z"], points) for e, points in swept.items()}, file=sys.stderr, flush=True
+            )
             found = record.load("lattices").get("pairs", {})
-            found.setdefault(name, {})["unbiased" if unbiased else "plain"] = row
-            record.save("lattices", {"share": options.share, "pairs": found}, ("nearzip", "numpy", "torch"))
+            found.setdefault(name, {})[kind] = swept
+            _save(options.share, pairs=found)
+        known = record.load("lattices").get("coded", {})
+        known[name] = [coded(update, 2 * pair.unit * 2 ** (at / 2)) for at in (-1, 0, 1)]
+        _save(options.share, coded=known)

@@ -13,7 +13,7 @@ import io
 import math
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from experiments import fidelity, pairs, record, traces
-from experiments.curves import TARGETS
+from experiments.curves import TARGETS, Point, at_divergence
 from experiments.peers.nnc import NncodecPeer
 from experiments.traces import Tensors
 from nearzip.archive import write_archive
@@ -30,13 +30,10 @@ from nearzip.recipes import Setting, Settings, by_size
 from nearzip.recipes.nearzip import Nearzip
 from nearzip.tensors import Array, Checkpoint
 
-Point = dict[str, float]
 #: Steps an octave: quarters, each of them at two offsets.
 _PER_OCTAVE = 8
 _NNCODEC = "NNCodec plain"
 _ALONE = "alone"
-#: Points whose step is within so many octaves of where a divergence is reached take part in its curve.
-_REACH = 0.8
 
 
 @dataclass(frozen=True)
@@ -101,26 +98,6 @@ def coded(rule: Rule, pair: pairs.Pair, step: float) -> tuple[int, Tensors]:
     with _law(rule.law):
         write_archive(source, base, rule.settings(pair.new, step), stream, restored.__setitem__, 1)
     return len(stream.getvalue()), restored
-
-
-def at_divergence(points: Sequence[Point], kl: float) -> float | None:
-    """Bits at a divergence; None outside the sweep.
-
-    The logarithm of the divergence is a parabola over that of the step, through the points around; bits have no noise.
-    """
-    ordered = sorted(points, key=lambda p: p["step"])
-    step, found, bits = (np.log2([max(p[key], 1e-300) for p in ordered]) for key in ("step", "kl", "bits"))
-    above = found > math.log2(kl)
-    if not above.any() or above.all():
-        return None
-    crossing = step[int(above.argmax())]
-    near = np.abs(step - crossing) <= _REACH
-    # The square of what each counts: near ones most, as in LOESS (Cleveland, 1979).
-    counts = np.sqrt((1 - (np.abs(step[near] - crossing) / (1.01 * _REACH)) ** 3) ** 3)
-    curve = np.polyfit(step[near] - crossing, found[near], max(1, min(2, int(near.sum()) - 2)), w=counts)
-    finely = np.linspace(step[near].min(), step[near].max(), 1001)
-    at = finely[np.abs(np.polyval(curve, finely - crossing) - math.log2(kl)).argmin()]
-    return float(2 ** np.interp(at, step, bits))
 
 
 def swept(rule: Rule, pair: pairs.Pair, judge: fidelity.Judge) -> list[Point]:
@@ -193,8 +170,7 @@ def main(arguments: list[str]) -> None:
             record.save("rates_alone", {"pairs": known}, ("nearzip", "numpy", "torch"))
         for rule in (rule for rule in options.only if rule != _ALONE):
             points = nncodec(pair, judge) if rule == _NNCODEC else swept(RULES[rule], pair, judge)
-            row = {"bits": {f"{kl:g}": at_divergence(points, kl) for kl in TARGETS}, "points": points}
-            print(name, rule, row["bits"], file=sys.stderr, flush=True)
+            print(name, rule, [at_divergence(points, kl) for kl in TARGETS], file=sys.stderr, flush=True)
             found = record.load("rates").get("pairs", {})
-            found.setdefault(name, {})[rule] = row
+            found.setdefault(name, {})[rule] = points
             record.save("rates", {"share": options.share, "pairs": found}, ("nearzip", "numpy", "torch"))
