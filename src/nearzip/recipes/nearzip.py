@@ -40,8 +40,8 @@ class Nearzip(Recipe):
         of which most becomes zero: at the same size they are several times nearer, where they point where the
         training goes (Adam late in training), or farther, where they are mostly noise. Measure.
     finer : float
-        How much of the file finer steps for small tensors may cost, 0 to 1: by default they make it at most 2 % larger
-        than one step for all would, for fewer bytes at the same accuracy. 0: one step for all.
+        How much of the file finer steps for small tensors may cost, 0 to 1: by default they make it about 2 % larger at
+        most than one step for all would, for fewer bytes at the same accuracy. 0: one step for all.
     """
 
     name = "nearzip"
