@@ -140,3 +140,14 @@ def test_versions_of_a_store_are_chained_with_them(tmp_path):
     store.commit(new)
     restored = store.checkout(1)
     assert all(np.abs(restored[n].astype(np.float64) - w).max() <= BOUND for n, w in new.items() if w.size)
+
+
+def test_calibrated_steps_stay_as_they_were_found():
+    pytest.importorskip("torch")
+    from nearzip.bounds import NoPromise
+    from nearzip.calibrate.calibration import Rounded
+    from nearzip.calibrate.compression import _settings
+
+    rounded = Rounded({}, {"a": 0.1, "b": 0.1}, {}, 0.0)
+    settings = _settings(0.2, rounded, NoPromise(), ["a", "b", "c"])
+    assert {settings[name].recipe.finer for name in "ab"} == {settings.default.recipe.finer} == {0.0}

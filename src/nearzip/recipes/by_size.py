@@ -9,6 +9,7 @@ with the square root of n.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -50,26 +51,27 @@ def finer_parts(tensors: Sequence[TensorView], step: float, share: float) -> dic
         Of the file's bytes at that step, estimated: the most that finer steps may add. Where it does not suffice, they
         begin at a smaller size.
     """
-    sizes = [(tensor.shape, math.prod(tensor.shape)) for tensor in tensors]
-    largest = max((_weight(shape, n) for shape, n in sizes), default=0)
-    if len(tensors) < 2 or largest < 2:
+    weights = {tensor.shape: _weight(tensor.shape) for tensor in tensors if 0 not in tensor.shape}
+    if len(weights) < 2:
         return {}
+    times = Counter(tensor.shape for tensor in tensors if tensor.shape in weights)
     bits, counted = _bits(tensors, step)
     if bits < _LEAST * counted:
         return {}
     budget = math.inf if share >= 1 else share * bits
-    whole = largest
+    whole = float(max(weights.values()))
     while whole > 1:
-        octaves = {shape: _octaves(_weight(shape, n), whole) for shape, n in sizes if n}
-        cost = sum(n * octaves[shape] for shape, n in sizes if n) + 8 * _BLOCK * len(set(octaves.values()) - {0})
+        octaves = {shape: _octaves(weight, whole) for shape, weight in weights.items()}
+        cost = sum(n * math.prod(shape) * octaves[shape] for shape, n in times.items())
+        cost += 8 * _BLOCK * len(set(octaves.values()) - {0})
         if cost <= budget:
             return {shape: 2.0**-octave for shape, octave in octaves.items() if octave}
         whole /= math.sqrt(2)
     return {}
 
 
-def _weight(shape: tuple[int, ...], n: int) -> float:
-    return n if len(shape) > 1 else _VECTOR * n
+def _weight(shape: tuple[int, ...]) -> float:
+    return math.prod(shape) * (1 if len(shape) > 1 else _VECTOR)
 
 
 def _octaves(weight: float, whole: float) -> int:
