@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from experiments.curves import TARGETS, bits_at
+from experiments.curves import RATES, TARGETS, against, at_divergence, bits_at
 from experiments.record import RESULTS
 
 _ROOT = RESULTS.parent.parent
@@ -236,6 +236,83 @@ def trace_times() -> str:
     return table(["set", "minutes", "seconds of each network"], rows) + f"\n\n{_where(result)}."
 
 
+#: Rules for steps that the table shows.
+_RULES = ("one step", "small tensors finer, 2 %", "small tensors finer, 5 %", "small tensors finer", "NNCodec plain")
+
+
+def rates() -> str:
+    """Bits at given divergences by rules for steps, beside plain rounding of NNCodec."""
+    result = _load("rates")
+    rows = []
+    for pair, rules in result["pairs"].items():
+        for kl in TARGETS:
+            bits = [at_divergence(rules[name], kl) if name in rules else None for name in _RULES]
+            rows.append([pair, f"{kl:g}", *(_beside(value, bits[0]) for value in bits)])
+    return "\n\n".join(
+        [
+            f"Bits per parameter, whole files, in brackets over those of one step; {100 * result['share']:g} % of the "
+            "held-out data, eight steps an octave, NNCodec every QP.",
+            table(["update", "divergence", *_RULES], rows),
+            f"{_where(result)}.",
+        ]
+    )
+
+
+#: Rules that were left out, and what they are beside.
+_LEFT = ("one step", "one dimension 4 times finer", "small tensors finer, fourth root",
+         "small tensors finer, vectors by their own size", "small tensors finer")  # fmt: skip
+
+
+def rules() -> str:
+    """Bits over those of one step, by rules that were not kept."""
+    result = _load("rates")
+    rows = []
+    for pair, swept in result["pairs"].items():
+        if not set(_LEFT) <= set(swept):
+            continue
+        bits = [[at_divergence(swept[name], kl) for kl in TARGETS] for name in _LEFT]
+        cells = [
+            ", ".join("-" if b is None or f is None else f"{b / f:.3f}" for b, f in zip(own, bits[0], strict=True))
+            for own in bits[1:]
+        ]
+        rows.append([pair, *cells])
+    return table([f"update, at {', '.join(f'{kl:g}' for kl in TARGETS)}", *_LEFT[1:]], rows) + f"\n\n{_where(result)}."
+
+
+def streams() -> str:
+    """E8 under the package's coder, without contexts."""
+    result = _load("lattices")
+    rows = [
+        [pair, *(f"{row['plain']:.3f}, {row['e8']:.3f} ({_over(row['e8'] / row['plain'])})" for row in points)]
+        for pair, points in result["coded"].items()
+    ]
+    return table(["update", "finer", "middle", "coarser"], rows)
+
+
+def _beside(bits: float | None, first: float | None) -> str:
+    if bits is None or bits == first:
+        return "" if bits is None else f"{bits:.3f}"
+    return f"{bits:.3f}" + (f" ({bits / first:.3f})" if first else "")
+
+
+def lattices() -> str:
+    """Bits over those of plain rounding, at the same divergence and at the same mean square error."""
+    result = _load("lattices")
+    rows = []
+    for pair, kinds in result["pairs"].items():
+        for kind, swept in kinds.items():
+            for name in (name for name in swept if name != "Z"):
+                over = against(swept["Z"], swept[name])
+                cells = [*over["kl"].values(), *(rate["error"] for rate in over["rate"].values())]
+                rows.append([pair + ("" if kind == "plain" else f", {kind}"), name, *(_over(cell) for cell in cells)])
+    head = ["update", "lattice", *(f"KL {kl:g}" for kl in TARGETS), *(f"error, {rate:g} bits" for rate in RATES)]
+    return table(head, rows) + f"\n\n{_where(result)}."
+
+
+def _over(quotient: float | None) -> str:
+    return "" if quotient is None else f"{100 * (quotient - 1):+.1f} %"
+
+
 def fill(path: str, name: str, text: str) -> None:
     """Replace what stands between two markers of a Markdown file."""
     place = _ROOT / path
@@ -249,6 +326,10 @@ def fill(path: str, name: str, text: str) -> None:
 
 def main(arguments: list[str]) -> None:
     fill("docs/methods/nearzip.md", "lossless", lossless())
+    fill("docs/methods/nearzip.md", "rates", rates())
+    fill("docs/tried.md", "rules", rules())
+    fill("docs/tried.md", "lattices", lattices())
+    fill("docs/tried.md", "streams", streams())
     fill("README.md", "figures", "\n\n".join([sizes(), speeds(), memory()]))
     fill("docs/tune.md", "budget", budgets())
     fill("docs/experiments.md", "trace-times", trace_times())

@@ -82,9 +82,9 @@ def _found(
 def _settings(step: float, rounded: Rounded, bound: Bound, names: Iterable[str]) -> Settings:
     """Each tensor with its own step; what the network does not know keeps every bit."""
     wanted = None if isinstance(bound, NoPromise) else bound
-    others = {name: Setting.of(Nearzip(own), wanted) for name, own in rounded.steps.items()}
+    others = {name: Setting.of(Nearzip(own, finer=0.0), wanted) for name, own in rounded.steps.items()}
     exact = Setting.of(Nearzip())
-    return Settings(Setting.of(Nearzip(step), wanted), {name: others.get(name, exact) for name in names})
+    return Settings(Setting.of(Nearzip(step, finer=0.0), wanted), {name: others.get(name, exact) for name in names})
 
 
 def _same_kind(base: Checkpoint | None, tensors: Mapping[str, Array]) -> dict[str, Array]:
