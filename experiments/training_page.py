@@ -167,15 +167,25 @@ def cost(result: Row) -> str:
     """Seconds and bytes of saving."""
     rows = []
     for name, n in result["networks"].items():
+        blocked, copied = n["blocked"], n["copy of the state"]
         rows.append([
-            name, f"{n['epoch']:.2f}", f"{100 * n['longer']:+.1f} %", f"{1000 * n['blocked']:.1f}",
-            f"{1000 * n['copy of the state']:.1f}", f"{n['behind']:.2f}",
-            n["snapshot_bytes"], round(n["bytes_of_a_save"]),
+            name, f"{n['parameters'] / 1e6:.1f} M", f"{n['snapshot_bytes'] / 1e6:.1f}", n["tensors"],
+            f"{1000 * copied:.2f}", f"{1000 * blocked:.2f}", f"{blocked / copied:.2f}",
+            f"{1000 * (blocked - copied):.2f}", f"{n['epoch and save'] - n['epoch']:.2f}", f"{n['epoch']:.1f}",
+            f"{100 * (n['epoch and save'] / n['epoch'] - 1):+.1f} %", round(n["bytes_of_a_save"] / 1000),
         ])  # fmt: skip
-    head = ["network", "an epoch, s", "with a save", "training waits, ms", "a copy of the state, ms", "behind, s",
-            "memory of the copy, bytes", "bytes of a save"]  # fmt: skip
-    text = "One save an epoch, AdamW, `rms:0.05`; epochs with and without take turns; medians."
-    return "\n\n".join(["## What saving costs", text, table(head, rows), _where(result)])
+    head = ["network", "parameters", "state and its copy, MB", "tensors", "a copy, ms", "a save, ms", "in copies",
+            "beyond a copy, ms", "whole cost of a save, s", "epoch, s", "with a save",
+            "bytes of a save, kB"]  # fmt: skip
+    return "\n\n".join(["## What saving costs", _COST, table(head, rows), _where(result)])
+
+
+_COST = """One save an epoch, AdamW, `rms:0.05`; medians, turn by turn. Processor time, since machines are shared.
+*A save*: what the training's thread does in `Saver.save`; *a copy*: of all tensors into memory that is there, after
+an epoch like the save, so that caches are as a training leaves them. What a save takes beyond a copy is to walk
+through the state, the random generators, and names: it grows with the number of tensors, not with their size. *Whole
+cost*: an epoch with its save less an epoch without, all threads together: what the run takes longer on one core.
+With a core to spare only *a save* is on the training's way, and what the two threads take from each other."""
 
 
 def memory(result: Row) -> str:

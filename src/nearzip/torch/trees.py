@@ -29,6 +29,8 @@ Json = Any
 _DEPTH = 64
 #: From this length on a sequence of integers is stored as an array (Python's random state has 625).
 _MANY = 16
+#: Larger integers are counted in bits.
+_LARGE = 1 << 64
 _NUMBERS = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 
 
@@ -51,9 +53,11 @@ def pack(value: Any, name: str, tensors: MutableMapping[str, Any], where: str | 
     UsageError
         Something else is in there; the message says where.
     """
-    where = where or name
     if depth > _DEPTH:
-        raise UsageError(f"{where}: is nested more than {_DEPTH} deep")
+        raise UsageError(f"{where or name}: is nested more than {_DEPTH} deep")
+    if _is_plain(value):
+        return value
+    where = where or name
     if value is None or isinstance(value, (bool, str)) or type(value) is int:
         return _plain(value, where)
     if isinstance(value, float):
@@ -77,6 +81,14 @@ def pack(value: Any, name: str, tensors: MutableMapping[str, Any], where: str | 
         f"{where}: a {type(value).__module__}.{type(value).__qualname__} cannot be stored; "
         "training state is made of tensors, numbers, strings, lists and dicts"
     )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it stands for itself in the document and needs no second look; most of a state's values do."""
+    kind = type(value)
+    if kind is float:
+        return -math.inf < value < math.inf
+    return value is None or kind is bool or (kind is str and value.isascii()) or (kind is int and abs(value) < _LARGE)
 
 
 def _plain(value: Any, where: str) -> Json:
@@ -120,6 +132,8 @@ def _pack_sequence(value: Any, name: str, tensors: MutableMapping[str, Any], whe
 def _pack_item(
     key: Any, item: Any, name: str, tensors: MutableMapping[str, Any], where: str, depth: int
 ) -> tuple[Json, Json]:
+    if depth < _DEPTH and _is_plain(key) and _is_plain(item):
+        return key, item  # without the names that messages would have
     if isinstance(key, (list, Mapping, torch.Tensor, np.ndarray)):
         raise UsageError(f"{where}: a {type(key).__name__} cannot be the key of a stored dict")
     packed_key = pack(key, f"{name}.key", tensors, f"a key of {where}", depth + 1)
