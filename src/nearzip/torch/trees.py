@@ -87,7 +87,7 @@ def _is_plain(value: Any) -> bool:
     """Whether it stands for itself in the document and needs no second look; most of a state's values do."""
     kind = type(value)
     if kind is float:
-        return -math.inf < value < math.inf
+        return math.isfinite(value)
     return value is None or kind is bool or (kind is str and value.isascii()) or (kind is int and abs(value) < _LARGE)
 
 
