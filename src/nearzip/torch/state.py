@@ -21,7 +21,7 @@ from nearzip.errors import CorruptError, NewerFormatError, UsageError
 from nearzip.tensors import Array, as_array
 from nearzip.torch.arrays import to_torch
 from nearzip.torch.moments import Moments, expand_moments, shrink_moments
-from nearzip.torch.trees import Json, pack, unpack
+from nearzip.torch.trees import Json, pack, pack_tensor, unpack
 
 __all__ = [
     "DOCUMENT",
@@ -276,13 +276,15 @@ def pack_optimizer(
 
 def _pack_state(values: Mapping[str, Any], prefix: str, name: str, tensors: dict[str, Any]) -> dict[str, Json]:
     """The nodes of one parameter's state by key."""
+    nodes: dict[str, Json] = {}
     for key, value in values.items():
+        if type(value) is torch.Tensor:  # nearly always; without the names that only messages need
+            nodes[key] = pack_tensor(value, f"{prefix}/{key}", tensors)
+            continue
         if isinstance(value, torch.Tensor):
             _whole(f"{name}.{key}", value)
-    return {
-        key: pack(value, f"{prefix}/{key}", tensors, f"optimizer state {key!r} of {name}")
-        for key, value in values.items()
-    }
+        nodes[key] = pack(value, f"{prefix}/{key}", tensors, f"optimizer state {key!r} of {name}")
+    return nodes
 
 
 def _capture_object(key: str, thing: Any, tensors: dict[str, Any]) -> Json:

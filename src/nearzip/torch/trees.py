@@ -22,7 +22,7 @@ from nearzip.errors import CorruptError, UsageError
 from nearzip.tensors import as_array
 from nearzip.torch.arrays import to_torch
 
-__all__ = ["Json", "pack", "unpack"]
+__all__ = ["Json", "pack", "pack_tensor", "unpack"]
 
 Json = Any
 #: Deeper nesting than any training state has; keeps recursion bounded.
@@ -63,7 +63,7 @@ def pack(value: Any, name: str, tensors: MutableMapping[str, Any], where: str | 
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else {"f": repr(float(value))}
     if isinstance(value, torch.Tensor):
-        return _pack_tensor(value, name, tensors)
+        return pack_tensor(value, name, tensors)
     if isinstance(value, np.ndarray):
         return {"a": _keep(value, name, tensors)}
     if isinstance(value, np.generic):
@@ -111,7 +111,8 @@ def _keep(value: Any, name: str, tensors: MutableMapping[str, Any]) -> str:
     return unique
 
 
-def _pack_tensor(value: torch.Tensor, name: str, tensors: MutableMapping[str, Any]) -> Json:
+def pack_tensor(value: torch.Tensor, name: str, tensors: MutableMapping[str, Any]) -> Json:
+    """The node of a tensor: `pack`'s, for what is known to be one."""
     if value.dim() == 0 and value.dtype in _NUMBERS and value.device.type == "cpu":
         number = value.item()
         # A negative zero and what is not finite are rare enough to be arrays.
