@@ -24,7 +24,7 @@ from torch.nn import functional
 import nearzip as nz
 from experiments import data, record
 from experiments.networks import NETWORKS, data_of
-from experiments.sampling import Batch, loss_of, training_batches
+from experiments.sampling import Batch, loss_of, steps_per_epoch, training_batches
 from nearzip.torch import Saver, capture
 
 LINEAR = "24 matrices of 1024 x 1024"
@@ -43,10 +43,10 @@ SETTINGS = {"lenet-300-100": Setting(430, 128), "transformer": Setting(20, 8), L
 
 
 class Run:
-    """A network in training with AdamW."""
+    """A network in training with AdamW; `per_epoch`: steps of an epoch, if its data end."""
 
-    def __init__(self, network: nn.Module, batches: Iterator[Batch], loss: Loss):
-        self.network, self.batches, self.loss = network, batches, loss
+    def __init__(self, network: nn.Module, batches: Iterator[Batch], loss: Loss, per_epoch: int | None = None):
+        self.network, self.batches, self.loss, self.per_epoch = network, batches, loss, per_epoch
         self.optimizer = optim.AdamW(network.parameters(), 1e-3)
 
     def epoch(self, steps: int) -> None:
@@ -65,7 +65,8 @@ def run_of(name: str, batch: int, folder: str | None) -> Run:
         return linear(24, batch)
     dataset = data.load(data_of(name), folder)
     batches = training_batches(dataset, batch, torch.Generator().manual_seed(0))
-    return Run(NETWORKS[name](), batches, lambda network, pair: loss_of(network(pair[0]), pair[1]))
+    loss: Loss = lambda network, pair: loss_of(network(pair[0]), pair[1])  # noqa: E731
+    return Run(NETWORKS[name](), batches, loss, steps_per_epoch(dataset, batch))
 
 
 def linear(layers: int, batch: int, width: int = 1024) -> Run:
@@ -137,6 +138,7 @@ def measure(run: Run, steps: int, rounds: int) -> dict[str, Any]:
     beside = sum(clocks.median(name, PROCESS) for name in ("save", "epoch beside", "rest"))
     return {
         "steps": steps,
+        "steps of an epoch": run.per_epoch,
         "rounds": rounds,
         "parameters": sum(parameter.numel() for parameter in run.network.parameters()),
         "tensors": len(copy.buffers),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -167,25 +168,31 @@ def cost(result: Row) -> str:
     """Seconds and bytes of saving."""
     rows = []
     for name, n in result["networks"].items():
-        blocked, copied = n["blocked"], n["copy of the state"]
+        blocked, copied, whole = n["blocked"], n["copy of the state"], n["epoch and save"] - n["epoch"]
+        step = n["epoch"] / n["steps"]
         rows.append([
             name, f"{n['parameters'] / 1e6:.1f} M", f"{n['snapshot_bytes'] / 1e6:.1f}", n["tensors"],
             f"{1000 * copied:.2f}", f"{1000 * blocked:.2f}", f"{blocked / copied:.2f}",
-            f"{1000 * (blocked - copied):.2f}", f"{n['epoch and save'] - n['epoch']:.2f}", f"{n['epoch']:.1f}",
-            f"{100 * (n['epoch and save'] / n['epoch'] - 1):+.1f} %", round(n["bytes_of_a_save"] / 1000),
+            f"{1000 * (blocked - copied):.2f}", f"{whole:.3f}", f"{1000 * step:.1f}",
+            f"{n['steps']}: {100 * whole / n['epoch']:+.1f} %",
+            f"{math.ceil(blocked / step / _SHARE)} / {math.ceil(whole / step / _SHARE)}",
+            n.get("steps of an epoch") or "-", round(n["bytes_of_a_save"] / 1000),
         ])  # fmt: skip
     head = ["network", "parameters", "state and its copy, MB", "tensors", "a copy, ms", "a save, ms", "in copies",
-            "beyond a copy, ms", "whole cost of a save, s", "epoch, s", "with a save",
-            "bytes of a save, kB"]  # fmt: skip
+            "beyond a copy, ms", "whole cost of a save, s", "a step, ms", "steps measured, with a save on one core",
+            "under 3 % from so many steps on", "steps of an epoch", "bytes of a save, kB"]  # fmt: skip
     return "\n\n".join(["## What saving costs", _COST, table(head, rows), _where(result)])
 
 
-_COST = """One save an epoch, AdamW, `rms:0.05`; medians, turn by turn. Processor time, since machines are shared.
-*A save*: what the training's thread does in `Saver.save`; *a copy*: of all tensors into memory that is there, after
-an epoch like the save, so that caches are as a training leaves them. What a save takes beyond a copy is to walk
-through the state, the random generators, and names: it grows with the number of tensors, not with their size. *Whole
-cost*: an epoch with its save less an epoch without, all threads together: what the run takes longer on one core.
-With a core to spare only *a save* is on the training's way, and what the two threads take from each other."""
+#: What a run may take longer by saving.
+_SHARE = 0.03
+_COST = """AdamW, `rms:0.05`; medians, turn by turn. Processor time, since machines are shared. *A save*: what the
+training's thread does in `Saver.save`; *a copy*: of all tensors into memory that is there, after steps like the save,
+so that caches are as a training leaves them. What a save takes beyond a copy is to walk through the state, the random
+generators, and names: it grows with the number of tensors, not with their size. *Whole cost*: some steps with a save
+less the same without, all threads together: what the run takes longer on one core. With a core to spare only *a save*
+is on the training's way, and what the two threads take from each other. *Under 3 %*: how many steps there must be
+from save to save, with a core to spare / on one core; after that how many an epoch of its data has."""
 
 
 def memory(result: Row) -> str:
