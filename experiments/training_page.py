@@ -176,11 +176,12 @@ def cost(result: Row) -> str:
             f"{1000 * (blocked - copied):.2f}", f"{whole:.3f}", f"{1000 * step:.1f}",
             f"{n['steps']}: {100 * whole / n['epoch']:+.1f} %",
             f"{math.ceil(blocked / step / _SHARE)} / {math.ceil(whole / step / _SHARE)}",
-            n.get("steps of an epoch") or "-", round(n["bytes_of_a_save"] / 1000),
+            n.get("steps of an epoch") or "-", round(n["bytes_of_a_save"] / 1000), n.get("commit", ""),
         ])  # fmt: skip
     head = ["network", "parameters", "state and its copy, MB", "tensors", "a copy, ms", "a save, ms", "in copies",
             "beyond a copy, ms", "whole cost of a save, s", "a step, ms", "steps measured, with a save on one core",
-            "under 3 % from so many steps on", "steps of an epoch", "bytes of a save, kB"]  # fmt: skip
+            "under 3 % from so many steps on", "steps of an epoch", "bytes of a save, kB",
+            "commit"]  # fmt: skip
     return "\n\n".join(["## What saving costs", _COST, table(head, rows), _where(result)])
 
 
