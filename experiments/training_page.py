@@ -52,12 +52,19 @@ def smallest(rows: list[Row]) -> Row | None:
     return found[-1] if found else None
 
 
+def best_of(case: Row) -> Row | None:
+    """Of our two series of ever coarser levels, with first moments as rounded and unbiased, the smaller of the ends."""
+    series = [[row for row in _ours(case) if ("unbiased" in row["level"]) == unbiased] for unbiased in (False, True)]
+    ends = [row for row in map(smallest, series) if row is not None]
+    return max(ends, key=lambda row: row["times_smaller"], default=None)
+
+
 def summary(cases: dict[str, Row]) -> str:
     """One row for each setting: what is smallest where nothing is lost."""
     rows = []
     for name, case in cases.items():
         zstd = case["sizes"][ZSTD]["whole"]
-        best, excp = smallest(_ours(case)), smallest(_theirs(case))
+        best, excp = best_of(case), smallest(_theirs(case))
         cells = ["none", "-", "-", "-", "-"]
         if best is not None:
             cells = [best["level"], *_bits(best["bytes"], case["parameters"]), f"**{best['times_smaller']:.1f}**"]
@@ -72,7 +79,7 @@ def summary(cases: dict[str, Row]) -> str:
 
 def verdict(cases: dict[str, Row]) -> str:
     """The goal beside what was found."""
-    found = {name: smallest(_ours(case)) for name, case in cases.items() if case["case"]["optimizer"] == "adamw"}
+    found = {name: best_of(case) for name, case in cases.items() if case["case"]["optimizer"] == "adamw"}
     reached = [name for name, row in found.items() if row is not None and row["times_smaller"] >= _GOAL]
     missed = [f"{n} ({'none' if r is None else r['times_smaller']})" for n, r in found.items() if n not in reached]
     text = f"The goal, {_GOAL} times smaller than AdamW's 12 bytes per parameter where resuming is equivalent, is "
@@ -154,7 +161,8 @@ the same order of data as from the exact state, for several seeds. *Equivalent*:
 paired difference in the final loss lies within a quarter of the deviation from seed to seed. *No worse*: its
 upper end does. *Not shown*: it reaches beyond, which with few seeds says as much of the seeds as of the
 state. Level: the weights' bound in units of each tensor's root mean square, then the steps of m / (√v + ε)
-and of log₂ v, or of SGD's momentum in its root mean square (`inf`: left out; for v: by row and column).
+and of log₂ v, or of SGD's momentum in its root mean square (`inf`: left out; for v: by row and column;
+*unbiased*: first moments keep their length along themselves).
 Bits per parameter, weights and state apart and together (with index and document); *times smaller* than 12
 bytes per parameter with AdamW, 8 with SGD. ExCP-like: residual of the weights pruned by its size and √v,
 moments where weight and moment are large, 15 centres and zero, 4 bits, LZMA; our writing, after the paper,

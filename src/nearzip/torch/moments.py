@@ -39,6 +39,9 @@ _MANY = 64
 #: What float64 arithmetic may add to a rounding error of half a step.
 _SLACK = 1e-6
 _BLOCK = 1 << 20
+#: Adam's quotients rarely reach 4; one of a v that is nearly nothing is not to outweigh all others.
+_USUAL = 16.0
+_MOST_GAIN = 4.0
 
 Node = dict[str, Any]
 #: A node, its tensors, and the values that they restore.
@@ -59,16 +62,20 @@ class Moments:
         has two axes or more is kept as the prediction by row and column alone, which promises nothing.
     momentum : float
         Step of SGD's momentum buffer in units of its root mean square. `inf`: not stored.
+    unbiased : bool
+        Adam's m as restored has the length along m that m has: what rounding to zero takes away of a tensor's next
+        updates, its other values make up for. For a `mean` of 2 and more; single values are promised nothing then.
 
     Examples
     --------
     >>> Moments(mean=0.5, variance=1)
-    Moments(mean=0.5, variance=1, momentum=0.5)
+    Moments(mean=0.5, variance=1, momentum=0.5, unbiased=False)
     """
 
     mean: float = 1.0
     variance: float = 1.0
     momentum: float = 0.5
+    unbiased: bool = False
 
     def __post_init__(self) -> None:
         for name in ("mean", "momentum"):
@@ -129,7 +136,7 @@ def shrink_moments(
     for key, root in MEANS.items():
         name, value = _tensor_of(node.get(key), tensors)
         if value is not None and root in roots:
-            coded = _shrink_mean(name, value, *roots[root], eps, moments.mean)
+            coded = _shrink_mean(name, value, *roots[root], eps, moments)
             if coded is not None:
                 out[key] = _replace(name, tensors, *coded)
     for key in BUFFERS:
@@ -186,27 +193,44 @@ def _shrink_variance(name: str, value: Array, step: float, predictions: dict[str
     return _patched(name, node, "v", found, value, restored, wrong)
 
 
-def _shrink_mean(name: str, value: Array, root: Array, root_restored: Array, eps: float, step: float) -> Coded | None:
+def _shrink_mean(
+    name: str, value: Array, root: Array, root_restored: Array, eps: float, moments: Moments
+) -> Coded | None:
+    step = moments.mean
     if math.isinf(step):
         return _left_out(value)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = value.astype(np.float64) / (np.sqrt(root.astype(np.float64)) + eps)
         sizes = np.abs(ratio)
         finite = sizes < math.inf
-        levels = _levels(np.rint(np.where(finite, ratio, 0) / step))
+        sound = np.where(finite, ratio, 0)
+        levels = _levels(np.rint(sound / step))
         unit = np.sqrt(root_restored.astype(np.float64)) + eps
     if levels is None:
         return None
-    node: Node = {"m": {"levels": f"{name}.levels", "eps": eps, "step": step, "dtype": value.dtype.name}}
+    gain = _gain(sound, levels, step) if moments.unbiased else 1.0
+    # A reader knows of no gain: to it, the levels are that much farther apart.
+    node: Node = {"m": {"levels": f"{name}.levels", "eps": eps, "step": step * gain, "dtype": value.dtype.name}}
     found = {f"{name}.levels": levels}
     with np.errstate(divide="ignore", invalid="ignore"):
-        restored = _of_units(levels, step, unit, value.dtype)
+        restored = _of_units(levels, step * gain, unit, value.dtype)
         off = np.abs(restored.astype(np.float64) / unit - ratio)
     # Rounding the result to the tensor's own type belongs to the type, not to the step.
     rounding = 2.0**-23 if value.dtype.itemsize == 4 else 2.0**-8
     room = step / 2 + _SLACK + rounding * np.where(finite, sizes, 0)
+    if gain != 1:
+        room += (1 + rounding) * step * abs(gain - 1) * np.abs(levels.astype(np.float64))
     wrong = ~(off <= room) & (bits(restored) != bits(value))
     return _patched(name, node, "m", found, value, restored, wrong)
+
+
+def _gain(values: Array, levels: Array, step: float) -> float:
+    """What levels are to be multiplied by, so that along `values` they are as long as `values` are."""
+    values = np.where(np.abs(values) < _USUAL, values, 0)
+    along = step * float(np.vdot(levels.astype(np.float64), values))
+    gain = float(np.vdot(values, values)) / along if along > 0 else 1.0
+    # A few values that alone reach a level are not to stand for all the others.
+    return min(gain, _MOST_GAIN) if gain > 0 else 1.0
 
 
 def _shrink_buffer(name: str, value: Array, step: float) -> Coded | None:
