@@ -136,7 +136,8 @@ def _draw(cases: dict[str, Row]) -> None:
     for place, (name, case) in zip(axes.flat, cases.items(), strict=False):
         unit = case["rows"][0]["deviation"]
         place.axhspan(-0.25, 0.25, color="#dddddd", label="equivalent")
-        for rows, label, mark in ((_ours(case), "nearzip", "o-"), (_theirs(case), "ExCP-like", "s--")):
+        ours = sorted(_ours(case), key=lambda row: -row["bytes"]["whole"])
+        for rows, label, mark in ((ours, "nearzip", "o-"), (_theirs(case), "ExCP-like", "s--")):
             at = [8 * row["bytes"]["whole"] / case["parameters"] for row in rows]
             middle = [row["difference"] / unit for row in rows]
             half = [(row["interval"][1] - row["interval"][0]) / 2 / unit for row in rows]
