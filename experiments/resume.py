@@ -43,6 +43,7 @@ LEVELS = {
 }  # fmt: skip
 #: First moments that keep their length along themselves, ever coarser; for `WITH_UNBIASED`, where the others end early.
 UNBIASED = (
+    (0.05, Moments(2, 2, unbiased=True)), (0.05, Moments(3, 2, unbiased=True)),
     (0.05, Moments(2, _INF, unbiased=True)), (0.05, Moments(3, _INF, unbiased=True)),
     (0.1, Moments(3, _INF, unbiased=True)),
 )  # fmt: skip

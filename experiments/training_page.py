@@ -54,7 +54,8 @@ def smallest(rows: list[Row]) -> Row | None:
 
 def best_of(case: Row) -> Row | None:
     """Of our two series of ever coarser levels, with first moments as rounded and unbiased, the smaller of the ends."""
-    series = [[row for row in _ours(case) if ("unbiased" in row["level"]) == unbiased] for unbiased in (False, True)]
+    by_size = sorted(_ours(case), key=lambda row: -row["bytes"]["whole"])
+    series = [[row for row in by_size if ("unbiased" in row["level"]) == unbiased] for unbiased in (False, True)]
     ends = [row for row in map(smallest, series) if row is not None]
     return max(ends, key=lambda row: row["times_smaller"], default=None)
 
@@ -136,7 +137,7 @@ def _draw(cases: dict[str, Row]) -> None:
     for place, (name, case) in zip(axes.flat, cases.items(), strict=False):
         unit = case["rows"][0]["deviation"]
         place.axhspan(-0.25, 0.25, color="#dddddd", label="equivalent")
-        ours = sorted(_ours(case), key=lambda row: -row["bytes"]["whole"])
+        ours = sorted(_ours(case), key=lambda row: -row["bytes"]["whole"])  # also those measured later
         for rows, label, mark in ((ours, "nearzip", "o-"), (_theirs(case), "ExCP-like", "s--")):
             at = [8 * row["bytes"]["whole"] / case["parameters"] for row in rows]
             middle = [row["difference"] / unit for row in rows]
