@@ -91,6 +91,12 @@ def verdict(cases: dict[str, Row]) -> str:
     return text + (f" Not measured, or not to the end: {'; '.join(missing)}." if missing else "")
 
 
+def _later(case: Row) -> str:
+    """Commits of rows that were added to a setting later."""
+    found = sorted({row["commit"] for row in case["rows"] if "commit" in row} - {case["commit"]})
+    return f" (unbiased levels: {', '.join(found)})" if found else ""
+
+
 def _detail(name: str, case: Row) -> str:
     """Every level of one setting."""
     rows: list[list[str]] = []
@@ -112,7 +118,7 @@ def _detail(name: str, case: Row) -> str:
         f"### {name}\n\n`{setting['network']}`, {n} parameters; crash at step {setting['crash']} of "
         f"{setting['total']}, "
         f"the version before {setting['every']} steps earlier; then {setting['epochs']} x {setting['steps']} steps, "
-        f"{len(first['seeds'])} seeds; commit {case['commit']}. Allowed: +-{first['margin']:.5f}.\n\n"
+        f"{len(first['seeds'])} seeds; commit {case['commit']}{_later(case)}. Allowed: +-{first['margin']:.5f}.\n\n"
         + table(["level", "weights, bits", "state, bits", "whole, bits", "times smaller", "difference in loss", "95 %",
                  "equivalent", "no worse", "epochs to recover"], rows)
     )  # fmt: skip
