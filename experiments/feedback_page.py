@@ -220,7 +220,8 @@ LC-Checkpoint's errors, which cost it up to 32 epochs in the paper's long phases
 
 {_table_10(record.load("qd_feedback_time"))}
 
-Training: one epoch without quantizing. Store: writing one version. Quan: quantizing one version. LZMA: of one
+Ours are seconds of processor time. Training: one epoch without quantizing. Store: writing one version, without
+what the disk takes. Quan: quantizing one version. LZMA: of one
 version. Restore: reading one version, but for LZMA. The last two columns are ours: what error feedback adds to an
 epoch (the paper counts one quantization), and what nearzip spends on the difference, and on decoding and comparing
 every version before it is written. The paper's times are of GPUs and of networks 10 to 50 times larger.

@@ -41,6 +41,13 @@ LEVELS = {
         (0.3, Moments(momentum=_INF)),
     ),
 }  # fmt: skip
+#: First moments that keep their length along themselves, ever coarser; for `WITH_UNBIASED`, where the others end early.
+UNBIASED = (
+    (0.05, Moments(2, 2, unbiased=True)), (0.05, Moments(3, 2, unbiased=True)),
+    (0.05, Moments(2, _INF, unbiased=True)), (0.05, Moments(3, _INF, unbiased=True)),
+    (0.1, Moments(3, _INF, unbiased=True)),
+)  # fmt: skip
+WITH_UNBIASED = (CASES["transformer, AdamW, early"],)
 _ALPHAS = (1.0, 3.0)
 #: Bytes per parameter of an exact checkpoint: the weight, and one or two moments.
 BYTES = {"sgd": 8, "adamw": 12}
@@ -51,8 +58,9 @@ Code = Callable[[list[TrainingState]], tuple[TrainingState, dict[str, int]]]
 def trials(case: Case) -> dict[str, Code]:
     """By label: how the chain of saves is coded."""
     found: dict[str, Code] = {}
-    for fineness, moments in LEVELS[case.optimizer]:
+    for fineness, moments in (*LEVELS[case.optimizer], *(UNBIASED if case in WITH_UNBIASED else ())):
         kept = f"momentum {moments.momentum:g}" if case.optimizer == "sgd" else f"m {moments.mean:g}"
+        kept += " unbiased" if moments.unbiased else ""
         label = f"rms:{fineness:g}, {kept}" + ("" if case.optimizer == "sgd" else f", v {moments.variance:g}")
         found[label] = partial(coded, bound=nz.Rms(fineness), moments=moments)
     for alpha in _ALPHAS:

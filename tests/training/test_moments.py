@@ -57,6 +57,30 @@ def test_the_error_of_the_update_is_bounded(step, variance, shape):
     assert all(a.dtype.kind == "i" for name, a in tensors.items() if not name.endswith("exact"))
 
 
+@pytest.mark.parametrize("step", [1.0, 2.0, 3.0])
+def test_unbiased_first_moments_keep_their_length_along_themselves(step):
+    rng = np.random.default_rng(0)
+    v = np.exp(rng.normal(-15, 4, (40, 30))).astype(np.float32)
+    m = (np.sqrt(v) * rng.normal(0, 0.9, v.shape)).astype(np.float32)
+    v[0, 0], m[0, 1], m[1, 1] = 0, math.nan, 0
+    ways = ((1e-3, False), (step, False), (step, True))
+    exact, plain, unbiased = (
+        update(np.nan_to_num(got, nan=0), v2)
+        for got, v2, _ in (through(m, v, Moments(each, 0.0625, unbiased=u)) for each, u in ways)
+    )
+    exact[0, 0] = plain[0, 0] = unbiased[0, 0] = 0
+    length = np.vdot(exact, exact)
+    assert np.vdot(unbiased, exact) == pytest.approx(length, rel=0.01)
+    assert abs(np.vdot(plain, exact) / length - 1) > abs(np.vdot(unbiased, exact) / length - 1)
+    assert (np.sign(unbiased) == np.sign(plain)).all()
+
+
+def test_unbiased_without_a_value_that_reaches_a_level():
+    v, m = np.ones((3, 4), np.float32), np.full((3, 4), 0.1, np.float32)
+    got, _, _ = through(m, v, Moments(2, 1, unbiased=True))
+    assert (got == 0).all()
+
+
 SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, 1e-38, 3e38, -1.0, 1.0]
 
 

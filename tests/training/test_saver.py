@@ -5,11 +5,15 @@ from __future__ import annotations
 import functools
 import gc
 import math
+import os
+import random
 import resource
 import subprocess
 import sys
 import threading
+import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn, optim
@@ -17,6 +21,7 @@ from torch import nn, optim
 import nearzip as nz
 from nearzip import errors
 from nearzip.torch import ErrorFeedback, Moments, Saver
+from nearzip.torch.background import Background
 from tests.training.small import small_model, train
 
 
@@ -271,6 +276,80 @@ def test_moments_and_feedback_together(tmp_path):
     other, other_optimizer, _ = a_training(1)
     saver.restore(other, other_optimizer)
     assert other_optimizer.state[other[0].weight]["step"] == 3
+
+
+def test_the_thread_behind_stays_for_the_next_save_and_ends_with_its_saver(tmp_path):
+    model, optimizer, _ = a_training()
+    saver = Saver(tmp_path / "run")
+    for step in range(3):
+        saver.save(model, optimizer, step=step)
+        saver.wait()
+    thread = saver._background._thread
+    assert thread.is_alive()
+    del saver
+    gc.collect()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_nothing_of_a_save_is_kept_once_it_has_ended():
+    background, kept = Background(), Kept()
+    seen = weakref.ref(kept)
+    background.start(functools.partial(id, kept))
+    del kept
+    background.wait()
+    gc.collect()
+    assert seen() is None
+    assert background.seconds_behind > 0
+
+
+class Kept:
+    pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_process_that_was_forked_has_a_thread_of_its_own():
+    background, gate = Background(), threading.Event()
+    background.start(gate.wait)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        background.wait()  # what is under way is the parent's
+        background.start(lambda: os.write(writing, b"done"))
+        background.wait()
+        os._exit(0)
+    os.close(writing)
+    assert os.read(reading, 4) == b"done"
+    assert os.waitpid(child, 0)[1] == 0
+    gate.set()
+    background.wait()
+
+
+def test_random_generators_are_saved_as_they_were(tmp_path):
+    model, _, _ = a_training()
+    saver = Saver(tmp_path / "run")
+    torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    saver.save(model, step=1)
+    drawn = [torch.rand(3).tolist(), random.random(), np.random.rand()]  # noqa: NPY002
+    saver.close()
+    Saver(tmp_path / "run").restore(a_training(1)[0])
+    assert [torch.rand(3).tolist(), random.random(), np.random.rand()] == drawn  # noqa: NPY002
+
+
+def test_weights_in_another_order_of_memory_are_saved_as_they_are(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+    with Saver(tmp_path / "run") as saver:
+        saver.save(model, step=1)
+        with torch.no_grad():
+            model.weight.add_(1)
+        saver.save(model, step=2)
+    assert torch.equal(torch.as_tensor(saver.store.checkout()["model/weight"]), model.weight)
+    other = nn.Conv2d(4, 6, 3)
+    Saver(tmp_path / "run").restore(other)
+    assert equal(model, other)
 
 
 def test_memory_of_the_snapshot_is_one_copy(tmp_path):

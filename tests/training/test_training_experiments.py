@@ -13,6 +13,7 @@ from experiments import (
     resume,
     resume_cases,
     resume_sizes,
+    save_cost,
     save_memory,
     training_page,
 )  # fmt: skip
@@ -113,6 +114,16 @@ def test_time_of_the_parts(noise):
     assert {"Training", "Store", "Quan", "LZMA Comp.", "LZMA Decomp.", "Restore"} <= set(found)
     assert found["LZMA Comp."] > 0
     assert found["LZMA Decomp."] > 0
+
+
+def test_cost_of_a_save():
+    found = save_cost.measure(save_cost.linear(2, 4, 64), 2, 2)
+    assert found["parameters"] == 2 * 64**2
+    assert found["tensors"] == 6
+    assert found["snapshot_bytes"] >= 12 * found["parameters"]
+    assert found["blocked"] > 0
+    text = training_page.cost({"networks": {"x": found}, **CIRCUMSTANCES})
+    assert "\n| x | 0.0 M | 0.1 | 6 |" in text
 
 
 def test_memory_of_a_save():

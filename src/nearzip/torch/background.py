@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import concurrent.futures.thread  # noqa: F401 - `_at_end` says why
 import ctypes
+import queue
 import threading
 import time
 import warnings
@@ -13,8 +15,34 @@ from collections.abc import Callable
 __all__ = ["Background"]
 
 
+class _Job:
+    """Work, whether it has ended, and how."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._work: Callable[[], object] | None = work
+        self.ended = threading.Event()
+        self.error: BaseException | None = None
+        self.seconds = 0.0
+
+    def run(self) -> None:
+        begin = time.perf_counter()
+        try:
+            assert self._work is not None
+            self._work()
+        except BaseException as error:  # handed to whoever waits
+            self.error = error
+        finally:
+            self._work = None  # and with it the state that was saved
+            _give_back()
+            self.seconds = time.perf_counter() - begin
+            self.ended.set()
+
+
 class Background:
     """Runs functions on a thread behind, one at a time.
+
+    The thread stays for the next one: to start a thread is to wait until it runs, and a thread that has begun on
+    something keeps Python's lock for 5 ms; work that is put into a queue lets the caller go on.
 
     A program that ends lets the last one come to its end, and is told if it failed and nobody asked.
 
@@ -27,45 +55,66 @@ class Background:
     def __init__(self, what: str = "save") -> None:
         self._what = what
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._job: _Job | None = None
+        self._seconds_before = 0.0
         self.seconds_waiting = 0.0
-        self.seconds_behind = 0.0
         _ALL.add(self)
+
+    @property
+    def seconds_behind(self) -> float:
+        return self._seconds_before + (self._job.seconds if self._job is not None else 0.0)
 
     def start(self, work: Callable[[], object]) -> None:
         """Begin, once what is under way has ended. Raises what failed there, and then does not begin."""
         self.wait()
-        # Not a daemon: the interpreter waits for it when it ends.
-        self._thread = threading.Thread(target=self._run, args=(work,), name=f"nearzip-{self._what}")
-        self._thread.start()
+        if self._thread is None or not self._thread.is_alive():  # a process that was forked has none
+            self._thread = self._begin()
+        self._job = _Job(work)
+        self._queue.put(self._job)
+
+    def _begin(self) -> threading.Thread:
+        """The thread, and a queue of its own: in that of a process before the fork may be work of that process."""
+        self._queue = queue.SimpleQueue()
+        weakref.finalize(self, self._queue.put, None).atexit = False
+        # The program's end waits for what is under way (`_tell`), not for a thread that waits for more.
+        thread = threading.Thread(target=_serve, args=(self._queue,), name=f"nearzip-{self._what}", daemon=True)
+        thread.start()
+        return thread
 
     def wait(self) -> None:
         """Until nothing is under way. Raises what failed, once."""
-        if self._thread is not None:
-            begin = time.perf_counter()
-            self._thread.join()
-            self._thread = None
-            self.seconds_waiting += time.perf_counter() - begin
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        job = self._job
+        if job is None:
+            return
+        self._join(job)
+        self._seconds_before += job.seconds
+        self._job = None
+        if job.error is not None:
+            raise job.error
 
-    def _run(self, work: Callable[[], object]) -> None:
+    def _join(self, job: _Job) -> None:
+        if job.ended.is_set() or self._thread is None or not self._thread.is_alive():
+            return
         begin = time.perf_counter()
-        try:
-            work()
-        except BaseException as error:  # handed to whoever waits
-            self._error = error
-        finally:
-            _give_back()
-            self.seconds_behind += time.perf_counter() - begin
+        job.ended.wait()
+        self.seconds_waiting += time.perf_counter() - begin
 
     def tell(self) -> None:
         """Warn of a failure that nobody has seen."""
-        if self._thread is not None:
-            self._thread.join()
-        if self._error is not None:
-            warnings.warn(f"the last {self._what} failed: {self._error}", RuntimeWarning, stacklevel=2)
+        job = self._job
+        if job is None:
+            return
+        self._join(job)
+        if job.error is not None:
+            warnings.warn(f"the last {self._what} failed: {job.error}", RuntimeWarning, stacklevel=2)
+
+
+def _serve(jobs: queue.SimpleQueue[_Job | None]) -> None:
+    """Until None comes. Keeps nothing of a job that has ended, nor the `Background` whose jobs they are."""
+    while (job := jobs.get()) is not None:
+        job.run()
+        del job
 
 
 def _trimmer() -> Callable[[int], int] | None:
@@ -83,8 +132,8 @@ _TRIM = _trimmer()
 def _give_back() -> None:
     """Hand freed memory back to the system.
 
-    glibc keeps it for threads to come, arena by arena, and every save is a thread of its own: without this, networks
-    of 4 M and 13 M parameters were seen to hold three times as much between saves.
+    glibc keeps it for what is to come, arena by arena: without this, networks of 4 M and 13 M parameters were seen to
+    hold three times as much between saves.
     """
     if _TRIM is not None:
         _TRIM(0)
@@ -93,7 +142,12 @@ def _give_back() -> None:
 _ALL: weakref.WeakSet[Background] = weakref.WeakSet()
 
 
-@atexit.register
 def _tell() -> None:
     for one in list(_ALL):
         one.tell()
+
+
+# While there are still other threads: pools are ended by a function that `concurrent.futures.thread` registered the
+# same way, when it was imported above, and the last registered is the first called.
+_at_end = getattr(threading, "_register_atexit", atexit.register)
+_at_end(_tell)

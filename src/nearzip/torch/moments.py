@@ -39,8 +39,13 @@ _MANY = 64
 #: What float64 arithmetic may add to a rounding error of half a step.
 _SLACK = 1e-6
 _BLOCK = 1 << 20
+#: Adam's quotients rarely reach 4; one of a v that is nearly nothing is not to outweigh all others.
+_USUAL = 16.0
+_MOST_GAIN = 4.0
 
 Node = dict[str, Any]
+#: A node, its tensors, and the values that they restore.
+Coded = tuple[Node, dict[str, Array], Array]
 
 
 @dataclass(frozen=True)
@@ -57,16 +62,20 @@ class Moments:
         has two axes or more is kept as the prediction by row and column alone, which promises nothing.
     momentum : float
         Step of SGD's momentum buffer in units of its root mean square. `inf`: not stored.
+    unbiased : bool
+        Adam's m as restored has the length along m that m has: what rounding to zero takes away of a tensor's next
+        updates, its other values make up for. For a `mean` of 2 and more; single values are promised nothing then.
 
     Examples
     --------
     >>> Moments(mean=0.5, variance=1)
-    Moments(mean=0.5, variance=1, momentum=0.5)
+    Moments(mean=0.5, variance=1, momentum=0.5, unbiased=False)
     """
 
     mean: float = 1.0
     variance: float = 1.0
     momentum: float = 0.5
+    unbiased: bool = False
 
     def __post_init__(self) -> None:
         for name in ("mean", "momentum"):
@@ -123,11 +132,11 @@ def shrink_moments(
         coded = _shrink_variance(name, value, moments.variance, predictions)
         if coded is not None:
             out[key] = _replace(name, tensors, *coded)
-            roots[key] = (value, _second(out[key], tensors))
+            roots[key] = (value, coded[2])
     for key, root in MEANS.items():
         name, value = _tensor_of(node.get(key), tensors)
         if value is not None and root in roots:
-            coded = _shrink_mean(name, value, *roots[root], eps, moments.mean)
+            coded = _shrink_mean(name, value, *roots[root], eps, moments)
             if coded is not None:
                 out[key] = _replace(name, tensors, *coded)
     for key in BUFFERS:
@@ -143,19 +152,17 @@ def _tensor_of(node: Any, tensors: Mapping[str, Any]) -> tuple[str, Array | None
     name = node.get("t") if isinstance(node, dict) else None
     if name is None:
         return "", None
-    value = as_array(name, tensors[name])
+    value = np.asarray(as_array(name, tensors[name]), order="C")
     return name, value if is_float(value.dtype) and value.dtype.itemsize <= 4 and value.size else None
 
 
-def _replace(name: str, tensors: dict[str, Any], node: Node, levels: dict[str, Array]) -> Node:
+def _replace(name: str, tensors: dict[str, Any], node: Node, levels: dict[str, Array], restored: Array) -> Node:
     del tensors[name]
     tensors.update(levels)
     return node
 
 
-def _shrink_variance(
-    name: str, value: Array, step: float, predictions: dict[str, tuple[Array, Array]]
-) -> tuple[Node, dict[str, Array]] | None:
+def _shrink_variance(name: str, value: Array, step: float, predictions: dict[str, tuple[Array, Array]]) -> Coded | None:
     by_rows = math.isinf(step) and value.ndim > 1
     step = 1.0 if math.isinf(step) else step
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -165,7 +172,8 @@ def _shrink_variance(
         rows, columns = _predict(logs, usable)
         shape, dtype = list(value.shape), value.dtype.name
         node = {"r": {"rows": f"{name}.rows", "columns": f"{name}.columns", "shape": shape, "dtype": dtype}}
-        return node, {f"{name}.rows": rows, f"{name}.columns": columns}
+        parts = {f"{name}.rows": rows, f"{name}.columns": columns}
+        return node, parts, _by_rows(node["r"], parts)
     if name not in predictions or not _fits(predictions[name], value.shape):
         predictions[name] = _predict(logs, usable)
     rows, columns = predictions[name]
@@ -179,36 +187,55 @@ def _shrink_variance(
     found = {f"{name}.levels": levels, f"{name}.rows": rows, f"{name}.columns": columns}
     restored = _variance(node["v"], found)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        off = np.abs(np.log2(restored.astype(np.float64) / value.astype(np.float64)))
-    wrong = ~(off <= step / 2 + _SLACK) & (bits(restored) != bits(value))
-    return _patched(name, node, "v", found, value, wrong)
+        off = restored.astype(np.float64) / value.astype(np.float64)
+    room = 2.0 ** (step / 2 + _SLACK)
+    wrong = ~((off >= 1 / room) & (off <= room)) & (bits(restored) != bits(value))
+    return _patched(name, node, "v", found, value, restored, wrong)
 
 
 def _shrink_mean(
-    name: str, value: Array, root: Array, root_restored: Array, eps: float, step: float
-) -> tuple[Node, dict[str, Array]] | None:
+    name: str, value: Array, root: Array, root_restored: Array, eps: float, moments: Moments
+) -> Coded | None:
+    step = moments.mean
     if math.isinf(step):
-        return {"z": {"shape": list(value.shape), "dtype": value.dtype.name}}, {}
+        return _left_out(value)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = value.astype(np.float64) / (np.sqrt(root.astype(np.float64)) + eps)
-        levels = _levels(np.rint(np.nan_to_num(ratio / step, nan=0, posinf=0, neginf=0)))
+        sizes = np.abs(ratio)
+        finite = sizes < math.inf
+        sound = np.where(finite, ratio, 0)
+        levels = _levels(np.rint(sound / step))
+        unit = np.sqrt(root_restored.astype(np.float64)) + eps
     if levels is None:
         return None
-    node: Node = {"m": {"levels": f"{name}.levels", "eps": eps, "step": step, "dtype": value.dtype.name}}
+    gain = _gain(sound, levels, step) if moments.unbiased else 1.0
+    # A reader knows of no gain: to it, the levels are that much farther apart.
+    node: Node = {"m": {"levels": f"{name}.levels", "eps": eps, "step": step * gain, "dtype": value.dtype.name}}
     found = {f"{name}.levels": levels}
-    restored = _mean(node["m"], found, root_restored)
     with np.errstate(divide="ignore", invalid="ignore"):
-        off = np.abs(restored.astype(np.float64) / (np.sqrt(root_restored.astype(np.float64)) + eps) - ratio)
+        restored = _of_units(levels, step * gain, unit, value.dtype)
+        off = np.abs(restored.astype(np.float64) / unit - ratio)
     # Rounding the result to the tensor's own type belongs to the type, not to the step.
     rounding = 2.0**-23 if value.dtype.itemsize == 4 else 2.0**-8
-    room = step / 2 + _SLACK + rounding * np.where(np.isfinite(ratio), np.abs(ratio), 0)
+    room = step / 2 + _SLACK + rounding * np.where(finite, sizes, 0)
+    if gain != 1:
+        room += (1 + rounding) * step * abs(gain - 1) * np.abs(levels.astype(np.float64))
     wrong = ~(off <= room) & (bits(restored) != bits(value))
-    return _patched(name, node, "m", found, value, wrong)
+    return _patched(name, node, "m", found, value, restored, wrong)
 
 
-def _shrink_buffer(name: str, value: Array, step: float) -> tuple[Node, dict[str, Array]] | None:
+def _gain(values: Array, levels: Array, step: float) -> float:
+    """What levels are to be multiplied by, so that along `values` they are as long as `values` are."""
+    values = np.where(np.abs(values) < _USUAL, values, 0)
+    along = step * float(np.vdot(levels.astype(np.float64), values))
+    gain = float(np.vdot(values, values)) / along if along > 0 else 1.0
+    # A few values that alone reach a level are not to stand for all the others.
+    return min(gain, _MOST_GAIN) if gain > 0 else 1.0
+
+
+def _shrink_buffer(name: str, value: Array, step: float) -> Coded | None:
     if math.isinf(step):
-        return {"z": {"shape": list(value.shape), "dtype": value.dtype.name}}, {}
+        return _left_out(value)
     working = value.astype(np.float64)
     finite = np.isfinite(working)
     square = float(np.square(working, where=finite, out=np.zeros_like(working)).mean())
@@ -220,11 +247,11 @@ def _shrink_buffer(name: str, value: Array, step: float) -> tuple[Node, dict[str
         return None
     node: Node = {"s": {"levels": f"{name}.levels", "unit": unit, "dtype": value.dtype.name}}
     found = {f"{name}.levels": levels}
-    restored = _scaled(node["s"], found).astype(np.float64)
+    restored = _scaled(node["s"], found)
     with np.errstate(invalid="ignore"):
-        off = np.abs(restored - working)
+        off = np.abs(restored.astype(np.float64) - working)
     room = unit / 2 * (1 + _SLACK) + np.abs(np.where(finite, working, 0)) * 2**-8 * (value.dtype.itemsize < 4)
-    return _patched(name, node, "s", found, value, ~(off <= room))
+    return _patched(name, node, "s", found, value, restored, ~(off <= room))
 
 
 def bits(values: Array) -> Array:
@@ -242,8 +269,8 @@ def _levels(values: Array) -> Array | None:
 
 
 def _patched(
-    name: str, node: Node, kind: str, found: dict[str, Array], value: Array, wrong: Array
-) -> tuple[Node, dict[str, Array]] | None:
+    name: str, node: Node, kind: str, found: dict[str, Array], value: Array, restored: Array, wrong: Array
+) -> Coded | None:
     places = np.flatnonzero(wrong)
     if places.size * _MANY > value.size:
         return None
@@ -251,7 +278,15 @@ def _patched(
         node[kind]["places"], node[kind]["exact"] = f"{name}.places", f"{name}.exact"
         found[f"{name}.places"] = places.astype(np.int64)
         found[f"{name}.exact"] = value.reshape(-1)[places]
-    return node, found
+        flat = restored.reshape(-1)
+        flat[places] = found[f"{name}.exact"]
+        restored = flat.reshape(value.shape)
+    return node, found, restored
+
+
+def _left_out(value: Array) -> Coded:
+    content = {"shape": list(value.shape), "dtype": value.dtype.name}
+    return {"z": content}, {}, _zeros(content)
 
 
 def _predict(logs: Array, usable: Array) -> tuple[Array, Array]:
@@ -398,8 +433,13 @@ def _mean(content: Mapping[str, Any], tensors: Mapping[str, Any], root: Array) -
     for part in _blocks(levels.size):
         with np.errstate(invalid="ignore"):
             unit = np.sqrt(flat_root[part].astype(np.float64)) + eps
-            out[part] = round_to(dtype, flat[part].astype(np.float64) * step * unit)
+            out[part] = _of_units(flat[part], step, unit, dtype)
     return _apply_patch(content, tensors, out).reshape(levels.shape)
+
+
+def _of_units(levels: Array, step: float, unit: Array, dtype: np.dtype[Any]) -> Array:
+    """First moments of levels of m / (sqrt(v) + eps), where `unit` is sqrt(v) + eps."""
+    return round_to(dtype, levels.astype(np.float64) * step * unit)
 
 
 def _scaled(content: Mapping[str, Any], tensors: Mapping[str, Any]) -> Array:

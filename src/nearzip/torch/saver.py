@@ -22,7 +22,7 @@ from nearzip.torch.places import StoreLike, open_store, prune_store
 from nearzip.torch.plans import StatePlan
 from nearzip.torch.shapes import Shapes
 from nearzip.torch.snapshot import Snapshot
-from nearzip.torch.state import Restored, TrainingState, capture, restore
+from nearzip.torch.state import Restored, TrainingState, capture, random_state, restore
 
 __all__ = ["SaveReport", "Saver"]
 
@@ -155,14 +155,14 @@ class Saver:
             return False
         self.wait()
         begin = time.perf_counter()
-        live = capture(model, optimizer, scheduler, step, metrics, scaler=scaler, loader=loader, extra=extra)
+        live = capture(model, optimizer, scheduler, step, metrics, scaler=scaler, loader=loader, extra=extra, rng=False)
         self._shapes.check(live)
-        state = self._snapshot.copy(live)
+        state, generators = self._snapshot.copy(live), random_state()
         said = {"metrics": _numbers(metrics), "message": message, "tags": list(tags), "step": state.step}
         self._counts.seconds_copying += time.perf_counter() - begin
         self._counts.snapshot_bytes = self._snapshot.n_bytes
         self._counts.n_saves += 1
-        self._background.start(lambda: self._behind(state, said))
+        self._background.start(lambda: self._behind(state.with_random(generators), said))
         return True
 
     def _behind(self, state: TrainingState, said: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from nearzip.errors import CorruptError, NewerFormatError, UsageError
 from nearzip.tensors import Array, as_array
 from nearzip.torch.arrays import to_torch
 from nearzip.torch.moments import Moments, expand_moments, shrink_moments
-from nearzip.torch.trees import Json, pack, unpack
+from nearzip.torch.trees import Json, pack, pack_tensor, unpack
 
 __all__ = [
     "DOCUMENT",
@@ -30,6 +30,7 @@ __all__ = [
     "TrainingState",
     "capture",
     "pack_optimizer",
+    "random_state",
     "restore",
     "unpack_optimizer",
     "unpack_parts",
@@ -74,6 +75,11 @@ class TrainingState:
         packed = zstandard.ZstdCompressor(19, write_content_size=True).compress(text)
         arrays = {name: as_array(name, value) for name, value in self.tensors.items()}
         return {**arrays, DOCUMENT: np.frombuffer(packed, np.uint8)}
+
+    def with_random(self, generators: Mapping[str, Any]) -> TrainingState:
+        """And the random generators, as `random_state` gave them."""
+        tensors = dict(self.tensors)
+        return TrainingState(tensors, {**self.document, "rng": pack(generators, "rng", tensors)})
 
     def shrunk(self, moments: Moments | None, predictions: dict[str, tuple[Array, Array]]) -> TrainingState:
         """With the optimizer's moments as `moments` says; None leaves them exact.
@@ -184,6 +190,7 @@ def capture(
     """
     tensors: dict[str, Any] = {}
     other: dict[str, Any] = {}
+    parameters = dict(model.named_parameters())
     for name, value in model.state_dict().items():
         if isinstance(value, torch.Tensor):
             tensors[f"model/{name}"] = _whole(name, value)
@@ -193,13 +200,13 @@ def capture(
         "format": FORMAT,
         "step": _step(step),
         "metrics": pack(dict(metrics or {}), "metrics", {}),
-        "parameters": [name for name, _ in model.named_parameters()],
+        "parameters": list(parameters),
         "other": pack(other, "model.extra", tensors),
     }
     optimizers = _listed(optimizer)
     if optimizers:
         document["optimizers"] = [
-            pack_optimizer(each.state_dict(), type(each).__name__, _parameter_names(model, each), i, tensors)
+            pack_optimizer(each.state_dict(), type(each).__name__, _parameter_names(parameters, each), i, tensors)
             for i, each in enumerate(optimizers)
         ]
     for key, thing in (("scheduler", scheduler), ("scaler", scaler), ("loader", loader)):
@@ -207,9 +214,8 @@ def capture(
             document[key] = _capture_object(key, thing, tensors)
     if extra is not None:
         document["extra"] = pack(extra, "extra", tensors)
-    if rng:
-        document["rng"] = pack(_random_state(), "rng", tensors)
-    return TrainingState(tensors, document)
+    state = TrainingState(tensors, document)
+    return state.with_random(random_state()) if rng else state
 
 
 def _step(step: Any) -> int:
@@ -219,7 +225,7 @@ def _step(step: Any) -> int:
 
 
 def _whole(name: str, value: torch.Tensor) -> torch.Tensor:
-    if hasattr(value, "full_tensor"):
+    if type(value) is not torch.Tensor and hasattr(value, "full_tensor"):
         raise UsageError(
             f"tensor {name!r} is spread over processes (a DTensor); save it with torch.distributed.checkpoint and "
             "nearzip.torch.dcp.NearzipWriter"
@@ -227,9 +233,9 @@ def _whole(name: str, value: torch.Tensor) -> torch.Tensor:
     return value.detach()
 
 
-def _parameter_names(model: nn.Module, optimizer: optim.Optimizer) -> list[list[str]]:
+def _parameter_names(parameters: Mapping[str, nn.Parameter], optimizer: optim.Optimizer) -> list[list[str]]:
     """Names of the parameters of each of the optimizer's groups; `#n` for the n-th if it is not the model's."""
-    known = {id(parameter): name for name, parameter in model.named_parameters()}
+    known = {id(parameter): name for name, parameter in parameters.items()}
     names, n = [], 0
     for group in optimizer.param_groups:
         names.append([known.get(id(p), f"#{n + i}") for i, p in enumerate(group["params"])])
@@ -264,15 +270,21 @@ def pack_optimizer(
     state = []
     for index, values in content["state"].items():
         name = flat[index]
-        for key, value in values.items():
-            if isinstance(value, torch.Tensor):
-                _whole(f"{name}.{key}", value)
-        nodes = {
-            key: pack(value, f"{prefix}/{name}/{key}", tensors, f"optimizer state {key!r} of {name}")
-            for key, value in values.items()
-        }
-        state.append([name, nodes])
+        state.append([name, _pack_state(values, f"{prefix}/{name}", name, tensors)])
     return {"class": kind, "groups": groups, "state": state}
+
+
+def _pack_state(values: Mapping[str, Any], prefix: str, name: str, tensors: dict[str, Any]) -> dict[str, Json]:
+    """The nodes of one parameter's state by key."""
+    nodes: dict[str, Json] = {}
+    for key, value in values.items():
+        if type(value) is torch.Tensor:  # nearly always; without the names that only messages need
+            nodes[key] = pack_tensor(value, f"{prefix}/{key}", tensors)
+            continue
+        if isinstance(value, torch.Tensor):
+            _whole(f"{name}.{key}", value)
+        nodes[key] = pack(value, f"{prefix}/{key}", tensors, f"optimizer state {key!r} of {name}")
+    return nodes
 
 
 def _capture_object(key: str, thing: Any, tensors: dict[str, Any]) -> Json:
@@ -281,7 +293,8 @@ def _capture_object(key: str, thing: Any, tensors: dict[str, Any]) -> Json:
     return {"class": None, "state": pack(thing, key, tensors)}
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
+    """The states of random, numpy.random, torch and its CUDA devices. They are copies: nothing changes them later."""
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),  # noqa: NPY002 - whoever uses the global generator has it restored
@@ -382,13 +395,14 @@ def _optimizer_states(
     parts = unpack_parts(document)
     if not parts:
         raise UsageError("the state was saved without an optimizer; restore it without one")
+    parameters = dict(model.named_parameters())
     if len(parts) != len(optimizers):
         raise UsageError(f"the state is of {len(parts)} optimizers, not {len(optimizers)}")
     found = []
     for part, optimizer in zip(parts, optimizers, strict=True):
         if part["class"] != type(optimizer).__name__:
             raise UsageError(f"the state is of the optimizer {part['class']}, not {type(optimizer).__name__}")
-        names, live = [group["names"] for group in part["groups"]], _parameter_names(model, optimizer)
+        names, live = [group["names"] for group in part["groups"]], _parameter_names(parameters, optimizer)
         if names != live:
             raise UsageError(f"the optimizer's parameters differ: {_difference(names, live)}")
         content = unpack_optimizer(part, arrays)

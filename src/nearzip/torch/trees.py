@@ -22,13 +22,15 @@ from nearzip.errors import CorruptError, UsageError
 from nearzip.tensors import as_array
 from nearzip.torch.arrays import to_torch
 
-__all__ = ["Json", "pack", "unpack"]
+__all__ = ["Json", "pack", "pack_tensor", "unpack"]
 
 Json = Any
 #: Deeper nesting than any training state has; keeps recursion bounded.
 _DEPTH = 64
 #: From this length on a sequence of integers is stored as an array (Python's random state has 625).
 _MANY = 16
+#: Larger integers are counted in bits.
+_LARGE = 1 << 64
 _NUMBERS = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 
 
@@ -51,15 +53,17 @@ def pack(value: Any, name: str, tensors: MutableMapping[str, Any], where: str | 
     UsageError
         Something else is in there; the message says where.
     """
-    where = where or name
     if depth > _DEPTH:
-        raise UsageError(f"{where}: is nested more than {_DEPTH} deep")
+        raise UsageError(f"{where or name}: is nested more than {_DEPTH} deep")
+    if _is_plain(value):
+        return value
+    where = where or name
     if value is None or isinstance(value, (bool, str)) or type(value) is int:
         return _plain(value, where)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else {"f": repr(float(value))}
     if isinstance(value, torch.Tensor):
-        return _pack_tensor(value, name, tensors)
+        return pack_tensor(value, name, tensors)
     if isinstance(value, np.ndarray):
         return {"a": _keep(value, name, tensors)}
     if isinstance(value, np.generic):
@@ -77,6 +81,14 @@ def pack(value: Any, name: str, tensors: MutableMapping[str, Any], where: str | 
         f"{where}: a {type(value).__module__}.{type(value).__qualname__} cannot be stored; "
         "training state is made of tensors, numbers, strings, lists and dicts"
     )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it stands for itself in the document and needs no second look; most of a state's values do."""
+    kind = type(value)
+    if kind is float:
+        return math.isfinite(value)
+    return value is None or kind is bool or (kind is str and value.isascii()) or (kind is int and abs(value) < _LARGE)
 
 
 def _plain(value: Any, where: str) -> Json:
@@ -99,7 +111,8 @@ def _keep(value: Any, name: str, tensors: MutableMapping[str, Any]) -> str:
     return unique
 
 
-def _pack_tensor(value: torch.Tensor, name: str, tensors: MutableMapping[str, Any]) -> Json:
+def pack_tensor(value: torch.Tensor, name: str, tensors: MutableMapping[str, Any]) -> Json:
+    """The node of a tensor: `pack`'s, for what is known to be one."""
     if value.dim() == 0 and value.dtype in _NUMBERS and value.device.type == "cpu":
         number = value.item()
         # A negative zero and what is not finite are rare enough to be arrays.
@@ -120,6 +133,8 @@ def _pack_sequence(value: Any, name: str, tensors: MutableMapping[str, Any], whe
 def _pack_item(
     key: Any, item: Any, name: str, tensors: MutableMapping[str, Any], where: str, depth: int
 ) -> tuple[Json, Json]:
+    if depth < _DEPTH and _is_plain(key) and _is_plain(item):
+        return key, item  # without the names that messages would have
     if isinstance(key, (list, Mapping, torch.Tensor, np.ndarray)):
         raise UsageError(f"{where}: a {type(key).__name__} cannot be the key of a stored dict")
     packed_key = pack(key, f"{name}.key", tensors, f"a key of {where}", depth + 1)
