@@ -135,7 +135,8 @@ class Bounds(Family):
     @cached_property
     def start(self) -> float:  # type: ignore[override]
         if self.kind == "abs":
-            return 0.5 if self.updates else -2.0
+            # Divergences end around the update's root mean square, accuracies at four times that.
+            return 1.0 if self.updates else -2.0
         return {"rms": -2.0, "rel": -6.0, "pwrel": -3.0}[self.kind]
 
     def at(self, position: float) -> Assignment:
