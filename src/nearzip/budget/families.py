@@ -159,6 +159,19 @@ class Bounds(Family):
         """Where a tensor's own bound stands in the setting at `position`."""
         return position + math.log2(self._shares.get(name, 1.0))
 
+    def bears(self, name: str) -> float:
+        """Where a tensor's bound is believed to stand best, relative to a matrix of the same setting.
+
+        A matrix, and whatever has a base, where the setting has it. Vectors (biases, norms) have few rows and values,
+        so a squared error costs more in them: as much as the rule for matrices says, on the networks that it is from.
+        """
+        matrices = [n for n, facts in self._facts.items() if facts.rank > 1 and n not in self.updates]
+        if self.kind != "abs" or self.subject.tensors[name].ndim > 1 or name in self.updates or not matrices:
+            return self.position_of(name, 0.0)
+        n = sum(self._facts[other].n for other in matrices)
+        mean = sum(self._facts[other].n * self._bears(other) for other in matrices) / max(n, 1)
+        return self._bears(name) - mean
+
     def _value(self, position: float) -> float:
         return _within_range(float(f"{self.unit * 2.0**position:.3g}"))
 
@@ -211,11 +224,15 @@ class Bounds(Family):
         alone = {name: f for name, f in self._facts.items() if name not in self.updates and f.rank > 1 and f.squares}
         if self.kind != "abs" or len(alone) < 2:
             return {}
-        rows = {name: self.subject.tensors[name].shape[0] for name in alone}
-        logs = {name: math.log2(facts.n) / 8 + math.log2(rows[name]) / 4 for name, facts in alone.items()}
+        logs = {name: self._bears(name) for name in alone}
         mean = sum(alone[name].n * own for name, own in logs.items()) / sum(facts.n for facts in alone.values())
         shares = {name: 2.0 ** (round(2 * (own - mean)) / 2) for name, own in logs.items()}
         return {name: share for name, share in shares.items() if share != 1}
+
+    def _bears(self, name: str) -> float:
+        """log2 of the bound that makes a tensor without a base cost as much for each value as others, up to a sum."""
+        shape = self.subject.tensors[name].shape
+        return math.log2(max(1, math.prod(shape))) / 8 + math.log2(max((1, *shape[:1]))) / 4
 
     @cached_property
     def _own(self) -> dict[str, float]:

@@ -75,10 +75,10 @@ class _Space:
 
     @cached_property
     def model(self) -> _Sum:
-        """Before any trial: what makes the family's own shares the best ones, and the start just within the budget."""
+        """Before any trial: what makes the bounds best that tensors are believed to bear, the start just within."""
         start = self._indices(self.family.start)
-        shares = np.array([self.family.position_of(group[0], 0.0) for group in self.curves.groups])
-        weights = -2 * math.log(2) * shares
+        shares = [float(np.mean([self.family.bears(name) for name in group])) for group in self.curves.groups]
+        weights = -2 * math.log(2) * np.array(shares)
         return _Sum(weights - np.log(np.exp(self.curves.errors(start[None])[0] + weights).sum()))
 
     def add(self, settings: Array, trial: Trial) -> None:
@@ -88,6 +88,11 @@ class _Space:
     def add_shared(self, position: float, trial: Trial) -> None:
         """A trial of the family's own settings."""
         self.add(self._indices(position), trial)
+
+    @cached_property
+    def shared(self) -> Array:
+        """One setting for the whole network, from fine to coarse."""
+        return np.stack([self._indices(position) for position in self.curves.positions])
 
     def assignment(self, settings: Array) -> Assignment:
         """Those of the last group, the vectors if there are any, stand for what is in no group."""
@@ -148,10 +153,10 @@ def _proposals(space: _Space, generator: np.random.Generator, n: int) -> list[Ar
 
 
 def _candidates(space: _Space, belief: Belief, generator: np.random.Generator, n_bytes: float) -> Array:
-    """For the likeliest weights and some drawn ones, the best settings of fewer and fewer bytes."""
+    """For the likeliest weights and some drawn ones, the best settings of fewer and fewer bytes; the family's own."""
     beliefs = [belief.best, *(belief.draw(generator) for _ in range(_DRAWS))]
     rows = [space.curves.cheapest(drawn[:-1] - drawn[:-1].max(), n_bytes * _SHARES) for drawn in beliefs]
-    return np.unique(np.concatenate(rows), axis=0)
+    return np.unique(np.concatenate([*rows, space.shared]), axis=0)
 
 
 def _correction(space: _Space) -> float:
