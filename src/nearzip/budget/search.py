@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from nearzip.api import compress
+from nearzip.budget.belief import Belief
 from nearzip.budget.families import Bounds, Family
 from nearzip.budget.plan import Trial
 from nearzip.budget.refine import refine
@@ -19,53 +21,35 @@ __all__ = ["EVALUATIONS", "search"]
 
 #: Most trials, unless the caller says otherwise.
 EVALUATIONS = 5
+#: log2 of usage where a search begins, and its spread there.
+_START, _START_SPREAD = 0.0, 4.0
 #: log2 of usage per position: divergence and loss grow with the square of the error, lost accuracy with the error.
 _SLOPE, _SLOPE_SPREAD = 1.5, 0.5
-#: How far log2 of usage is off the line, near the budget: the rounding of every setting is another draw.
-_NOISE = 0.3
-#: Trials farther from the budget than this, in log2 of usage, count for little: the line is straight only near it.
-_NEAR = 2.0
-#: log2 of usage of a trial that lost next to nothing, or everything.
-_NOTHING, _EVERYTHING = -4.0, 6.0
 #: A search ends when no trial is expected to save this share of the best.
 _WORTH = 0.002
-#: The chance of a setting that a search may count on.
+#: The chance of a setting that a search may count on; where noise leaves no chance so high, this share of the highest.
 _CERTAIN = 0.95
 #: Sizes are measured this far apart, and interpolated between.
 _SURVEY = 0.5
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Line:
-    """What is believed about log2 of usage, a straight line in the position, after some trials.
+    """log2 of usage as a straight line in the position."""
 
-    Bayesian linear regression: y = intercept + slope (x - start), Gaussian prior and noise.
-    """
+    start: float
 
-    family: Family
-    trials: dict[float, Trial] = field(default_factory=dict)
+    @property
+    def mean(self) -> Array:
+        return np.array([_START, _SLOPE])
 
-    def chances(self, positions: Array) -> Array:
-        """Probability that a trial there is within the budget, (n,)."""
-        precision = np.diag([1 / 4.0**2, 1 / _SLOPE_SPREAD**2])
-        information = precision @ np.array([0.0, _SLOPE])
-        for x, trial in self.trials.items():
-            y = _logarithm(trial.usage)
-            row = np.array([1.0, x - self.family.start])
-            weight = 1 / (_NOISE**2 * (1 + (y / _NEAR) ** 2) ** 2)
-            precision += weight * np.outer(row, row)
-            information += weight * y * row
-        covariance = np.linalg.inv(precision)
-        rows = np.stack([np.ones_like(positions), positions - self.family.start], axis=1)
-        mean = rows @ (covariance @ information)
-        spread = np.sqrt(np.einsum("ni,ij,nj->n", rows, covariance, rows) + _NOISE**2)
-        return np.array([0.5 * math.erfc(m / (s * math.sqrt(2))) for m, s in zip(mean, spread, strict=True)])
+    @property
+    def covariance(self) -> Array:
+        return np.diag([_START_SPREAD**2, _SLOPE_SPREAD**2])
 
-
-def _logarithm(usage: float) -> float:
-    if usage <= 0:
-        return _NOTHING
-    return min(max(math.log2(usage), _NOTHING), _EVERYTHING) if math.isfinite(usage) else _EVERYTHING
+    def log_usage(self, parameters: Array, settings: Array) -> tuple[Array, Array]:
+        rows = math.log(2) * np.stack([np.ones_like(settings), settings - self.start], axis=1)
+        return rows @ parameters, rows
 
 
 @dataclass
@@ -102,47 +86,73 @@ def search(runner: Runner, family: Family, evaluations: int) -> Trial | None:
     """The smallest trial within the budget, after at most `evaluations`; None if there is none.
 
     The next trial is where it is expected to save most: the chance that it is within the budget, by a line through the
-    trials so far (log2 of usage over log2 of the bound), times the bytes that it would save. With several workers a
-    round tries as many positions as there are workers. Evaluations beyond those are for bounds of single tensors (see
-    `refine`).
+    trials so far (log2 of usage over log2 of the bound) and noise as large as they show, times the bytes that it would
+    save. With several workers a round tries as many positions as there are workers. Evaluations beyond those are for
+    bounds of single tensors (see `refine`).
     """
-    line, sizes = _Line(family), _sizes(runner, family)
+    sizes, tried = _sizes(runner, family), dict[float, Trial]()
     most = min(evaluations, max(EVALUATIONS, n_workers())) if isinstance(family, Bounds) else evaluations
     while len(runner.trials) < most:
-        positions = _proposals(line, sizes, min(n_workers(), most - len(runner.trials)))
+        positions = _proposals(_Around(family, tried), sizes, min(n_workers(), most - len(runner.trials)))
         if not positions:
             break
         trials = runner.run([family.at(x) for x in positions], "search")
-        line.trials.update(zip(positions, trials, strict=True))
+        tried.update(zip(positions, trials, strict=True))
     if runner.best is None and family.exact is not None:
         runner.run([family.exact], "exact")
     elif isinstance(family, Bounds):
-        refine(runner, family, evaluations)
+        refine(runner, family, tried, evaluations)
     return runner.best
 
 
-def _proposals(line: _Line, sizes: _Sizes, n: int) -> list[float]:
+@dataclass(frozen=True)
+class _Around:
+    """A family's positions that were tried, and those that were not."""
+
+    family: Family
+    tried: dict[float, Trial]
+
+    @cached_property
+    def free(self) -> Array:
+        low, high = (round(end / self.family.grid) for end in (self.family.low, self.family.high))
+        every = np.arange(low, high + 1) * self.family.grid
+        return np.array([x for x in every if x not in self.tried])
+
+    @cached_property
+    def chances(self) -> Array:
+        """Probability that a trial is within the budget, for each that is free."""
+        usage = [trial.usage for trial in self.tried.values()]
+        return Belief(_Line(self.family.start), np.array(list(self.tried)), usage).chances(self.free)
+
+    @property
+    def farthest(self) -> float:
+        """Of those within the budget."""
+        return max((x for x, trial in self.tried.items() if trial.fits), default=-math.inf)
+
+
+def _proposals(around: _Around, sizes: _Sizes, n: int) -> list[float]:
     """Up to n positions not tried yet, the most promising first; none if nothing is worth a trial."""
-    family = line.family
-    if not line.trials and n == 1:
+    family = around.family
+    if not around.tried and n == 1:
         return [family.start]
-    every = np.arange(round(family.low / family.grid), round(family.high / family.grid) + 1) * family.grid
-    free = np.array([x for x in every if x not in line.trials])
-    chances = line.chances(free)
-    fitting = [x for x, trial in line.trials.items() if trial.fits]
-    # While nothing fits, what is all but certain to fit stands for the best.
-    safe = free[chances > _CERTAIN]
-    best = sizes.at(max(fitting) if fitting else float(safe.max()) if safe.size else family.low)
-    likely = [
-        (x, p) for x, p in zip(free.tolist(), chances, strict=True) if p > 0.02 and (not fitting or x > max(fitting))
-    ]
-    # Where nearly everything fits, only the farthest can be the best.
-    gains = {x: p * (best - sizes.at(x)) for x, p in likely if p < 0.98 or x == likely[-1][0]}
-    gains = {x: gain for x, gain in gains.items() if gain > _WORTH * best}
+    gains = _gains(around, sizes)
     chosen: list[float] = []
     for x in sorted(gains, key=lambda x: -gains[x]):
         if len(chosen) < n and all(abs(x - other) > 2 * family.grid or family.grid == 1 for other in chosen):
             chosen.append(x)
-    if not chosen and not fitting:
-        return [x for x in (family.low,) if x not in line.trials]
+    if not chosen and not math.isfinite(around.farthest):
+        return [x for x in (family.low,) if x not in around.tried]
     return chosen
+
+
+def _gains(around: _Around, sizes: _Sizes) -> dict[float, float]:
+    """Bytes that a trial is expected to save, where that is worth it."""
+    free, chances, farthest = around.free, around.chances, around.farthest
+    # While nothing fits, what is all but certain to fit stands for the best.
+    certain = min(_CERTAIN, _CERTAIN * float(chances.max(initial=0.0)))
+    safe = max(free[chances >= certain].tolist(), default=around.family.low)
+    best = sizes.at(farthest if math.isfinite(farthest) else safe)
+    likely = [(x, p) for x, p in zip(free.tolist(), chances.tolist(), strict=True) if p > 0.02 and x > farthest]
+    # Where nearly everything fits, only the farthest can be the best.
+    gains = {x: p * (best - sizes.at(x)) for x, p in likely if p < 0.98 or x == likely[-1][0]}
+    return {x: gain for x, gain in gains.items() if gain > _WORTH * best}
