@@ -109,14 +109,20 @@ def _policy_line(row: Row, bound: str, one: Row) -> str:
 def speed(result: Row) -> str:
     """Commit and checkout beside the codec, verify beside the disk."""
     s, n = result["seconds"], result["bytes"] / 1e6
+    p = result.get("processor_seconds")
+
+    def times(one: str, other: str) -> str:
+        processor = f", {p[one] / p[other]:.2f} times its processor time" if p else ""
+        return f"({s[one] / s[other]:.2f} times its time{processor})"
+
     v = result["verify"]
     read, verify = (v["bytes"] / 1e6 / v["seconds"][name] for name in ("read", "verify"))
     return (
         f"Speed on {n:.0f} MB ({result['source']}), local disk, medians of sides that took turns: commit "
         f"{n / s['commit']:.0f} MB/s where compressing alone does {n / s['compress']:.0f} "
-        f"({s['commit'] / s['compress']:.2f} times its time); checkout of a keyframe "
+        f"{times('commit', 'compress')}; checkout of a keyframe "
         f"{n / s['checkout of a keyframe']:.0f} MB/s where decompressing does {n / s['decompress']:.0f} "
-        f"({s['checkout of a keyframe'] / s['decompress']:.2f} times its time). A full verify reads {verify:.0f} MB/s, "
+        f"{times('checkout of a keyframe', 'decompress')}. A full verify reads {verify:.0f} MB/s, "
         f"the disk gives {read:.0f} ({verify / read:.2f} of it).\n"
     )
 
