@@ -61,16 +61,17 @@ def transmission(result: Row) -> str:
     """Updates beside whole networks: the paper's Figure 8."""
     rates = list(result["pairs"][0]["full"]["seconds"])
     out = [
-        "| network | what is fetched | MB on the link | requests | "
+        "| network | what is fetched | MB on the link | requests | s without a limit | "
         + " | ".join(f"s at {rate} Mbps" for rate in rates) + " | accuracy |",
-        "| --- | --- | --- | --- |" + " --- |" * len(rates) + " --- |",
+        "| --- | --- | --- | --- | --- |" + " --- |" * len(rates) + " --- |",
     ]  # fmt: skip
     for row in result["pairs"]:
         ways = {"safetensors": row["full"], "zstd -19": row["zstd"]}
         ways |= {f"update, {bound}": found for bound, found in row["updates"].items()}
         for what, found in ways.items():
             change = found.get("accuracy_change")
-            seconds = " | ".join(f"{found['seconds'][rate]:.2f}" for rate in rates)
+            measured = (found["unlimited_seconds"], *(found["seconds"][rate] for rate in rates))
+            seconds = " | ".join(f"{each:.2f}" for each in measured)
             accuracy = "" if change is None else f"{100 * change:+.2f} %"
             size = f"{found['bytes'] / 1e6:.3f} | {found['requests']}"
             out.append(f"| {row['pair']} | {what} | {size} | {seconds} | {accuracy} |")
@@ -88,7 +89,8 @@ def transmission(result: Row) -> str:
         every = (row["full"], row["zstd"], lossy["each"], exact["each"])
         sizes = (*every, row["last_zstd"], lossy["at_once"], exact["at_once"])
         out.append(f"| {row['network']} | {row['updates']} | " + " | ".join(_mb(size) for size in sizes) + " |")
-    return "\n".join(out) + f"\n\nUpdates: commit {result['commit']}, {result['date']}.\n"
+    commits = sorted({row.get("commit", result["commit"]) for row in result["pairs"] + result["chains"]})
+    return "\n".join(out) + f"\n\nUpdates: commit {', '.join(commits)}; {result['date']}.\n"
 
 
 def _policy_line(row: Row, bound: str, one: Row) -> str:

@@ -110,9 +110,9 @@ def serving(folder: Path, link: Link) -> Iterator[str]:
 
 
 def _measured(link: Link, prepare: Callable[[], object], work: Callable[[], object]) -> Row:
-    """Bytes and requests, and the median seconds at each bandwidth."""
+    """Bytes and requests, and the median seconds at each bandwidth, and without a limit: what is not the link's."""
     seconds = {}
-    for megabits in BANDWIDTHS:
+    for megabits in (None, *BANDWIDTHS):
         found = []
         for _ in range(_ROUNDS):
             link.megabits = None
@@ -123,7 +123,8 @@ def _measured(link: Link, prepare: Callable[[], object], work: Callable[[], obje
             found.append(time.perf_counter() - begin)
         seconds[str(megabits)] = statistics.median(found)
     link.megabits = None
-    return {"bytes": link.n_bytes, "requests": link.n_requests, "seconds": seconds}
+    unlimited = seconds.pop("None")
+    return {"bytes": link.n_bytes, "requests": link.n_requests, "unlimited_seconds": unlimited, "seconds": seconds}
 
 
 def _same(file: Path, wanted: traces.Tensors) -> bool:
