@@ -119,21 +119,29 @@ def speed(result: Row) -> str:
 
     v = result["verify"]
     read, verify = (v["bytes"] / 1e6 / v["seconds"][name] for name in ("read", "verify"))
+    work = v.get("processor_seconds")
+    spent = f", with one core's work of {v['bytes'] / 1e6 / work['verify']:.0f} MB/s" if work else ""
     return (
         f"Speed on {n:.0f} MB ({result['source']}), local disk, medians of sides that took turns: commit "
         f"{n / s['commit']:.0f} MB/s where compressing alone does {n / s['compress']:.0f} "
         f"{times('commit', 'compress')}; checkout of a keyframe "
         f"{n / s['checkout of a keyframe']:.0f} MB/s where decompressing does {n / s['decompress']:.0f} "
         f"{times('checkout of a keyframe', 'decompress')}. A full verify reads {verify:.0f} MB/s, "
-        f"the disk gives {read:.0f} ({verify / read:.2f} of it).\n"
+        f"the disk gives {read:.0f} ({verify / read:.2f} of it{spent}).\n"
     )
 
 
 def scale(result: Row) -> str:
     """Many versions."""
+
+    def spent(what: str) -> str:
+        processor = result.get(f"{what}_processor_seconds")
+        return f" ({processor:.2f} s of processor time)" if processor is not None else ""
+
     return (
-        f"With {result['versions']:,} versions: log {result['log_seconds']:.2f} s, checkout of the newest "
-        f"{_ms(result['checkout_newest_seconds'])} ms, of `best:accuracy` {result['checkout_best_seconds']:.2f} s.\n"
+        f"With {result['versions']:,} versions: log {result['log_seconds']:.2f} s{spent('log')}, checkout of the newest "
+        f"{_ms(result['checkout_newest_seconds'])} ms, of `best:accuracy` {result['checkout_best_seconds']:.2f} s"
+        f"{spent('checkout_best')}.\n"
     )
 
 
