@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,13 @@ def transmission(result: Row) -> str:
         every = (row["full"], row["zstd"], lossy["each"], exact["each"])
         sizes = (*every, row["last_zstd"], lossy["at_once"], exact["at_once"])
         out.append(f"| {row['network']} | {row['updates']} | " + " | ".join(_mb(size) for size in sizes) + " |")
-    commits = sorted({row.get("commit", result["commit"]) for row in result["pairs"] + result["chains"]})
-    return "\n".join(out) + f"\n\nUpdates: commit {', '.join(commits)}; {result['date']}.\n"
+    pairs, chains = (_commits(result[part], result) for part in ("pairs", "chains"))
+    return "\n".join(out) + f"\n\nUpdates: commit {pairs}; clients that follow: {chains}; {result['date']}.\n"
+
+
+def _commits(rows: Iterable[Row], result: Row) -> str:
+    """Those that were measured, in order; the result's own for rows that name none."""
+    return ", ".join(dict.fromkeys(row.get("commit", result["commit"]) for row in rows))
 
 
 def _policy_line(row: Row, bound: str, one: Row) -> str:
@@ -139,8 +145,9 @@ def scale(result: Row) -> str:
         return f" ({processor:.2f} s of processor time)" if processor is not None else ""
 
     return (
-        f"With {result['versions']:,} versions: log {result['log_seconds']:.2f} s{spent('log')}, checkout of the newest "
-        f"{_ms(result['checkout_newest_seconds'])} ms, of `best:accuracy` {result['checkout_best_seconds']:.2f} s"
+        f"With {result['versions']:,} versions: log {result['log_seconds']:.2f} s{spent('log')}, "
+        f"checkout of the newest {_ms(result['checkout_newest_seconds'])} ms, "
+        f"of `best:accuracy` {result['checkout_best_seconds']:.2f} s"
         f"{spent('checkout_best')}.\n"
     )
 
@@ -151,7 +158,7 @@ def faults(result: Row) -> str:
     for name, run in result["runs"].items():
         held = "yes" if run["passed"] else f"no: {run.get('problem', '')}"
         lines.append(f"| {name} | {run.get('operations', run.get('tests', ''))} | {held} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + f"\n\nFaults: commit {_commits(result['runs'].values(), result)}.\n"
 
 
 def main(arguments: list[str]) -> None:
