@@ -55,6 +55,7 @@ SELECTIONS = {
 def run(name: str, timeout: float) -> dict[str, Any]:
     """One selection; its tests, how many operations they went through, and the time."""
     file, expression = SELECTIONS[name]
+    commit = record.commit()
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
         options = ["--long", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", "-o", "junit_family=xunit1"]
@@ -62,11 +63,12 @@ def run(name: str, timeout: float) -> dict[str, Any]:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
         except subprocess.TimeoutExpired:
-            return {"passed": False, "problem": f"not done after {timeout:g} s"}
+            return {"passed": False, "problem": f"not done after {timeout:g} s", "commit": commit}
         suite = ET.parse(report).getroot()[0]  # noqa: S314 (our own)
     n = int(suite.attrib["tests"]) - int(suite.attrib["skipped"])
     operations = [int(p.attrib["value"]) for p in suite.iter("property") if p.attrib["name"] == "operations"]
-    found: dict[str, Any] = {"passed": done.returncode == 0, "tests": n, "seconds": float(suite.attrib["time"])}
+    seconds = float(suite.attrib["time"])
+    found: dict[str, Any] = {"passed": done.returncode == 0, "tests": n, "seconds": seconds, "commit": commit}
     if operations:
         found["operations"] = sum(operations)
     if done.returncode:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +62,17 @@ def transmission(result: Row) -> str:
     """Updates beside whole networks: the paper's Figure 8."""
     rates = list(result["pairs"][0]["full"]["seconds"])
     out = [
-        "| network | what is fetched | MB on the link | requests | "
+        "| network | what is fetched | MB on the link | requests | s without a limit | "
         + " | ".join(f"s at {rate} Mbps" for rate in rates) + " | accuracy |",
-        "| --- | --- | --- | --- |" + " --- |" * len(rates) + " --- |",
+        "| --- | --- | --- | --- | --- |" + " --- |" * len(rates) + " --- |",
     ]  # fmt: skip
     for row in result["pairs"]:
         ways = {"safetensors": row["full"], "zstd -19": row["zstd"]}
         ways |= {f"update, {bound}": found for bound, found in row["updates"].items()}
         for what, found in ways.items():
             change = found.get("accuracy_change")
-            seconds = " | ".join(f"{found['seconds'][rate]:.2f}" for rate in rates)
+            measured = (found["unlimited_seconds"], *(found["seconds"][rate] for rate in rates))
+            seconds = " | ".join(f"{each:.2f}" for each in measured)
             accuracy = "" if change is None else f"{100 * change:+.2f} %"
             size = f"{found['bytes'] / 1e6:.3f} | {found['requests']}"
             out.append(f"| {row['pair']} | {what} | {size} | {seconds} | {accuracy} |")
@@ -88,7 +90,13 @@ def transmission(result: Row) -> str:
         every = (row["full"], row["zstd"], lossy["each"], exact["each"])
         sizes = (*every, row["last_zstd"], lossy["at_once"], exact["at_once"])
         out.append(f"| {row['network']} | {row['updates']} | " + " | ".join(_mb(size) for size in sizes) + " |")
-    return "\n".join(out) + f"\n\nUpdates: commit {result['commit']}, {result['date']}.\n"
+    pairs, chains = (_commits(result[part], result) for part in ("pairs", "chains"))
+    return "\n".join(out) + f"\n\nUpdates: commit {pairs}; clients that follow: {chains}; {result['date']}.\n"
+
+
+def _commits(rows: Iterable[Row], result: Row) -> str:
+    """Those that were measured, in order; the result's own for rows that name none."""
+    return ", ".join(dict.fromkeys(row.get("commit", result["commit"]) for row in rows))
 
 
 def _policy_line(row: Row, bound: str, one: Row) -> str:
@@ -109,23 +117,38 @@ def _policy_line(row: Row, bound: str, one: Row) -> str:
 def speed(result: Row) -> str:
     """Commit and checkout beside the codec, verify beside the disk."""
     s, n = result["seconds"], result["bytes"] / 1e6
+    p = result.get("processor_seconds")
+
+    def times(one: str, other: str) -> str:
+        processor = f", {p[one] / p[other]:.2f} times its processor time" if p else ""
+        return f"({s[one] / s[other]:.2f} times its time{processor})"
+
     v = result["verify"]
     read, verify = (v["bytes"] / 1e6 / v["seconds"][name] for name in ("read", "verify"))
+    work = v.get("processor_seconds")
+    spent = f", with one core's work of {v['bytes'] / 1e6 / work['verify']:.0f} MB/s" if work else ""
     return (
         f"Speed on {n:.0f} MB ({result['source']}), local disk, medians of sides that took turns: commit "
         f"{n / s['commit']:.0f} MB/s where compressing alone does {n / s['compress']:.0f} "
-        f"({s['commit'] / s['compress']:.2f} times its time); checkout of a keyframe "
+        f"{times('commit', 'compress')}; checkout of a keyframe "
         f"{n / s['checkout of a keyframe']:.0f} MB/s where decompressing does {n / s['decompress']:.0f} "
-        f"({s['checkout of a keyframe'] / s['decompress']:.2f} times its time). A full verify reads {verify:.0f} MB/s, "
-        f"the disk gives {read:.0f} ({verify / read:.2f} of it).\n"
+        f"{times('checkout of a keyframe', 'decompress')}. A full verify reads {verify:.0f} MB/s, "
+        f"the disk gives {read:.0f} ({verify / read:.2f} of it{spent}).\n"
     )
 
 
 def scale(result: Row) -> str:
     """Many versions."""
+
+    def spent(what: str) -> str:
+        processor = result.get(f"{what}_processor_seconds")
+        return f" ({processor:.2f} s of processor time)" if processor is not None else ""
+
     return (
-        f"With {result['versions']:,} versions: log {result['log_seconds']:.2f} s, checkout of the newest "
-        f"{_ms(result['checkout_newest_seconds'])} ms, of `best:accuracy` {result['checkout_best_seconds']:.2f} s.\n"
+        f"With {result['versions']:,} versions: log {result['log_seconds']:.2f} s{spent('log')}, "
+        f"checkout of the newest {_ms(result['checkout_newest_seconds'])} ms, "
+        f"of `best:accuracy` {result['checkout_best_seconds']:.2f} s"
+        f"{spent('checkout_best')}.\n"
     )
 
 
@@ -135,7 +158,7 @@ def faults(result: Row) -> str:
     for name, run in result["runs"].items():
         held = "yes" if run["passed"] else f"no: {run.get('problem', '')}"
         lines.append(f"| {name} | {run.get('operations', run.get('tests', ''))} | {held} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + f"\n\nFaults: commit {_commits(result['runs'].values(), result)}.\n"
 
 
 def main(arguments: list[str]) -> None:

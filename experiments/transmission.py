@@ -2,7 +2,7 @@
 
 Hu et al., ICPP 2020, section 5.3 and Figure 8, at the bandwidths that they take. The server is a real one, for files
 alone, on this machine; whatever it sends, headers included, waits for its turn on the link. Loopback has no latency, so
-the number of requests is given as well.
+the number of requests is given as well. `--only` measures some pairs and keeps what was recorded of the others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,10 @@ from experiments import record, store, traces
 from nearzip.store.pull import BANDWIDTHS
 
 _PIECE = 16 << 10
-#: Seconds.
-_BUFFER = 0.02
+#: Seconds that the sender of an answer may be late without the link standing idle: a host's socket holds as much.
+_BUFFER = 0.25
 _ROUNDS = 3
+_PACKAGES = ("nearzip", "numpy", "zstandard")
 Row = dict[str, Any]
 
 
@@ -47,14 +48,16 @@ class Link:
         self._free_at = 0.0
         self._lock = threading.Lock()
 
-    def send(self, n: int) -> None:
-        """Wait until `n` bytes are across."""
+    def send(self, n: int, follows: bool = False) -> None:
+        """Wait until `n` bytes are across. `follows`: they stood ready while those before were on the link."""
         with self._lock:
             self.n_bytes += n
             if self.megabits is None:
                 return
-            # What a busy machine sleeps too long, the link makes up for, as far as a buffer of a network card would.
-            self._free_at = max(self._free_at, time.perf_counter() - _BUFFER) + n * 8e-6 / self.megabits
+            # What a machine sleeps too long between two pieces of an answer, the link makes up for. Before the first
+            # piece there was nothing to send, and nothing is saved up.
+            ready = time.perf_counter() - (_BUFFER if follows else 0)
+            self._free_at = max(self._free_at, ready) + n * 8e-6 / self.megabits
             across = self._free_at
         time.sleep(max(0.0, across - time.perf_counter()))
 
@@ -62,6 +65,7 @@ class Link:
 class _Shaped(io.RawIOBase):
     def __init__(self, stream: Any, link: Link):
         self._stream, self._link = stream, link
+        self._has_begun = False
 
     def writable(self) -> bool:
         return True
@@ -70,7 +74,8 @@ class _Shaped(io.RawIOBase):
         view = memoryview(data)
         for at in range(0, len(view), _PIECE):
             piece = view[at : at + _PIECE]
-            self._link.send(len(piece))
+            self._link.send(len(piece), self._has_begun)
+            self._has_begun = True
             self._stream.write(piece)
         return len(view)
 
@@ -105,9 +110,9 @@ def serving(folder: Path, link: Link) -> Iterator[str]:
 
 
 def _measured(link: Link, prepare: Callable[[], object], work: Callable[[], object]) -> Row:
-    """Bytes and requests, and the median seconds at each bandwidth."""
+    """Bytes and requests, and the median seconds at each bandwidth, and without a limit: what is not the link's."""
     seconds = {}
-    for megabits in BANDWIDTHS:
+    for megabits in (None, *BANDWIDTHS):
         found = []
         for _ in range(_ROUNDS):
             link.megabits = None
@@ -118,7 +123,8 @@ def _measured(link: Link, prepare: Callable[[], object], work: Callable[[], obje
             found.append(time.perf_counter() - begin)
         seconds[str(megabits)] = statistics.median(found)
     link.megabits = None
-    return {"bytes": link.n_bytes, "requests": link.n_requests, "seconds": seconds}
+    unlimited = seconds.pop("None")
+    return {"bytes": link.n_bytes, "requests": link.n_requests, "unlimited_seconds": unlimited, "seconds": seconds}
 
 
 def _same(file: Path, wanted: traces.Tensors) -> bool:
@@ -163,12 +169,12 @@ def _download(folder: Path, link: Link, url: str, name: str, unpack: Callable[[b
     return row
 
 
-def pairs(given: str | None) -> list[Row]:
-    """Every pair of traces: an update under several bounds, and the whole network, packed with zstd or not."""
+def pairs(given: str | None, only: Collection[str] = ()) -> list[Row]:
+    """Pairs of traces: an update under several bounds, and the whole network, packed with zstd or not."""
     where = traces.folder(given)
     if where is None:
         raise SystemExit("transmission: no traces; say where with --data")
-    return [_one_pair(where, name, given) for name in traces.PAIRS]
+    return [_one_pair(where, name, given) for name in traces.PAIRS if not only or name in only]
 
 
 def _one_pair(where: Path, name: str, given: str | None) -> Row:
@@ -182,6 +188,7 @@ def _one_pair(where: Path, name: str, given: str | None) -> Row:
         with serving(folder, link) as url:
             row: Row = {
                 "pair": name,
+                "commit": record.commit(),
                 "full": _download(folder, link, url, "full", lambda packed: packed, data),
                 "zstd": _download(folder, link, url, "full.zst", zstandard.ZstdDecompressor().decompress, data),
                 "updates": {
@@ -202,6 +209,7 @@ def follow(given: str | None) -> list[Row]:
         pack = zstandard.ZstdCompressor(19).compress
         row: Row = {
             "network": network,
+            "commit": record.commit(),
             "updates": len(files) - 1,
             "full": sum(file.stat().st_size for file in files[1:]),
             "zstd": sum(len(pack(file.read_bytes())) for file in files[1:]),
@@ -240,11 +248,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", default=os.environ.get("NEARZIP_DATA"), help="folder with data sets and traces")
     parser.add_argument("--pairs", action="store_true", help="only the pairs, with times")
     parser.add_argument("--chains", action="store_true", help="only the chains, bytes alone")
+    parser.add_argument("--only", nargs="+", default=[], choices=traces.PAIRS, metavar="PAIR", help="only these pairs")
     options = parser.parse_args(arguments)
-    both = options.pairs == options.chains
+    both = options.pairs == options.chains and not options.only
     before = record.load("transmission")
     found = {part: before.get(part) for part in ("pairs", "chains")}
-    for part, measure in (("pairs", pairs), ("chains", follow)):
-        if both or getattr(options, part):
-            found[part] = measure(options.data)
-            record.save("transmission", found, ("nearzip", "numpy", "zstandard"))
+    if both or options.pairs or options.only:
+        known = {row["pair"]: row for row in found["pairs"] or []}
+        known |= {row["pair"]: row for row in pairs(options.data, options.only)}
+        found["pairs"] = [known[name] for name in traces.PAIRS if name in known]
+        record.save("transmission", found, _PACKAGES)
+    if both or options.chains:
+        found["chains"] = follow(options.data)
+        record.save("transmission", found, _PACKAGES)

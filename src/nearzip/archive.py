@@ -439,16 +439,27 @@ class Reader(Mapping[str, Array]):
         other._check_size(limits or Limits())
         return other
 
-    def stream(self, names: set[str] | None = None, progress: Progress | None = None) -> Iterator[tuple[str, Array]]:
-        """Decode all tensors (or those of `names`), a segment at a time and in the file's order, aliases behind."""
+    def stream(
+        self,
+        names: set[str] | None = None,
+        progress: Progress | None = None,
+        contents: dict[str, bytes] | None = None,
+    ) -> Iterator[tuple[str, Array]]:
+        """Decode all tensors (or those of `names`), a segment at a time and in the file's order, aliases behind.
+
+        `contents` is given the digest of each tensor before the tensor is.
+        """
+        digests: dict[str, bytes] = {}
         wanted = [s for s in self.index.segments if names is None or any(spec.name in names for spec in s.tensors)]
         total = sum(spec.n_bytes for s in wanted for spec in s.tensors)
         done = 0
         tied_to = _inverted(self.index.aliases)
-        for pairs in self._decode(wanted):
+        for pairs in self._decode(wanted, digests):
             for name, array in pairs:
                 for each in (name, *tied_to.get(name, ())):
                     if names is None or each in names:
+                        if contents is not None:
+                            contents[each] = digests[name]
                         yield each, array
                 done += array.nbytes
             if progress:
@@ -567,7 +578,10 @@ class Reader(Mapping[str, Array]):
 
         return self._decoded(work, decode)
 
-    def _decode(self, segments: list[Segment]) -> Iterator[list[tuple[str, Array]]]:
+    def _decode(
+        self, segments: list[Segment], digests: dict[str, bytes] | None = None
+    ) -> Iterator[list[tuple[str, Array]]]:
+        """The tensors of each segment, checked; their digests go into `digests`."""
         work = (
             (segment, entry, block, number)
             for segment in segments
@@ -585,8 +599,11 @@ class Reader(Mapping[str, Array]):
                     base_assembler.add(None, base_pieces)
             if segment.base_digest is not None:
                 self._compare_base(segment, base_assembler)
-            if digest(b"".join(assembler.digests())) != segment.digest:
+            own = assembler.digests()
+            if digest(b"".join(own)) != segment.digest:
                 raise CorruptError(f"{self._source.name}: {segment.label}: decoded values differ from what was written")
+            if digests is not None:
+                digests.update(zip((spec.name for spec in segment.tensors), own, strict=True))
             yield list(assembler.tensors())
 
 

@@ -190,6 +190,21 @@ def test_what_the_caller_does_to_its_arrays_does_not_matter():
     assert np.abs(store.checkout(1)["weight"] - version["weight"]).max() <= 1e-3
 
 
+@pytest.mark.parametrize("changed", [(), ("head",), ("head", "frozen")])
+def test_what_was_written_against_altered_arrays_is_dropped(tmp_path, changed):
+    rng = np.random.default_rng(0)
+    version = {name: rng.normal(size=30_000).astype(np.float32) for name in ("frozen", "head")}
+    store = nz.Store(tmp_path, create=True, policy="forward", bound="abs:1e-3")
+    store.commit(version)
+    version = {name: store.checkout(0)[name] + np.float32(0.01 * (name in changed)) for name in version}
+    store._held.arrays["frozen"] += np.float32(0.01)
+    store.commit(version)
+    for name, found in nz.Store(tmp_path).checkout(1).items():
+        assert np.abs(found - version[name]).max() <= 1e-3
+    assert store.stat().n_garbage == 0
+    assert nz.Store(tmp_path).verify("deep").ok
+
+
 def test_versions_larger_than_what_is_held_in_memory(url, monkeypatch):
     monkeypatch.setattr("nearzip.store.repository._HOLD_BYTES", 100)
     store = nz.Store(url, create=True, bound=nz.Absolute(1e-3), policy="hop:4")

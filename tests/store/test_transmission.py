@@ -36,9 +36,15 @@ def test_pieces_wait_for_each_other(monkeypatch):
     link.send(1_000_000)
     link.send(500_000)
     assert waited == pytest.approx([1.0, 1.5])
-    now[0] = 10.0  # no more is saved up while it is idle
+    now[0] = 10.0  # nothing is saved up while it is idle
     link.send(1_000_000)
-    assert waited[-1] == pytest.approx(0.98)
+    assert waited[-1] == pytest.approx(1.0)
+    now[0] = 11.1  # late with what stood ready
+    link.send(1_000_000, follows=True)
+    assert waited[-1] == pytest.approx(0.9)
+    now[0] = 20.0  # far too late: a buffer holds no more
+    link.send(1_000_000, follows=True)
+    assert waited[-1] == pytest.approx(0.75)
 
 
 def test_a_pull_through_a_link(tmp_path):

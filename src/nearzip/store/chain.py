@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from nearzip.archive import Reader
 from nearzip.container import Segment, Source
-from nearzip.digests import content_id, tensor_digest
+from nearzip.digests import content_id
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, TruncatedError, WrongBaseError
 from nearzip.limits import Limits
 from nearzip.store.backend import Backend
@@ -17,15 +17,9 @@ from nearzip.store.manifest import Manifest, Part
 from nearzip.store.versions import Versions
 from nearzip.tensors import Array, Checkpoint, TensorSpec, keeping_last
 
-__all__ = ["Progress", "identity", "open_part", "restore", "stream"]
+__all__ = ["Progress", "open_part", "restore", "stream"]
 
 Progress = Callable[[int, int], None]
-
-
-def identity(arrays: Mapping[str, Array]) -> str:
-    """The digest of a version's content, from its arrays."""
-    specs = Checkpoint.of(arrays).specs
-    return content_id((spec, tensor_digest(arrays[name])) for name, spec in specs.items())
 
 
 @contextlib.contextmanager
@@ -74,6 +68,11 @@ class _Piece:
     def segments(self) -> list[Segment]:
         targets = {self.reader.index.aliases.get(name, name) for name in self.names}
         return [s for s in self.reader.index.segments if any(spec.name in targets for spec in s.tensors)]
+
+    @property
+    def specs(self) -> list[TensorSpec]:
+        """Of the tensors that are wanted, in the archive's order."""
+        return [spec for spec in self.reader.index.tensors if spec.name in self.names]
 
     @functools.cached_property
     def base_names(self) -> set[str]:
@@ -159,10 +158,12 @@ def restore(
         held: dict[int, Mapping[str, Array]] = dict(known or {})
         total = sum(spec.n_bytes for _, pieces in work for p in pieces for s in p.segments for spec in s.tensors)
         done = 0
+        contents: dict[str, bytes] = {}
         for i, (manifest, pieces) in enumerate(work):
             arrays: dict[str, Array] = {}
+            contents = {}
             for piece in pieces:
-                for name, array in _decoded(piece, held, limits):
+                for name, array in _decoded(piece, held, limits, contents):
                     arrays[name] = array
                     done += array.nbytes
                     if progress:
@@ -170,8 +171,11 @@ def restore(
             held[manifest.number] = arrays
             still = {p.part.base for _, later in work[i + 1 :] for p in later} | {number}
             held = {n: a for n, a in held.items() if n in still}
-        order = [name for piece in work[-1][1] for name in piece.reader if name in piece.names] if work else []
-        return _finished(versions.get(number), order, held[number], names is None)
+        specs = {spec.name: spec for _, pieces in work[-1:] for p in pieces for spec in p.specs}
+        found = _in_order(versions.get(number), specs, held[number])
+        if names is None:
+            _check_whole(versions.get(number), specs, found, contents)
+        return found
 
 
 def _generous(limits: Limits | None) -> Limits:
@@ -180,29 +184,38 @@ def _generous(limits: Limits | None) -> Limits:
 
 
 def _decoded(
-    piece: _Piece, held: Mapping[int, Mapping[str, Array]], limits: Limits | None
+    piece: _Piece, held: Mapping[int, Mapping[str, Array]], limits: Limits | None, contents: dict[str, bytes]
 ) -> Iterator[tuple[str, Array]]:
     # A part may name a base and need none of its tensors.
     base = _checkpoint(held[piece.part.base]) if piece.part.base is not None and piece.base_names else None
-    yield from piece.reader.against(base, limits).stream(set(piece.names))
+    yield from piece.reader.against(base, limits).stream(set(piece.names), None, contents)
 
 
 def _checkpoint(arrays: Mapping[str, Array]) -> Checkpoint:
     return Checkpoint.of(arrays)
 
 
-def _finished(manifest: Manifest, order: list[str], arrays: Mapping[str, Array], whole: bool) -> dict[str, Array]:
-    """In order, separate in memory, and compared with what the manifest says."""
-    order = [name for name in manifest.order or order if name in arrays]
+def _in_order(manifest: Manifest, names: Iterable[str], arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """In the manifest's order or that of `names`, and separate in memory."""
     found: dict[str, Array] = {}
     seen: set[int] = set()
-    for name in order:
-        array = arrays[name]
-        found[name] = array.copy() if id(array) in seen else array
-        seen.add(id(array))
-    if whole and (set(found) != set(arrays) or identity(found) != manifest.id):
-        raise CorruptError("what was decoded is not what was committed (digests differ)")
+    for name in manifest.order or names:
+        if name in arrays:
+            array = arrays[name]
+            found[name] = array.copy() if id(array) in seen else array
+            seen.add(id(array))
     return found
+
+
+def _check_whole(
+    manifest: Manifest, specs: Mapping[str, TensorSpec], found: Mapping[str, Array], contents: Mapping[str, bytes]
+) -> None:
+    """Raise CorruptError for what is not the content that the manifest names.
+
+    `contents`: digests that were taken of the tensors when they were decoded.
+    """
+    if set(found) != set(contents) or content_id((specs[name], contents[name]) for name in found) != manifest.id:
+        raise CorruptError("what was decoded is not what was committed (digests differ)")
 
 
 # ---- one tensor at a time --------------------------------------------------------------------------------------

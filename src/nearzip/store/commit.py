@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from nearzip.archive import WriteReport, write_archive
-from nearzip.digests import content_id, tensor_digest
+from nearzip.digests import checkpoint_id, content_id, tensor_digest
 from nearzip.recipes.settings import Settings
 from nearzip.store.backend import Backend, Stored
 from nearzip.store.chain import Progress
@@ -46,10 +47,13 @@ class Held:
     id: str
     arrays: dict[str, Array]
 
+    @functools.cached_property
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint.of(self.arrays)
+
     def intact(self) -> bool:
         """Whether nobody wrote into the arrays."""
-        specs = Checkpoint.of(self.arrays).specs
-        return content_id((spec, tensor_digest(self.arrays[name])) for name, spec in specs.items()) == self.id
+        return checkpoint_id(self.checkpoint) == self.id
 
 
 @dataclass
@@ -63,14 +67,17 @@ class Draft:
     arrays: dict[str, Array] | None = None
     #: By which steps tensors were quantized.
     steps: dict[str, float] = field(default_factory=dict)
+    #: Digest of the base as it was when it was used; None if none was.
+    base_id: str | None = None
 
     @property
     def n_stored(self) -> int:
         """Bytes of the objects that were written."""
         return sum(part.n_bytes for part in self.parts if part.names is None)
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
+        """Digest of the content as it will be restored; asked for when all parts are there."""
         return content_id((self.specs[name], digest) for name, digest in self.contents.items())
 
     def manifest(self, number: int, source: Checkpoint, **said: Any) -> Manifest:
@@ -145,7 +152,10 @@ class Encoder:
         used = base_number if report.index.base_id is not None else None
         draft = Draft([Part(stored.name, stored.n_bytes, used)], dict(report.contents), dict(source.specs), arrays)
         draft.steps = last_steps(report.index)
-        if shared is not None:
+        draft.base_id = report.index.base_id
+        if shared is None:
+            draft.id = report.index.id
+        else:
             draft.parts = shared.parts + draft.parts
             draft.contents.update(shared.contents)
             if arrays is not None and shared.arrays is not None:

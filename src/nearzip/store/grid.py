@@ -74,6 +74,8 @@ class _OnGrid(Recipe):
             step = _ROOM * wanted
         else:
             return plan
+        if step == wanted:
+            return plan
         pipeline = Pipeline((*stages[:at], UniformStep(step), *stages[at + 1 :]))
         return dataclasses.replace(plan, pipeline=pipeline)
 

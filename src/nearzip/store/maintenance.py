@@ -401,7 +401,7 @@ class Maintenance:
         if self.manifests[number].n_bytes > _IN_MEMORY:
             return stack.enter_context(stream(self.backend, self.versions, number, self.limits, self.threads))
         if self._held is not None and self._held.number == number and self._held.intact():
-            return Checkpoint.of(self._held.arrays)
+            return self._held.checkpoint
         return Checkpoint.of(restore(self.backend, self.versions, number, None, self.limits, self.threads))
 
     def _steps(self, number: int, base: int | None) -> dict[str, tuple[float, ...]]:

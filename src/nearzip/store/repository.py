@@ -9,7 +9,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,14 @@ __all__ = ["Store"]
 
 #: Larger versions are not kept in memory from one commit to the next.
 _HOLD_BYTES = 4 << 30
+
+
+class _UnreadableError(Exception):
+    """The version before cannot be restored."""
+
+
+class _AlteredError(Exception):
+    """What was encoded against had another content than the version before."""
 
 
 class Store:
@@ -287,31 +295,52 @@ class Store:
         return manifest
 
     def _encode(self, encoder: Encoder, source: Checkpoint, number: int, latest: int | None, hold: bool) -> Draft:
+        if latest is not None:
+            for _ in range(2):
+                try:
+                    return self._encode_after(encoder, source, number, latest, hold)
+                except _AlteredError:  # noqa: PERF203
+                    self._held = None
+                except _UnreadableError:
+                    break
+        # There is none before, or it cannot be read: start anew, and let `verify` say what is wrong.
+        return encoder.version(source, number, None, None, hold)
+
+    def _encode_after(self, encoder: Encoder, source: Checkpoint, number: int, latest: int, hold: bool) -> Draft:
+        """Encode what follows version `latest`. Raises _UnreadableError, _AlteredError."""
         policy = self.settings.policy
-        if latest is None:
-            return encoder.version(source, number, None, None, hold)
         with contextlib.ExitStack() as stack:
-            base = self._base(latest, stack, hold)
-            if base is None:  # it cannot be read: start anew, and let `verify` say what is wrong
-                return encoder.version(source, number, None, None, hold)
-            checkpoint, held = base
+            checkpoint, held = self._base(latest, stack, hold)
             manifest = self._versions.get(latest)
             encoder = dataclasses.replace(encoder, settings=on_grid(encoder.settings, self._steps_of(manifest)))
             depth = self._versions.depth(latest)
 
-            def shared(alone: bool) -> Draft | None:
-                shares = held is not None and self._backend.commits_alone
-                return encoder.shared(source, held, manifest, alone) if held is not None and shares else None
-
-            def keyframe() -> Draft:
-                return encoder.version(source, number, None, None, hold, shared(alone=True))
+            def version(base: Checkpoint | None) -> Draft:
+                shared = None
+                if held is not None and self._backend.commits_alone:
+                    shared = encoder.shared(source, held, manifest, alone=base is None)
+                draft = encoder.version(source, number, base, latest, hold, shared)
+                self._check_base(draft, manifest, None if shared is None else held)
+                return draft
 
             if policy.wants_keyframe(depth):
-                return keyframe()
-            draft = encoder.version(source, number, checkpoint, latest, hold, shared(alone=False))
+                return version(None)
+            draft = version(checkpoint)
             if draft.n_stored <= policy.pays * self._keyframe_bytes(latest):
                 return draft
-            return self._smaller(draft, keyframe())
+            return self._smaller(draft, version(None))
+
+    def _check_base(self, draft: Draft, manifest: Manifest, shared: Held | None) -> None:
+        """Whether the base had the content of its version while it was used; `shared`: what tensors were taken from.
+
+        Raises _AlteredError. The digest was taken while encoding, so that this costs no second pass.
+        """
+        if draft.base_id == manifest.id:
+            return
+        if draft.base_id is None and (shared is None or shared.intact()):
+            return
+        self._drop(draft)
+        raise _AlteredError
 
     def _steps_of(self, manifest: Manifest) -> dict[str, float]:
         """The steps by which a version's tensors were quantized."""
@@ -326,29 +355,31 @@ class Store:
 
     def _smaller(self, one: Draft, other: Draft) -> Draft:
         kept, dropped = (one, other) if one.n_stored <= other.n_stored else (other, one)
-        names = {part.object for part in kept.parts}
-        for part in dropped.parts:
-            if part.names is None and part.object not in names:
-                self._backend.delete(f"objects/{part.object}")
+        self._drop(dropped, {part.object for part in kept.parts})
         return kept
+
+    def _drop(self, draft: Draft, kept: Collection[str] = ()) -> None:
+        """Delete what was written for a draft."""
+        for part in draft.parts:
+            if part.names is None and part.object not in kept:
+                self._backend.delete(f"objects/{part.object}")
 
     def _keyframe_bytes(self, number: int) -> int:
         return max((m.n_stored for m in self._versions.chain(number) if not m.bases), default=0)
 
-    def _base(self, number: int, stack: contextlib.ExitStack, hold: bool) -> tuple[Checkpoint, Held | None] | None:
-        """The version that the next one is coded against, as readers get it; None if it cannot be read."""
+    def _base(self, number: int, stack: contextlib.ExitStack, hold: bool) -> tuple[Checkpoint, Held | None]:
+        """The version that the next one is coded against, as readers get it. Raises _UnreadableError."""
         try:
             held = self._held
-            latest = held is not None and held.number == number and held.id == self._versions.get(number).id
-            if held is not None and latest and held.intact():
-                return Checkpoint.of(held.arrays), held
+            if held is not None and held.number == number and held.id == self._versions.get(number).id:
+                return held.checkpoint, held
             if hold and self._versions.get(number).n_bytes <= _HOLD_BYTES:
                 arrays = self._restore(number)
                 self._held = Held(number, self._versions.get(number).id, arrays)
-                return Checkpoint.of(arrays), self._held
+                return self._held.checkpoint, self._held
             return stack.enter_context(stream(self._backend, self._versions, number, self._limits, self._threads)), None
         except (CorruptError, LimitError):
-            return None
+            raise _UnreadableError from None
 
     def _after_commit(self, manifest: Manifest) -> None:
         self._versions.point_to(manifest.number)
