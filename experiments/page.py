@@ -219,7 +219,8 @@ def page(result: Row, throughput: Row, then: Row, twice: Row) -> str:
         where=where, share=" or ".join(f"{100 * share:g} %" for share in sorted(shares)), seed=result["seed"],
         keeping=keeping(pairs), headline=headline(pairs), plots=plots, lossless=lossless(pairs), missing=missing(pairs),
         points=points, agreement=agreement(then), compared=" and ".join(then["updates"]),
-        first_share=f"{100 * then['share_of_the_first']:.0f}", agreement_commit=then["commit"], repeated=repeated(twice),
+        first_share=f"{100 * then['share_of_the_first']:.0f}", agreement_commit=then["commit"],
+        repeated=repeated(twice),
         speeds=speeds(throughput), speed_pair=throughput["pair"], cores=throughput["machine"]["cores"],
         speed_commit=throughput["commit"],
     )  # fmt: skip
