@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench repeat", description=__doc__)
     parser.add_argument("--data", help="folder with the data and, beside it, the traces (or NEARZIP_DATA)")
     parser.add_argument("--pair", choices=pairs.NAMES, default="vgg-small late")
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=known, default=known)
+    parser.add_argument("--only", nargs="*", metavar="NAME", choices=known, default=known)
     parser.add_argument(
         "--speeds", nargs="*", metavar="NAME", choices=known, default=["nearzip", "SZ3 NOPRED", "pcodec"]
     )
