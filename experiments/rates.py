@@ -76,6 +76,9 @@ RULES: dict[str, Rule] = {
     "one step, unbiased": Rule({"finer": 0.0, "unbiased": True}),
     "small tensors finer, 2 %, unbiased": Rule({"finer": 0.02, "unbiased": True}),
     "small tensors finer, unbiased": Rule({"finer": 1.0, "unbiased": True}),
+    "one step, lattice": Rule({"finer": 0.0, "lattice": True}),
+    "small tensors finer, 2 %, lattice": Rule({"finer": 0.02, "lattice": True}),
+    "small tensors finer, 2 %, unbiased, lattice": Rule({"finer": 0.02, "unbiased": True, "lattice": True}),
 }
 
 
