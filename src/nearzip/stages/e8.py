@@ -79,9 +79,8 @@ def nearest_points(values: Array, step: float) -> Array:
     m = -(-values.size // _M)
     points = np.empty((m, _M), np.int32)
     for at in range(0, m, _TOGETHER):
-        some = values[_M * at : _M * (at + _TOGETHER)].astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
-            some /= step
+            some = values[_M * at : _M * (at + _TOGETHER)].astype(np.float64) / step
         some[~(np.abs(some) < MOST_STEPS)] = 0
         some = np.append(some, np.zeros(-some.size % _M)) if some.size % _M else some
         points[at : at + _TOGETHER] = _nearest(np.ascontiguousarray(some.reshape(-1, _M).T)).T
@@ -322,8 +321,8 @@ def e8_gain(values: Array, base: Array | None, step: float) -> float:
         Of one shape; `base` may be None: zeros.
     step : float
     """
-    d = _sample(values.reshape(-1))
     with np.errstate(invalid="ignore", over="ignore"):
+        d = _sample(values.reshape(-1))
         if base is not None:
             d = d - _sample(base.reshape(-1))
         d = d / step
