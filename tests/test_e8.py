@@ -15,8 +15,20 @@ from safetensors.numpy import load_file, save_file
 import nearzip as nz
 from nearzip.errors import CorruptError, UsageError
 from nearzip.recipes.nearzip import Nearzip
-from nearzip.stages import Coded, Context, E8Step, Grid, Pipeline, Rans, SubtractBase, UniformStep
+from nearzip.stages import (
+    Coded,
+    Context,
+    ContextDelta,
+    E8Step,
+    Grid,
+    Pipeline,
+    Rans,
+    StepThenBits,
+    SubtractBase,
+    UniformStep,
+)
 from nearzip.stages.e8 import UnbiasedE8Step, _root_numbers, _roots, e8_gain, nearest_points
+from nearzip.store.grid import steps_of
 from nearzip.testing.contract import check_recipe
 
 STEP = 0.004
@@ -256,6 +268,30 @@ def test_steps_make_sense():
     for step in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(UsageError):
             E8Step(step)
+
+
+def test_versions_of_a_store_keep_the_option(tmp_path):
+    old, new = versions(wide=0.5)
+    store = nz.Store(str(tmp_path / "store"), create=True, options={"step": STEP, "lattice": True})
+    store.commit(old)
+    first = store.checkout(0)
+    store.commit(new)
+    expected = nz.compress(new, first, options={"step": STEP, "lattice": True}).restored
+    assert all(np.array_equal(store.checkout(1)[name], values) for name, values in expected.items())
+
+
+def test_points_cost_little_to_keep_exactly():
+    """As versions of a store that are coded again, against another one."""
+    old, new = versions(wide=0.5)
+    archive = nz.compress(new, old, options={"step": STEP, "lattice": True})
+    (step,) = steps_of(archive.report.index)["large"]
+    assert step == STEP / 2
+    context = Context.alone(old["large"].reshape(-1), archive.restored["large"].reshape(-1))
+    sizes = [
+        len(pipeline.encode(old["large"].reshape(-1), context))
+        for pipeline in (Pipeline((StepThenBits(step, delta=True), Rans())), Pipeline((ContextDelta(),)))
+    ]
+    assert sizes[0] < sizes[1] / 2
 
 
 def test_from_the_shell(tmp_path):

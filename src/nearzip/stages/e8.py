@@ -184,6 +184,11 @@ class E8Step(Split):
         """Values are brought to points times this, restored as points times `step`."""
         return self.step
 
+    @property
+    def grid(self) -> float:
+        """Values are multiples of this."""
+        return self.step / 2
+
     def split(self, value: Any, context: Context) -> tuple[Sequence[Any], bytes]:
         refuse_exact(value.dtype)
         points = nearest_points(value, self.spacing)
@@ -207,16 +212,15 @@ class E8Step(Split):
         _require(not shells.size or int(shells.max()) <= limit, "a shell is out of range")
         own = np.flatnonzero(shells == limit) if limit else np.arange(m)
         _check_cosets(cosets, own.size)
-        points = np.zeros((m, _M))
         roots_at = np.flatnonzero(shells == 1) if limit == 2 else own[:0]
         _require(roots.size == roots_at.size and not (roots >= len(_roots())).any(), "points that do not exist")
-        points[roots_at] = _roots()[roots]
         if limit == 0:
             _require(not lasts.size and coordinates.size == _M * m, "eight coordinates for each group are needed")
-            points[:] = _from_place(coordinates.reshape(-1, _M), cosets)
+            points = _from_place(coordinates.reshape(-1, _M), cosets)
         else:
             _require(lasts.size == own.size and coordinates.size == 7 * own.size, "coordinates are missing")
-            order = _zeros_first(cosets)
+            points, order = np.zeros((m, _M)), _zeros_first(cosets)
+            points[roots_at] = _roots()[roots]
             points[own[order]] = _from_cosets(coordinates.reshape(-1, _M - 1), lasts, cosets[order])
         points *= 0.5
         with np.errstate(over="ignore", under="ignore"):
