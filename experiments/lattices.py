@@ -5,7 +5,7 @@ Groups of neighbouring values of the difference to the base go to the nearest po
 coordinates one by one, each in context of what is known by then - the coset, the parity so far, which settles the last
 coordinate's - and of how far the group's rows and columns move, in the same classes for every lattice; half a logarithm
 of the number of values for each free parameter of a table, nothing for the classes. Tensors of one dimension are
-rounded value by value. No file format has this.
+rounded value by value. Beside that, what the package's own coder takes for E8 (`nearzip.stages.E8Step`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import torch
 
 from experiments import fidelity, pairs, record, traces
 from experiments.curves import Point, against
+from experiments.rates import changed
 from experiments.traces import Tensors
-from nearzip import _core
-from nearzip.stages.base import Grid
+from nearzip.stages import Context, E8Step, Grid, Pipeline, Rans, Stage, SubtractBase, UniformStep, e8
 from nearzip.tensors import Array
 
 #: Values that share a class, whatever the lattice.
@@ -33,6 +33,8 @@ _PER_OCTAVE = 2
 #: Bits of plain rounding between which steps are swept.
 _MOST, _LEAST = 3.4, 0.2
 _KINDS = ("plain", "unbiased")
+#: Values of a tensor that goes to points in the package.
+_LARGE = 1 << 12
 
 
 def nearest_even(x: Array) -> Array:
@@ -198,36 +200,34 @@ def sweep(update: Update, lattice: Lattice, judge: fidelity.Judge | None, unbias
     return points
 
 
-def coded(update: Update, step: float) -> dict[str, float]:
-    """Bits of matrices under the package's own coder: plain rounding as it is coded, and E8 in streams of its own.
-
-    The streams: cosets; then for each coset seven coordinates, and halves of the last one for each parity. They know no
-    rows and columns.
-    """
-    n = sum(w.size for w in update.pair.new.values())
-    lattice, at, plain, parts = LATTICES[-1], 0, [], []
-    for w in update.pair.new.values():
-        if w.dtype.kind == "f" and w.ndim > 1:
-            plain.append(np.rint(update.groups[at : at + -(-w.size // _GROUP)].reshape(-1)[: w.size] / step))
-            parts.append((w.size, *Grid.of(w.shape)))
-            at += -(-w.size // _GROUP)
-    _, integers, coset = lattice.nearest(update.groups / (step * lattice.unit))
-    parity = integers[:, :7].sum(axis=1) % 2
-    streams = [coset]
-    for which in (0, 1):
-        own = coset == which
-        streams.append(integers[own, :7])
-        streams += [(integers[own & (parity == odd), 7] - odd) / 2 for odd in (0, 1)]
-    together = np.concatenate(plain)
-    return {
-        "step": step,
-        "plain": 8 * _n_bytes(together, tuple(parts)) / n,
-        "e8": 8 * sum(_n_bytes(stream, (stream.size,)) for stream in streams if stream.size) / n,
-    }
+#: Ways to code points: constants of `nearzip.stages.e8` that make it the only one.
+_WAYS: dict[str, dict[str, float]] = {
+    "as built": {},
+    "in place": {"_FEW_SMALL": 2.0},
+    "zeros apart": {"_FEW_SMALL": -1.0, "_FEW_LARGE": -1.0},
+    "shortest as numbers": {"_FEW_SMALL": -1.0, "_FEW_LARGE": 2.0},
+}
 
 
-def _n_bytes(symbols: Array, parts: tuple[Any, ...]) -> int:
-    return len(_core.encode_symbols(np.ascontiguousarray(symbols.reshape(-1).astype(np.int32)), parts, False))
+def coded(pair: pairs.Pair, step: float) -> dict[str, float]:
+    """Bits of large tensors as the package codes them: rounding, and points of E8 in each of the ways it has."""
+    large = [name for name, w in pair.new.items() if w.dtype.kind == "f" and w.size >= _LARGE]
+    n = sum(pair.new[name].size for name in large)
+
+    def bits(*stages: Stage) -> float:
+        pipeline = Pipeline((SubtractBase(), *stages))
+        return 8 * sum(_n_bytes(pipeline, pair.new[name], pair.old[name]) for name in large) / n
+
+    found = {"step": step, "plain": bits(UniformStep(step), Rans())}
+    for name, constants in _WAYS.items():
+        with changed(e8, constants):
+            found[name] = bits(E8Step(step))
+    return found
+
+
+def _n_bytes(pipeline: Pipeline, new: Array, old: Array) -> int:
+    context = Context(new.dtype, (new.size,), old.reshape(-1), (Grid.of(new.shape),))
+    return len(pipeline.encode(new.reshape(-1), context))
 
 
 def _save(share: float, **changed: Any) -> None:
@@ -243,6 +243,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--kinds", nargs="+", choices=_KINDS, default=_KINDS, help="unbiased: updates keep their length"
     )
+    parser.add_argument("--coded", action="store_true", help="only what the package's coder takes")
     options = parser.parse_args(arguments)
     where = traces.folder(options.data)
     if where is None:
@@ -250,6 +251,11 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     for name in options.pairs:
         pair = pairs.load(name, where)
+        known = record.load("lattices").get("coded", {})
+        known[name] = [coded(pair, 2 * pair.unit * 2 ** (at / 2)) for at in range(-3, 3)]
+        _save(options.share, coded=known)
+        if options.coded:
+            continue
         update, judge = Update.of(pair), fidelity.Judge(pair, where.parent / "data", options.share, fresh=False)
         for kind in options.kinds:
             unbiased = kind == "unbiased"
@@ -260,6 +266,3 @@ def main(arguments: list[str]) -> None:
             found = record.load("lattices").get("pairs", {})
             found.setdefault(name, {})[kind] = swept
             _save(options.share, pairs=found)
-        known = record.load("lattices").get("coded", {})
-        known[name] = [coded(update, 2 * pair.unit * 2 ** (at / 2)) for at in (-1, 0, 1)]
-        _save(options.share, coded=known)

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -76,26 +77,30 @@ RULES: dict[str, Rule] = {
     "one step, unbiased": Rule({"finer": 0.0, "unbiased": True}),
     "small tensors finer, 2 %, unbiased": Rule({"finer": 0.02, "unbiased": True}),
     "small tensors finer, unbiased": Rule({"finer": 1.0, "unbiased": True}),
+    "one step, lattice": Rule({"finer": 0.0, "lattice": True}),
+    "small tensors finer, 2 %, lattice": Rule({"finer": 0.02, "lattice": True}),
+    "small tensors finer, 2 %, unbiased, lattice": Rule({"finer": 0.02, "unbiased": True, "lattice": True}),
 }
 
 
 @contextlib.contextmanager
-def _law(constants: Mapping[str, float]) -> Iterator[None]:
-    usual = {name: getattr(by_size, name) for name in constants}
+def changed(module: ModuleType, constants: Mapping[str, float]) -> Iterator[None]:
+    """Constants of a module have other values, for as long as this lasts."""
+    usual = {name: getattr(module, name) for name in constants}
     try:
         for name, value in constants.items():
-            setattr(by_size, name, value)
+            setattr(module, name, value)
         yield
     finally:
         for name, value in usual.items():
-            setattr(by_size, name, value)
+            setattr(module, name, value)
 
 
 def coded(rule: Rule, pair: pairs.Pair, step: float) -> tuple[int, Tensors]:
     """Bytes of the file, and what its reader gets."""
     source, base, stream = Checkpoint.of(pair.new), Checkpoint.of(pair.old), io.BytesIO()
     restored: dict[str, Array] = {}
-    with _law(rule.law):
+    with changed(by_size, rule.law):
         write_archive(source, base, rule.settings(pair.new, step), stream, restored.__setitem__, 1)
     return len(stream.getvalue()), restored
 

@@ -15,6 +15,7 @@ from experiments.peers.ours import (
     LcCheckpointPeer,
     LzmaMethodPeer,
     NearzipCalibratedPeer,
+    NearzipLatticePeer,
     NearzipLosslessPeer,
     NearzipPeer,
     NearzipUnbiasedPeer,
@@ -32,6 +33,7 @@ __all__ = ["METHODS", "PEERS", "Peer", "Setting", "Tensors", "by_name"]
 METHODS: tuple[type[Peer], ...] = (
     NearzipPeer,
     NearzipUnbiasedPeer,
+    NearzipLatticePeer,
     NearzipCalibratedPeer,
     DeltaDnnPeer,
     DeltaDnnRelativePeer,

@@ -101,6 +101,16 @@ class NearzipUnbiasedPeer(_Optioned):
         return [{"step": float(f"{2 * unit * factor:.4g}"), "unbiased": True} for factor in (*SWEEP, 2 * SWEEP[-1])]
 
 
+class NearzipLatticePeer(_Optioned):
+    """Steps without a bound, groups of eight values at points of E8."""
+
+    name = "nearzip lattice"
+    method = "nearzip"
+
+    def settings(self, unit: float) -> list[Setting]:
+        return [{"step": float(f"{2 * unit * factor:.4g}"), "lattice": True} for factor in (*SWEEP, 2 * SWEEP[-1])]
+
+
 class QdCompressorPeer(_Optioned):
     """Fixed widths, and 4 to 8 bits by entropy."""
 

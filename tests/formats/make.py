@@ -4,7 +4,7 @@
 
 With a label, a folder of that label gets what no folder has yet: methods that were added since; with the label
 "coding", updates of tensors so large that every kind of stream comes up; with the label "scaled", layers whose rows,
-columns and kernels differ. They stay in the
+columns and kernels differ; with the label "lattice", updates at points of E8. They stay in the
 repository for good, and every later release reads them (`test_formats.py`). Existing files are never replaced: a
 release whose format changes after its golden files were made, but before it is out, removes its folder by hand first.
 """
@@ -63,6 +63,12 @@ SCALED = (
 )
 
 
+LATTICE = tuple(
+    (f"lattice-{name}", "nearzip", None, {"step": step, "unbiased": unbiased, "lattice": True})
+    for name, step, unbiased in (("fine", 1e-3, False), ("middle", 8e-3, False), ("coarse", 16e-3, True))
+)
+
+
 def scaled_base() -> dict[str, np.ndarray]:
     shapes = {"conv": (32, 24, 3, 3), "conv1d": (20, 16, 5), "matrix": (64, 96), "bias": (64,)}
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
@@ -78,6 +84,28 @@ def scaled_new() -> dict[str, np.ndarray]:
                                   for axis, n in enumerate(cells[:2]))  # fmt: skip
         moves = np.resize(rng.normal(0, 1, 500), cells) + 0.2 * np.resize(rng.normal(0, 1, 500), array.shape)
         tensors[name] = (scale * moves).astype(np.float32)
+    return tensors
+
+
+def lattice_base() -> dict[str, np.ndarray]:
+    """Groups that lie in rows and that do not, a last one that is not whole, a tensor that is too small."""
+    shapes = {"matrix": (128, 144), "odd": (67, 63), "conv": (24, 32, 3, 3), "bias": (64,)}
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    tensors["matrix"] += np.float32(0.5)
+    return tensors | {
+        "wide": np.zeros((64, 65)),
+        "short": np.zeros((64, 80), DTYPES["bfloat16"]),
+        "half": np.zeros((64, 72), np.float16),
+    }
+
+
+def lattice_new() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(2031)
+    tensors = {}
+    for name, array in lattice_base().items():
+        moves = np.resize(rng.laplace(0, 4e-3, 1500), array.shape)
+        tensors[name] = (array.astype(np.float64) + moves).astype(array.dtype)
+    tensors["odd"][0, :4] = np.nan, np.inf, -np.inf, 3e38
     return tensors
 
 
@@ -173,6 +201,7 @@ def main() -> int:
     updates, old, new = {
         "-coding": (WIDE, wide_base, wide_new),
         "-scaled": (SCALED, scaled_base, scaled_new),
+        "-lattice": (LATTICE, lattice_base, lattice_new),
     }.get(label, (None, base_network, new_network))
     missing = [case for case in updates or cases() if not label or f"{case[0]}-alone.nz" not in written]
     if folder.exists() or not missing:

@@ -24,6 +24,7 @@ from nearzip.stages import (
     Coded,
     Context,
     ContextDelta,
+    E8Step,
     Gzip,
     LogStep,
     Lzma,
@@ -49,7 +50,7 @@ DTYPES = [np.dtype(t) for t in (
 STAGES: list[Stage] = [
     RawBytes(), PackIntegers(), RunLengths(), Gzip(), Lzma(), Zstd(), Rans(), Rans("planes"), OrderedBits(),
     OrderedDelta(), UniformStep(0.01), LogStep(0.01, delta=True), LogStep(0.5, delta=False), SubtractBase(),
-    ContextDelta(), StepThenBits(0.01, delta=True), StepThenBits(0.01),
+    ContextDelta(), StepThenBits(0.01, delta=True), StepThenBits(0.01), E8Step(0.01),
 ]  # fmt: skip
 SYMBOL_TYPES = [np.dtype(t) for t in (np.int32, np.uint8, np.uint16, np.uint32, np.uint64)]
 PIPELINES = [
@@ -64,6 +65,7 @@ PIPELINES = [
     Pipeline((SubtractBase(), LogStep(0.5, delta=False), RunLengths())),
     Pipeline((ContextDelta(),)),
     Pipeline((StepThenBits(0.01, delta=True), Rans())),
+    Pipeline((SubtractBase(), E8Step(0.01))),
     Pipeline((RawBytes(), Gzip())),
     Pipeline((RawBytes(), Zstd(), Lzma())),
     Pipeline((RawBytes(),)),

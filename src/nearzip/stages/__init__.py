@@ -4,6 +4,7 @@ from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Chain, Coded, Context, G
 from nearzip.stages.bloomier import Bloomier
 from nearzip.stages.buckets import ExponentBuckets
 from nearzip.stages.codebook import Codebook
+from nearzip.stages.e8 import E8Step
 from nearzip.stages.entropy import Rans
 from nearzip.stages.external import Gzip, Lzma, Zstd
 from nearzip.stages.foreign import Blosc, Sz3, Zfp
@@ -31,6 +32,7 @@ __all__ = [
     "Context",
     "ContextDelta",
     "DecodeTimes",
+    "E8Step",
     "ExponentBuckets",
     "Grid",
     "Gzip",

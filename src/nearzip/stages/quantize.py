@@ -16,8 +16,12 @@ from nearzip.tensors import Array, is_float, room_for
 
 __all__ = ["LogStep", "QuantizeDelta", "UnbiasedStep", "UniformStep", "unbiased_gain"]
 
+#: Levels farther from zero than that are left to the codec's patch where their number is doubled.
+MOST_STEPS = 2**29
 
-def _check_step(step: float) -> None:
+
+def check_step(step: float) -> None:
+    """Raise UsageError unless positive and finite."""
     if not 0 < step < math.inf:
         raise UsageError(f"a quantization step is positive and finite, not {step!r}")
 
@@ -65,7 +69,7 @@ class UniformStep(Stage):
     step: float
 
     def __post_init__(self) -> None:
-        _check_step(self.step)
+        check_step(self.step)
 
     @property
     def spacing(self) -> float:
@@ -95,7 +99,7 @@ class UnbiasedStep(UniformStep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_step(self.spacing)
+        check_step(self.spacing)
 
     @property
     def spacing(self) -> float:
@@ -207,7 +211,6 @@ def _quantize(values: Array, base: Array | None, step: float) -> Array:
 
 #: Symbol of a zero in LogStep.
 _ZERO = np.int32(1)
-_MOST_STEPS = 2**29
 
 
 def _powers(ratio: float, exponents: Array) -> Array:
@@ -292,7 +295,7 @@ class LogStep(Stage):
             x = value.astype(np.float64)
             reference = self._reference(x.size, context)
             steps = np.rint((np.log(np.abs(x)) - np.log(np.abs(reference))) / (2 * math.log1p(self.eps)))
-            steps[~(np.abs(steps) < _MOST_STEPS)] = 0
+            steps[~(np.abs(steps) < MOST_STEPS)] = 0
         flipped = np.signbit(x) != np.signbit(reference)
         symbols = (2 * steps.astype(np.int32) + flipped).astype(np.int32)
         symbols += symbols > 0

@@ -11,6 +11,7 @@ from nearzip.stages.base import Chain, Pipeline, Stage
 from nearzip.stages.bloomier import Bloomier
 from nearzip.stages.buckets import ExponentBuckets
 from nearzip.stages.codebook import Codebook
+from nearzip.stages.e8 import E8Step
 from nearzip.stages.entropy import Rans
 from nearzip.stages.external import Gzip, Lzma, Zstd
 from nearzip.stages.foreign import Blosc, Sz3, Zfp
@@ -33,6 +34,7 @@ BUILT_IN: tuple[type[Stage], ...] = (
     OrderedBits,
     UniformStep,
     LogStep,
+    E8Step,
     RangeQuantize,
     ExponentBuckets,
     Prune,

@@ -15,7 +15,7 @@ from nearzip.bounds import Bound
 from nearzip.container import Index
 from nearzip.recipes.base import Recipe, TensorPlan, TensorView
 from nearzip.recipes.settings import Setting, Settings
-from nearzip.stages import Pipeline, UniformStep
+from nearzip.stages import E8Step, Pipeline, UniformStep
 
 __all__ = ["last_steps", "on_grid", "steps_of"]
 
@@ -81,10 +81,11 @@ class _OnGrid(Recipe):
 
 
 def steps_of(index: Index) -> dict[str, set[float]]:
-    """The steps by which an archive's tensors were quantized."""
+    """The steps by which an archive's tensors were quantized, or of which their points have multiples (E8)."""
     found: dict[str, set[float]] = {}
     for segment in index.segments:
-        steps = {stage.step for block in segment.blocks for stage in block.pipeline.stages if hasattr(stage, "step")}
+        stages = {stage for block in segment.blocks for stage in block.pipeline.stages if hasattr(stage, "step")}
+        steps = {stage.grid if isinstance(stage, E8Step) else stage.step for stage in stages}
         for spec in segment.tensors:
             found.setdefault(spec.name, set()).update(steps)
     return found
