@@ -167,8 +167,10 @@ def repeated(result: Row) -> str:
     head = ["program", "encode, MB/s", f"as a multiple of {result['yardstick']}'s", "decode, MB/s", "as a multiple"]
     return (
         f"Run twice over {result['pair']}, {same} the same bytes, bits, divergence, loss and accuracy to the last\n"
-        f"digit (`bench repeat`). Speeds on one core of two runs, and by how much their multiple of "
-        f"{result['yardstick']}'s changed:\n\n" + table(head, rows) + f"\n\nCommit {result['commit']}."
+        f"digit (`bench repeat`). Speeds on one core over {result['speed_pair']}, two runs of five starts each,\n"
+        f"medians, and by how much their multiple of {result['yardstick']}'s changed:\n\n"
+        + table(head, rows)
+        + f"\n\nCommit {result['commit']}."
     )
 
 
