@@ -69,9 +69,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", help="folder with the data and, beside it, the traces (or NEARZIP_DATA)")
     parser.add_argument("--pair", choices=pairs.NAMES, default="vgg-small late")
     parser.add_argument("--only", nargs="*", metavar="NAME", choices=known, default=known)
-    parser.add_argument(
-        "--speeds", nargs="*", metavar="NAME", choices=known, default=["nearzip", "SZ3 NOPRED", "pcodec"]
-    )
+    parser.add_argument("--speeds", nargs="*", metavar="NAME", choices=known, default=["nearzip", "SZ3 NOPRED"])
     parser.add_argument("--share", type=float, default=0.1, help="how much of the held-out data to use")
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args(arguments)
