@@ -30,8 +30,8 @@ from nearzip.errors import BudgetError
 from nearzip.torch import evaluator
 from nearzip.torch.evaluator import Evaluator
 
-#: Samples that the search sees, and those that only the report sees. Text: windows of 128 characters. Of fewer, 0.2
-#: points of accuracy would be an image or two, and which search is ahead a matter of luck; of the digits there are no more.
+#: Samples that the search sees, and those that only the report sees. Text: windows of 128 characters. Of fewer images,
+#: 0.2 points of accuracy would be one or two, and which search is ahead a matter of luck; there are no more digits.
 SAMPLES = {
     "digits": (500, 500),
     "lenet-300-100": (5000, 5000),
