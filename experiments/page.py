@@ -22,12 +22,15 @@ _TEMPLATE = RESULTS.parent / "page.md"
 _OURS = "nearzip"
 _COLOURS = ("#000000", "#d1495b", "#edae49", "#00798c", "#30638e", "#7a9e3f", "#8d5a97", "#c46210", "#777777")
 _MARKS = "os^Dv<>P*"
+#: For each turn through the colours.
+_LINES = ("-", "--", ":", "-.")
 
 Row = dict[str, Any]
 
 
 def _measured(row: Row, lossless: bool) -> Iterator[tuple[str, list[Row]]]:
-    for name, entry in row["entries"].items():
+    for name in (kind.name for kind in METHODS + PEERS):
+        entry = row["entries"].get(name, {})
         if "points" in entry and entry["lossless"] == lossless:
             yield name, entry["points"]
 
@@ -181,8 +184,9 @@ def plot(pair: str, row: Row) -> None:
         curve = envelope(points)
         strong = name == _OURS
         width, size, order = (2.4, 6, 3) if strong else (1.3, 4.5, 2)
-        axes.plot(*zip(*curve, strict=True), marker=_MARKS[i % 9], color=_COLOURS[i % 9], label=name,
-                  linewidth=width, markersize=size, zorder=order)  # fmt: skip
+        turn = i // len(_COLOURS)
+        axes.plot(*zip(*curve, strict=True), marker=_MARKS[(i + turn) % len(_MARKS)], color=_COLOURS[i % len(_COLOURS)],
+                  linestyle=_LINES[turn], label=name, linewidth=width, markersize=size, zorder=order)  # fmt: skip
     for kl in TARGETS:
         axes.axvline(kl, color="#bbbbbb", linewidth=0.8, linestyle=":", zorder=1)
     axes.set(xscale="log", yscale="log", xlabel="KL(original || restored), nats per prediction",
