@@ -85,7 +85,9 @@ class PullReport:
         """
         if not megabits > 0:
             raise UsageError(f"a bandwidth is a positive number of megabits per second, not {megabits!r}")
-        return self.n_needed * 8e-6 / megabits, self.n_full * 8e-6 / megabits
+        # One division, so that the quotient is the nearest number to it.
+        rate = megabits * 1e6
+        return 8 * self.n_needed / rate, 8 * self.n_full / rate
 
 
 def pull(
