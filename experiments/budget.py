@@ -35,8 +35,8 @@ from nearzip.torch.evaluator import Evaluator
 SAMPLES = {
     "digits": (500, 500),
     "lenet-300-100": (5000, 5000),
-    "lenet-5": (2000, 4000),
-    "vgg-small": (1000, 2000),
+    "lenet-5": (5000, 5000),
+    "vgg-small": (5000, 5000),
     "transformer": (40, 80),
 }
 #: Network to its pair of versions; the digits network is trained here.

@@ -163,14 +163,19 @@ def _tally(rows: list[dict[str, Any]]) -> str:
     within = sum(loss <= most * (1 + 1e-12) for loss, most in found)
     lines = [f"Measured again on the stored archive, {within} of {len(found)} plans are within their budget."]
     for own, name in (("nearzip", "delta-dnn"), ("nearzip", "deepsz"), ("nearzip, more", "deepsz")):
-        both = [row["searches"] for row in rows if {own, name} <= set(row["searches"])]
-        pairs = [(searches[own], searches[name]) for searches in both]
-        no_larger = sum("bytes" not in theirs or ours["bytes"] <= theirs["bytes"] for ours, theirs in pairs)
+        both = [row for row in rows if {own, name} <= set(row["searches"])]
+        pairs = [(row["searches"][own], row["searches"][name]) for row in both]
+        no_larger = ["bytes" not in theirs or ours["bytes"] <= theirs["bytes"] for ours, theirs in pairs]
+        by_metric = ", ".join(
+            f"{metric} {sum(won for won, row in zip(no_larger, both, strict=True) if row['metric'] == metric)}"
+            f" of {sum(row['metric'] == metric for row in both)}"
+            for metric in ("kl", "top1")
+        )
         ratios = [theirs["bytes"] / ours["bytes"] for ours, theirs in pairs if "bytes" in theirs]
         most = max(ours["evaluations"] / theirs["evaluations"] for ours, theirs in pairs if "bytes" in theirs)
         lines.append(
-            f"Beside {_SEARCHES[name]} search, {_SEARCHES[own]} is no larger in {no_larger} of {len(pairs)} cases "
-            "(theirs over ours "
+            f"Beside {_SEARCHES[name]} search, {_SEARCHES[own]} is no larger in {sum(no_larger)} of {len(pairs)} cases "
+            f"({by_metric}; theirs over ours "
             f"{min(ratios):.3f} to {max(ratios):.2f}, median {statistics.median(ratios):.2f}), with at most "
             f"{100 * most:.0f} % of the evaluations."
         )
