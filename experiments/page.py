@@ -19,6 +19,8 @@ from experiments.tables import table
 
 _DOCS = RESULTS.parent.parent / "docs"
 _TEMPLATE = RESULTS.parent / "page.md"
+#: Beside fidelity.
+_RESULTS = ("throughput", "throughput_tiled", "agreement", "repeat")
 _OURS = "nearzip"
 _COLOURS = ("#000000", "#d1495b", "#edae49", "#00798c", "#30638e", "#7a9e3f", "#8d5a97", "#c46210", "#777777")
 _MARKS = "os^Dv<>P*"
@@ -203,7 +205,7 @@ def plot(pair: str, row: Row) -> None:
     plt.close(figure)
 
 
-def page(result: Row, throughput: Row, then: Row, twice: Row) -> str:
+def page(result: Row, throughput: Row, tiled: Row, then: Row, twice: Row) -> str:
     """The whole file."""
     pairs, m = result["pairs"], result["machine"]
     commits = sorted(
@@ -228,7 +230,7 @@ def page(result: Row, throughput: Row, then: Row, twice: Row) -> str:
         first_share=f"{100 * then['share_of_the_first']:.0f}", agreement_commit=then["commit"],
         repeated=repeated(twice),
         speeds=speeds(throughput), speed_pair=throughput["pair"], cores=throughput["machine"]["cores"],
-        speed_commit=throughput["commit"],
+        speed_commit=throughput["commit"], tiled=speeds(tiled), tiled_pair=tiled["pair"], tiled_commit=tiled["commit"],
     )  # fmt: skip
 
 
@@ -237,5 +239,5 @@ def main(arguments: list[str]) -> None:
     result = json.loads((RESULTS / "fidelity.json").read_text())
     for pair, row in result["pairs"].items():
         plot(pair, row)
-    others = [json.loads((RESULTS / f"{name}.json").read_text()) for name in ("throughput", "agreement", "repeat")]
+    others = [json.loads((RESULTS / f"{name}.json").read_text()) for name in _RESULTS]
     (_DOCS / "results.md").write_text(page(result, *others))
