@@ -13,6 +13,7 @@ import joblib
 import ml_dtypes
 import numpy as np
 import pytest
+from counting import Counting
 
 import nearzip as nz
 from nearzip import errors
@@ -412,41 +413,26 @@ def test_arguments_that_cannot_be_meant(arguments, says):
 # ---- trials on disk --------------------------------------------------------------------------------------------
 
 
-class Counting:
-    """Counts its calls, and breaks off after some."""
-
-    name = "counting"
-
-    def __init__(self, most=math.inf):
-        self.calls, self.most = 0, most
-
-    def __call__(self, tensors):
-        if self.calls == self.most:
-            raise KeyboardInterrupt
-        self.calls += 1
-        return agreement(tensors)
-
-
 def test_an_interrupted_search_goes_on(tmp_path):
-    broken = Counting(4)
+    broken = Counting(agreement, 4)
     with pytest.raises(KeyboardInterrupt):
         nz.tune(NETWORK, evaluate=broken, max_loss=0.02, trials=tmp_path / "new" / "trials")
-    again = Counting()
+    again = Counting(agreement)
     plan = nz.tune(NETWORK, evaluate=again, max_loss=0.02, trials=tmp_path / "new" / "trials")
     assert again.calls == 1 + len(plan.trials) - 2  # the original once, the trials that were missing
     fresh = nz.tune(NETWORK, evaluate=agreement, max_loss=0.02)
     assert [t.restored_id for t in plan.trials] == [t.restored_id for t in fresh.trials]
-    tighter = Counting()
+    tighter = Counting(agreement)
     check(nz.tune(NETWORK, evaluate=tighter, max_loss=0.015, trials=tmp_path / "new" / "trials"), evaluate=agreement)
 
 
 def test_trials_of_another_evaluate_or_network_are_not_taken(tmp_path):
-    nz.tune(NETWORK, evaluate=Counting(), max_loss=0.02, trials=tmp_path)
-    other = Counting()
+    nz.tune(NETWORK, evaluate=Counting(agreement), max_loss=0.02, trials=tmp_path)
+    other = Counting(agreement)
     other.__class__ = type("Other", (Counting,), {"__call__": lambda self, tensors: 0.5})
     with pytest.raises(errors.UsageError, match="another evaluate"):
         nz.tune(NETWORK, evaluate=other, max_loss=0.02, trials=tmp_path)
-    again = Counting()
+    again = Counting(agreement)
     plan = nz.tune(BASE, evaluate=again, max_loss=0.02, trials=tmp_path)
     assert again.calls == 2 + len(plan.trials)
 

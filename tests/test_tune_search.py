@@ -7,6 +7,7 @@ import math
 import joblib
 import numpy as np
 import pytest
+from counting import Counting
 
 import nearzip as nz
 from nearzip.budget.belief import Belief
@@ -69,28 +70,15 @@ def test_a_seed_gives_the_same_trials_again():
     assert restored_ids(plans[0]) == restored_ids(plans[1])
 
 
-class Counting:
-    """Counts its calls, and breaks off after some."""
-
-    name = "counting"
-
-    def __init__(self, most=math.inf):
-        self.calls, self.most = 0, most
-
-    def __call__(self, tensors):
-        if self.calls == self.most:
-            raise KeyboardInterrupt
-        self.calls += 1
-        return smooth(tensors)
-
-
 def test_a_refinement_that_was_interrupted_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        nz.tune(NETWORK, evaluate=Counting(10), max_loss=0.02, evaluations=14, trials=tmp_path)
-    again = Counting()
+        nz.tune(NETWORK, evaluate=Counting(smooth, 10), max_loss=0.02, evaluations=14, trials=tmp_path)
+    again = Counting(smooth)
     plan = nz.tune(NETWORK, evaluate=again, max_loss=0.02, evaluations=14, trials=tmp_path)
     assert again.calls == 1 + len(plan.trials) - 8  # the original once; two of the ten were the original
-    assert restored_ids(plan) == restored_ids(nz.tune(NETWORK, evaluate=Counting(), max_loss=0.02, evaluations=14))
+    assert restored_ids(plan) == restored_ids(
+        nz.tune(NETWORK, evaluate=Counting(smooth), max_loss=0.02, evaluations=14)
+    )
 
 
 def test_rounds_of_a_refinement_differ_from_each_other():
