@@ -591,7 +591,9 @@ def test_hostile_plans_give_named_errors(tmp_path, value):
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"version": 2}, errors.NewerFormatError),
+        ({"version": 3}, errors.NewerFormatError),
+        ({"version": 2}, errors.CorruptError),
+        ({"calibration": None}, errors.CorruptError),
         ({"version": 0}, errors.CorruptError),
         ({"format": "other"}, errors.CorruptError),
         ({"bytes": 3}, errors.CorruptError),

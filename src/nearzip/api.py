@@ -173,17 +173,21 @@ def compress(
     reference = None if base is None else _checkpoint(base)
     settings = _settings(method, bound, plan, options, source.specs)
     _warn_of_another_network(plan, source, reference)
+    return archive_of(source, reference, settings, threads, progress)
+
+
+def archive_of(
+    source: Checkpoint,
+    base: Checkpoint | None,
+    settings: Settings,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    targets: Checkpoint | None = None,
+) -> Archive:
+    """An archive in memory. `targets` as in `write_archive`."""
     restored: dict[str, Array] = {}
     stream = Memory(source.n_bytes)
-    report = write_archive(
-        source,
-        reference,
-        settings,
-        stream,
-        restored.__setitem__,
-        threads,
-        progress,
-    )
+    report = write_archive(source, base, settings, stream, restored.__setitem__, threads, progress, targets)
     _separate(restored, report.index.aliases)
     return Archive(stream.written(), {name: restored[name] for name in source.specs}, report)
 

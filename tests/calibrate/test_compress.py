@@ -282,7 +282,7 @@ def test_damping_is_positive(value):
 
 
 def test_public_names():
-    assert set(calibrate.__all__) == {"Damping", "compress", "compress_file"}
+    assert set(calibrate.__all__) == {"Damping", "compress", "compress_file", "tune"}
 
 
 # ---- steps and their search ------------------------------------------------------------------------------------

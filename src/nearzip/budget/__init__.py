@@ -1,7 +1,7 @@
 """Accuracy budgets: settings that lose at most so much, found by measuring."""
 
-from nearzip.budget.plan import Assignment, Choice, Plan, Trial
+from nearzip.budget.plan import Assignment, CalibratedRounding, Choice, Plan, Trial
 from nearzip.budget.trials import Status
 from nearzip.budget.tune import STRATEGIES, tune
 
-__all__ = ["STRATEGIES", "Assignment", "Choice", "Plan", "Status", "Trial", "tune"]
+__all__ = ["STRATEGIES", "Assignment", "CalibratedRounding", "Choice", "Plan", "Status", "Trial", "tune"]

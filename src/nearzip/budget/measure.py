@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from nearzip.api import compress, decompress
+from nearzip.api import archive_of, decompress
+from nearzip.archive import Archive
 from nearzip.budget.plan import Assignment
 from nearzip.digests import checkpoint_id
 from nearzip.errors import Error, UsageError
+from nearzip.recipes import Settings
 from nearzip.tensors import Array, Checkpoint
 
 __all__ = ["ONE_METRIC", "Outcome", "Subject", "evaluate_original", "losses_of", "measure", "usage_of"]
@@ -39,22 +41,31 @@ class Subject:
     evaluate : callable
     seed : int
         Where the global generators start at every evaluation.
+    rounding : str
+        What decides, besides the settings, what tensors are rounded to; "" if nothing does.
     """
 
     tensors: Mapping[str, Array]
     base: Mapping[str, Array] | None
     evaluate: Evaluate
     seed: int = 0
+    rounding: str = ""
 
     @staticmethod
-    def of(tensors: Mapping[str, Any], base: Mapping[str, Any] | None, evaluate: Evaluate, seed: int = 0) -> Subject:
+    def of(
+        tensors: Mapping[str, Any],
+        base: Mapping[str, Any] | None,
+        evaluate: Evaluate,
+        seed: int = 0,
+        rounding: str = "",
+    ) -> Subject:
         """Raises UsageError for what is no network or no function."""
         if not callable(evaluate):
             raise UsageError(f"evaluate is a function of a dict of arrays, not {type(evaluate).__name__}")
         own = dict(Checkpoint.of(tensors).arrays())
         if not own:
             raise UsageError("there is no tensor to tune")
-        return Subject(own, None if base is None else dict(Checkpoint.of(base).arrays()), evaluate, seed)
+        return Subject(own, None if base is None else dict(Checkpoint.of(base).arrays()), evaluate, seed, rounding)
 
     @property
     def network_id(self) -> str:
@@ -90,10 +101,18 @@ def measure(subject: Subject, assignment: Assignment, threads: int | None = None
         `evaluate` raised; the message says what and for which setting.
     """
     started = time.perf_counter()
-    archive = compress(subject.tensors, subject.base, plan=assignment, threads=threads)
+    archive = _archived(subject, assignment, threads)
     restored = decompress(archive.to_bytes(), subject.base, threads=threads)
     metrics = _evaluated(subject, restored, f"the trial of {assignment}")
     return Outcome(archive.nbytes, archive.id, metrics, time.perf_counter() - started)
+
+
+def _archived(subject: Subject, assignment: Assignment, threads: int | None) -> Archive:
+    source = Checkpoint.of(subject.tensors)
+    base = None if subject.base is None else Checkpoint.of(subject.base)
+    settings = Settings.of_plan(assignment.assignments(list(source.specs)), source.specs)
+    targets = None if assignment.targets is None else Checkpoint.of({**subject.tensors, **assignment.targets})
+    return archive_of(source, base, settings, threads, targets=targets)
 
 
 def evaluate_original(subject: Subject) -> dict[str, float]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from nearzip.bounds import Bound, parse_bound
@@ -14,11 +14,12 @@ from nearzip.budget.documents import Kinds, as_dict, fields, number, numbers, re
 from nearzip.errors import CorruptError, NewerFormatError, UnknownMethodError, UsageError
 from nearzip.recipes import Recipe, recipe_type
 from nearzip.storage import Path_, atomic_file
+from nearzip.tensors import Array
 
-__all__ = ["Assignment", "Choice", "Plan", "Trial", "trial_key"]
+__all__ = ["Assignment", "CalibratedRounding", "Choice", "Plan", "Trial", "trial_key"]
 
-#: Raised with every change of the schema.
-PLAN_VERSION = 1
+#: Raised with every change of the schema. Plans without a calibration are written as version 1.
+PLAN_VERSION = 2
 FORMAT = "nearzip-plan"
 _NOTHING = type(None)
 
@@ -75,13 +76,21 @@ def _bound(document: Any, where: str) -> Bound | None:
 
 @dataclass(frozen=True)
 class Assignment:
-    """A choice for every tensor: `default`, and others by name."""
+    """A choice for every tensor: `default`, and others by name.
+
+    `targets`: what is stored in place of the tensors of these names; rounded on a grid by a calibration, for example.
+    """
 
     default: Choice
     by_name: Mapping[str, Choice] = field(default_factory=dict)
+    targets: Mapping[str, Array] | None = field(default=None, compare=False, repr=False)
 
     def __getitem__(self, name: str) -> Choice:
         return self.by_name.get(name, self.default)
+
+    def settings(self) -> Assignment:
+        """The same without what is stored."""
+        return replace(self, targets=None)
 
     def assignments(self, names: Sequence[str]) -> dict[str, tuple[Recipe, Bound | None]]:
         """What `compress(plan=...)` asks for: every tensor's recipe and bound."""
@@ -183,6 +192,42 @@ def _infinite(document: Any, where: str, meant: float) -> dict[str, float]:
     return {name: meant if v is None else number(v, f"{where}, {name[:80]!r}") for name, v in values.items()}
 
 
+_ROUNDING: Kinds = {
+    "step": (float, int), "tune": bool, "inputs": (float, int), "gradients": (float, int), "n_batches": int,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CalibratedRounding:
+    """How `nearzip.calibrate` rounded, besides the module and its batches, which a plan cannot hold.
+
+    Parameters
+    ----------
+    step : float
+        Distance between the levels of a weight, geometric mean over the network.
+    tune : bool
+        Whether biases and norms followed.
+    inputs, gradients : float
+        Damping.
+    n_batches : int
+    """
+
+    step: float
+    tune: bool
+    inputs: float
+    gradients: float
+    n_batches: int
+
+    @staticmethod
+    def from_json(document: Any) -> CalibratedRounding:
+        """Raises CorruptError."""
+        d = fields(document, "plan, calibration", _ROUNDING)
+        for name in ("step", "inputs", "gradients", "n_batches"):
+            if not number(d[name], f"plan, calibration, {name}") > 0:
+                raise CorruptError(f"plan, calibration: {name} is not positive")
+        return CalibratedRounding(**d)
+
+
 _PLAN: Kinds = {
     "format": str, "version": int, "network_id": str, "base_id": (str, _NOTHING), "tensors": dict, "bytes": int,
     "original_bytes": int, "restored_id": str, "metrics": dict, "losses": dict, "max_loss": dict, "original": dict,
@@ -215,6 +260,8 @@ class Plan:
     seed : int
     versions : dict
         Packages' versions.
+    calibration : CalibratedRounding or None
+        Of a plan by `nearzip.calibrate.tune`, which `nearzip.calibrate.compress` applies.
     """
 
     choices: Mapping[str, Choice]
@@ -230,6 +277,7 @@ class Plan:
     strategy: Mapping[str, Any]
     seed: int
     versions: Mapping[str, str]
+    calibration: CalibratedRounding | None = None
 
     def __repr__(self) -> str:
         losses = ", ".join(f"{name} -{loss:.4g}" for name, loss in self.chosen.losses.items())
@@ -250,7 +298,14 @@ class Plan:
         return self.chosen.losses
 
     def assignments(self, names: Sequence[str]) -> dict[str, tuple[Recipe, Bound | None]]:
-        """What `compress(plan=...)` asks for. Raises UsageError for tensors that are not the plan's."""
+        """What `compress(plan=...)` asks for. Raises UsageError for tensors that are not the plan's, and for a plan of
+        calibrated rounding.
+        """
+        if self.calibration is not None:
+            raise UsageError(
+                "the plan is of calibrated rounding; give it to nearzip.calibrate.compress with the module and the "
+                "batches, on the command line with --calibrate"
+            )
         odd = sorted(set(names) ^ set(self.choices))
         if odd:
             known = "has no setting for it" if odd[0] not in self.choices else "expects it"
@@ -268,7 +323,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "version": PLAN_VERSION,
+            "version": 1 if self.calibration is None else PLAN_VERSION,
             "network_id": self.network_id,
             "base_id": self.base_id,
             "original_bytes": self.original_bytes,
@@ -283,6 +338,7 @@ class Plan:
             "strategy": dict(self.strategy),
             "seed": self.seed,
             "versions": dict(self.versions),
+            **({} if self.calibration is None else {"calibration": asdict(self.calibration)}),
             "tensors": {name: choice.to_json() for name, choice in self.choices.items()},
             "trials": [trial.to_json() for trial in self.trials],
         }
@@ -305,7 +361,8 @@ class Plan:
     def from_json(document: Any) -> Plan:
         """Raises CorruptError if the parts do not fit together, UnknownMethodError for a method that is not here."""
         _check_version(document)
-        d = fields(document, "plan", _PLAN)
+        calibrated: Kinds = {} if document["version"] == 1 else {"calibration": dict}
+        d = fields(document, "plan", {**_PLAN, **calibrated})
         trials = tuple(Trial.from_json(trial, f"trial {i}") for i, trial in enumerate(d["trials"]))
         choices = {name: Choice.from_json(c, f"tensor {name[:80]!r}") for name, c in d["tensors"].items()}
         for choice in choices.values():
@@ -319,6 +376,7 @@ class Plan:
         return Plan(
             choices, chosen, trials, max_loss, original, again, d["network_id"], d["base_id"], d["original_bytes"],
             d["evaluate"], d["strategy"], d["seed"], versions,
+            CalibratedRounding.from_json(d["calibration"]) if calibrated else None,
         )  # fmt: skip
 
 

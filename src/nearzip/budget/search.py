@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
-from nearzip.api import compress
 from nearzip.budget.belief import Belief
 from nearzip.budget.families import Bounds, Family
 from nearzip.budget.plan import Trial
@@ -57,7 +55,6 @@ class _Sizes:
     """Bytes of an archive by position, measured where they are asked for and interpolated between."""
 
     family: Family
-    measured: Callable[[float], int]
     known: dict[float, float] = field(default_factory=dict)
 
     def at(self, position: float) -> float:
@@ -70,16 +67,8 @@ class _Sizes:
 
     def _log(self, position: float) -> float:
         if position not in self.known:
-            self.known[position] = math.log(self.measured(position))
+            self.known[position] = math.log(self.family.n_bytes(position))
         return self.known[position]
-
-
-def _sizes(runner: Runner, family: Family) -> _Sizes:
-    """Compressing is cheap beside evaluating; for options, whose methods may be slow, a quarter less for each step."""
-    subject = runner.subject
-    if isinstance(family, Bounds):
-        return _Sizes(family, lambda x: compress(subject.tensors, subject.base, plan=family.at(x)).nbytes)
-    return _Sizes(family, lambda x: max(1, round(1e9 * 0.75**x)))
 
 
 def search(runner: Runner, family: Family, evaluations: int) -> Trial | None:
@@ -90,7 +79,9 @@ def search(runner: Runner, family: Family, evaluations: int) -> Trial | None:
     save. With several workers a round tries as many positions as there are workers. Evaluations beyond those are for
     bounds of single tensors (see `refine`).
     """
-    sizes, tried = _sizes(runner, family), dict[float, Trial]()
+    sizes, tried = _Sizes(family), dict[float, Trial]()
+    first = family.first[:evaluations]
+    tried.update(zip(first, runner.run([family.at(x) for x in first], "search"), strict=True))
     most = min(evaluations, max(EVALUATIONS, n_workers())) if isinstance(family, Bounds) else evaluations
     while len(runner.trials) < most:
         positions = _proposals(_Around(family, tried), sizes, min(n_workers(), most - len(runner.trials)))
@@ -133,7 +124,7 @@ class _Around:
 def _proposals(around: _Around, sizes: _Sizes, n: int) -> list[float]:
     """Up to n positions not tried yet, the most promising first; none if nothing is worth a trial."""
     family = around.family
-    if not around.tried and n == 1:
+    if n == 1 and around.farthest < family.start and set(around.tried) <= set(family.first):
         return [family.start]
     gains = _gains(around, sizes)
     chosen: list[float] = []

@@ -109,7 +109,7 @@ class Runner:
 
     def run(self, assignments: Sequence[Assignment], stage: str) -> list[Trial]:
         """Trials of all assignments, in their order; only what is new is measured."""
-        keys = [trial_key(self.network_id, self.base_id, a, self.evaluate_name) for a in assignments]
+        keys = [self._key(assignment) for assignment in assignments]
         new: dict[str, Assignment] = {}
         for key, assignment in zip(keys, assignments, strict=True):
             if key not in self._trials and not self._recall(key, assignment):
@@ -125,6 +125,10 @@ class Runner:
             self._trials[key] = self._trials.pop(key)
         return [self._trials[key] for key in keys]
 
+    def _key(self, assignment: Assignment) -> str:
+        judge = f"{self.evaluate_name} {self.subject.rounding}".rstrip()
+        return trial_key(self.network_id, self.base_id, assignment, judge)
+
     # ---- one trial ---------------------------------------------------------------------------------------------
 
     def _file(self, key: str, assignment: Assignment, outcome: Outcome, stage: str) -> None:
@@ -132,7 +136,8 @@ class Runner:
         metrics = {name: v if math.isfinite(v) else -math.inf for name, v in outcome.metrics.items()}
         losses = losses_of(self.original, metrics)
         usage = usage_of(losses, self.max_loss, self.original)
-        trial = Trial(assignment, outcome.n_bytes, outcome.restored_id, metrics, losses, usage, stage, outcome.seconds)
+        settings = assignment.settings()
+        trial = Trial(settings, outcome.n_bytes, outcome.restored_id, metrics, losses, usage, stage, outcome.seconds)
         if self._folder is not None:
             _write(self._folder / f"{key}.json", {"key": key, **trial.to_json()})
         self._keep(key, trial)
@@ -153,10 +158,8 @@ class Runner:
             raise CorruptError(f"{path}: {error}; delete it to have it measured again") from None
         # Budgets may have changed since.
         losses = losses_of(self.original, trial.metrics)
-        self._keep(
-            key,
-            replace(trial, assignment=assignment, losses=losses, usage=usage_of(losses, self.max_loss, self.original)),
-        )
+        usage = usage_of(losses, self.max_loss, self.original)
+        self._keep(key, replace(trial, assignment=assignment.settings(), losses=losses, usage=usage))
         return True
 
     def _keep(self, key: str, trial: Trial) -> None:

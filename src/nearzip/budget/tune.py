@@ -13,14 +13,14 @@ from nearzip.budget.deepsz import DeepSzSearch
 from nearzip.budget.delta_dnn import DeltaDnnSearch
 from nearzip.budget.families import family_of
 from nearzip.budget.measure import Evaluate, Subject
-from nearzip.budget.plan import Plan, Trial
+from nearzip.budget.plan import CalibratedRounding, Plan, Trial
 from nearzip.budget.search import EVALUATIONS, search
 from nearzip.budget.trials import Runner, Watch, check_budgets
 from nearzip.errors import BudgetError, UsageError
 from nearzip.storage import Path_
 from nearzip.version import __version__
 
-__all__ = ["STRATEGIES", "tune"]
+__all__ = ["STRATEGIES", "check_tuned", "evaluations_of", "plan_of", "tune"]
 
 STRATEGIES = ("nearzip", "delta-dnn", "deepsz")
 
@@ -110,12 +110,10 @@ def tune(
     """
     if evaluate is None or max_loss is None:
         raise UsageError("tune needs evaluate, a function of a dict of arrays, and max_loss")
-    if type(seed) is not int:
-        raise UsageError(f"a seed is an integer, not {seed!r}")
-    check_budgets(max_loss)
+    check_tuned(max_loss, seed)
     subject = Subject.of(tensors, base, evaluate, seed)
     finder = _finder(strategy, parameters)
-    most = _evaluations(evaluations)
+    most = evaluations_of(evaluations)
     family = family_of(subject, method, options, knob)
     family.at(family.start).default.checked()
     runner = Runner(subject, max_loss, trials, progress)
@@ -125,10 +123,15 @@ def tune(
     else:
         runner.most = getattr(finder, "most", 0)
         chosen = finder.search(runner, family)
-    if chosen is None:
-        raise BudgetError(_why_nothing_fits(runner, method))
     described = {"evaluations": most} if finder is None else asdict(finder)
-    return _plan(runner, chosen, {"name": strategy, "knob": knob, **described}, seed)
+    return plan_of(runner, chosen, method, {"name": strategy, "knob": knob, **described})
+
+
+def check_tuned(max_loss: Any, seed: Any) -> None:
+    """What can be refused before anything is evaluated. Raises UsageError."""
+    if type(seed) is not int:
+        raise UsageError(f"a seed is an integer, not {seed!r}")
+    check_budgets(max_loss)
 
 
 def _finder(strategy: str, parameters: Mapping[str, Any]) -> DeltaDnnSearch | DeepSzSearch | None:
@@ -143,7 +146,8 @@ def _finder(strategy: str, parameters: Mapping[str, Any]) -> DeltaDnnSearch | De
     return kinds[strategy](**parameters) if strategy in kinds else None
 
 
-def _evaluations(wanted: int | None) -> int:
+def evaluations_of(wanted: int | None) -> int:
+    """Most trials of our search. Raises UsageError."""
     if wanted is None:
         return EVALUATIONS
     if type(wanted) is not int or wanted < 1:
@@ -160,8 +164,19 @@ def _why_nothing_fits(runner: Runner, method: str) -> str:
     )
 
 
-def _plan(runner: Runner, chosen: Trial, strategy: Mapping[str, Any], seed: int) -> Plan:
+def plan_of(
+    runner: Runner,
+    chosen: Trial | None,
+    method: str,
+    strategy: Mapping[str, Any],
+    calibration: CalibratedRounding | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> Plan:
+    """The plan of a search that has ended. Raises BudgetError if it found nothing."""
+    if chosen is None:
+        raise BudgetError(_why_nothing_fits(runner, method))
     subject = runner.subject
+    own = {"nearzip": __version__, "numpy": np.__version__, "python": platform.python_version()}
     return Plan(
         choices={name: chosen.assignment[name] for name in subject.tensors},
         chosen=chosen,
@@ -174,6 +189,7 @@ def _plan(runner: Runner, chosen: Trial, strategy: Mapping[str, Any], seed: int)
         original_bytes=subject.n_bytes,
         evaluate=runner.evaluate_name,
         strategy=dict(strategy),
-        seed=seed,
-        versions={"nearzip": __version__, "numpy": np.__version__, "python": platform.python_version()},
+        seed=subject.seed,
+        versions=own | dict(versions or {}),
+        calibration=calibration,
     )

@@ -18,5 +18,6 @@ except ImportError:
 
 from nearzip.calibrate.calibration import Damping
 from nearzip.calibrate.compression import compress, compress_file
+from nearzip.calibrate.planning import tune
 
-__all__ = ["Damping", "compress", "compress_file"]
+__all__ = ["Damping", "compress", "compress_file", "tune"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -179,10 +180,9 @@ class Calibration:
     def round(self, step: float, tuned: bool = True) -> Rounded:
         """All tensors rounded, for one step of the network."""
         names = list(self._states)
-        carried = [name for name in names if self.steps.costs[name].carried]
-        steps = {name: self._step(name, step) for name in carried}
-        found = ordered_map(lambda name: self._levels(name, steps[name]), carried, self.threads)
-        levels = dict(zip(carried, found, strict=True))
+        steps = {name: self._step(name, step) for name in self._carried}
+        found = ordered_map(lambda name: self._levels(name, steps[name]), self._carried, self.threads)
+        levels = dict(zip(self._carried, found, strict=True))
         price = _price(list(levels.values()))
         for name in names:
             if name not in levels:
@@ -199,6 +199,24 @@ class Calibration:
             if candidate.divergence < rounded.divergence:
                 return candidate
         return rounded
+
+    def plain_steps(self, step: float) -> dict[str, float]:
+        """Every tensor's step as `round` would have it, or nearly so: by levels that are nearest to the values."""
+        steps = {name: self._step(name, step) for name in self._carried}
+        levels = [self._states[name].nearest(self._states[name].values, own) for name, own in steps.items()]
+        price = _price(levels)
+        return {name: steps.get(name) or self._step(name, step, price) for name in self._states}
+
+    @cached_property
+    def largest_difference(self) -> float:
+        """Largest finite difference of a value to its base."""
+        found = [np.abs(state.difference[np.isfinite(state.difference)]) for state in self._states.values()]
+        return max((float(each.max()) for each in found if each.size), default=0.0)
+
+    @cached_property
+    def _carried(self) -> list[str]:
+        """Tensors whose error is carried on."""
+        return [name for name in self._states if self.steps.costs[name].carried]
 
     def _step(self, name: str, step: float, price: float = 1.0) -> float:
         own, reach = self.steps.of(name, step, price), self._states[name].reach

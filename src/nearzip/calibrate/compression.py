@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,23 +11,24 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from nearzip.api import FileReport, open_input
+from nearzip import api
+from nearzip.api import FileReport, archive_of, open_input
 from nearzip.archive import Archive, Progress, WriteReport, write_archive
-from nearzip.bounds import Bound, Lossless, NoPromise, PointwiseRelative, Statistics, parse_bound
-from nearzip.calibrate.calibration import Calibration, Damping, Rounded, floats_of
-from nearzip.calibrate.network import Forward, Output, Runner
+from nearzip.bounds import Bound, NoPromise, Statistics, parse_bound
+from nearzip.budget import Plan
+from nearzip.calibrate.calibration import Damping, Rounded
+from nearzip.calibrate.network import Forward, Output
+from nearzip.calibrate.prepared import How, Prepared, check_kept
 from nearzip.calibrate.search import largest_step
-from nearzip.calibrate.sensitivity import gather
-from nearzip.container import Memory
+from nearzip.digests import checkpoint_id
 from nearzip.errors import UsageError
 from nearzip.files import write_checkpoint
 from nearzip.parallel import number_of_threads
-from nearzip.recipes import Setting, Settings
-from nearzip.recipes.nearzip import Nearzip
+from nearzip.recipes import Settings
 from nearzip.storage import atomic_file, check_free, naming_errors
 from nearzip.tensors import Array, Checkpoint
 
-__all__ = ["compress", "compress_file"]
+__all__ = ["compress", "compress_file", "load"]
 
 Path = str | os.PathLike[str]
 
@@ -51,11 +53,9 @@ def _check(step: float | None, kl: float | None, bound: Bound | str | None) -> B
     wanted = parse_bound(bound) if isinstance(bound, str) else bound
     if wanted is None:
         if step is None and kl is None:
-            raise UsageError("calibration needs to know how far to go: a step, a divergence (kl), or a bound")
+            raise UsageError("calibration needs to know how far to go: a step, a divergence (kl), a bound, or a plan")
         return NoPromise()
-    if isinstance(wanted, (Lossless, PointwiseRelative)):
-        raise UsageError(f"calibration keeps absolute, relative and rms bounds, not {wanted}")
-    return wanted
+    return check_kept(wanted)
 
 
 def _own_step(bound: Bound, tensors: Mapping[str, Array]) -> float:
@@ -67,86 +67,81 @@ def _own_step(bound: Bound, tensors: Mapping[str, Array]) -> float:
     return tolerance.value
 
 
-def _found(
-    calibration: Calibration, bound: Bound, step: float | None, kl: float | None, tune: bool
-) -> tuple[float, Rounded]:
-    if kl is None:
-        step = step if step is not None else _own_step(bound, calibration.tensors)
-        return step, calibration.round(step, tune)
-    first = calibration.steps.for_divergence(kl)
-    if first is None:
-        raise UsageError("the batches use no weights that could be calibrated; give a step")
-    return largest_step(first, kl, lambda step: calibration.round(step, tune), lambda rounded: rounded.divergence)
+@dataclass(frozen=True)
+class _Request:
+    """What both ways to compress are asked for."""
+
+    how: How
+    step: float | None
+    kl: float | None
+    plan: Plan | None
+    threads: int
+    progress: Progress | None
+
+    @staticmethod
+    def of(
+        plan: Plan | None,
+        step: float | None,
+        kl: float | None,
+        bound: Bound | str | None,
+        how: Mapping[str, Any],
+        threads: int | None,
+        progress: Progress | None,
+    ) -> _Request:
+        """`how`: as for `How`, without the bound. Raises UsageError for what does not go together."""
+        threads = number_of_threads(threads)
+        how = {**how, "damping": how["damping"] or Damping()}
+        if plan is None:
+            return _Request(How(_check(step, kl, bound), **how), step, kl, None, threads, progress)
+        found = plan.calibration
+        assert found is not None
+        how |= {"tune": found.tune, "damping": Damping(found.inputs, found.gradients), "n_batches": found.n_batches}
+        kept = plan.chosen.assignment.default.bound or NoPromise()
+        return _Request(How(check_kept(kept), **how), found.step, None, plan, threads, progress)
+
+    def written(self, n_bytes: int) -> Progress | None:
+        """Progress of the part in which the archive is written."""
+        return _part(self.progress, n_bytes, _ROUNDED, 1.0)
+
+    def rounded(
+        self, source: Checkpoint, base: Checkpoint | None, module: nn.Module, batches: Iterable[Any]
+    ) -> tuple[Settings, Checkpoint, Rounded]:
+        """Settings, what is stored in place of the source's tensors, and what is known of it."""
+        gathered = _part(self.progress, source.n_bytes, 0.0, _GATHERED)
+        prepared = Prepared.of(source, base, module, batches, self.how, self.threads, gathered)
+        step, rounded = self._found(prepared)
+        names = list(source.specs)
+        settings = Settings.of_plan(prepared.assignment(step, rounded).assignments(names), names)
+        return settings, _targets(source, rounded), rounded
+
+    def _found(self, prepared: Prepared) -> tuple[float, Rounded]:
+        if self.kl is None:
+            step = self.step if self.step is not None else _own_step(self.how.bound, prepared.calibration.tensors)
+            return step, prepared.round(step)
+        return largest_step(prepared.step_for(self.kl), self.kl, prepared.round, lambda rounded: rounded.divergence)
+
+    def check(self, source: Checkpoint, base: Checkpoint | None, report: WriteReport) -> None:
+        """Warns where a plan's loss was measured on something else than what was written."""
+        if self.plan is None:
+            return
+        reason = self.plan.differs(checkpoint_id(source), None if base is None else checkpoint_id(base))
+        if reason is None and report.index.id != self.plan.chosen.restored_id:
+            reason = "the plan was measured with other batches, or on another machine or release of PyTorch"
+        if reason:
+            warnings.warn(f"{reason}; the loss that it states was not measured here", stacklevel=3)
 
 
-def _settings(step: float, rounded: Rounded, bound: Bound, names: Iterable[str]) -> Settings:
-    """Each tensor with its own step; what the network does not know keeps every bit."""
-    wanted = None if isinstance(bound, NoPromise) else bound
-    others = {name: Setting.of(Nearzip(own, finer=0.0), wanted) for name, own in rounded.steps.items()}
-    exact = Setting.of(Nearzip())
-    return Settings(Setting.of(Nearzip(step, finer=0.0), wanted), {name: others.get(name, exact) for name in names})
-
-
-def _same_kind(base: Checkpoint | None, tensors: Mapping[str, Array]) -> dict[str, Array]:
-    if base is None:
-        return {}
-    found = {name: base.read(name) for name in tensors if name in base.specs}
-    return {n: a for n, a in found.items() if (a.dtype, a.shape) == (tensors[n].dtype, tensors[n].shape)}
+def _is_ordinary(plan: Plan | None, *others: object) -> bool:
+    """Whether there is a plan that needs no calibration. Raises UsageError for a plan together with other settings."""
+    if plan is not None and any(other is not None for other in others):
+        raise UsageError("a plan says step and bound; give a plan or those, not both")
+    return plan is not None and plan.calibration is None
 
 
 def _targets(source: Checkpoint, rounded: Rounded) -> Checkpoint:
     return Checkpoint(
         source.specs, lambda name: rounded.tensors[name] if name in rounded.tensors else source.read(name)
     )
-
-
-def _tied(module: nn.Module) -> dict[str, str]:
-    """Names of parameters in the state that are another one's: to the first of them."""
-    first: dict[int, str] = {}
-    ties = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        ties[name] = first.setdefault(id(parameter), name)
-    return {name: to for name, to in ties.items() if name != to}
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What both ways to compress are asked for."""
-
-    bound: Bound
-    step: float | None
-    kl: float | None
-    tune: bool
-    damping: Damping
-    forward: Forward | None
-    output: Output
-    n_batches: int
-    threads: int
-    progress: Progress | None
-
-    def written(self, n_bytes: int) -> Progress | None:
-        """Progress of the part in which the archive is written."""
-        return _part(self.progress, n_bytes, _ROUNDED, 1.0)
-
-
-def _calibrated(
-    source: Checkpoint, base: Checkpoint | None, module: nn.Module, batches: Iterable[Any], request: _Request
-) -> tuple[Settings, Checkpoint, Rounded]:
-    n_batches, bound = request.n_batches, request.bound
-    if type(n_batches) is not int or n_batches < 1:
-        raise UsageError(f"n_batches is a positive number, not {n_batches!r}")
-    ties = _tied(module)
-    known = [name for name in module.state_dict() if name in source.specs and name not in ties]
-    tensors = floats_of({name: source.read(name) for name in known})
-    runner = Runner(module, batches, request.forward, request.output, n_batches)
-    sensitivity = gather(runner, progress=_part(request.progress, source.n_bytes, 0.0, _GATHERED))
-    known_base = _same_kind(base, tensors)
-    calibration = Calibration(runner, sensitivity, tensors, known_base, bound, request.damping, request.threads)
-    step, rounded = _found(calibration, bound, request.step, request.kl, request.tune)
-    for name, to in ties.items():
-        if to in rounded.tensors:
-            rounded.tensors[name], rounded.steps[name] = rounded.tensors[to], rounded.steps[to]
-    return _settings(step, rounded, bound, source.specs), _targets(source, rounded), rounded
 
 
 def compress(
@@ -157,6 +152,7 @@ def compress(
     step: float | None = None,
     kl: float | None = None,
     bound: Bound | str | None = None,
+    plan: Plan | None = None,
     tune: bool = True,
     damping: Damping | None = None,
     forward: Forward | None = None,
@@ -188,6 +184,10 @@ def compress(
     bound : Bound or str
         A promise for every value besides, absolute, relative or rms, kept against the module's own weights. On its own
         it also chooses the step. Without it nothing is promised for single values.
+    plan : Plan
+        In place of all three: what `nearzip.calibrate.tune` found for the same module and batches. Its `tune`,
+        `damping` and `n_batches` are used. Warns if the archive is not the one that was measured. A plan that needs no
+        calibration is applied as by `nearzip.compress`.
     tune : bool
         Whether biases and norms may follow the rounded weights, where that helps on the batches held back.
     damping : Damping
@@ -217,19 +217,18 @@ def compress(
     >>> sorted(nz.decompress(archive.to_bytes()))
     ['0.bias', '0.weight', '2.bias', '2.weight']
     """
-    wanted, damping = _check(step, kl, bound), damping or Damping()
-    threads = number_of_threads(threads)
-    request = _Request(wanted, step, kl, tune, damping, forward, output, n_batches, threads, progress)
+    how = {"tune": tune, "damping": damping, "forward": forward, "output": output, "n_batches": n_batches}
+    if _is_ordinary(plan, step, kl, bound):
+        state = dict(module.state_dict())
+        return api.compress(state, base, plan=plan, metadata=metadata, threads=threads, progress=progress)
+    request = _Request.of(plan, step, kl, bound, how, threads, progress)
     source = Checkpoint.of(dict(module.state_dict()), metadata)
     reference = None if base is None else base if isinstance(base, Checkpoint) else Checkpoint.of(base)
-    settings, targets, rounded = _calibrated(source, reference, module, batches, request)
-    written = request.written(source.n_bytes)
-    restored: dict[str, Array] = {}
-    stream = Memory(source.n_bytes)
-    report = write_archive(source, reference, settings, stream, restored.__setitem__, threads, written, targets)
-    _note(report, rounded)
-    own = {name: restored[name].copy() if name in report.index.aliases else restored[name] for name in source.specs}
-    return Archive(stream.written(), own, report)
+    settings, targets, rounded = request.rounded(source, reference, module, batches)
+    archive = archive_of(source, reference, settings, request.threads, request.written(source.n_bytes), targets)
+    _note(archive.report, rounded)
+    request.check(source, reference, archive.report)
+    return archive
 
 
 def _note(report: WriteReport, rounded: Rounded) -> None:
@@ -247,6 +246,7 @@ def compress_file(
     step: float | None = None,
     kl: float | None = None,
     bound: Bound | str | None = None,
+    plan: Plan | None = None,
     tune: bool = True,
     damping: Damping | None = None,
     forward: Forward | None = None,
@@ -260,29 +260,33 @@ def compress_file(
     """Compress a checkpoint file of `module`'s weights, which are loaded into it. Tensors that the module does not have
     keep every bit. Parameters and errors are those of `compress` and `nearzip.compress_file`.
     """
-    wanted, damping = _check(step, kl, bound), damping or Damping()
-    threads = number_of_threads(threads)
-    request = _Request(wanted, step, kl, tune, damping, forward, output, n_batches, threads, progress)
+    how = {"tune": tune, "damping": damping, "forward": forward, "output": output, "n_batches": n_batches}
+    if _is_ordinary(plan, step, kl, bound):
+        return api.compress_file(
+            src, dst, base, plan=plan, restored=restored, force=force, threads=threads, progress=progress
+        )
+    request = _Request.of(plan, step, kl, bound, how, threads, progress)
     for path in (dst, restored):
         if path is not None:
             check_free(path, force)
     source = open_input(src)
     reference = None if base is None else open_input(base)
     try:
-        _load(module, source, src)
-        settings, targets, rounded = _calibrated(source, reference, module, batches, request)
+        load(module, source, src)
+        settings, targets, rounded = request.rounded(source, reference, module, batches)
         written = request.written(source.n_bytes)
         with atomic_file(dst, force=force) as stream:
             if restored is None:
-                report = write_archive(source, reference, settings, stream, None, threads, written, targets)
+                report = write_archive(source, reference, settings, stream, None, request.threads, written, targets)
             else:
                 with write_checkpoint(restored, source.specs, source.metadata, source.tree, force) as writer:
                     keep = writer.write
-                    report = write_archive(source, reference, settings, stream, keep, threads, written, targets)
+                    report = write_archive(source, reference, settings, stream, keep, request.threads, written, targets)
                     with naming_errors("write", dst):
                         stream.flush()
                         os.fsync(stream.fileno())
         _note(report, rounded)
+        request.check(source, reference, report)
     finally:
         source.close()
         if reference is not None:
@@ -290,7 +294,7 @@ def compress_file(
     return FileReport(source.n_bytes, report.n_bytes, report)
 
 
-def _load(module: nn.Module, source: Checkpoint, path: Path) -> None:
+def load(module: nn.Module, source: Checkpoint, path: Path) -> None:
     """The file's weights into the module. Raises UsageError where they do not fit."""
     from nearzip.torch.arrays import to_torch
 

@@ -1,13 +1,17 @@
-"""NumPy arrays as torch tensors, bfloat16 and float8 included."""
+"""NumPy arrays as torch tensors, bfloat16 and float8 included; what tells batches apart."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
-from nearzip.tensors import Array
+from nearzip.digests import digest
+from nearzip.tensors import Array, as_array
 
-__all__ = ["to_torch"]
+__all__ = ["digest_of", "to_torch"]
 
 #: What NumPy does not know itself goes by way of integers of the same width.
 _BY_BITS = {
@@ -37,3 +41,14 @@ def to_torch(array: Array | torch.Tensor, copy: bool = True) -> torch.Tensor:
         return torch.from_numpy(array)
     bits, dtype = by_bits
     return torch.from_numpy(array.view(bits)).view(dtype)
+
+
+def digest_of(batch: Any) -> bytes:
+    """Of all tensors in a batch."""
+    if isinstance(batch, torch.Tensor):
+        return digest(as_array("batch", batch).tobytes())
+    if isinstance(batch, Mapping):
+        return digest(b"".join(digest_of(value) for value in batch.values()))
+    if isinstance(batch, (tuple, list)):
+        return digest(b"".join(digest_of(value) for value in batch))
+    return b""

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nearzip.digests import digest
 from nearzip.errors import UsageError
 from nearzip.tensors import as_array
-from nearzip.torch.arrays import to_torch
+from nearzip.torch.arrays import digest_of, to_torch
 
 __all__ = ["METRICS", "Evaluator", "evaluator", "predict_classes"]
 
@@ -156,7 +155,7 @@ class Evaluator:
         self._spare: list[nn.Module] = []
         self._original: list[tuple[bytes, Tensor]] | None = None
         if _NEED_ORIGINAL & set(self.metrics):
-            self._original = [(_digest(batch), logits) for batch, logits, _ in self._batches({})]
+            self._original = [(digest_of(batch), logits) for batch, logits, _ in self._batches({})]
 
     def __call__(self, tensors: Mapping[str, Any]) -> dict[str, float] | float:
         """Metrics of the module with these tensors, named as the module's. Raises UsageError."""
@@ -209,7 +208,7 @@ class Evaluator:
 
     def _original_of(self, i: int, batch: Any) -> Tensor:
         assert self._original is not None
-        if i >= len(self._original) or self._original[i][0] != _digest(batch):
+        if i >= len(self._original) or self._original[i][0] != digest_of(batch):
             raise UsageError(
                 "the loader gives other batches than before; take shuffle=False and no random augmentation"
             )
@@ -287,14 +286,3 @@ def _moved(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, (tuple, list)):
         return tuple(_moved(value, device) for value in batch)
     return batch
-
-
-def _digest(batch: Any) -> bytes:
-    """Of all tensors in a batch."""
-    if isinstance(batch, Tensor):
-        return digest(as_array("batch", batch).tobytes())
-    if isinstance(batch, Mapping):
-        return digest(b"".join(_digest(value) for value in batch.values()))
-    if isinstance(batch, (tuple, list)):
-        return digest(b"".join(_digest(value) for value in batch))
-    return b""
