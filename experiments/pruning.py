@@ -6,17 +6,19 @@ what stands in front of them stays as it was trained. The steps contain the pape
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from experiments import data
 from experiments.cache import cache_folder
@@ -26,9 +28,14 @@ from nearzip.recipes import Hold
 from nearzip.torch import finetune, prune
 
 Tensors = dict[str, np.ndarray]
+Answers = np.ndarray
 
 #: Training images held out for every choice; the test images are for the report.
 N_VALIDATION = 10_000
+#: Of hidden values while pruned layers are retrained, as Deep Compression's authors do. On the held-out images
+#: LeNet-300-100 with the paper's shares lost 0.07 points without it, 0.05 with four times the epochs, and gained 0.08
+#: with it.
+DROPOUT = 0.2
 _BATCH = 128
 
 
@@ -43,7 +50,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, the paper's names of its fully connected layers, its training and pruning; `tail`: their place."""
+    """A network, the paper's names of its fully connected layers, its training and pruning; `tail`: their place.
+
+    `seed`: of its first weights and of the order of the images.
+    """
 
     network: str
     layers: tuple[tuple[str, str], ...]
@@ -52,11 +62,24 @@ class Subject:
     steps: tuple[Step, ...]
     tail: int
     retraining_rate: float
+    seed: int = 0
 
     @property
     def tensors(self) -> dict[str, str]:
         """Paper's name to tensor."""
         return dict(self.layers)
+
+    @property
+    def key(self) -> list[Any]:
+        return [self.network, self.epochs, self.rate, self.seed, N_VALIDATION, torch.__version__]
+
+    def named(self, what: str = "") -> str:
+        """For files and messages."""
+        return f"{self.network}-seed-{self.seed}{what}"
+
+    def seed_of(self, number: int) -> int:
+        """The order of the images: 0 for the training, from 1 on for what follows."""
+        return 1000 * self.seed + number
 
 
 def _step(layers: tuple[tuple[str, str], ...], shares: tuple[float, ...], epochs: int, name: str = "") -> Step:
@@ -159,28 +182,52 @@ def _cached(what: str, key: Any, make: Callable[[], Tensors]) -> Trained:
 
 def original(subject: Subject, images: data.Dataset) -> Trained:
     def make() -> Tensors:
-        torch.manual_seed(0)
+        torch.manual_seed(subject.seed)
         module = NETWORKS[subject.network]()
-        train_epoch = trainer(images, subject.rate, subject.epochs, 0)
+        train_epoch = trainer(images, subject.rate, subject.epochs, subject.seed_of(0))
         for _ in range(subject.epochs):
             train_epoch(module)
         return arrays(module)
 
-    key = [subject.network, subject.epochs, subject.rate, N_VALIDATION, torch.__version__]
-    return _cached(subject.network, key, make)
+    return _cached(subject.named(), subject.key, make)
 
 
 def retrained(
-    subject: Subject, images: data.Dataset, tensors: Tensors, hold: Hold, epochs: int, rate: float, seed: int
+    subject: Subject,
+    images: data.Dataset,
+    tensors: Tensors,
+    hold: Hold,
+    epochs: int,
+    rate: float,
+    seed: int,
+    dropout: float = 0.0,
 ) -> Tensors:
-    """The network with its fully connected layers trained further, on features that are computed once."""
+    """The network with its fully connected layers trained further, on features that are computed once.
+
+    `dropout`: share of these layers' hidden values that are left out, another one for each image.
+    """
     module = load(subject, tensors)
     tail = module[subject.tail :]
     features = replace(images, train=data.Split(_features(subject, tensors, images.train), images.train.targets))
     inside = {name for name, _ in tail.named_parameters()}
     held = Hold(*(tuple(name for name in names if name in inside) for names in (hold.zeros, hold.shared, hold.frozen)))
-    finetune(tail, trainer(features, rate, epochs, seed), held, epochs=epochs)
+    torch.manual_seed(seed)
+    with _dropping(tail, dropout):
+        finetune(tail, trainer(features, rate, epochs, seed), held, epochs=epochs)
     return arrays(module)
+
+
+@contextlib.contextmanager
+def _dropping(module: nn.Module, share: float) -> Iterator[None]:
+    """Hidden values are dropped as they leave a ReLU."""
+    hooks = [
+        part.register_forward_hook(lambda _module, _inputs, output: functional.dropout(output, share))
+        for part in module.modules()
+        if isinstance(part, nn.ReLU)
+    ]
+    yield
+    for hook in hooks:
+        hook.remove()
 
 
 _KEPT: dict[tuple[int, bytes], Tensor] = {}
@@ -202,17 +249,19 @@ def _features(subject: Subject, tensors: Tensors, split: data.Split) -> Tensor:
 def pruned(subject: Subject, images: data.Dataset) -> dict[str, Trained]:
     """The network after each named step."""
     now = original(subject, images)
-    done, found, key = [], {}, [subject.network, subject.epochs, subject.rate, N_VALIDATION, torch.__version__]
+    done, found = [], {}
     for number, step in enumerate(subject.steps):
-        done.append([asdict(step), subject.retraining_rate, subject.tail])
+        done.append([asdict(step), subject.retraining_rate, subject.tail, DROPOUT])
 
         def make(now: Trained = now, step: Step = step, number: int = number) -> Tensors:
             module = load(subject, now.tensors)
             prune(module, dict(step.keep))
             hold = Hold(zeros=tuple(dict(step.keep)))
-            return retrained(subject, images, arrays(module), hold, step.epochs, subject.retraining_rate, number + 1)
+            seed = subject.seed_of(number + 1)
+            rate = subject.retraining_rate
+            return retrained(subject, images, arrays(module), hold, step.epochs, rate, seed, DROPOUT)
 
-        now = _cached(f"{subject.network}-step-{number}", [*key, done], make)
+        now = _cached(subject.named(f"-step-{number}"), [*subject.key, done], make)
         if step.name:
             found[step.name] = now
     return found
@@ -225,7 +274,33 @@ class Judge:
         self._subject, self._split = subject, split
 
     @torch.no_grad()
-    def __call__(self, tensors: Tensors) -> float:
+    def right(self, tensors: Tensors) -> Answers:
+        """Which images are answered rightly, shape (n,), bool."""
         tail = load(self._subject, tensors)[self._subject.tail :]
         logits = tail(_features(self._subject, tensors, self._split))
-        return (logits.argmax(-1) == self._split.targets).double().mean().item()
+        answers: Answers = (logits.argmax(-1) == self._split.targets).numpy()
+        return answers
+
+    def __call__(self, tensors: Tensors) -> float:
+        return float(self.right(tensors).mean())
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What was lost between two networks on the same images, and its standard error, as shares of 1."""
+
+    loss: float
+    error: float
+
+
+def paired(before: Answers, after: Answers) -> Loss:
+    """From the answers that changed, either way, shape (n,) each: what both networks know or do not know says nothing.
+
+    Examples
+    --------
+    >>> before, after = np.array([1, 1, 1, 0, 1], bool), np.array([1, 0, 0, 1, 1], bool)
+    >>> paired(before, after).loss
+    0.2
+    """
+    change = before.astype(int) - after.astype(int)
+    return Loss(float(change.mean()), float(change.std() / np.sqrt(change.size)))

@@ -65,42 +65,80 @@ def test_the_page_is_what_the_result_says(monkeypatch, tmp_path):
 
 def test_two_arrays_count_paddings():
     """5 bytes for each weight, and for each 256 zeros beyond a byte's reach."""
-    from experiments import deepsz
+    from experiments import deepsz_case
 
     weights = np.zeros((2, 1000), np.float32)
     weights[0, [0, 256]], weights[1, 999] = 1, 1
     # Gaps of 0, 255 and 1742 zeros: the last takes six paddings.
-    assert deepsz.csr_bytes({"w": weights}, "w") == 5 * (3 + 6)
+    assert deepsz_case.csr_bytes({"w": weights}, "w") == 5 * (3 + 6)
 
 
-def test_the_smallest_step_within_the_budget_is_chosen():
-    from experiments import deepsz
+def test_the_smallest_step_that_fits_is_chosen():
+    from experiments import deepsz_rule
 
-    found = {"paper": (0.98, 900), "5 %": (0.979, 500), "3 %": (0.97, 100)}
-    steps = {name: {"deepsz": {"validation": v, "bytes": n}} for name, (v, n) in found.items()}
-    assert deepsz.smallest_within_budget({"original": {"validation": 0.98}, "steps": steps}) == "5 %"
+    steps = {"paper": {"deepsz": {"bytes": 900}}, "5 %": {"deepsz": {"bytes": 500}}, "3 %": {"deepsz": None}}
+    assert deepsz_rule.chosen_step(steps, "deepsz") == "5 %"
+    assert deepsz_rule.chosen_step({"3 %": steps["3 %"]}, "deepsz") is None
 
 
-def test_bounds_over_the_budget_are_tightened_until_the_artifact_keeps_it():
-    """Losses that add up to more than their sum: the search backs off and measures again."""
-    from experiments import deepsz, pruning
+def test_a_paired_loss_knows_only_of_answers_that_changed():
+    from experiments.pruning import paired
+
+    before = np.repeat([True, False], [9800, 200])
+    after = before.copy()
+    after[:30], after[-20:] = False, True
+    found = paired(before, after)
+    assert found.loss == pytest.approx(0.001)
+    assert found.error == pytest.approx(np.sqrt(50 - 10**2 / 10_000) / 10_000)
+    assert paired(before, before) == paired(~before, ~before)
+    assert paired(before, before).error == 0
+
+
+class _FakeJudge:
+    """10 000 answers, of which the more are wrong the further two layers are from their originals."""
+
+    def __init__(self, original):
+        self.original = original
+
+    def right(self, tensors):
+        errors = [float(np.abs(tensors[name] - self.original[name]).max()) for name in self.original]
+        n_wrong = round(10_000 * max(0.0, 0.02 * sum(errors) + 2.0 * errors[0] * errors[1] - 1e-4))
+        return np.arange(10_000) >= min(n_wrong, 10_000)
+
+    def __call__(self, tensors):
+        return float(self.right(tensors).mean())
+
+
+def test_what_tune_chooses_keeps_the_loss_and_its_margin():
+    from experiments import deepsz_case, deepsz_rule, pruning
 
     rng = np.random.default_rng(0)
     original = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in
                 (("5.weight", (50, 60)), ("7.weight", (10, 50)))}  # fmt: skip
+    judge = _FakeJudge(original)
+    case = deepsz_case.Case(pruning.SUBJECTS["lenet-5"], original, judge, judge)
+    free = deepsz_rule.tuned(case, original, "deepsz-nearzip", 0.004, 0.0)
+    assert 0 < free["validation_loss"] <= 0.004
+    careful = deepsz_rule.tuned(case, original, "deepsz-nearzip", 0.004, 10.0)
+    assert careful["validation_loss"] + 10 * careful["validation_error"] <= 0.004
+    assert careful["bytes"] > free["bytes"]
+    zero = deepsz_rule.zero_loss(case, original)
+    assert zero["validation_loss"] == 0
+    # What pruning has lost is not the search's to spend.
+    pruned = {name: np.where(np.abs(a) < 0.15, 0, a).astype(np.float32) for name, a in original.items()}
+    assert deepsz_rule.tuned(case, pruned, "deepsz-nearzip", 0.004) is None
 
-    def judge(tensors):
-        errors = [float(np.abs(tensors[name] - original[name]).max()) for name in original]
-        return 1 - max(0.0, 0.02 * sum(errors) + 2.0 * errors[0] * errors[1] - 1e-4)
 
-    case = deepsz.Case(pruning.SUBJECTS["lenet-5"], original, judge, judge)
-    row = deepsz.tuned(case, original, "deepsz-nearzip", 0.004)
-    assert row["measured_loss"] <= 0.004
-    assert row["measured_loss"] > 0
-    assert row["expected_loss"] < 0.004
-    zero = deepsz.tuned(case, original, "deepsz-nearzip", 0.0)
-    assert zero["measured_loss"] == 0
-    assert zero["bytes"] > row["bytes"]
+def test_combinations_spread_expected_losses_evenly():
+    from experiments import deepsz_figures
+
+    losses = {"a": [0.0, 0.002, 0.005, 0.009, 0.014, 0.02], "b": [-0.001, 0.001, 0.003, 0.008, 0.013, 0.019]}
+    found = deepsz_figures.combinations(losses)
+    sums = sorted(sum(picked.values()) for picked in found)
+    assert len({tuple(picked.values()) for picked in found}) == len(found) > 15
+    assert min(sums) < 0.001
+    assert max(sums) > 0.018
+    assert max(np.diff(sums)) < 0.004
 
 
 def test_retraining_leaves_what_stands_in_front_and_holds_zeros(tmp_path, monkeypatch):

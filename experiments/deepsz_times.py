@@ -1,0 +1,83 @@
+"""DeepSZ's Figure 7: how long each method takes to encode and to decode a pruned network, on one core."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+import nearzip as nz
+from experiments import deepsz_others, pruning
+from experiments.deepsz_case import Case, Row, compressed
+from experiments.deepsz_rule import METHODS, careful, search
+from experiments.pruning import Tensors
+
+#: Of decoding.
+_ROUNDS = 15
+
+
+def times(case: Case, images: Any) -> Row:
+    """Seconds to encode, milliseconds to decode, with the paper's shares; pruning is common to all and left out."""
+    tensors = pruning.pruned(case.subject, images)["paper"].tensors
+    seconds: dict[str, float] = {}
+    archives: dict[str, nz.Archive] = {}
+    judge = careful(case, tensors, 0.0)
+    for method in METHODS:
+        seconds[method], plan = _timed(lambda method=method: search(case, tensors, method, judge, 0.002))  # type: ignore[misc]
+        bounds = {name: bound.value for name in case.names if hasattr(bound := plan.choices[name].bound, "value")}
+        archives[method] = compressed(method, tensors, bounds)
+    others: Mapping[str, Callable[[], Any]] = {
+        "deep-compression": lambda: deepsz_others.deep_compression(case, tensors, images, 5, deepsz_others.EPOCHS),
+        "weightless": lambda: deepsz_others.weightless(case, tensors, images, 16, 9, deepsz_others.EPOCHS),
+    }
+    for method, work in others.items():
+        seconds[method], _ = _timed(work)
+    layer = deepsz_others.largest(case, tensors)
+    return {"encode_s": seconds, "decode_ms": _decoding(case, tensors, archives, layer), "filtered": layer}
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    begin = time.perf_counter()
+    result = work()
+    return time.perf_counter() - begin, result
+
+
+def _decoding(case: Case, tensors: Tensors, archives: Mapping[str, nz.Archive], layer: str) -> Row:
+    options = {"keep": 1.0, "bits": 5}
+    layers = {name: tensors[name] for name in case.names}
+    shared = nz.compress(layers, method="deep-compression", options=options, threads=1)
+    filtered = nz.compress({layer: tensors[layer]}, method="weightless", options={"keep": 1.0}, threads=1)
+    rows: Row = {method: _parts(archive) for method, archive in {**archives, "deep-compression": shared}.items()}
+    return rows | {"weightless": {"whole": _whole(filtered)}, "forward": _forward(case, tensors)}
+
+
+def _median(work: Callable[[], Any]) -> float:
+    """Milliseconds, the first round left out."""
+    return 1000 * float(np.median([_timed(work)[0] for _ in range(_ROUNDS + 1)][1:]))
+
+
+def _whole(archive: nz.Archive) -> float:
+    with nz.open(archive, threads=1) as reader:
+        return _median(lambda: [reader[name] for name in reader])
+
+
+def _parts(archive: nz.Archive) -> dict[str, float]:
+    """Of the gaps, the values and the matrix of all layers, and of decoding them all."""
+    with nz.open(archive, threads=1) as reader:
+        rounds = [list(reader.decode_times().values()) for _ in range(_ROUNDS)]
+    parts = {
+        key: 1000 * float(np.median([sum(getattr(times, key) for times in row) for row in rounds]))
+        for key in ("gaps", "values", "matrix")
+    }
+    return {**parts, "whole": _whole(archive)}
+
+
+def _forward(case: Case, tensors: Tensors) -> float:
+    """Of 50 images."""
+    import torch
+
+    module, images = pruning.load(case.subject, tensors), torch.zeros(50, 1, 28, 28)
+    with torch.no_grad():
+        return _median(lambda: module(images))
