@@ -13,7 +13,7 @@ from nearzip.stages import Blosc, Chain, Context, Gzip, Lzma, Rans, RawBytes, Sp
 
 #: Figure 6 looks at losses up to here: a share of 1.
 WIDEST = 0.02
-_N_BOUNDS, _N_SAMPLES = 48, 120
+_N_BOUNDS, _N_SAMPLES = 64, 120
 
 
 def figures(case: Case, tensors: Tensors) -> Row:
@@ -75,7 +75,7 @@ def linearity(case: Case, tensors: Tensors) -> list[Row]:
 def _assessed(case: Case, tensors: Tensors, name: str, before: float) -> dict[float, np.ndarray]:
     """Losses of a layer alone, and what it is restored to; of equal losses the coarsest bound."""
     found = {}
-    for bound in np.geomspace(3e-3, 0.5, _N_BOUNDS):
+    for bound in np.geomspace(0.01, 0.4, _N_BOUNDS):
         restored = compressed("deepsz", tensors, {name: float(bound)}).restored[name]
         loss = before - case.validation({**tensors, name: restored})
         if loss <= WIDEST:
