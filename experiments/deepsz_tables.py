@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from experiments.deepsz_rule import METHODS
 from experiments.tables import table
 
 Row = dict[str, Any]
@@ -22,7 +23,7 @@ _TABLE_2 = {
     },
 }  # fmt: skip
 #: Its Table 3: accuracy of the original and of DeepSZ in percent, KB, ratio.
-_TABLE_3 = {"lenet-300-100": (98.35, 98.31, 19.1, 55.8), "lenet-5": (99.13, 99.16, 28.3, 57.3)}
+TABLE_3 = {"lenet-300-100": (98.35, 98.31, 19.1, 55.8), "lenet-5": (99.13, 99.16, 28.3, 57.3)}
 #: Its Table 4: ratios of Deep Compression, Weightless and DeepSZ ("-": not given).
 _TABLE_4 = {
     "lenet-300-100": {
@@ -94,7 +95,7 @@ def table_chosen(networks: Iterable[Row]) -> str:
     rows = []
     for network in networks:
         for seed in network["seeds"]:
-            for method in ("deepsz", "deepsz-nearzip"):
+            for method in METHODS:
                 row, head = _chosen(seed, method), [TITLES[network["network"]], seed["seed"], method]
                 if row is None:
                     rows.append([*head, "none fits"] + [""] * 5)
@@ -112,18 +113,41 @@ def table_chosen(networks: Iterable[Row]) -> str:
 def sentence_chosen(networks: Iterable[Row], allowed: float) -> str:
     lines = []
     for network in networks:
-        _, _, _, theirs = _TABLE_3[network["network"]]
-        for method in ("deepsz", "deepsz-nearzip"):
-            rows = [row for seed in network["seeds"] if (row := _chosen(seed, method))]
-            within = sum(row["test_loss"] <= allowed + 1e-9 for row in rows)
-            ratios, losses = [row["ratio"] for row in rows], [row["test_loss"] for row in rows]
+        for method in METHODS:
+            rows, n = _all_chosen(network, method), len(network["seeds"])
+            losses = [row["test_loss"] for row in rows]
+            within = sum(loss <= allowed + 1e-9 for loss in losses)
+            none = f", and {n - len(rows)} in which nothing fits" if len(rows) < n else ""
             lines.append(
-                f"* {TITLES[network['network']]}, {method}: {fold(min(ratios))} to {fold(max(ratios))} (the paper: "
-                f"{theirs}x); {in_points(min(losses))} to {in_points(max(losses))} points lost on the test images, "
-                f"{in_points(sum(losses) / len(losses))} in the mean, {within} of {len(network['seeds'])} within "
-                f"{in_points(allowed)}."
+                f"* {TITLES[network['network']]}, {method}: {_range(fold, [row['ratio'] for row in rows])} "
+                f"(the paper: {TABLE_3[network['network']][3]}x); {_range(in_points, losses)} points lost on the test "
+                f"images,\n  {in_points(sum(losses) / len(losses))} in the mean; within {in_points(allowed)} in {within} "
+                f"of {n} trainings{none}."
             )
     return "\n".join(lines)
+
+
+def _all_chosen(network: Row, method: str) -> list[Row]:
+    return [row for seed in network["seeds"] if (row := _chosen(seed, method))]
+
+
+def _range(shown: Callable[[float], str], values: list[float]) -> str:
+    return f"{shown(min(values))} to {shown(max(values))}"
+
+
+def summary(networks: Iterable[Row]) -> str:
+    """For the method's page: what the rule chose, over all trainings."""
+    rows = []
+    for network in networks:
+        top, theirs, _, ratio = TABLE_3[network["network"]]
+        cells = []
+        for method in METHODS:
+            found = _all_chosen(network, method)
+            ratios, losses = [row["ratio"] for row in found], [row["test_loss"] for row in found]
+            cells.append(f"{_range(fold, ratios)}, {_range(in_points, losses)} points lost")
+        lost = f"{top - theirs:.2f}" if theirs <= top else f"a gain of {theirs - top:.2f}"
+        rows.append([TITLES[network["network"]], *cells, f"{ratio}x, {lost}"])
+    return table(["network", *METHODS, "the paper"], rows)
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------
@@ -131,7 +155,7 @@ def sentence_chosen(networks: Iterable[Row], allowed: float) -> str:
 
 def _table_2(network: Row, name: str) -> str:
     step, theirs = first(network)["steps"][name], _TABLE_2[network["network"]]
-    stored = {method: step[method] for method in ("deepsz", "deepsz-nearzip")}
+    stored = {method: step[method] for method in METHODS}
     rows = []
     for paper, tensor in network["layers"].items():
         size = network["fc_layers"][tensor]
@@ -180,11 +204,11 @@ _ROWS_3 = (
 def table_3(networks: Iterable[Row]) -> str:
     rows: list[list[str]] = []
     for network in networks:
-        title, theirs = TITLES[network["network"]], _TABLE_3[network["network"]]
+        title, theirs = TITLES[network["network"]], TABLE_3[network["network"]]
         original = _percent(first(network)["original"]["test"])
         rows.append([f"{title} original", original, *[""] * 3, _kb(network["fc_bytes"]), "", "", f"{theirs[0]} %", ""])
         for name, step in first(network)["steps"].items():
-            named = [(method, step[method]) for method in ("deepsz", "deepsz-nearzip")]
+            named = [(method, step[method]) for method in METHODS]
             if name == "paper":
                 named += [(shown, network[key]) for key, shown in _ROWS_3]
             for method, row in named:

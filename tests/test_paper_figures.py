@@ -174,8 +174,10 @@ def test_the_page_of_qd_compressor_is_what_the_result_says(monkeypatch, tmp_path
 
 @pytest.mark.skipif(not (RESULTS / "deepsz.json").is_file(), reason="not measured yet")
 def test_the_page_of_deepsz_is_what_the_result_says(monkeypatch, tmp_path):
-    from experiments import deepsz_page
+    from experiments import deepsz_page, deepsz_tables
 
     monkeypatch.setattr(deepsz_page, "_IMAGES", tmp_path)
     text = deepsz_page.page(json.loads((RESULTS / "deepsz.json").read_text()))
     assert text == (RESULTS.parent.parent / "docs" / "papers" / "deepsz.md").read_text()
+    summary = deepsz_tables.summary(json.loads((RESULTS / "deepsz.json").read_text())["networks"])
+    assert summary in (RESULTS.parent.parent / "docs" / "methods" / "deepsz.md").read_text()
