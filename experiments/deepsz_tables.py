@@ -120,8 +120,8 @@ def sentence_chosen(networks: Iterable[Row], allowed: float) -> str:
             none = f", and {n - len(rows)} in which nothing fits" if len(rows) < n else ""
             lines.append(
                 f"* {TITLES[network['network']]}, {method}: {_range(fold, [row['ratio'] for row in rows])} "
-                f"(the paper: {TABLE_3[network['network']][3]}x);\n  {_range(in_points, losses)} points lost on the test "
-                f"images, {in_points(sum(losses) / len(losses))} in the mean; within {in_points(allowed)} in\n"
+                f"(the paper: {TABLE_3[network['network']][3]}x);\n  {_range(in_points, losses)} points lost on the "
+                f"test images, {in_points(sum(losses) / len(losses))} in the mean; within {in_points(allowed)} in\n"
                 f"  {within} of {n} trainings{none}."
             )
     return "\n".join(lines)
