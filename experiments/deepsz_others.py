@@ -47,18 +47,20 @@ def retraining(case: Case, images: Any, epochs: int) -> Callable[[Tensors, Hold]
 
 def deep_compression(case: Case, tensors: Tensors, images: Any, bits: int, epochs: int) -> Row:
     """`bits` a weight and centroids trained, on the network that DeepSZ's figures use: its pruning is shared."""
+    archive = shared(case, tensors, images, bits, epochs)
+    return {"bits": bits, "epochs": epochs, **measured(case, archive, tensors)}
+
+
+def shared(case: Case, tensors: Tensors, images: Any, bits: int, epochs: int) -> nz.Archive:
+    """Deep Compression's archive."""
     options = {"keep": dict.fromkeys(case.names, 1.0), "bits": bits}
     retrain = retraining(case, images, epochs)
-    archive = nz.compress(tensors, method="deep-compression", options=options, retrain=retrain, threads=1)
-    return {"bits": bits, "epochs": epochs, **measured(case, archive, tensors)}
+    return nz.compress(tensors, method="deep-compression", options=options, retrain=retrain, threads=1)
 
 
 def weightless(case: Case, tensors: Tensors, images: Any, clusters: int, bits: int, epochs: int) -> Row:
     """The largest layer in a filter, those behind retrained; they are stored as they are."""
-    layer = largest(case, tensors)
-    options = {"keep": {layer: 1.0}, "clusters": clusters, "bits": bits}
-    retrain = retraining(case, images, epochs)
-    archive = nz.compress(tensors, method="weightless", options=options, retrain=retrain, threads=1)
+    layer, archive = largest(case, tensors), filtered(case, tensors, images, clusters, bits, epochs)
     row = measured(case, archive, tensors)
     row["layers"] |= {n: {"bytes": tensors[n].nbytes, "ratio": 1.0} for n in case.names if n != layer}
     fc = sum(stored["bytes"] for stored in row["layers"].values())
@@ -67,6 +69,13 @@ def weightless(case: Case, tensors: Tensors, images: Any, clusters: int, bits: i
         "false_positives": archive.report.false_positives[layer], "zeros": int((tensors[layer] == 0).sum()),
         **row, "bytes": fc, "ratio": case.fc_bytes() / fc,
     }  # fmt: skip
+
+
+def filtered(case: Case, tensors: Tensors, images: Any, clusters: int, bits: int, epochs: int) -> nz.Archive:
+    """Weightless's archive."""
+    options = {"keep": {largest(case, tensors): 1.0}, "clusters": clusters, "bits": bits}
+    retrain = retraining(case, images, epochs)
+    return nz.compress(tensors, method="weightless", options=options, retrain=retrain, threads=1)
 
 
 def largest(case: Case, tensors: Tensors) -> str:

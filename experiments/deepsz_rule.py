@@ -42,7 +42,7 @@ def tuned(case: Case, pruned: Tensors, method: str, max_loss: float = MAX_LOSS, 
     `max_loss` counts from the original, margin included: what pruning has taken of it is not the search's to spend.
     """
     evaluate = careful(case, pruned, margin)
-    room = max_loss - (evaluate(case.original)["careful"] - evaluate(case.tail(pruned))["careful"])
+    room = left(case, pruned, evaluate, max_loss)
     if room < 0:
         return None
     plan = search(case, pruned, method, evaluate, room)
@@ -52,6 +52,11 @@ def tuned(case: Case, pruned: Tensors, method: str, max_loss: float = MAX_LOSS, 
         "combined": sum(trial.stage == "combined" for trial in plan.trials),
         "trials": trials_of(plan), **measured(case, archive, pruned),
     }  # fmt: skip
+
+
+def left(case: Case, pruned: Tensors, evaluate: Evaluate, max_loss: float = MAX_LOSS) -> float:
+    """What pruning has left of `max_loss`."""
+    return max_loss - (evaluate(case.original)["careful"] - evaluate(case.tail(pruned))["careful"])
 
 
 def search(case: Case, pruned: Tensors, method: str, evaluate: Evaluate, room: float) -> nz.Plan:

@@ -11,7 +11,7 @@ import numpy as np
 import nearzip as nz
 from experiments import deepsz_others, pruning
 from experiments.deepsz_case import Case, Row, compressed
-from experiments.deepsz_rule import METHODS, careful, search
+from experiments.deepsz_rule import MARGIN, METHODS, careful, left, search
 from experiments.pruning import Tensors
 
 #: Of decoding.
@@ -23,14 +23,17 @@ def times(case: Case, images: Any) -> Row:
     tensors = pruning.pruned(case.subject, images)["paper"].tensors
     seconds: dict[str, float] = {}
     archives: dict[str, nz.Archive] = {}
-    judge = careful(case, tensors, 0.0)
+    judge = careful(case, tensors, MARGIN)
+    room = max(0.0, left(case, tensors, judge))
+    # What stands in front of the pruned layers runs once, for tests and for training.
+    pruning.features(case.subject, tensors, images.train)
     for method in METHODS:
-        seconds[method], plan = _timed(lambda method=method: search(case, tensors, method, judge, 0.002))  # type: ignore[misc]
+        seconds[method], plan = _timed(lambda method=method: search(case, tensors, method, judge, room))  # type: ignore[misc]
         bounds = {name: bound.value for name in case.names if hasattr(bound := plan.choices[name].bound, "value")}
         archives[method] = compressed(method, tensors, bounds)
     others: Mapping[str, Callable[[], Any]] = {
-        "deep-compression": lambda: deepsz_others.deep_compression(case, tensors, images, 5, deepsz_others.EPOCHS),
-        "weightless": lambda: deepsz_others.weightless(case, tensors, images, 16, 9, deepsz_others.EPOCHS),
+        "deep-compression": lambda: deepsz_others.shared(case, tensors, images, 5, deepsz_others.EPOCHS),
+        "weightless": lambda: deepsz_others.filtered(case, tensors, images, 16, 9, deepsz_others.EPOCHS),
     }
     for method, work in others.items():
         seconds[method], _ = _timed(work)

@@ -208,12 +208,12 @@ def retrained(
     """
     module = load(subject, tensors)
     tail = module[subject.tail :]
-    features = replace(images, train=data.Split(_features(subject, tensors, images.train), images.train.targets))
+    seen = replace(images, train=data.Split(features(subject, tensors, images.train), images.train.targets))
     inside = {name for name, _ in tail.named_parameters()}
     held = Hold(*(tuple(name for name in names if name in inside) for names in (hold.zeros, hold.shared, hold.frozen)))
     torch.manual_seed(seed)
     with _dropping(tail, dropout):
-        finetune(tail, trainer(features, rate, epochs, seed), held, epochs=epochs)
+        finetune(tail, trainer(seen, rate, epochs, seed), held, epochs=epochs)
     return arrays(module)
 
 
@@ -234,7 +234,7 @@ _KEPT: dict[tuple[int, bytes], Tensor] = {}
 
 
 @torch.no_grad()
-def _features(subject: Subject, tensors: Tensors, split: data.Split) -> Tensor:
+def features(subject: Subject, tensors: Tensors, split: data.Split) -> Tensor:
     """What the fully connected layers see of a split; the latest few are kept."""
     front = b"".join(a.tobytes() for n, a in tensors.items() if int(n.split(".")[0]) < subject.tail)
     key = (id(split), front)
@@ -277,7 +277,7 @@ class Judge:
     def right(self, tensors: Tensors) -> Answers:
         """Which images are answered rightly, shape (n,), bool."""
         tail = load(self._subject, tensors)[self._subject.tail :]
-        logits = tail(_features(self._subject, tensors, self._split))
+        logits = tail(features(self._subject, tensors, self._split))
         answers: Answers = (logits.argmax(-1) == self._split.targets).numpy()
         return answers
 
