@@ -284,17 +284,17 @@ def _fit(pairs: np.ndarray) -> str:
 
 def _sentence_7(networks: list[Row]) -> str:
     times = next(n["times"] for n in networks if n["network"] == "lenet-5")
-    deepsz, shared = times["decode_ms"]["deepsz"], times["decode_ms"]["deep-compression"]
-    filtered, rest = times["decode_ms"]["weightless"]["whole"], deepsz["gaps"] + deepsz["matrix"]
+    whole = {method: row["whole"] for method, row in times["decode_ms"].items() if method != "forward"}
+    seconds, deepsz = times["encode_s"], times["decode_ms"]["deepsz"]
     return f"""On LeNet-5:
 
-* Encoding: a test of 10 000 images and an epoch of training on these layers both take seconds or less here, so
-  DeepSZ's advantage is one of seconds, in the same direction as in the paper. Its minutes are Caffe's and have many
-  more epochs of retraining.
-* DeepSZ's decoding, {deepsz["whole"]:.1f} ms against 2.7: {deepsz["values"]:.1f} ms are the values, which pass
-  through a child process with limits, since SZ3 can crash on damaged bytes; gaps and matrix take {rest:.1f}.
-  deepsz-nearzip needs no child: {times["decode_ms"]["deepsz-nearzip"]["whole"]:.1f} ms.
-* Deep Compression, {shared["whole"]:.0f} ms against 13.9: our Huffman decoder is NumPy, one step for each of 4096
-  symbols whatever the layer's size, and pays off for larger layers only.
-* Weightless, {filtered:.1f} ms against 520 from Weightless's own paper: four hashes for each weight in
+* Encoding: DeepSZ's search takes {seconds["deepsz"]:.0f} s where two epochs of retraining and compression take Deep
+  Compression {seconds["deep-compression"]:.0f}: the paper's order and about its factor. Its minutes are Caffe's with its
+  start-up and data transfers, and more epochs.
+* DeepSZ's decoding, {whole["deepsz"]:.1f} ms against 2.7: gaps and matrix take {deepsz["gaps"] + deepsz["matrix"]:.1f},
+  the values pass through a child process with limits, since SZ3 can crash on damaged bytes. deepsz-nearzip needs no
+  child: {whole["deepsz-nearzip"]:.1f} ms.
+* Deep Compression, {whole["deep-compression"]:.0f} ms against 13.9: our Huffman decoder is NumPy, one step for each of
+  4096 symbols whatever the layer's size, and pays off for larger layers only.
+* Weightless, {whole["weightless"]:.1f} ms against 520 from Weightless's own paper: four hashes for each weight in
   compiled code."""
