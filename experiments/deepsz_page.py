@@ -111,10 +111,12 @@ lost counts. Of the pruning steps the one with the smallest layers is taken.
 
 Test images are as many as held-out ones, so the two disagree about a loss by √2 standard errors, in 95 of 100 cases by
 less than 1.645 times that to the worse side: {margin}, set before anything was measured with it. A search tries much
-and takes what looks good, so less would not do. The test images give the accuracies below and enter no choice. One
-setting was made when a first run had been judged by them, for what that run's held-out images showed: where pruning has left
-less than the 0.1 points that Algorithm 1 calls a distortion, its ranges begin at what is left (`distortion=`). Before,
-it knew no bound between 0.001 and 0.01 for a layer that lost 0.08 points at 0.01, where 0.06 were left.
+and takes what looks good, so less would not do. The test images give the accuracies below and enter no choice.
+
+One setting was made when a first run had been judged by the test images, for what that run's held-out images showed.
+Where pruning has left less than the 0.1 points that Algorithm 1 calls a distortion, its ranges begin at what is left
+(`distortion=`). Before, it knew no bound between 0.001 and 0.01 for a layer that lost 0.08 points at 0.01, where 0.06
+were left.
 
 {table_chosen(networks)}
 
@@ -219,13 +221,11 @@ def _sentence_3(networks: list[Row]) -> str:
 def _pruning_or_bounds(network: Row) -> str:
     """Where the loss with the paper's shares comes from."""
     pruned, free, paper = paper_step(network)["pruned"], network["no_margin"], network["paper_bounds"]
-    held_out, test = ((free[key] - pruned[key]) for key in ("validation_loss", "test_loss"))
-    return (
-        f"* {TITLES[network['network']]}, the paper's shares: pruning alone loses {in_points(pruned['test_loss'])} "
-        f"points on the\n  test images. The bounds that the search takes without a margin ({bounds(free, network)}) "
-        f"lose {in_points(test)}\n  more there, and {in_points(held_out)} on the held-out images where they were chosen; "
-        f"the paper's bounds\n  ({bounds(paper, network)}) lose {in_points(paper['test_loss'] - pruned['test_loss'])}."
-    )
+    lost = {name: in_points(row["test_loss"] - pruned["test_loss"]) for name, row in (("free", free), ("paper", paper))}
+    return f"""* {TITLES[network["network"]]}, the paper's shares: pruning alone loses {in_points(pruned["test_loss"])} points
+  on the test images. The bounds that the search takes without a margin ({bounds(free, network)})
+  lose {lost["free"]} more there, and {in_points(free["validation_loss"] - pruned["validation_loss"])} on the held-out
+  images where they were chosen; the paper's bounds ({bounds(paper, network)}) lose {lost["paper"]}."""
 
 
 def _sentence_ratio(networks: list[Row]) -> str:
