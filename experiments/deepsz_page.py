@@ -221,11 +221,11 @@ def _sentence_3(networks: list[Row]) -> str:
 def _pruning_or_bounds(network: Row) -> str:
     """Where the loss with the paper's shares comes from."""
     pruned, free, paper = paper_step(network)["pruned"], network["no_margin"], network["paper_bounds"]
-    lost = {name: in_points(row["test_loss"] - pruned["test_loss"]) for name, row in (("free", free), ("paper", paper))}
-    return f"""* {TITLES[network["network"]]}, the paper's shares: pruning alone loses {in_points(pruned["test_loss"])} points
-  on the test images. The bounds that the search takes without a margin ({bounds(free, network)})
-  lose {lost["free"]} more there, and {in_points(free["validation_loss"] - pruned["validation_loss"])} on the held-out
-  images where they were chosen; the paper's bounds ({bounds(paper, network)}) lose {lost["paper"]}."""
+    more = [in_points(row["test_loss"] - pruned["test_loss"]) for row in (free, paper)]
+    return f"""* {TITLES[network["network"]]}, the paper's shares: pruning alone loses {in_points(pruned["test_loss"])}
+  points on the test images. The bounds that the search takes without a margin ({bounds(free, network)})
+  lose {more[0]} more there, and {in_points(free["validation_loss"] - pruned["validation_loss"])} on the held-out
+  images where they were chosen; the paper's bounds ({bounds(paper, network)}) lose {more[1]}."""
 
 
 def _sentence_ratio(networks: list[Row]) -> str:
