@@ -275,7 +275,7 @@ def _sentence_6(networks: list[Row]) -> str:
     lines = [f"* {TITLES[n['network']]}: {_fit(_pairs(n))};\n  {_fit(_below(_pairs(n)))}." for n in networks]
     return f"""Error bounds drawn so that the layers' own losses add up to anything between 0 and 2 points; held-out
 images, the paper's shares. For each network all combinations, then those that lose less than 2 points together, where
-the paper finds the relation linear:
+the paper finds the relation linear (the fitted lines):
 
 {chr(10).join(lines)}
 
