@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import lzma
+import math
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -22,6 +23,7 @@ import zstandard
 import nearzip as nz
 from experiments import evaluate, pairs, record, trace_sets, traces
 from experiments.traces import Tensors
+from nearzip.stages import Context, LogStep, UniformStep
 
 #: The paper's candidates, and bounds that suit updates as small as these: in the absolute reading 1 % is more than most
 #: of their weights move.
@@ -33,32 +35,76 @@ THETA, ALPHA, BETA, LAMBDA = 0.2, 0.5, 0.5, 1e-3
 Point = dict[str, Any]
 
 
-def sz_pointwise(tensors: Tensors, eps: float) -> tuple[int, Tensors]:
-    """SZ on raw floats as the paper runs it, without a base: SZ3 on log|x| with bound log(1 + eps), as SZ does for
-    pointwise relative bounds; signs and zeros apart. Bytes, and what comes back."""
+#: Of SZ3: with its predictors, and without.
+_SZ = ("INTERP_LORENZO", "NOPRED")
+
+
+def _sz_logs(logs: np.ndarray, eps: float, algorithm: str) -> tuple[int, np.ndarray]:
+    """Bytes of logarithms under bound log(1 + eps), and what comes back."""
     from pysz import sz, szAlgorithm, szConfig, szErrorBoundMode
 
-    flat = np.concatenate([w.reshape(-1) for w in tensors.values() if w.dtype == np.float32])
-    logs = np.log(np.maximum(np.abs(flat), np.finfo(np.float32).tiny)).astype(np.float32)
     config = szConfig((logs.size,))
     config.errorBoundMode, config.absErrorBound = szErrorBoundMode.ABS, float(np.log1p(eps))
-    sizes, restored = [], flat
-    for name in ("INTERP_LORENZO", "NOPRED"):
-        config.cmprAlgo = getattr(szAlgorithm, name)
-        packed, _ = sz.compress(logs, config)
-        if not sizes or packed.nbytes < min(sizes):
-            back = sz.decompress(packed.copy(), np.float32, (logs.size,))[0]
-            restored = (np.sign(flat) * np.exp(back)).astype(np.float32)
-        sizes.append(packed.nbytes)
-    signs = zstandard.compress(np.packbits(np.signbit(flat)).tobytes() + np.packbits(flat == 0).tobytes())
-    back_tensors, at = {}, 0
+    config.cmprAlgo = getattr(szAlgorithm, algorithm)
+    packed, _ = sz.compress(logs, config)
+    return packed.nbytes, sz.decompress(packed.copy(), np.float32, (logs.size,))[0]
+
+
+def _float_values(tensors: Tensors) -> np.ndarray:
+    return np.concatenate([w.reshape(-1) for w in tensors.values() if w.dtype == np.float32])
+
+
+def _with_floats(tensors: Tensors, flat: np.ndarray) -> Tensors:
+    """The tensors with other float32 values."""
+    found, at = {}, 0
     for name, w in tensors.items():
         if w.dtype == np.float32:
-            back_tensors[name] = restored[at : at + w.size].reshape(w.shape)
+            found[name] = flat[at : at + w.size].reshape(w.shape)
             at += w.size
         else:
-            back_tensors[name] = w
-    return min(sizes) + len(signs), back_tensors
+            found[name] = w
+    return found
+
+
+def sz_each(tensors: Tensors, eps: float) -> dict[str, tuple[int, Tensors]]:
+    """SZ on raw floats as the paper runs it, without a base: SZ3 on log|x| with bound log(1 + eps), as SZ does for
+    pointwise relative bounds; signs and zeros apart. Bytes, and what comes back, by SZ3's algorithm."""
+    flat = _float_values(tensors)
+    logs = np.log(np.maximum(np.abs(flat), np.finfo(np.float32).tiny)).astype(np.float32)
+    signs = zstandard.compress(np.packbits(np.signbit(flat)).tobytes() + np.packbits(flat == 0).tobytes())
+    found = {}
+    for algorithm in _SZ:
+        n_bytes, back = _sz_logs(logs, eps, algorithm)
+        found[algorithm] = (
+            n_bytes + len(signs), _with_floats(tensors, (np.sign(flat) * np.exp(back)).astype(np.float32))
+        )  # fmt: skip
+    return found
+
+
+def sz_pointwise(tensors: Tensors, eps: float) -> tuple[int, Tensors]:
+    """The smaller of SZ's two: bytes, and what comes back."""
+    return min(sz_each(tensors, eps).values(), key=lambda found: found[0])
+
+
+def integers(old: Tensors, new: Tensors, eps: float, mode: str) -> np.ndarray:
+    """What the method makes of all floating-point values: int32, zero where nothing is left of the difference."""
+    found = []
+    for name, w in new.items():
+        if w.dtype.kind != "f":
+            continue
+        values, base = w.reshape(-1), old[name].reshape(-1)
+        if mode == "relative":
+            coded = LogStep(eps, delta=True).encode(values, Context.alone(values, base))
+        else:
+            coded = UniformStep(2 * math.log1p(eps)).encode(values.astype(np.float64) - base)
+        found.append(coded.symbols)
+    return np.concatenate(found)
+
+
+def mean_of(old: Tensors, new: Tensors) -> Tensors:
+    """Half way from one version to the other; what is no floating-point number as in the newer."""
+    return {name: ((old[name].astype(np.float64) + w) / 2).astype(w.dtype) if w.dtype.kind == "f" else w
+            for name, w in new.items()}  # fmt: skip
 
 
 def choose(points: Sequence[Point], fallback: Point) -> Point:
@@ -73,12 +119,15 @@ def choose(points: Sequence[Point], fallback: Point) -> Point:
 
 
 class Subject:
-    """One pair of versions, its original's size and its judge."""
+    """One pair of versions, its original's size, its judge, and another judge on held-out data that choose nothing."""
 
     def __init__(self, network: str, old: Tensors, new: Tensors, data: Path, share: float):
         self.old, self.new = old, new
         self.n_bytes = sum(w.nbytes for w in new.values())
-        self.judge = evaluate.Evaluator(network, new, evaluate.held_out(network, data, share))
+        chosen_on = evaluate.held_out(network, data, share)
+        whole, n = evaluate.held_out(network, data), len(chosen_on.inputs)
+        self.judge = evaluate.Evaluator(network, new, chosen_on)
+        self.other = evaluate.Evaluator(network, new, evaluate.HeldOut(whole.inputs[n:], whole.targets[n:]))
 
     def point(self, eps: float, n_bytes: int, restored: Tensors) -> Point:
         found = self.judge.compare(restored)
@@ -105,7 +154,38 @@ class Subject:
         return found
 
     def sz(self, candidates: Sequence[float]) -> list[Point]:
-        return [self.point(eps, *sz_pointwise(self.new, eps)) for eps in candidates]
+        """The smaller of SZ's two, and the ratio of the one with predictors."""
+        found = []
+        for eps in candidates:
+            each = sz_each(self.new, eps)
+            smaller = min(each.values(), key=lambda one: one[0])
+            predicted = {"predicted_ratio": self.n_bytes / each["INTERP_LORENZO"][0]}
+            found.append(self.point(eps, *smaller) | predicted)
+        return found
+
+    def again(self, sz_eps: float, eps: dict[str, float]) -> dict[str, Any]:
+        """Changes of accuracy on data that had no part in choosing: of what was chosen, of the old version, and of
+        the mean of both versions; and the largest share of predictions that one of the chosen changes."""
+        restored = {"sz": sz_pointwise(self.new, sz_eps)[1], "old": self.old, "mean": mean_of(self.old, self.new)}
+        for mode, value in eps.items():
+            restored[mode] = nz.decompress(self.delta(value, mode).to_bytes(), base=self.old)
+        found = {name: self.other.compare(tensors) for name, tensors in restored.items()}
+        return {
+            "predictions": int(self.other.targets.numel()),
+            "accuracy": self.other.accuracy,
+            "changes": {name: one.accuracy_change for name, one in found.items()},
+            "changed": max(1 - found[name].agreement for name in ("sz", *eps)),
+        }
+
+    def moved(self) -> float:
+        """Root mean square of the update over that of the weights."""
+        pairs = [(self.old[name].astype(np.float64), w) for name, w in self.new.items() if w.dtype.kind == "f"]
+        update = sum(float(np.sum((w - old) ** 2)) for old, w in pairs)
+        return math.sqrt(update / sum(float(np.sum(w.astype(np.float64) ** 2)) for _, w in pairs))
+
+    def still(self, eps: float, mode: str) -> float:
+        """The share of values of whose difference nothing is left."""
+        return float((integers(self.old, self.new, eps, mode) == 0).mean())
 
     def ours(self, eps: float, mode: str) -> float:
         """Ratio of nearzip's own method at the same bound."""
@@ -138,16 +218,20 @@ class Subject:
         chosen = {}
         for mode, points in sweeps.items():
             by_eps = {point["eps"]: point for point in points}
-            chosen[mode] = choose([by_eps[eps] for eps in PAPER_EPS], by_eps[LAMBDA])
-            chosen[mode]["nearzip_ratio"] = self.ours(chosen[mode]["eps"], mode)
+            chosen[mode] = dict(choose([by_eps[eps] for eps in PAPER_EPS], by_eps[LAMBDA]))
+            eps = chosen[mode]["eps"]
+            chosen[mode] |= {"nearzip_ratio": self.ours(eps, mode), "still": self.still(eps, mode)}
         sz = self.sz((LAMBDA, *PAPER_EPS))
+        sz_chosen = choose(sz[1:], sz[0])
         return {
             "bytes": self.n_bytes,
             "accuracy": self.judge.accuracy,
+            "moved": self.moved(),
             "lossless": self.lossless(),
-            "sz": choose(sz[1:], sz[0]),
+            "sz": sz_chosen,
             "delta_dnn": chosen,
-            "sweeps": sweeps,
+            "again": self.again(sz_chosen["eps"], {mode: chosen[mode]["eps"] for mode in MODES}),
+            "sweeps": sweeps | {"sz": sz},
         }
 
 

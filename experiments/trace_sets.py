@@ -19,8 +19,8 @@ from experiments.data import DataError, Dataset, cache_folder, load
 from experiments.networks import data_of
 from experiments.training import Settings, preset, train
 
-#: quick: under 10 minutes on two cores; chains: eight or twelve versions each, under 20; full: under 120; papers: for a GPU, as
-#: long as `--epochs` says.
+#: quick: under 10 minutes on two cores; chains: eight or twelve versions each, under 20; full: under 120; papers: for a
+#: GPU, as long as `--epochs` says.
 SETS: dict[str, tuple[Settings, ...]] = {
     "quick": (
         preset("lenet-300-100", epochs=4),
