@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from experiments import record
-from experiments.curves import TARGETS, bits_at
 from experiments.delta_dnn_page import TABLE_1, TABLE_2
 from experiments.qd_page import TABLE_5
 from experiments.tables import circumstances, table
@@ -90,9 +89,10 @@ def lc_checkpoint() -> str:
 _LOSSY = ("sz3 method", "zfp method", "nearzip")
 
 
-def _bits(entries: Row, name: str, kl: float) -> str:
-    bits = bits_at(entries[name].get("points", []), kl)
-    return "" if bits is None else f"{bits:.2f}"
+def _at_bound(entries: Row, name: str, bound: float) -> str:
+    """Bits and divergence where a method was given an absolute bound."""
+    point = next(p for p in entries[name]["points"] if p["setting"].get("abs") == bound)
+    return f"{point['bits_per_parameter']:.2f}; {point['kl']:.0e}"
 
 
 def _exact(entries: Row, name: str, setting: str) -> float:
@@ -107,14 +107,14 @@ def foreign() -> str:
     rows = []
     for pair, row in result["pairs"].items():
         entries = row["entries"]
-        lossy = [_bits(entries, name, kl) for kl in (TARGETS[0], TARGETS[-1]) for name in _LOSSY]
+        lossy = [_at_bound(entries, name, row["unit"]) for name in _LOSSY]
         exact = [f"{_exact(entries, name, 'base'):.2f}" for name in ("blosc method", "nearzip lossless")]
-        rows.append([pair, *lossy, *exact])
-    head = ["update", *(f"`{name.split()[0]}`, KL {kl:g}" for kl in (TARGETS[0], TARGETS[-1]) for name in _LOSSY)]
+        rows.append([pair, f"{row['unit']:g}", *lossy, *exact])
+    head = ["update", "bound (abs)", *(f"`{name.split()[0]}`" for name in _LOSSY)]
     head += ["`blosc`, bit-exact", "`nearzip`, bit-exact"]
     return "\n\n".join(
         [
-            "Bits per parameter against the version before, whole files (of 32; empty: outside the sweep):",
+            "Bits per parameter, whole files, of 32; and KL divergence from the original:",
             table(head, rows),
             f"{circumstances({**result, 'commit': _commits(result, (*_LOSSY, 'blosc method', 'nearzip lossless'))})}.",
         ]
