@@ -119,15 +119,12 @@ def choose(points: Sequence[Point], fallback: Point) -> Point:
 
 
 class Subject:
-    """One pair of versions, its original's size, its judge, and another judge on held-out data that choose nothing."""
+    """One pair of versions, its original's size and its judge."""
 
     def __init__(self, network: str, old: Tensors, new: Tensors, data: Path, share: float):
         self.old, self.new = old, new
         self.n_bytes = sum(w.nbytes for w in new.values())
-        chosen_on = evaluate.held_out(network, data, share)
-        whole, n = evaluate.held_out(network, data), len(chosen_on.inputs)
-        self.judge = evaluate.Evaluator(network, new, chosen_on)
-        self.other = evaluate.Evaluator(network, new, evaluate.HeldOut(whole.inputs[n:], whole.targets[n:]))
+        self.judge = evaluate.Evaluator(network, new, evaluate.held_out(network, data, share))
 
     def point(self, eps: float, n_bytes: int, restored: Tensors) -> Point:
         found = self.judge.compare(restored)
@@ -154,38 +151,7 @@ class Subject:
         return found
 
     def sz(self, candidates: Sequence[float]) -> list[Point]:
-        """The smaller of SZ's two, and the ratio of the one with predictors."""
-        found = []
-        for eps in candidates:
-            each = sz_each(self.new, eps)
-            smaller = min(each.values(), key=lambda one: one[0])
-            predicted = {"predicted_ratio": self.n_bytes / each["INTERP_LORENZO"][0]}
-            found.append(self.point(eps, *smaller) | predicted)
-        return found
-
-    def again(self, sz_eps: float, eps: dict[str, float]) -> dict[str, Any]:
-        """Changes of accuracy on data that had no part in choosing: of what was chosen, of the old version, and of
-        the mean of both versions; and the largest share of predictions that one of the chosen changes."""
-        restored = {"sz": sz_pointwise(self.new, sz_eps)[1], "old": self.old, "mean": mean_of(self.old, self.new)}
-        for mode, value in eps.items():
-            restored[mode] = nz.decompress(self.delta(value, mode).to_bytes(), base=self.old)
-        found = {name: self.other.compare(tensors) for name, tensors in restored.items()}
-        return {
-            "predictions": int(self.other.targets.numel()),
-            "accuracy": self.other.accuracy,
-            "changes": {name: one.accuracy_change for name, one in found.items()},
-            "changed": max(1 - found[name].agreement for name in ("sz", *eps)),
-        }
-
-    def moved(self) -> float:
-        """Root mean square of the update over that of the weights."""
-        pairs = [(self.old[name].astype(np.float64), w) for name, w in self.new.items() if w.dtype.kind == "f"]
-        update = sum(float(np.sum((w - old) ** 2)) for old, w in pairs)
-        return math.sqrt(update / sum(float(np.sum(w.astype(np.float64) ** 2)) for _, w in pairs))
-
-    def still(self, eps: float, mode: str) -> float:
-        """The share of values of whose difference nothing is left."""
-        return float((integers(self.old, self.new, eps, mode) == 0).mean())
+        return [self.point(eps, *sz_pointwise(self.new, eps)) for eps in candidates]
 
     def ours(self, eps: float, mode: str) -> float:
         """Ratio of nearzip's own method at the same bound."""
@@ -218,21 +184,74 @@ class Subject:
         chosen = {}
         for mode, points in sweeps.items():
             by_eps = {point["eps"]: point for point in points}
-            chosen[mode] = dict(choose([by_eps[eps] for eps in PAPER_EPS], by_eps[LAMBDA]))
-            eps = chosen[mode]["eps"]
-            chosen[mode] |= {"nearzip_ratio": self.ours(eps, mode), "still": self.still(eps, mode)}
+            chosen[mode] = choose([by_eps[eps] for eps in PAPER_EPS], by_eps[LAMBDA])
+            chosen[mode]["nearzip_ratio"] = self.ours(chosen[mode]["eps"], mode)
         sz = self.sz((LAMBDA, *PAPER_EPS))
-        sz_chosen = choose(sz[1:], sz[0])
         return {
             "bytes": self.n_bytes,
             "accuracy": self.judge.accuracy,
-            "moved": self.moved(),
             "lossless": self.lossless(),
-            "sz": sz_chosen,
+            "sz": choose(sz[1:], sz[0]),
             "delta_dnn": chosen,
-            "again": self.again(sz_chosen["eps"], {mode: chosen[mode]["eps"] for mode in MODES}),
-            "sweeps": sweeps | {"sz": sz},
+            "sweeps": sweeps,
         }
+
+
+def moved(old: Tensors, new: Tensors) -> float:
+    """Root mean square of the update over that of the weights."""
+    pairs = [(old[name].astype(np.float64), w) for name, w in new.items() if w.dtype.kind == "f"]
+    update = sum(float(np.sum((w - base) ** 2)) for base, w in pairs)
+    return math.sqrt(update / sum(float(np.sum(w.astype(np.float64) ** 2)) for _, w in pairs))
+
+
+def sz_sizes(tensors: Tensors) -> list[Point]:
+    """SZ's ratio at the paper's candidates, and that of its algorithm with predictors."""
+    n_bytes, found = sum(w.nbytes for w in tensors.values()), []
+    for eps in PAPER_EPS:
+        sizes = {name: size for name, (size, _) in sz_each(tensors, eps).items()}
+        found.append(
+            {"eps": eps, "ratio": n_bytes / min(sizes.values()), "predicted_ratio": n_bytes / sizes["INTERP_LORENZO"]}
+        )
+    return found
+
+
+def rest_of(network: str, data: Path, share: float) -> evaluate.HeldOut:
+    """The held-out data that `evaluate.held_out` leaves for a share."""
+    whole, n = evaluate.held_out(network, data), len(evaluate.held_out(network, data, share).inputs)
+    return evaluate.HeldOut(whole.inputs[n:], whole.targets[n:])
+
+
+def again(network: str, old: Tensors, new: Tensors, held_out: evaluate.HeldOut, eps: dict[str, float]) -> Point:
+    """Changes of accuracy on data that had no part in choosing: of what was chosen, by mode or `sz`, of the old
+    version, and of the mean of both versions; and the largest share of predictions that one of the chosen changes."""
+    judge = evaluate.Evaluator(network, new, held_out)
+    restored = {"sz": sz_pointwise(new, eps["sz"])[1], "old": old, "mean": mean_of(old, new)}
+    for mode in MODES:
+        options = {"eps": eps[mode], "mode": mode}
+        restored[mode] = nz.compress(new, base=old, method="delta-dnn", options=options).restored
+    found = {name: judge.compare(tensors) for name, tensors in restored.items()}
+    return {
+        "predictions": int(judge.targets.numel()),
+        "accuracy": judge.accuracy,
+        "changes": {name: one.accuracy_change for name, one in found.items()},
+        "changed": max(1 - found[name].agreement for name in eps),
+    }
+
+
+def causes(where: Path, data: Path, share: float, rows: dict[str, Any]) -> dict[str, Any]:
+    """Of each row of Table 1, what says why its figures are not the paper's."""
+    found = {}
+    for name, row in rows.items():
+        pair = pairs.load(name, where)
+        eps = {"sz": row["sz"]["eps"]} | {mode: row["delta_dnn"][mode]["eps"] for mode in MODES}
+        found[name] = {
+            "moved": moved(pair.old, pair.new),
+            "still": {mode: float((integers(pair.old, pair.new, eps[mode], mode) == 0).mean()) for mode in MODES},
+            "sz": sz_sizes(pair.new),
+            "again": again(pair.network, pair.old, pair.new, rest_of(pair.network, data, share), eps),
+        }
+        print(name, {key: found[name][key] for key in ("moved", "still", "again")}, file=sys.stderr)
+    return found
 
 
 def improved(folder: Path, last: int = 5) -> list[tuple[Path, Path, int]]:
@@ -271,11 +290,15 @@ def epochs(data: Path, share: float) -> dict[str, Any]:
     return rows
 
 
+#: What is measured, in this order: the causes take the bounds that the networks chose.
+_PARTS = ("networks", "epochs", "causes")
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench delta_dnn", description=__doc__)
     parser.add_argument("--data", help="folder with the data and, beside it, the traces (or NEARZIP_DATA)")
     parser.add_argument("--share", type=float, default=0.25, help="how much of the held-out data to use")
-    parser.add_argument("--only", choices=("networks", "epochs"), help="measure this part; the other stays as it was")
+    parser.add_argument("--only", choices=_PARTS, help="measure this part; the others stay as they were")
     options = parser.parse_args(arguments)
     where = traces.folder(options.data)
     if where is None:
@@ -283,12 +306,15 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     data = where.parent / "data"
     had = record.load("delta_dnn") if options.only else {}
-    parts = {part: had.get(part, {}) for part in ("networks", "epochs")}
+    parts = {part: had.get(part, {}) for part in _PARTS}
     commits = had.get("commits", {part: had.get("commit") for part in parts})
-    if options.only != "epochs":
-        parts["networks"], commits["networks"] = networks(where, data, options.share), record.commit()
-    if options.only != "networks":
-        parts["epochs"], commits["epochs"] = epochs(data, options.share), record.commit()
+    measures = {
+        "networks": lambda: networks(where, data, options.share),
+        "epochs": lambda: epochs(data, options.share),
+        "causes": lambda: causes(where, data, options.share, parts["networks"]),
+    }
+    for part in [options.only] if options.only else _PARTS:
+        parts[part], commits[part] = measures[part](), record.commit()
     rule = {"theta_percent": THETA, "alpha": ALPHA, "beta": BETA, "lambda": LAMBDA}
     record.save(
         "delta_dnn",
