@@ -36,7 +36,7 @@ class Chain:
 #: The full transformer has a version every 50 steps.
 CHAINS: dict[str, Chain] = {
     "vgg-small, epochs 6 to 9": Chain("vgg-small", tuple(f"vgg-small/00{k}" for k in range(6, 10))),
-    "vgg-small, epochs 1 to 12": Chain("vgg-small", Path("chains/vgg-small")),
+    "vgg-small, epochs 1 to 9": Chain("vgg-small", Path("chains/vgg-small"), 0, 9),
     "resnet-20, epochs 1 to 8": Chain("resnet-20", Path("chains/resnet-20")),
     "lenet-300-100, epochs 1 to 12": Chain("lenet-300-100", Path("chains/lenet-300-100")),
     "lenet-5, epochs 1 to 8": Chain("lenet-5", Path("chains/lenet-5")),
