@@ -15,7 +15,8 @@ Row = dict[str, Any]
 
 def _span(values: Iterable[float], digits: int = 1) -> str:
     found = list(values)
-    return f"{min(found):.{digits}f} to {max(found):.{digits}f}"
+    least, most = (f"{end:.{digits}f}" for end in (min(found), max(found)))
+    return least if least == most else f"{least} to {most}"
 
 
 def _accuracies(changes: Iterable[float]) -> str:

@@ -244,7 +244,7 @@ points, after the whole chain.
 This is what the paper's ratios leave out. Without error feedback, the divergence at 4 to 8 bits is
 {_times_worse(chains)} times that at 8 bits: a tensor with few values and a wide range, such as a norm's running
 variance, gets few bits. A ratio is worth comparing at equal loss only. LC at 2 bits has three buckets for a tensor, too
-few for the networks with batch norm.
+few most of all for the small VGG.
 
 ## Table 1: global and local, before and after the difference
 
