@@ -14,6 +14,7 @@ import click
 from nearzip.api import open_input
 from nearzip.budget import STRATEGIES, Plan, Status, Trial
 from nearzip.budget import tune as find_plan
+from nearzip.cli.calibrating import calibrated_plan
 from nearzip.cli.console import Bar, facts, human_bytes, print_json, print_json_line, rows_table, show
 from nearzip.cli.functions import load_function
 from nearzip.cli.running import common_options, showing_warnings
@@ -48,6 +49,11 @@ _FILE = click.Path(path_type=str)
 @click.option("--method", default="nearzip", show_default=True, help="See 'nearzip methods'.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A fixed option of the method. Repeatable.")
 @click.option("--knob", metavar="NAME", help="What to turn: abs, rel, pwrel, rms, or an option such as bits or keep.")
+@click.option(
+    "--calibrate",
+    metavar="PACKAGE.MODULE:FUNCTION",
+    help="Round as a network on a few batches says; the function returns both. Compress with it and the plan.",
+)
 @click.option("--strategy", type=click.Choice(STRATEGIES), default="nearzip", show_default=True)
 @click.option("--evaluations", type=click.IntRange(min=1), help="Most trials of strategy nearzip.")
 @click.option(
@@ -66,6 +72,7 @@ def tune(
     method: str,
     settings: Sequence[str],
     knob: str | None,
+    calibrate: str | None,
     strategy: str,
     evaluations: int | None,
     trials: str | None,
@@ -79,16 +86,21 @@ def tune(
     Every trial is stored, restored from its bytes and evaluated. 'nearzip compress NEW --plan PLAN.json' applies what
     was found. Modules are looked for in the current folder first.
     """
+    if calibrate is not None and (method != "nearzip" or settings or knob or strategy != "nearzip"):
+        raise click.UsageError("--calibrate is for the method and the strategy nearzip, without --set and --knob")
     check_free(output, force)
     started = time.perf_counter()
     max_loss = _max_loss(max_losses)
     function = load_function("--evaluate", evaluate)
     with showing_warnings() as warned, _watching(as_json) as watch, _workers(jobs):
-        plan = find_plan(
-            _arrays(new), None if base is None else _arrays(base), method, function, max_loss,
-            options=options_of(settings), knob=knob, strategy=strategy, evaluations=evaluations, trials=trials,
-            seed=seed, progress=watch,
-        )  # fmt: skip
+        search: dict[str, Any] = {"evaluations": evaluations, "trials": trials, "seed": seed, "progress": watch}
+        if calibrate is not None:
+            plan = calibrated_plan(new, base, calibrate, function, max_loss, **search)
+        else:
+            plan = find_plan(
+                _arrays(new), None if base is None else _arrays(base), method, function, max_loss,
+                options=options_of(settings), knob=knob, strategy=strategy, **search,
+            )  # fmt: skip
     plan.save(output, force=force)
     seconds = time.perf_counter() - started
     if as_json:
