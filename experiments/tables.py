@@ -19,10 +19,15 @@ def _load(name: str) -> dict[str, Any]:
     return loaded
 
 
-def circumstances(result: dict[str, Any]) -> str:
+def _where(result: dict[str, Any]) -> str:
     m = result["machine"]
     note = f". {result['note'].removesuffix('.')}" if "note" in result else ""
     return f"{m['cpu']}, {m['cores']} cores, Python {m['python']}; commit {result['commit']}, {result['date']}{note}"
+
+
+def circumstances(result: dict[str, Any]) -> str:
+    """Machine, commit and date of a result, for pages that other modules fill."""
+    return _where(result)
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -46,7 +51,7 @@ def sizes() -> str:
         "Bits per parameter, whole files, float32 weights; every file restored and checked. Updates between\n"
         "neighbouring checkpoints of a character transformer (1.8 M parameters) and a small VGG (0.8 M).\n\n"
         + table(head, rows)
-        + f"\n\n{circumstances(result)}."
+        + f"\n\n{_where(result)}."
     )
 
 
@@ -89,7 +94,7 @@ def speeds() -> str:
             f"Where encoding spends its time: {shares}.",
             scaling if idle else busy,
             f"The entropy coder against LZMA on the same symbols, encoding and decoding: {ratios}.",
-            f"{circumstances(result)}.",
+            f"{_where(result)}.",
         ]
     )
 
@@ -112,7 +117,7 @@ def lossless() -> str:
             f"Bytes, bit-exact, beside the smallest of what {programs} make of the same values:\n"
             "alone, their exclusive or with the base's, or the program's own difference.",
             table(head, rows),
-            f"{circumstances(result)}.",
+            f"{_where(result)}.",
         ]
     )
 
@@ -153,7 +158,7 @@ def budgets() -> str:
     ]
     head = ["network", "at most lost", *_SEARCHES.values()]
     commits = ", ".join(sorted({row["commit"] for row in result["rows"]}))
-    return "\n\n".join([table(head, rows), _tally(result["rows"]), f"{circumstances({**result, 'commit': commits})}."])
+    return "\n\n".join([table(head, rows), _tally(result["rows"]), f"{_where({**result, 'commit': commits})}."])
 
 
 def _found(search: dict[str, Any] | None) -> str:
@@ -209,7 +214,7 @@ def calibrated() -> str:
             ratio = f"{both[1] / both[0]:.1f}" if both[0] and both[1] else ""
             cells = ("" if bits.get(name) is None else f"{bits[name]:.3f}" for name in _CALIBRATED)
             rows.append([pair, f"{kl:g}", *cells, ratio])
-    return table(["update", "divergence", *_CALIBRATED, "trellis / calibrated"], rows) + f"\n\n{circumstances(result)}."
+    return table(["update", "divergence", *_CALIBRATED, "trellis / calibrated"], rows) + f"\n\n{_where(result)}."
 
 
 #: Of calibration.
@@ -235,7 +240,7 @@ def calibration() -> str:
         table(["update", "a pass (s)", "moments", "factors", "rounding", "biases and norms"], costs)
         + "\n\nOf one layer, seconds of one core, and memory beyond the data:\n\n"
         + table(["layer", "moments of 4,096 vectors (s)", "both factors (s)", "rounding (s)", "memory (MiB)"], sizes)
-        + f"\n\n{circumstances(result)}."
+        + f"\n\n{_where(result)}."
     )
 
 
@@ -247,7 +252,7 @@ def trace_times() -> str:
         cells = [f"{network} {row['seconds']:.0f}{' (estimated)' if row['estimated'] else ''}"
                  for network, row in networks.items()]  # fmt: skip
         rows.append([f"`{name}`", f"{sum(row['seconds'] for row in networks.values()) / 60:.1f}", ", ".join(cells)])
-    return table(["set", "minutes", "seconds of each network"], rows) + f"\n\n{circumstances(result)}."
+    return table(["set", "minutes", "seconds of each network"], rows) + f"\n\n{_where(result)}."
 
 
 #: Rules for steps that the table shows.
@@ -267,7 +272,7 @@ def rates() -> str:
             f"Bits per parameter, whole files, in brackets over those of one step; {100 * result['share']:g} % of the "
             "held-out data, eight steps an octave, NNCodec every QP.",
             table(["update", "divergence", *_RULES], rows),
-            f"{circumstances(result)}.",
+            f"{_where(result)}.",
         ]
     )
 
@@ -290,7 +295,7 @@ def points() -> str:
             f"Bits per parameter, whole files, in brackets over those of rounding; {100 * result['share']:g} % of the "
             "held-out data, eight steps an octave.",
             table(["update", "divergence", "rounding", "lattice", "unbiased", "unbiased, lattice"], rows),
-            f"{circumstances(result)}.",
+            f"{_where(result)}.",
         ]
     )
 
@@ -313,10 +318,7 @@ def rules() -> str:
             for own in bits[1:]
         ]
         rows.append([pair, *cells])
-    return (
-        table([f"update, at {', '.join(f'{kl:g}' for kl in TARGETS)}", *_LEFT[1:]], rows)
-        + f"\n\n{circumstances(result)}."
-    )
+    return table([f"update, at {', '.join(f'{kl:g}' for kl in TARGETS)}", *_LEFT[1:]], rows) + f"\n\n{_where(result)}."
 
 
 def streams() -> str:
@@ -328,7 +330,7 @@ def streams() -> str:
             over = (_over(value / row["plain"]) for way, value in row.items() if way not in ("step", "plain"))
             rows.append([pair, f"{row['plain']:.3f}", *over])
     ways = [way for way in next(iter(result["coded"].values()))[0] if way not in ("step", "plain")]
-    return table(["update", "rounding", *ways], rows) + f"\n\n{circumstances(result)}."
+    return table(["update", "rounding", *ways], rows) + f"\n\n{_where(result)}."
 
 
 def _beside(bits: float | None, first: float | None) -> str:
@@ -348,7 +350,7 @@ def lattices() -> str:
                 cells = [*over["kl"].values(), *(rate["error"] for rate in over["rate"].values())]
                 rows.append([pair + ("" if kind == "plain" else f", {kind}"), name, *(_over(cell) for cell in cells)])
     head = ["update", "lattice", *(f"KL {kl:g}" for kl in TARGETS), *(f"error, {rate:g} bits" for rate in RATES)]
-    return table(head, rows) + f"\n\n{circumstances(result)}."
+    return table(head, rows) + f"\n\n{_where(result)}."
 
 
 def _over(quotient: float | None) -> str:
