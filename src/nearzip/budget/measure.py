@@ -21,7 +21,16 @@ from nearzip.errors import Error, UsageError
 from nearzip.recipes import Settings
 from nearzip.tensors import Array, Checkpoint
 
-__all__ = ["ONE_METRIC", "Outcome", "Subject", "evaluate_original", "losses_of", "measure", "usage_of"]
+__all__ = [
+    "ONE_METRIC",
+    "Outcome",
+    "Subject",
+    "evaluate_original",
+    "identity_of",
+    "losses_of",
+    "measure",
+    "usage_of",
+]
 
 #: Takes a network's arrays by name; a number or numbers by metric, higher is better.
 Evaluate = Callable[[dict[str, Array]], Any]
@@ -155,6 +164,19 @@ def _evaluated(subject: Subject, tensors: dict[str, Array], what: str) -> dict[s
     if not values:
         raise UsageError(f"evaluate returned no metric on {what}")
     return {str(name): _as_float(number, name, what) for name, number in values.items()}
+
+
+def identity_of(subject: Subject) -> str:
+    """What tells the judge from others of the same name, its data above all: its attribute `identity`; "" without one.
+
+    Read under the seed, as data that are drawn at random are drawn for an evaluation. Raises Error if reading it does.
+    """
+    try:
+        with _seeded(subject.seed):
+            own = getattr(subject.evaluate, "identity", None)
+    except Exception as error:
+        raise Error(f"the identity of evaluate raised {type(error).__name__}: {error}") from error
+    return own if isinstance(own, str) else ""
 
 
 def _metric_of(evaluate: Evaluate) -> str:

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from nearzip.archive import WriteReport
 from nearzip.bounds import Bound, parse_bound
 from nearzip.budget.documents import Kinds, as_dict, fields, number, numbers, read_document, text
 from nearzip.errors import CorruptError, NewerFormatError, UnknownMethodError, UsageError
 from nearzip.recipes import Recipe, recipe_type
 from nearzip.storage import Path_, atomic_file
 from nearzip.tensors import Array
+from nearzip.version import __version__
 
 __all__ = ["Assignment", "CalibratedRounding", "Choice", "Plan", "Trial", "trial_key"]
 
@@ -312,13 +314,38 @@ class Plan:
             raise UsageError(f"tensor {odd[0]!r}: the plan {known}; it was made for another network")
         return Assignment(next(iter(self.choices.values()), Choice("nearzip")), self.choices).assignments(names)
 
-    def differs(self, network_id: str, base_id: str | None) -> str | None:
-        """Why the measured loss does not speak for this network and base; None if it does."""
+    def differs(self, network_id: str, base_id: str | None, report: WriteReport | None = None) -> str | None:
+        """Why what the plan states does not speak for this network and base, and what was written; None if it does."""
+        reason = self._unlike(network_id, base_id)
+        if reason is None and report is not None:
+            if report.index.id == self.chosen.restored_id:
+                return self._resized(report)
+            others = "with other batches, or on another machine or release of PyTorch"
+            how = "by another release of nearzip or of a codec that it calls" if self.calibration is None else others
+            reason = (
+                f"the plan was measured {how}: its archive gives {self.chosen.restored_id}, this one {report.index.id}"
+            )
+        return reason and f"{reason}; the loss that it states was not measured here"
+
+    def _unlike(self, network_id: str, base_id: str | None) -> str | None:
         if network_id != self.network_id:
             return f"the plan was made for the network {self.network_id}, this one is {network_id}"
         if base_id != self.base_id:
             return f"the plan was made against the base {self.base_id}, this one is {base_id}"
         return None
+
+    def _resized(self, report: WriteReport) -> str | None:
+        """Of an archive that gives what was measured. Metadata and another order of the tensors take other bytes."""
+        index = report.index
+        alike = (
+            not index.metadata and index.tree is None and [spec.name for spec in index.tensors] == list(self.choices)
+        )
+        if not alike or report.n_bytes == self.nbytes:
+            return None
+        return (
+            f"the plan states {self.nbytes} bytes, this archive takes {report.n_bytes} and gives the same; another "
+            "release of nearzip or of a codec that it calls wrote the one that was measured"
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -407,6 +434,9 @@ def _chosen(trials: Sequence[Trial], choices: Mapping[str, Choice], document: Ma
 
 
 def trial_key(network_id: str, base_id: str | None, assignment: Assignment, evaluate: str) -> str:
-    """What a trial is filed under: the same network, base, settings and judge give the same key."""
-    document = {"network": network_id, "base": base_id, "settings": assignment.to_json(), "evaluate": evaluate}
+    """What a trial is filed under: the same network, base, settings, judge and release give the same key."""
+    document = {
+        "network": network_id, "base": base_id, "settings": assignment.to_json(), "evaluate": evaluate,
+        "nearzip": __version__,
+    }  # fmt: skip
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]

@@ -70,6 +70,9 @@ def tune(
         Most trials of our strategy, besides two evaluations of the original. The papers' have their own ends.
     trials : path
         A folder where every trial is filed as soon as it is measured; a search that was interrupted goes on from there.
+        Taken are trials of the same network, base, settings, release of nearzip and judge: a function of the same name
+        and, if it has an attribute `identity` (a text, as `nearzip.torch.evaluator`'s have), of the same identity. One
+        that would be chosen is measured once more.
     seed : int
         Python's, NumPy's and torch's global generators start from it at every evaluation, and are put back afterwards.
     progress : callable
@@ -88,14 +91,15 @@ def tune(
     BudgetError
         No setting tried was within the budget; the message says the best one reached.
     UsageError
-        An argument that cannot be meant.
+        An argument that cannot be meant; trials in the folder that another judge or release filed.
     Error
         `evaluate` raised, or gave no number for the original network.
 
     Warns
     -----
     UserWarning
-        `evaluate` is not deterministic, or returned NaN for a trial, which counts as over the budget.
+        `evaluate` is not deterministic, or returned NaN for a trial, which counts as over the budget if the metric is
+        limited.
 
     Examples
     --------
@@ -119,10 +123,10 @@ def tune(
     runner = Runner(subject, max_loss, trials, progress)
     if finder is None:
         runner.most = most
-        chosen = search(runner, family, most)
+        chosen = runner.settled(lambda: search(runner, family, most))
     else:
         runner.most = getattr(finder, "most", 0)
-        chosen = finder.search(runner, family)
+        chosen = runner.settled(lambda: finder.search(runner, family))
     described = {"evaluations": most} if finder is None else asdict(finder)
     return plan_of(runner, chosen, method, {"name": strategy, "knob": knob, **described})
 

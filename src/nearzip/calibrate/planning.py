@@ -187,7 +187,7 @@ def tune_checkpoint(
     runner.most = most
     # A divergence that is the budget is what a step can be estimated for.
     family = _Steps(prepared, subject, prepared.step_for(runner.max_loss.get("kl") or _START))
-    chosen = search(runner, family, most)
+    chosen = runner.settled(lambda: search(runner, family, most))
     strategy = {"name": "nearzip", "knob": "step", "evaluations": most}
     versions = {"torch": torch.__version__}
     return plan_of(runner, chosen, "nearzip", strategy, _rounding(chosen, how), versions)
