@@ -211,7 +211,7 @@ def usage_of(losses: Mapping[str, float], max_loss: Mapping[str, float], origina
     """The largest share of a budget that was used: at most 1 is within, negative is a gain in every metric.
 
     A loss that is above its budget by no more than metrics are rounded by is within: 0.978 - 0.976 is more than 0.002
-    in floating point.
+    in floating point. Without any budget nothing is used, unless a metric was no number.
 
     Examples
     --------
@@ -220,6 +220,8 @@ def usage_of(losses: Mapping[str, float], max_loss: Mapping[str, float], origina
     >>> usage_of({"top1": 0.978 - 0.976}, {"top1": 0.002}, {"top1": 0.978})
     1.0
     """
+    if not max_loss:
+        return 0.0 if all(map(math.isfinite, losses.values())) else math.inf
     return max(_share(losses[name], allowed, original[name]) for name, allowed in max_loss.items())
 
 

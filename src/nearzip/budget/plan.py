@@ -111,8 +111,10 @@ class Assignment:
         return Assignment(Choice.from_json(d["default"], f"{where}, default"), others)
 
     def __str__(self) -> str:
-        n = len(self.by_name)
-        return str(self.default) + (f" and {n} tensor{'s' * (n > 1)} otherwise" if n else "")
+        if len(self.by_name) == 1:
+            [(name, choice)] = self.by_name.items()
+            return f"{self.default} and {name!r} {choice}"
+        return str(self.default) + (f" and {len(self.by_name)} tensors otherwise" if self.by_name else "")
 
 
 _TRIAL: Kinds = {
@@ -136,7 +138,8 @@ class Trial:
         By metric, higher is better; loss is the original network's metric minus this one's, negative for a gain. -inf
         and inf for what was no number.
     usage : float
-        The largest share of a metric's budget that was used; at most 1 means within.
+        The largest share of a metric's budget that was used; at most 1 means within. Without a budget 0, or infinite
+        if a metric was no number.
     stage : str
         Which part of the search asked for it.
     seconds : float
@@ -250,7 +253,8 @@ class Plan:
     trials : tuple of Trial
         All of them, in the order in which they were asked for.
     max_loss, original, original_again : dict
-        By metric: the largest loss allowed, and what the original network scored, twice.
+        By metric: the largest loss allowed (none where only bytes were limited), and what the original network scored,
+        twice.
     network_id, base_id : str, str or None
         Content ids of the tensors and of the base that it was made for.
     original_bytes : int
@@ -282,7 +286,7 @@ class Plan:
     calibration: CalibratedRounding | None = None
 
     def __repr__(self) -> str:
-        losses = ", ".join(f"{name} -{loss:.4g}" for name, loss in self.chosen.losses.items())
+        losses = ", ".join(f"{name} {-loss:+.4g}" for name, loss in self.chosen.losses.items())
         ratio = self.original_bytes / self.nbytes
         return (
             f"<nearzip.Plan for {len(self.choices)} tensors, {self.nbytes} bytes, ratio {ratio:.2f}, {losses}, "
@@ -396,7 +400,8 @@ class Plan:
             _check_choice(choice)
         chosen = _chosen(trials, choices, d)
         names = set(chosen.metrics)
-        max_loss, original, again = (numbers(d[key], key) for key in ("max_loss", "original", "original_again"))
+        original, again = (numbers(d[key], key) for key in ("original", "original_again"))
+        max_loss = numbers(d["max_loss"], "max_loss") if d["max_loss"] else {}
         if set(max_loss) - names or set(original) != names or set(again) != names:
             raise CorruptError("plan: metrics differ in their names")
         versions = {name: text(version, "versions") for name, version in d["versions"].items()}

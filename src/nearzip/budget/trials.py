@@ -86,8 +86,8 @@ class Runner:
     Parameters
     ----------
     subject : Subject
-    max_loss : float or mapping
-        As the caller gave it; `max_loss` afterwards is by metric.
+    max_loss : float, mapping or None
+        As the caller gave it; `max_loss` afterwards is by metric. None: nothing is limited.
     folder : path or None
         Where trials are filed, one JSON each, and found again.
     watch : callable or None
@@ -105,7 +105,7 @@ class Runner:
         self._recalled: dict[str, Assignment] = {}
         self.most = 0
         self.original, self.original_again = self._originals()
-        self.max_loss = budgets(max_loss, self.original)
+        self.max_loss = {} if max_loss is None else budgets(max_loss, self.original)
 
     @property
     def trials(self) -> tuple[Trial, ...]:
