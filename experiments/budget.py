@@ -1,7 +1,8 @@
 """Searches under one accuracy budget: ours beside Delta-DNN's and DeepSZ's, on five trained networks.
 
-All searches turn the same method (`nearzip`) over the same network, judge and budget. Every chosen plan is applied
-anew from its file, restored from the bytes and judged again, and judged on data that the search did not see.
+All searches turn the same method (`nearzip`) over the same network, judge and budget; ours once more with calibrated
+rounding, on batches of training data. Every chosen plan is applied anew from its file, restored from the bytes and
+judged again, and judged on data that the search did not see.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from torch import nn
 from torch.nn import functional
 
 import nearzip as nz
-from experiments import data, pairs, record, traces
+from experiments import calibrating, data, pairs, record, traces
 from experiments.networks import NETWORKS, data_of
 from experiments.traces import Tensors
+from nearzip import calibrate
 from nearzip.errors import BudgetError
 from nearzip.torch import evaluator
 from nearzip.torch.evaluator import Evaluator
@@ -54,9 +56,14 @@ _WHAT = ("alone", "update")
 
 @dataclass(frozen=True)
 class Case:
-    """One search to make: a network, alone or as an update, with a judge for the search and one for the report."""
+    """One search to make: a network, alone or as an update, with a judge for the search and one for the report.
+
+    `module` and `batches`, of its training data and without targets, are what calibration takes.
+    """
 
     network: str
+    module: nn.Module
+    batches: list[Any]
     new: Tensors
     base: Tensors | None
     metric: str
@@ -85,8 +92,8 @@ def _windows(split: data.Split, n: int) -> list[Any]:
     return list(zip(inputs.split(5), targets.split(5), strict=True))
 
 
-def digits() -> tuple[nn.Module, Tensors, Tensors, list[Any], list[Any]]:
-    """A network of two layers on scikit-learn's digits: module, older and newer version, batches for both uses."""
+def digits() -> tuple[nn.Module, Tensors, Tensors, list[Any], list[Any], list[Any]]:
+    """A network of two layers on scikit-learn's digits: module, older and newer version, batches for all three uses."""
     images, labels = load_digits(return_X_y=True)
     inputs, targets = torch.from_numpy(images / 16).float(), torch.from_numpy(labels).long()
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
@@ -103,24 +110,32 @@ def digits() -> tuple[nn.Module, Tensors, Tensors, list[Any], list[Any]]:
             optimizer.step()
         versions.append({name: tensor.numpy().copy() for name, tensor in module.state_dict().items()})
     splits = [data.Split(inputs[:n], targets[:n]), data.Split(inputs[n : n + m], targets[n : n + m])]
-    return module, versions[-2], versions[-1], _batches(splits[0]), _batches(splits[1])
+    return (
+        module,
+        versions[-2],
+        versions[-1],
+        _batches(splits[0]),
+        _batches(splits[1]),
+        list(inputs[n + m :].split(128)),
+    )
 
 
 def cases(name: str, folder: Path, shared: Path) -> Iterator[Case]:
     """The network alone and as an update, with every metric."""
     kept = NETWORKS_TUNED[name]
     if kept is None:
-        module, old, new, for_search, for_report = digits()
+        module, old, new, for_search, for_report, batches = digits()
     else:
         pair = pairs.load(kept, shared)
         old, new = pair.old, pair.new
         module = NETWORKS[name]()
         module.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in new.items()})
         for_search, for_report = held_out(name, folder)
+        batches = calibrating.batches_of(name, folder)
     for base in (None, old):
         for metric, max_loss in BUDGETS.items():
             judge, reporter = evaluator(module, for_search, metric), evaluator(module, for_report, metric)
-            yield Case(name, new, base, metric, max_loss, judge, reporter)
+            yield Case(name, module, batches, new, base, metric, max_loss, judge, reporter)
 
 
 def strategies(case: Case) -> tuple[str, ...]:
@@ -137,26 +152,44 @@ def loss_of(judge: Evaluator, original: Tensors, restored: Tensors) -> float:
 
 
 def searches(case: Case) -> dict[str, dict[str, Any]]:
-    """All searches of a case; ours once more with half of what DeepSZ's took."""
-    found = {strategy: measure(case, strategy) for strategy in strategies(case)}
+    """All searches of a case; ours once more with half of what DeepSZ's took, and calibrated."""
+    found = {strategy: measure(case, _plain(case, strategy), nz.compress) for strategy in strategies(case)}
     if "evaluations" in found.get("deepsz", {}):
-        found["nearzip, more"] = measure(case, "nearzip", found["deepsz"]["evaluations"] // 2)
+        more = _plain(case, "nearzip", found["deepsz"]["evaluations"] // 2)
+        found["nearzip, more"] = measure(case, more, nz.compress)
+    found["nearzip, calibrated"] = calibrated(case)
     return found
 
 
-def measure(case: Case, strategy: str, evaluations: int | None = None) -> dict[str, Any]:
+def _plain(case: Case, strategy: str, evaluations: int | None = None) -> Callable[[], nz.Plan]:
+    return lambda: nz.tune(
+        case.new, case.base, evaluate=case.judge, max_loss=case.max_loss, strategy=strategy, evaluations=evaluations
+    )
+
+
+def calibrated(case: Case) -> dict[str, Any]:
+    """Our search over calibrated archives."""
+
+    def find() -> nz.Plan:
+        return calibrate.tune(case.module, case.batches, case.base, evaluate=case.judge, max_loss=case.max_loss)
+
+    def apply(tensors: Tensors, base: Tensors | None, plan: nz.Plan) -> nz.Archive:
+        return calibrate.compress(case.module, case.batches, base, plan=plan)
+
+    return measure(case, find, apply)
+
+
+def measure(case: Case, find: Callable[[], nz.Plan], apply: Callable[..., nz.Archive]) -> dict[str, Any]:
     """One search, and its plan applied anew from the plan's file."""
     started = time.perf_counter()
     try:
-        plan = nz.tune(
-            case.new, case.base, evaluate=case.judge, max_loss=case.max_loss, strategy=strategy, evaluations=evaluations
-        )
+        plan = find()
     except BudgetError as error:
         return {"nothing_fits": str(error), "seconds": round(time.perf_counter() - started, 2)}
     seconds = time.perf_counter() - started
     with tempfile.TemporaryDirectory() as folder:
         plan.save(Path(folder) / "plan.json")
-        archive = nz.compress(case.new, case.base, plan=nz.Plan.load(Path(folder) / "plan.json"))
+        archive = apply(case.new, case.base, plan=nz.Plan.load(Path(folder) / "plan.json"))
         archive.save(Path(folder) / "a.nz")
         restored = nz.decompress(Path(folder) / "a.nz", case.base)
     n = sum(w.size for w in case.new.values())
@@ -168,7 +201,7 @@ def measure(case: Case, strategy: str, evaluations: int | None = None) -> dict[s
         "measured_again": loss_of(case.judge, case.new, restored),
         "loss_on_unseen_data": loss_of(case.reporter, case.new, restored),
         "setting": str(plan.chosen.assignment),
-        "trials": [[str(t.assignment.default.bound), t.n_bytes, round(t.usage, 4)] for t in plan.trials],
+        "trials": [[str(t.assignment.default), t.n_bytes, round(t.usage, 4)] for t in plan.trials],
         "seconds": round(seconds, 2),
     }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import lzma
+import math
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -22,6 +23,7 @@ import zstandard
 import nearzip as nz
 from experiments import evaluate, pairs, record, trace_sets, traces
 from experiments.traces import Tensors
+from nearzip.stages import Context, LogStep, UniformStep
 
 #: The paper's candidates, and bounds that suit updates as small as these: in the absolute reading 1 % is more than most
 #: of their weights move.
@@ -33,32 +35,76 @@ THETA, ALPHA, BETA, LAMBDA = 0.2, 0.5, 0.5, 1e-3
 Point = dict[str, Any]
 
 
-def sz_pointwise(tensors: Tensors, eps: float) -> tuple[int, Tensors]:
-    """SZ on raw floats as the paper runs it, without a base: SZ3 on log|x| with bound log(1 + eps), as SZ does for
-    pointwise relative bounds; signs and zeros apart. Bytes, and what comes back."""
+#: Of SZ3: with its predictors, and without.
+_SZ = ("INTERP_LORENZO", "NOPRED")
+
+
+def _sz_logs(logs: np.ndarray, eps: float, algorithm: str) -> tuple[int, np.ndarray]:
+    """Bytes of logarithms under bound log(1 + eps), and what comes back."""
     from pysz import sz, szAlgorithm, szConfig, szErrorBoundMode
 
-    flat = np.concatenate([w.reshape(-1) for w in tensors.values() if w.dtype == np.float32])
-    logs = np.log(np.maximum(np.abs(flat), np.finfo(np.float32).tiny)).astype(np.float32)
     config = szConfig((logs.size,))
     config.errorBoundMode, config.absErrorBound = szErrorBoundMode.ABS, float(np.log1p(eps))
-    sizes, restored = [], flat
-    for name in ("INTERP_LORENZO", "NOPRED"):
-        config.cmprAlgo = getattr(szAlgorithm, name)
-        packed, _ = sz.compress(logs, config)
-        if not sizes or packed.nbytes < min(sizes):
-            back = sz.decompress(packed.copy(), np.float32, (logs.size,))[0]
-            restored = (np.sign(flat) * np.exp(back)).astype(np.float32)
-        sizes.append(packed.nbytes)
-    signs = zstandard.compress(np.packbits(np.signbit(flat)).tobytes() + np.packbits(flat == 0).tobytes())
-    back_tensors, at = {}, 0
+    config.cmprAlgo = getattr(szAlgorithm, algorithm)
+    packed, _ = sz.compress(logs, config)
+    return packed.nbytes, sz.decompress(packed.copy(), np.float32, (logs.size,))[0]
+
+
+def _float_values(tensors: Tensors) -> np.ndarray:
+    return np.concatenate([w.reshape(-1) for w in tensors.values() if w.dtype == np.float32])
+
+
+def _with_floats(tensors: Tensors, flat: np.ndarray) -> Tensors:
+    """The tensors with other float32 values."""
+    found, at = {}, 0
     for name, w in tensors.items():
         if w.dtype == np.float32:
-            back_tensors[name] = restored[at : at + w.size].reshape(w.shape)
+            found[name] = flat[at : at + w.size].reshape(w.shape)
             at += w.size
         else:
-            back_tensors[name] = w
-    return min(sizes) + len(signs), back_tensors
+            found[name] = w
+    return found
+
+
+def sz_each(tensors: Tensors, eps: float) -> dict[str, tuple[int, Tensors]]:
+    """SZ on raw floats as the paper runs it, without a base: SZ3 on log|x| with bound log(1 + eps), as SZ does for
+    pointwise relative bounds; signs and zeros apart. Bytes, and what comes back, by SZ3's algorithm."""
+    flat = _float_values(tensors)
+    logs = np.log(np.maximum(np.abs(flat), np.finfo(np.float32).tiny)).astype(np.float32)
+    signs = zstandard.compress(np.packbits(np.signbit(flat)).tobytes() + np.packbits(flat == 0).tobytes())
+    found = {}
+    for algorithm in _SZ:
+        n_bytes, back = _sz_logs(logs, eps, algorithm)
+        found[algorithm] = (
+            n_bytes + len(signs), _with_floats(tensors, (np.sign(flat) * np.exp(back)).astype(np.float32))
+        )  # fmt: skip
+    return found
+
+
+def sz_pointwise(tensors: Tensors, eps: float) -> tuple[int, Tensors]:
+    """The smaller of SZ's two: bytes, and what comes back."""
+    return min(sz_each(tensors, eps).values(), key=lambda found: found[0])
+
+
+def integers(old: Tensors, new: Tensors, eps: float, mode: str) -> np.ndarray:
+    """What the method makes of all floating-point values: int32, zero where nothing is left of the difference."""
+    found = []
+    for name, w in new.items():
+        if w.dtype.kind != "f":
+            continue
+        values, base = w.reshape(-1), old[name].reshape(-1)
+        if mode == "relative":
+            coded = LogStep(eps, delta=True).encode(values, Context.alone(values, base))
+        else:
+            coded = UniformStep(2 * math.log1p(eps)).encode(values.astype(np.float64) - base)
+        found.append(coded.symbols)
+    return np.concatenate(found)
+
+
+def mean_of(old: Tensors, new: Tensors) -> Tensors:
+    """Half way from one version to the other; what is no floating-point number as in the newer."""
+    return {name: ((old[name].astype(np.float64) + w) / 2).astype(w.dtype) if w.dtype.kind == "f" else w
+            for name, w in new.items()}  # fmt: skip
 
 
 def choose(points: Sequence[Point], fallback: Point) -> Point:
@@ -151,6 +197,63 @@ class Subject:
         }
 
 
+def moved(old: Tensors, new: Tensors) -> float:
+    """Root mean square of the update over that of the weights."""
+    pairs = [(old[name].astype(np.float64), w) for name, w in new.items() if w.dtype.kind == "f"]
+    update = sum(float(np.sum((w - base) ** 2)) for base, w in pairs)
+    return math.sqrt(update / sum(float(np.sum(w.astype(np.float64) ** 2)) for _, w in pairs))
+
+
+def sz_sizes(tensors: Tensors) -> list[Point]:
+    """SZ's ratio at the paper's candidates, and that of its algorithm with predictors."""
+    n_bytes, found = sum(w.nbytes for w in tensors.values()), []
+    for eps in PAPER_EPS:
+        sizes = {name: size for name, (size, _) in sz_each(tensors, eps).items()}
+        found.append(
+            {"eps": eps, "ratio": n_bytes / min(sizes.values()), "predicted_ratio": n_bytes / sizes["INTERP_LORENZO"]}
+        )
+    return found
+
+
+def rest_of(network: str, data: Path, share: float) -> evaluate.HeldOut:
+    """The held-out data that `evaluate.held_out` leaves for a share."""
+    whole, n = evaluate.held_out(network, data), len(evaluate.held_out(network, data, share).inputs)
+    return evaluate.HeldOut(whole.inputs[n:], whole.targets[n:])
+
+
+def again(network: str, old: Tensors, new: Tensors, held_out: evaluate.HeldOut, eps: dict[str, float]) -> Point:
+    """Changes of accuracy on data that had no part in choosing: of what was chosen, by mode or `sz`, of the old
+    version, and of the mean of both versions; and the largest share of predictions that one of the chosen changes."""
+    judge = evaluate.Evaluator(network, new, held_out)
+    restored = {"sz": sz_pointwise(new, eps["sz"])[1], "old": old, "mean": mean_of(old, new)}
+    for mode in MODES:
+        options = {"eps": eps[mode], "mode": mode}
+        restored[mode] = nz.compress(new, base=old, method="delta-dnn", options=options).restored
+    found = {name: judge.compare(tensors) for name, tensors in restored.items()}
+    return {
+        "predictions": int(judge.targets.numel()),
+        "accuracy": judge.accuracy,
+        "changes": {name: one.accuracy_change for name, one in found.items()},
+        "changed": max(1 - found[name].agreement for name in eps),
+    }
+
+
+def causes(where: Path, data: Path, share: float, rows: dict[str, Any]) -> dict[str, Any]:
+    """Of each row of Table 1, what says why its figures are not the paper's."""
+    found = {}
+    for name, row in rows.items():
+        pair = pairs.load(name, where)
+        eps = {"sz": row["sz"]["eps"]} | {mode: row["delta_dnn"][mode]["eps"] for mode in MODES}
+        found[name] = {
+            "moved": moved(pair.old, pair.new),
+            "still": {mode: float((integers(pair.old, pair.new, eps[mode], mode) == 0).mean()) for mode in MODES},
+            "sz": sz_sizes(pair.new),
+            "again": again(pair.network, pair.old, pair.new, rest_of(pair.network, data, share), eps),
+        }
+        print(name, {key: found[name][key] for key in ("moved", "still", "again")}, file=sys.stderr)
+    return found
+
+
 def improved(folder: Path, last: int = 5) -> list[tuple[Path, Path, int]]:
     """Reference, target and epoch of the last epochs whose accuracy beat all before them; each against the improved one
     before it."""
@@ -187,11 +290,15 @@ def epochs(data: Path, share: float) -> dict[str, Any]:
     return rows
 
 
+#: What is measured, in this order: the causes take the bounds that the networks chose.
+_PARTS = ("networks", "epochs", "causes")
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench delta_dnn", description=__doc__)
     parser.add_argument("--data", help="folder with the data and, beside it, the traces (or NEARZIP_DATA)")
     parser.add_argument("--share", type=float, default=0.25, help="how much of the held-out data to use")
-    parser.add_argument("--only", choices=("networks", "epochs"), help="measure this part; the other stays as it was")
+    parser.add_argument("--only", choices=_PARTS, help="measure this part; the others stay as they were")
     options = parser.parse_args(arguments)
     where = traces.folder(options.data)
     if where is None:
@@ -199,12 +306,15 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     data = where.parent / "data"
     had = record.load("delta_dnn") if options.only else {}
-    parts = {part: had.get(part, {}) for part in ("networks", "epochs")}
+    parts = {part: had.get(part, {}) for part in _PARTS}
     commits = had.get("commits", {part: had.get("commit") for part in parts})
-    if options.only != "epochs":
-        parts["networks"], commits["networks"] = networks(where, data, options.share), record.commit()
-    if options.only != "networks":
-        parts["epochs"], commits["epochs"] = epochs(data, options.share), record.commit()
+    measures = {
+        "networks": lambda: networks(where, data, options.share),
+        "epochs": lambda: epochs(data, options.share),
+        "causes": lambda: causes(where, data, options.share, parts["networks"]),
+    }
+    for part in [options.only] if options.only else _PARTS:
+        parts[part], commits[part] = measures[part](), record.commit()
     rule = {"theta_percent": THETA, "alpha": ALPHA, "beta": BETA, "lambda": LAMBDA}
     record.save(
         "delta_dnn",

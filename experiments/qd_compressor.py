@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,29 @@ import torch
 
 import nearzip as nz
 from experiments import evaluate, record, trace_sets, traces
+from experiments.delta_dnn import integers
 from experiments.traces import Tensors, load_file
 
-#: Chains: network, then files of the shared traces or a folder of the cached sets.
-CHAINS: dict[str, tuple[str, tuple[str, ...] | Path]] = {
-    "vgg-small, epochs 6 to 9": ("vgg-small", tuple(f"vgg-small/00{k}" for k in range(6, 10))),
-    "vgg-small, epochs 1 to 3": ("vgg-small", Path("quick/vgg-small")),
-    "resnet-20, epochs 1 to 2": ("resnet-20", Path("quick/resnet-20")),
-    "lenet-300-100, epochs 1 to 12": ("lenet-300-100", Path("chains/lenet-300-100")),
-    "lenet-5, epochs 1 to 2": ("lenet-5", Path("quick/lenet-5")),
-    "transformer, steps 50 to 200": ("transformer", Path("quick/transformer")),
-    "transformer, steps 900 to 950": ("transformer", ("transformer/00900", "transformer/00950")),
+
+@dataclass(frozen=True)
+class Chain:
+    """Versions of one network: files of the shared traces, or those from `first` up to `end` of a cached trace."""
+
+    network: str
+    place: tuple[str, ...] | Path
+    first: int = 0
+    end: int | None = None
+
+
+#: The full transformer has a version every 50 steps.
+CHAINS: dict[str, Chain] = {
+    "vgg-small, epochs 6 to 9": Chain("vgg-small", tuple(f"vgg-small/00{k}" for k in range(6, 10))),
+    "vgg-small, epochs 1 to 9": Chain("vgg-small", Path("chains/vgg-small"), 0, 9),
+    "resnet-20, epochs 1 to 8": Chain("resnet-20", Path("chains/resnet-20")),
+    "lenet-300-100, epochs 1 to 12": Chain("lenet-300-100", Path("chains/lenet-300-100")),
+    "lenet-5, epochs 1 to 8": Chain("lenet-5", Path("chains/lenet-5")),
+    "transformer, steps 50 to 400": Chain("transformer", Path("full/transformer"), 0, 8),
+    "transformer, steps 700 to 1000": Chain("transformer", Path("full/transformer"), 13, 20),
 }
 #: Label: method, bound, options, whether the version before is its base.
 Way = tuple[str, str | None, dict[str, Any], bool]
@@ -54,10 +67,10 @@ WAYS: dict[str, Way] = {
 
 def versions(chain: str, shared: Path) -> list[Tensors]:
     """The versions of a chain, oldest first. Raises FileNotFoundError if they were not trained yet."""
-    _, place = CHAINS[chain]
+    place, first, end = CHAINS[chain].place, CHAINS[chain].first, CHAINS[chain].end
     if isinstance(place, tuple):
         return [load_file(shared / f"{name}.safetensors") for name in place]
-    files = trace_sets.version_files(trace_sets.traces_folder() / place)
+    files = trace_sets.version_files(trace_sets.traces_folder() / place)[first:end]
     if len(files) < 2:
         raise FileNotFoundError(f"no trace {place}; run: python -m experiments traces --set {place.parts[0]}")
     return [load_file(file) for file in files]
@@ -77,8 +90,7 @@ def follow(way: Way, chain: list[Tensors]) -> tuple[list[int], Tensors]:
 
 def entropy(symbols: np.ndarray) -> float:
     """Bits for a symbol."""
-    counts = np.bincount(symbols)
-    shares = counts[counts > 0] / symbols.size
+    shares = np.unique(symbols, return_counts=True)[1] / symbols.size
     return float(-(shares * np.log2(shares)).sum())
 
 
@@ -96,12 +108,24 @@ def _quantized(values: np.ndarray, bits: int) -> np.ndarray:
     return levels
 
 
+#: Figure 4's "global" is Delta-DNN's one step for all layers: its default bound in both readings, and Table 1's.
+STEPS: dict[str, tuple[str, float]] = {
+    "Delta-DNN, absolute 0.1 %": ("absolute", 1e-3),
+    "Delta-DNN, relative 0.1 %": ("relative", 1e-3),
+    "Delta-DNN, relative 5 %": ("relative", 0.05),
+}
+
+
 def figure_4(chain: list[Tensors], bits: int = 8) -> dict[str, list[float]]:
-    """Entropy of the quantized difference modulo 2^bits, bits for a value, pair by pair."""
-    found: dict[str, list[float]] = {"local": [], "global": []}
-    for name, one_range in (("local", False), ("global", True)):
-        for old, new in pairwise(chain):
-            found[name].append(entropy((_levels(new, bits, one_range) - _levels(old, bits, one_range)) % 2**bits))
+    """Entropy of the quantized difference, bits for a value, pair by pair: by Delta-DNN's steps, and of the difference
+    modulo 2^bits of what is quantized by one range or by each tensor's own."""
+    found: dict[str, list[float]] = {
+        label: [entropy(integers(old, new, eps, mode)) for old, new in pairwise(chain)]
+        for label, (mode, eps) in STEPS.items()
+    }
+    for label, one_range in (("one range", True), ("local", False)):
+        levels = [_levels(version, bits, one_range) for version in chain]
+        found[label] = [entropy((new - old) % 2**bits) for old, new in pairwise(levels)]
     return found
 
 
@@ -113,7 +137,7 @@ def figure_5(chain: list[Tensors], bits: int = 8) -> dict[str, list[float]]:
 
 def measure(name: str, shared: Path, share: float) -> dict[str, Any]:
     """Every way over one chain."""
-    network, chain = CHAINS[name][0], versions(name, shared)
+    network, chain = CHAINS[name].network, versions(name, shared)
     judge = evaluate.Evaluator(network, chain[-1], evaluate.held_out(network, shared.parent / "data", share))
     size = sum(w.nbytes for w in chain[0].values())
     ways: dict[str, Any] = {}

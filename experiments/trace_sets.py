@@ -19,8 +19,8 @@ from experiments.data import DataError, Dataset, cache_folder, load
 from experiments.networks import data_of
 from experiments.training import Settings, preset, train
 
-#: quick: under 10 minutes on two cores; chains: twelve versions each, under 20; full: under 120; papers: for a GPU, as
-#: long as `--epochs` says.
+#: quick: under 10 minutes on two cores; chains: eight or twelve versions each, under 20; full: under 120; papers: for a
+#: GPU, as long as `--epochs` says.
 SETS: dict[str, tuple[Settings, ...]] = {
     "quick": (
         preset("lenet-300-100", epochs=4),
@@ -33,6 +33,8 @@ SETS: dict[str, tuple[Settings, ...]] = {
         preset("lenet-300-100", epochs=12),
         preset("vgg-small", epochs=12, limit=15_000),
         preset("transformer", steps=240, every=20),
+        preset("lenet-5", epochs=8),
+        preset("resnet-20", epochs=8, limit=6_400),
     ),
     "full": (
         preset("lenet-300-100"),

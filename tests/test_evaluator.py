@@ -120,6 +120,35 @@ def test_pickled_and_back():
     assert pickle.loads(pickle.dumps(judge))(noisy(module)) == judge(noisy(module))  # noqa: S301
 
 
+def identity(module=None, batches=BATCHES, metric="kl", **how):
+    return evaluator(network() if module is None else module, batches, metric, **how).identity
+
+
+def test_an_identity_is_that_of_module_batches_and_metrics():
+    assert identity() == identity() == pickle.loads(pickle.dumps(evaluator(network(), BATCHES, "kl"))).identity  # noqa: S301
+    trained, other_layer = network(), network()
+    with torch.no_grad():
+        trained[4].bias[0] += 1e-6
+    other_layer[2] = nn.Tanh()
+    others = [
+        identity(trained), identity(other_layer), identity(metric=["kl", "top1"]), identity(metric="agreement"),
+        identity(batches=BATCHES[:2]), identity(batches=[(x, y + 1) for x, y in BATCHES]),
+        identity(batches=[(x.reshape(-1, 12), y) for x, y in BATCHES[::-1]]),
+        identity(batches=[{"input": x, "labels": y} for x, y in BATCHES], predict=by_keyword),
+        identity(batches=[{"input": x, "labels": y, "id": "a"} for x, y in BATCHES], predict=by_keyword),
+    ]  # fmt: skip
+    assert len({identity(), *others}) == len(others) + 1
+
+
+def by_keyword(module, batch):
+    return predict_classes(module, (batch["input"], batch["labels"]))
+
+
+def test_an_identity_is_read_from_the_loader_where_no_metric_has_done_so():
+    top1 = evaluator(network(), BATCHES, "top1")
+    assert top1.identity == identity(metric="top1") != identity(metric="top1", batches=BATCHES[1:])
+
+
 class Tied(nn.Module):
     """A language model in little: tied embeddings, an answer with `logits`."""
 

@@ -43,6 +43,43 @@ def test_sz_on_raw_floats_keeps_a_relative_bound():
     assert np.all(np.abs(restored["a"] - weights["a"]) <= 0.0501 * np.abs(weights["a"]))
 
 
+def test_the_smaller_of_both_algorithms_of_sz_is_taken():
+    pytest.importorskip("pysz")
+    weights = {"w": np.random.default_rng(0).normal(0, 0.1, (60, 70)).astype(np.float32)}
+    each = delta_dnn.sz_each(weights, 0.05)
+    assert set(each) == {"INTERP_LORENZO", "NOPRED"}
+    assert delta_dnn.sz_pointwise(weights, 0.05)[0] == min(n_bytes for n_bytes, _ in each.values())
+
+
+@pytest.mark.parametrize("mode", delta_dnn.MODES)
+def test_integers_are_zero_where_nothing_is_left_of_a_difference(mode):
+    old = {"w": np.array([1.0, -2.0, 4.0, 8.0], np.float32), "n": np.array([3], np.int64)}
+    new = {"w": np.array([1.0, -2.01, 5.0, -8.0], np.float32), "n": np.array([9], np.int64)}
+    assert (delta_dnn.integers(old, new, 0.05, mode) == 0).tolist() == [True, True, False, False]
+
+
+def test_the_mean_lies_half_way_and_keeps_counts():
+    old = {"w": np.array([1.0, 3.0], np.float32), "n": np.array([3], np.int64)}
+    new = {"w": np.array([2.0, 3.0], np.float32), "n": np.array([9], np.int64)}
+    mean = delta_dnn.mean_of(old, new)
+    assert mean["w"].tolist() == [1.5, 3.0]
+    assert mean["w"].dtype == np.float32
+    assert mean["n"].tolist() == [9]
+
+
+def test_entropies_of_figure_4():
+    from experiments import qd_compressor
+
+    old = {"w": np.linspace(-1, 1, 256, dtype=np.float32)}
+    new = {"w": old["w"].copy()}
+    new["w"][1:128] += 0.1  # half of them, and the range stays
+    found = qd_compressor.figure_4([old, new])
+    assert set(found) == {*qd_compressor.STEPS, "one range", "local"}
+    shares = np.array([127, 129]) / 256
+    assert found["Delta-DNN, absolute 0.1 %"] == pytest.approx([-(shares * np.log2(shares)).sum()])
+    assert found["one range"] == found["local"]
+
+
 def test_improved_epochs_follow_each_other(tmp_path):
     rows = [(1, 0.5), (2, 0.7), (3, 0.6), (4, 0.8)]
     versions = [{"file": f"{e:03d}.safetensors", "epoch": e, "test": {"accuracy": a}} for e, a in rows]
@@ -174,10 +211,23 @@ def test_the_page_of_qd_compressor_is_what_the_result_says(monkeypatch, tmp_path
 
 @pytest.mark.skipif(not (RESULTS / "deepsz.json").is_file(), reason="not measured yet")
 def test_the_page_of_deepsz_is_what_the_result_says(monkeypatch, tmp_path):
-    from experiments import deepsz_page, deepsz_tables
+    from experiments import deepsz_page
 
     monkeypatch.setattr(deepsz_page, "_IMAGES", tmp_path)
     text = deepsz_page.page(json.loads((RESULTS / "deepsz.json").read_text()))
     assert text == (RESULTS.parent.parent / "docs" / "papers" / "deepsz.md").read_text()
-    summary = deepsz_tables.summary(json.loads((RESULTS / "deepsz.json").read_text())["networks"])
-    assert summary in (RESULTS.parent.parent / "docs" / "methods" / "deepsz.md").read_text()
+
+
+def _filled() -> list[tuple[str, str]]:
+    from experiments import method_tables
+
+    return list(method_tables.TABLES)
+
+
+@pytest.mark.parametrize(("page", "name"), _filled())
+def test_tables_of_the_methods_are_what_the_results_say(page, name):
+    from experiments import method_tables
+
+    text = (RESULTS.parent.parent / "docs" / "methods" / f"{page}.md").read_text()
+    inside = text.split(f"<!-- {name}:begin -->\n")[1].split(f"\n<!-- {name}:end -->")[0]
+    assert inside == method_tables.TABLES[page, name]()

@@ -307,6 +307,73 @@ def test_deepsz_with_several_metrics_and_what_it_cannot_do():
         nz.tune({"a": NETWORK["a.bias"]}, evaluate=lambda t: 1.0, max_loss=0.1, strategy="deepsz")
 
 
+def loses(plan, name="score"):
+    return plan.losses[name]
+
+
+def test_deepsz_takes_the_best_accuracy_of_a_given_size(tmp_path):
+    plans = [nz.tune(NETWORK, evaluate=agreement, strategy="deepsz", max_bytes=n) for n in (9000, 6000, 3000)]
+    for plan, most in zip(plans, (9000, 6000, 3000), strict=True):
+        assert check(plan, evaluate=agreement).nbytes <= most
+        assert plan.max_loss == {}
+        assert plan.strategy["max_bytes"] == most
+        small = [trial for trial in plan.trials if trial.n_bytes <= most]
+        assert loses(plan) == min(trial.losses["score"] for trial in small)
+    assert loses(plans[0]) < loses(plans[1]) < loses(plans[2])
+    plans[1].save(tmp_path / "plan.json")
+    again = nz.Plan.load(tmp_path / "plan.json")
+    assert json.dumps(again.to_json()) == json.dumps(plans[1].to_json())
+    assert nz.compress(NETWORK, plan=again).nbytes <= 6000
+
+
+def test_deepsz_spends_the_bytes_where_layers_lost_nothing_alone():
+    """To the knapsack all bounds that lose nothing are the same, and it takes the coarsest; together they lose much."""
+
+    def forgiving(tensors):
+        errors_ = [float(np.abs(tensors[name] - NETWORK[name]).max()) for name in ("a.weight", "b.weight")]
+        return -max(0.0, sum(errors_) - 0.15)
+
+    plan = nz.tune(NETWORK, evaluate=forgiving, strategy="deepsz", max_bytes=4000, starts=(1e-3, 1e-2))
+    combined = [trial for trial in plan.trials if trial.stage == "combined"]
+    assert plan.chosen is combined[1]
+    assert loses(plan) == 0 < combined[0].losses["score"]
+
+
+def test_deepsz_limits_bytes_and_loss_together():
+    plan = nz.tune(NETWORK, evaluate=both, max_loss={"agreement": 0.05}, strategy="deepsz", max_bytes=8000)
+    check(plan, evaluate=both)
+    assert plan.nbytes <= 8000
+    with pytest.raises(
+        errors.BudgetError, match=r"at most 7000 bytes is within .* loses agreement 0\.\d+ of 0.02; allow"
+    ):
+        nz.tune(NETWORK, evaluate=both, max_loss={"agreement": 0.02}, strategy="deepsz", max_bytes=7000)
+
+
+def test_deepsz_says_how_small_it_can_get():
+    with pytest.raises(errors.BudgetError, match=r"gets down to 500 bytes; the smallest reached takes \d{4}; allow"):
+        nz.tune(NETWORK, evaluate=agreement, strategy="deepsz", max_bytes=500)
+
+
+@pytest.mark.parametrize("kind", ["rel", "pwrel", "rms"])
+def test_deepsz_of_a_size_with_every_kind_of_bound(kind):
+    plan = nz.tune(NETWORK, BASE, evaluate=agreement, strategy="deepsz", max_bytes=14000, knob=kind)
+    assert check(plan, NETWORK, BASE, agreement).nbytes <= 14000
+
+
+def test_deepsz_of_a_size_passes_over_what_is_no_number():
+    def fragile(tensors):
+        return agreement(tensors) if agreement(tensors) > 0.9 else math.nan
+
+    with pytest.warns(UserWarning, match="max_loss does not limit it"):
+        plan = nz.tune(NETWORK, evaluate=fragile, strategy="deepsz", max_bytes=7000)
+    assert 0 <= loses(plan) <= 0.1
+    with (
+        pytest.warns(UserWarning, match="as 'score'"),
+        pytest.raises(errors.BudgetError, match=r"down to 3000 bytes|loses everything"),
+    ):
+        nz.tune(NETWORK, evaluate=fragile, strategy="deepsz", max_bytes=3000)
+
+
 def test_gains_pass():
     worse = {**NETWORK, "a.bias": NETWORK["a.bias"] + np.float32(0.5)}
     plan = nz.tune(worse, NETWORK, evaluate=negative_error, max_loss=0, strategy="delta-dnn", candidates=[5.0])
@@ -399,6 +466,17 @@ def test_what_is_no_metric_is_refused(value):
         ({"strategy": "delta-dnn", "candidates": []}, "candidates"),
         ({"strategy": "delta-dnn", "alpha": 0.9}, "add up to 1"),
         ({"evaluations": 0}, "evaluations"),
+        ({"evaluations": 9, "strategy": "delta-dnn"}, r"'delta-dnn' tries every one of its candidates \(10\)"),
+        ({"evaluations": 9, "strategy": "deepsz", "most_tests": 7}, "most_tests=7 tests of each .* most_combined=10"),
+        ({"strategy": "deepsz", "starts": ()}, "positive and increasing"),
+        ({"strategy": "deepsz", "distortion": -1.0}, "distortion"),
+        ({"strategy": "deepsz", "most_tests": 0}, "most_tests is a positive number, not 0"),
+        ({"strategy": "deepsz", "most_combined": None}, "most_combined"),
+        ({"strategy": "deepsz", "max_bytes": 0}, "max_bytes"),
+        ({"strategy": "deepsz", "max_bytes": True}, "max_bytes"),
+        ({"strategy": "deepsz", "max_loss": None}, "max_loss"),
+        ({"strategy": "delta-dnn", "max_bytes": 1000}, "no parameter 'max_bytes'"),
+        ({"strategy": "deepsz", "max_bytes": 1000, "max_loss": None, "evaluate": both}, "says which one counts"),
         ({"seed": "a"}, "seed"),
         ({"knob": "l2"}, "no knob 'l2'"),
         ({"method": "delta-dnn", "knob": "rms"}, "cannot promise"),
@@ -618,4 +696,4 @@ def test_assignments_are_plans_too():
     restored = nz.compress(NETWORK, plan=assignment).restored
     assert np.array_equal(restored["b.weight"], NETWORK["b.weight"])
     assert 0 < np.abs(restored["a.weight"] - NETWORK["a.weight"]).max() <= 1e-3
-    assert str(assignment) == "nearzip abs:0.001 and 1 tensor otherwise"
+    assert str(assignment) == "nearzip abs:0.001 and 'b.weight' zstd"

@@ -103,6 +103,53 @@ def test_the_methods_and_the_searches(files):
         assert result.exit_code == 0, (arguments, result.stderr)
 
 
+def test_parameters_of_the_searches(files):
+    assert tune("--strategy", "delta-dnn", "--strategy-set", "candidates=0.002,0.01",
+                "--strategy-set", "alpha=0.25", "--strategy-set", "beta=0.75").exit_code == 0  # fmt: skip
+    plan = nz.Plan.load("plan.json")
+    assert [trial.assignment.default.bound.value for trial in plan.trials] == [0.002, 0.01]
+    assert (plan.strategy["alpha"], plan.strategy["candidates"]) == (0.25, [0.002, 0.01])
+    assert tune("--force", "--strategy", "deepsz", "--strategy-set", "starts=0.01,0.1", "--strategy-set",
+                "most_tests=4", "--strategy-set", "distortion=0.002").exit_code == 0  # fmt: skip
+    plan = nz.Plan.load("plan.json")
+    assert (plan.strategy["starts"], plan.strategy["most_tests"], plan.strategy["distortion"]) == (
+        [0.01, 0.1],
+        4,
+        0.002,
+    )
+
+
+def test_the_best_accuracy_of_a_given_size(files):
+    small = ("tune", "new.safetensors", "--evaluate", "judge:error", "--strategy", "deepsz", "-o", "plan.json")
+    result = run(*small, "--strategy-set", "max_bytes=4000")
+    assert result.exit_code == 0, result.stderr
+    assert "measured on the stored archive\n" in result.stdout
+    assert nz.Plan.load("plan.json").nbytes <= 4000
+    assert run("compress", "new.safetensors", "--plan", "plan.json", "-o", "a.nz").exit_code == 0
+    assert Path("a.nz").stat().st_size <= 4000
+    result = run(*small, "--force", "--strategy-set", "max_bytes=100")
+    assert result.exit_code == 15
+    assert "the smallest reached takes" in result.stderr
+    result = run(*small, "--force")
+    assert result.exit_code == 2
+    assert "--max-loss is missing" in result.stderr
+
+
+def test_the_table_names_the_layer_that_a_trial_is_about(files):
+    rows = [line for line in tune("--strategy", "deepsz").stdout.splitlines() if "nearzip lossless and" in line]
+    assert all("'w' nearzip abs:" in row for row in rows)
+
+
+def test_a_plan_that_another_release_measured_warns(files):
+    assert tune().exit_code == 0
+    text = Path("plan.json").read_text()
+    Path("plan.json").write_text(text.replace(nz.Plan.load("plan.json").chosen.restored_id, "0" * 32))
+    result = run("compress", "new.safetensors", "--plan", "plan.json", "-o", "a.nz")
+    assert result.exit_code == 1
+    assert "warning: the plan was measured by another release" in result.stderr
+    assert Path("a.nz").exists()
+
+
 def test_trials_are_filed(files):
     assert tune("--trials", "trials").exit_code == 0
     n = len(list(Path("trials").iterdir()))
@@ -145,6 +192,18 @@ def test_warnings_end_with_exit_code_1(files):
         (2, "a number from 0 on", (), {"max_loss": "-1"}),
         (2, "a number from 0 on", (), {"max_loss": "nan"}),
         (2, "no knob 'size'", ("--knob", "size"), {}),
+        (2, "'nearzip' has no parameter 'starts'; it takes none", ("--strategy-set", "starts=1"), {}),
+        (2, "no parameter 'size'; it takes starts", ("--strategy", "deepsz", "--strategy-set", "size=1"), {}),
+        (2, "starts takes numbers with commas between, not '0.1;1'",
+         ("--strategy", "deepsz", "--strategy-set", "starts=0.1;1"), {}),
+        (2, "starts takes numbers", ("--strategy", "deepsz", "--strategy-set", "starts="), {}),
+        (2, "max_bytes takes a whole number, not '1.5'",
+         ("--strategy", "deepsz", "--strategy-set", "max_bytes=1.5"), {}),
+        (2, "alpha takes a number, not 'x'", ("--strategy", "delta-dnn", "--strategy-set", "alpha=x"), {}),
+        (2, "--strategy-set takes KEY=VALUE", ("--strategy", "deepsz", "--strategy-set", "starts"), {}),
+        (2, "--strategy-set alpha is given twice",
+         ("--strategy", "delta-dnn", "--strategy-set", "alpha=1", "--strategy-set", "alpha=1"), {}),
+        (2, "evaluations limits the strategy 'nearzip'", ("--strategy", "deepsz", "--evaluations", "3"), {}),
         (15, "within the budget", ("--method", "delta-dnn"), {"max_loss": "0"}),
         (10, "no such file", ("--base", "gone.safetensors"), {}),
         (2, "is a file; trials need a folder", ("--trials", "judge.py"), {}),

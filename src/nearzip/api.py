@@ -82,12 +82,14 @@ def _check_arguments(
         Setting.of(recipe, _bound(each))
 
 
-def _warn_of_another_network(plan: PlanLike | None, source: Checkpoint, base: Checkpoint | None) -> None:
-    """A plan's loss was measured for one network and base; its settings may be applied to others, its promise not."""
+def _warn_of_another_archive(
+    plan: PlanLike | None, source: Checkpoint, base: Checkpoint | None, report: WriteReport
+) -> None:
+    """A plan's loss was measured on one archive; its settings may be applied to others, its promise not."""
     differs = getattr(plan, "differs", None)
-    reason = differs(checkpoint_id(source), base and checkpoint_id(base)) if callable(differs) else None
+    reason = differs(checkpoint_id(source), base and checkpoint_id(base), report) if callable(differs) else None
     if reason:
-        warnings.warn(f"{reason}; the loss that it states was not measured here", stacklevel=3)
+        warnings.warn(reason, stacklevel=3)
 
 
 def _bound(bound: BoundLike) -> Bound | None:
@@ -136,7 +138,7 @@ def compress(
         name comes before patterns, and those in the order given, "*" last.
     plan : PlanLike
         Method and bound for each tensor, in place of `method`, `bound` and `options`; see `tune`. Warns if the plan was
-        made for another network or base.
+        made for another network or base, or measured on another archive than this.
     options : mapping
         The method's own settings.
     metadata : mapping of str to str
@@ -172,8 +174,9 @@ def compress(
     source = _retrained(method, plan, options, _checkpoint(tensors, metadata), retrain)
     reference = None if base is None else _checkpoint(base)
     settings = _settings(method, bound, plan, options, source.specs)
-    _warn_of_another_network(plan, source, reference)
-    return archive_of(source, reference, settings, threads, progress)
+    archive = archive_of(source, reference, settings, threads, progress)
+    _warn_of_another_archive(plan, source, reference, archive.report)
+    return archive
 
 
 def archive_of(
@@ -327,7 +330,6 @@ def compress_file(
     try:
         source = _retrained(method, plan, options, opened, retrain)
         settings = _settings(method, bound, plan, options, source.specs)
-        _warn_of_another_network(plan, source, reference)
         with atomic_file(dst, force=force) as stream:
             if restored is None:
                 report = write_archive(source, reference, settings, stream, None, threads, progress)
@@ -338,6 +340,7 @@ def compress_file(
                     with naming_errors("write", dst):
                         stream.flush()
                         os.fsync(stream.fileno())
+        _warn_of_another_archive(plan, source, reference, report)
     finally:
         opened.close()
         if reference is not None:

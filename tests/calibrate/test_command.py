@@ -15,6 +15,7 @@ from nearzip.cli import cli
 
 CODE = """
 import torch
+from safetensors.numpy import load_file
 
 def make():
     torch.manual_seed(0)
@@ -27,6 +28,13 @@ def values():
 
 def odd():
     return 3
+
+def judge(tensors):
+    module, batches = make()
+    own = {n: torch.from_numpy(w) for n, w in load_file("new.safetensors").items() if n != "extra"}
+    judged = {n: torch.from_numpy(tensors[n]) for n in own}
+    one, other = (torch.func.functional_call(module, state, batches[0]) for state in (own, judged))
+    return -float((one - other).abs().mean())
 
 def unknown():
     return *make(), {"nope": 1}
@@ -79,6 +87,57 @@ def test_a_target_and_a_bound(files):
     assert all(np.abs(restored[name] - value).max() <= 0.01 for name, value in original.items())
 
 
+@pytest.mark.parametrize("base", [(), ("--base", "old.safetensors")], ids=["alone", "update"])
+def test_a_plan_is_found_and_applied(files, base):
+    calibrated = ("--calibrate", f"{files}:make")
+    save_file(load_file("new.safetensors"), "new.safetensors")  # without metadata, which a plan does not count
+    result = CliRunner().invoke(cli, ["tune", "new.safetensors", *base, *calibrated, "--evaluate", f"{files}:judge",
+                                      "--max-loss", "0.01", "-o", "plan.json"])  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "chosen" in result.stdout
+    plan = nz.Plan.load("plan.json")
+    assert plan.calibration is not None
+    run("new.safetensors", *base, *calibrated, "--plan", "plan.json", "-o", "a.nz")
+    assert Path("a.nz").stat().st_size == plan.nbytes
+    restored = nz.decompress("a.nz", base=load_file("old.safetensors"))
+    assert np.array_equal(restored["extra"], np.linspace(0, 1, 7, dtype=np.float32))
+    refused = run("new.safetensors", *base, "--plan", "plan.json", "-o", "b.nz", code=2)
+    assert "on the command line with --calibrate" in refused.stderr
+
+
+def test_a_plan_of_nothing_is_applied_from_files_as_well(files):
+    save_file(load_file("new.safetensors"), "new.safetensors")
+    result = CliRunner().invoke(cli, ["tune", "new.safetensors", "--base", "old.safetensors", "--calibrate",
+                                      f"{files}:make", "--evaluate", f"{files}:judge", "--max-loss", "9",
+                                      "-o", "plan.json", "--json"])  # fmt: skip
+    assert result.exit_code == 0, result.output
+    plan = nz.Plan.load("plan.json")
+    assert plan.calibration is None
+    run("new.safetensors", "--base", "old.safetensors", "--calibrate", f"{files}:make", "--plan", "plan.json",
+        "-o", "a.nz")  # fmt: skip
+    assert Path("a.nz").stat().st_size == plan.nbytes
+    restored, old = nz.decompress("a.nz", base=load_file("old.safetensors")), load_file("old.safetensors")
+    assert all(np.array_equal(restored[name], w) for name, w in old.items())
+    assert np.array_equal(restored["extra"], np.linspace(0, 1, 7, dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--method", "lzma"], "for the method and the strategy nearzip"),
+        (["--strategy", "deepsz"], "for the method and the strategy nearzip"),
+        (["--calibrate", "NAME:odd"], "returns a module and batches"),
+    ],
+)
+def test_what_cannot_be_tuned_is_one_line(files, arguments, says):
+    arguments = [argument.replace("NAME", str(files)) for argument in arguments]
+    result = CliRunner().invoke(cli, ["tune", "new.safetensors", "--calibrate", f"{files}:make", "--evaluate",
+                                      f"{files}:judge", "--max-loss", "1", "-o", "p.json", *arguments])  # fmt: skip
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert not Path("p.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -86,6 +145,7 @@ def test_a_target_and_a_bound(files):
         (["--calibrate", "NAME:make"], "how far to go"),
         (["--calibrate", "NAME:make", "--step", "1", "--kl", "1"], "not both"),
         (["--calibrate", "NAME:make", "--step", "1", "--method", "lzma"], "for the method nearzip"),
+        (["--calibrate", "NAME:make", "--step", "1", "--plan", "p.json"], "give --plan or --step or --kl"),
         (["--calibrate", "NAME:odd", "--step", "1"], "returns a module and batches"),
         (["--calibrate", "NAME:unknown", "--step", "1"], "not nope"),
         (["--calibrate", "NAME:fails", "--step", "1"], "RuntimeError: no data here"),

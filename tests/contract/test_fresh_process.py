@@ -1,10 +1,13 @@
-"""Every registered method, ours and plug-ins': what one process wrote, another restores from the bytes alone."""
+"""Every registered method, ours and plug-ins': what one process wrote, another restores from the bytes alone, and it
+writes the same bytes itself.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 
@@ -22,6 +25,19 @@ found = {}
 for name in json.loads(sys.argv[1]):
     held = base if name.endswith("update.nz") else None
     found[name] = {k: hashlib.sha256(a.tobytes()).hexdigest() for k, a in nz.decompress(name, base=held).items()}
+print(json.dumps(found))
+"""
+
+
+_WRITER = """
+import hashlib, json, sys
+import numpy as np, nearzip as nz
+new, base = dict(np.load("new.npz")), dict(np.load("base.npz"))
+found = {}
+for method in json.loads(sys.argv[1]):
+    for held in (None, base):
+        archive = nz.compress(new, base=held, method=method)
+        found.setdefault(method, []).append(hashlib.sha256(archive.to_bytes()).hexdigest())
 print(json.dumps(found))
 """
 
@@ -59,7 +75,29 @@ def test_every_method_restores_in_a_fresh_process(tmp_path, monkeypatch):
             expected[f"{method}-{side}.nz"] = {
                 name: hashlib.sha256(a.tobytes()).hexdigest() for name, a in archive.restored.items()
             }
-    command = [sys.executable, "-c", _READER, json.dumps(list(expected))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert _said(_READER, list(expected)) == expected
+
+
+def test_every_method_writes_the_same_bytes_in_another_process(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    new, base = _network(2), _network(1)
+    np.savez("new.npz", **new)
+    np.savez("base.npz", **base)
+    methods = list(filter(_installed, recipe_types()))
+    expected = {
+        method: [
+            hashlib.sha256(nz.compress(new, base=held, method=method).to_bytes()).hexdigest() for held in (None, base)
+        ]
+        for method in methods
+    }
+    for threads, seed in (("1", "0"), ("3", "12345")):
+        assert _said(_WRITER, methods, NEARZIP_THREADS=threads, PYTHONHASHSEED=seed) == expected
+
+
+def _said(code: str, names: list[str], **environment: str) -> dict[str, object]:
+    """What a new process makes of these names."""
+    command = [sys.executable, "-W", "error", "-c", code, json.dumps(names)]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == expected
+    found: dict[str, object] = json.loads(done.stdout)
+    return found

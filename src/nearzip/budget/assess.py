@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from nearzip.budget.knapsack import Option
 from nearzip.errors import UsageError
 
-__all__ = ["STARTS", "assess", "assess_layer"]
+__all__ = ["DISTORTION", "STARTS", "assess", "assess_layer", "check_starts"]
 
 #: Layer and absolute error bound to the accuracy lost with that layer alone compressed, and its bytes.
 Test = Callable[[str, float], tuple[float, int]]
@@ -52,7 +52,9 @@ def assess(
     dict of layer to its options, by increasing bound
         Those over `max_loss` stand there too, for the record.
     """
-    _check(starts, max_loss)
+    check_starts(starts)
+    if not 0 <= max_loss < math.inf:
+        raise UsageError(f"an accuracy loss is a number from 0 on, not {max_loss!r}")
     return {layer: assess_layer(layer, test, max_loss, starts, distortion, most_tests) for layer in layers}
 
 
@@ -63,8 +65,9 @@ def assess_layer(
     starts: Sequence[float] = STARTS,
     distortion: float = DISTORTION,
     most_tests: int = 60,
+    most_bound: float = math.inf,
 ) -> list[Option]:
-    """`assess` for one layer."""
+    """`assess` for one layer. The first bound of at least `most_bound` is the last one."""
     tested: dict[float, Option] = {}
 
     def loss_at(bound: float) -> float:
@@ -77,16 +80,15 @@ def assess_layer(
     # A layer that no start distorts is checked on from the last of them: the printed algorithm leaves it out.
     first = starts[-1] if start is None else start / 10
     for bound in _steps_from(first):
-        if len(tested) >= most_tests or not loss_at(bound) <= max_loss:
+        if len(tested) >= most_tests or not loss_at(bound) <= max_loss or bound >= most_bound:
             break
     return [tested[bound] for bound in sorted(tested)]
 
 
-def _check(starts: Sequence[float], max_loss: float) -> None:
+def check_starts(starts: Sequence[float]) -> None:
+    """Raises UsageError for bounds that nothing can start from."""
     if not starts or any(not 0 < b < math.inf for b in starts) or list(starts) != sorted(set(starts)):
         raise UsageError(f"error bounds to start from are positive and increasing, not {list(starts)}")
-    if not 0 <= max_loss < math.inf:
-        raise UsageError(f"an accuracy loss is a number from 0 on, not {max_loss!r}")
 
 
 def _steps_from(first: float) -> Iterator[float]:

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from nearzip.api import compress
 from nearzip.bounds import Lossless
-from nearzip.budget.assess import DISTORTION, STARTS, assess_layer
+from nearzip.budget.assess import DISTORTION, STARTS, assess_layer, check_starts
+from nearzip.budget.choices import UNTOUCHED, Chosen, believed, finer_and_finer, most_accurate
 from nearzip.budget.families import KINDS, Bounds, Family
-from nearzip.budget.knapsack import Option, smallest
+from nearzip.budget.knapsack import Option
 from nearzip.budget.plan import Assignment, Choice, Trial
 from nearzip.budget.trials import Runner
-from nearzip.errors import UsageError
+from nearzip.errors import BudgetError, UsageError
 from nearzip.tensors import is_float
 
 __all__ = ["DeepSzSearch"]
 
 #: What is not being assessed.
 _EXACT = Choice("nearzip", {}, Lossless())
-#: An option's number that stands for the layer as it was.
-_UNTOUCHED = 0.0
-#: The expected loss is cut by this factor while the combined network loses more than was expected.
-_BACK_OFF = 0.75
-#: Until it is a thousandth.
-_CUTS = 25
-
 #: Layer and bound to loss and bytes.
 Known = dict[tuple[str, float], tuple[float, int]]
 
@@ -48,6 +43,12 @@ class DeepSzSearch:
     quarter and the knapsack solved again, then by halves with losses taken from a layer's other bounds where it lost
     nothing alone. If that ends over the budget too, the best network of all that were measured is taken.
 
+    With `max_bytes` it is the expected-ratio mode: Algorithm 2 chooses the least expected loss among archives of at
+    most so many bytes, once with the losses that were measured, once with those that are likely beside a layer's other
+    bounds (what lost nothing alone is free to the former, however coarse). Of all networks measured that are small
+    enough, the one that loses least is taken. A budget for the loss may be given besides; without one, a layer is
+    assessed until nothing is left of it.
+
     Parameters
     ----------
     starts : sequence of float
@@ -57,25 +58,50 @@ class DeepSzSearch:
         metrics, losses are counted as shares of their budgets, and it is one half.
     most_tests, most_combined : int
         Tests of one layer, and combined networks that are measured.
+    max_bytes : int or None
+        Of the whole archive.
     """
 
     starts: Sequence[float] = STARTS
     distortion: float = DISTORTION
     most_tests: int = 60
     most_combined: int = 10
+    max_bytes: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "starts", tuple(float(start) for start in self.starts))
+        check_starts(self.starts)
+        if not 0 <= self.distortion < math.inf:
+            raise UsageError(f"distortion is a loss, a number from 0 on, not {self.distortion!r}")
+        for name in ("most_tests", "most_combined", "max_bytes"):
+            value = getattr(self, name)
+            if not (type(value) is int and value > 0) and (name, value) != ("max_bytes", None):
+                raise UsageError(f"{name} is a positive number, not {value!r}")
+
+    @property
+    def ends(self) -> str:
+        """When a search is over."""
+        return (
+            f"ends with its own algorithms, after at most most_tests={self.most_tests} tests of each layer and "
+            f"most_combined={self.most_combined} combined networks"
+        )
 
     def search(self, runner: Runner, family: Family) -> Trial | None:
-        """The smallest combined network within the budget; None if there is none."""
+        """The smallest combined network within the budget; None if there is none.
+
+        With `max_bytes` the one that loses least. Raises BudgetError if none is so small.
+        """
         if not isinstance(family, Bounds):
             raise UsageError(f"the strategy 'deepsz' chooses error bounds; {family.at(0).default} has none to choose")
         layers = [name for name, a in runner.subject.tensors.items() if a.ndim > 1 and is_float(a.dtype)]
         if not layers:
             raise UsageError("the strategy 'deepsz' needs a floating-point tensor of two dimensions or more")
+        if not runner.max_loss and len(runner.original) > 1:
+            raise UsageError(f"evaluate returns {', '.join(sorted(runner.original))}: max_loss says which one counts")
         options = self._assessed(runner, family, layers)
-        return self._combined(runner, family, options)
+        if self.max_bytes is None:
+            return self._combined(runner, family, options)
+        return self._small(runner, family, options, self.max_bytes)
 
     # ---- Algorithm 1 -------------------------------------------------------------------------------------------
 
@@ -83,7 +109,7 @@ class DeepSzSearch:
         """Options of every layer. Layers are assessed beside each other, each from test to test."""
         known: Known = {}
         while True:
-            found = {layer: self._assess(runner, layer, known) for layer in layers}
+            found = {layer: self._assess(runner, family, layer, known) for layer in layers}
             needed = [(layer, bound) for layer, bound in found.items() if isinstance(bound, float)]
             if not needed:
                 return {n: [*o, self._untouched(runner, n)] for n, o in found.items() if isinstance(o, list)}
@@ -91,7 +117,7 @@ class DeepSzSearch:
             for test, trial in zip(needed, trials, strict=True):
                 known[test] = (_loss(runner, trial), _layer_bytes(runner, family, *test))
 
-    def _assess(self, runner: Runner, layer: str, known: Known) -> list[Option] | float:
+    def _assess(self, runner: Runner, family: Bounds, layer: str, known: Known) -> list[Option] | float:
         """Algorithm 1 for one layer on the tests known so far: its options, or the bound to be tested next."""
 
         def test(name: str, bound: float) -> tuple[float, int]:
@@ -99,74 +125,75 @@ class DeepSzSearch:
                 raise _NeedsTestError(bound)
             return known[name, bound]
 
-        distortion = self.distortion if len(runner.max_loss) == 1 else 0.5
+        distortion = 0.5 if _metric(runner) is None else self.distortion
+        # Where no loss is too much, a bound that leaves nothing of the layer is the last one.
+        limits = (_allowed(runner), math.inf) if runner.max_loss else (sys.float_info.max, family.largest(layer))
         try:
-            return assess_layer(layer, test, _allowed(runner), self.starts, distortion, self.most_tests)
+            return assess_layer(layer, test, limits[0], self.starts, distortion, self.most_tests, limits[1])
         except _NeedsTestError as missing:
             return missing.bound
 
     def _untouched(self, runner: Runner, layer: str) -> Option:
-        return Option(_UNTOUCHED, 0.0, _bytes(runner, layer, _EXACT))
+        return Option(UNTOUCHED, 0.0, _bytes(runner, layer, _EXACT))
 
     # ---- Algorithm 2 -------------------------------------------------------------------------------------------
 
     def _combined(self, runner: Runner, family: Bounds, options: Mapping[str, Sequence[Option]]) -> Trial | None:
         """The first choice that keeps the budget; failing all, the best of what was measured on the way."""
-        for chosen in islice(_choices(options, _allowed(runner)), self.most_combined):
-            by_name = {n: family.choice.with_bound(KINDS[family.kind](o.bound)) for n, o in chosen.items() if o.bound}
-            [trial] = runner.run([Assignment(_EXACT, by_name)], "combined")
+        for chosen in islice(finer_and_finer(options, _allowed(runner)), self.most_combined):
+            [trial] = runner.run([_network(family, chosen)], "combined")
             if trial.fits:
                 return trial
         return runner.best
 
+    def _small(
+        self, runner: Runner, family: Bounds, options: Mapping[str, Sequence[Option]], max_bytes: int
+    ) -> Trial | None:
+        """Of all that was measured and is small enough, what loses least."""
+        subject = runner.subject
+        likely = believed(options, _allowed(runner) if runner.max_loss else None)
 
-def _choices(options: Mapping[str, Sequence[Option]], allowed: float) -> Iterator[dict[str, Option]]:
-    """What to measure while the combined network loses too much, each choice once, finer and finer.
+        def size_of(chosen: Chosen) -> int:
+            return compress(subject.tensors, subject.base, plan=_network(family, chosen)).nbytes
 
-    First the knapsack's, with the expected loss cut by a quarter each time. Options that lost nothing alone are free to
-    it whatever is expected, so it comes to an end before the network is within the budget; from there on losses are
-    those that the layer's other options make likely, and half of what the choice before was believed to lose.
-    """
-    chosen = smallest(options, allowed)
-    yield chosen
-    for expected in (allowed * _BACK_OFF**k for k in range(1, _CUTS)):
-        following = smallest(options, expected)
-        if following != chosen:
-            chosen = following
-            yield chosen
-    believed = {layer: _believed(layer_options, allowed) for layer, layer_options in options.items()}
-    losses = {layer: {option.bound: option.loss for option in row} for layer, row in believed.items()}
-    while any(option.bound for option in chosen.values()):
-        lost = sum(losses[layer][option.bound] for layer, option in chosen.items())
-        chosen = smallest(believed, lost / 2)
-        yield chosen
+        chosen = [_network(family, most_accurate(rows, max_bytes, size_of)) for rows in (options, likely)]
+        runner.run(chosen[: self.most_combined], "combined")
+        small = [trial for trial in runner.trials if trial.n_bytes <= max_bytes]
+        best = min(small, key=lambda t: (not t.fits, _loss(runner, t), t.n_bytes), default=None)
+        if best is not None and not best.fits:
+            losses = ", ".join(f"{name} {best.losses[name]:.6g} of {x:g}" for name, x in runner.max_loss.items())
+            raise BudgetError(
+                f"no network of at most {max_bytes} bytes is within the budget after {len(runner.trials)} trials; the "
+                f"best reached, {best.assignment}, takes {best.n_bytes} bytes and loses {losses or 'everything'}; "
+                "allow more bytes or more loss"
+            )
+        return best
 
 
-def _believed(options: Sequence[Option], allowed: float) -> list[Option]:
-    """Options with the losses that their neighbours make likely: growing with the bound, with its square at least."""
-    lossy = ((o.bound, o.loss) for o in options if o.bound and 0 < o.loss < math.inf)
-    bound, loss = next(lossy, (max(o.bound for o in options), allowed or 1.0))
-    found, least = [], 0.0
-    for option in sorted(options, key=lambda o: o.bound):
-        if option.loss < math.inf:
-            least = max(least, option.loss, loss * (option.bound / bound) ** 2 if option.bound else 0.0)
-        found.append(Option(option.bound, least if option.loss < math.inf else math.inf, option.n_bytes))
-    return found
+def _network(family: Bounds, chosen: Mapping[str, Option]) -> Assignment:
+    bounds = {name: KINDS[family.kind](option.bound) for name, option in chosen.items() if option.bound != UNTOUCHED}
+    return Assignment(_EXACT, {name: family.choice.with_bound(bound) for name, bound in bounds.items()})
 
 
 def _one_layer(family: Bounds, layer: str, bound: float) -> Assignment:
     return Assignment(_EXACT, {layer: family.choice.with_bound(KINDS[family.kind](bound))})
 
 
+def _metric(runner: Runner) -> str | None:
+    """The one that counts; None if there are several."""
+    names = list(runner.max_loss or runner.original)
+    return names[0] if len(names) == 1 else None
+
+
 def _loss(runner: Runner, trial: Trial) -> float:
-    """In evaluate's units if one metric is limited, else the largest share of a budget."""
-    if len(runner.max_loss) == 1:
-        return trial.losses[next(iter(runner.max_loss))]
-    return trial.usage
+    """In evaluate's units if one metric counts, else the largest share of a budget."""
+    metric = _metric(runner)
+    return trial.usage if metric is None else trial.losses[metric]
 
 
 def _allowed(runner: Runner) -> float:
-    return next(iter(runner.max_loss.values())) if len(runner.max_loss) == 1 else 1.0
+    metric = _metric(runner)
+    return 1.0 if metric is None else runner.max_loss[metric]
 
 
 def _layer_bytes(runner: Runner, family: Bounds, layer: str, bound: float) -> int:

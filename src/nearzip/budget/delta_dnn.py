@@ -51,6 +51,13 @@ class DeltaDnnSearch:
     def most(self) -> int:
         return len(self.candidates) + 1
 
+    @property
+    def ends(self) -> str:
+        """When a search is over."""
+        return (
+            f"tries every one of its candidates ({len(self.candidates)}), and fallback if none is good: give candidates"
+        )
+
     def search(self, runner: Runner, family: Family) -> Trial | None:
         """The trial chosen, or None if the fallback loses too much as well."""
         trials = runner.run(self._settings(family), "candidate")

@@ -166,6 +166,10 @@ class Bounds(Family):
         default = self.choice.with_bound(kind(value))
         return Assignment(default, {name: self.choice.with_bound(kind(v)) for name, v in by_name.items() if v != value})
 
+    def largest(self, name: str) -> float:
+        """The bound beyond which nothing is left of a tensor's values, or of what is coded of them."""
+        return self._facts[name].largest if self.kind == "abs" else 2.0**self.high
+
     def position_of(self, name: str, position: float) -> float:
         """Where a tensor's own bound stands in the setting at `position`."""
         return position + math.log2(self._shares.get(name, 1.0))

@@ -21,7 +21,16 @@ from nearzip.errors import Error, UsageError
 from nearzip.recipes import Settings
 from nearzip.tensors import Array, Checkpoint
 
-__all__ = ["ONE_METRIC", "Outcome", "Subject", "evaluate_original", "losses_of", "measure", "usage_of"]
+__all__ = [
+    "ONE_METRIC",
+    "Outcome",
+    "Subject",
+    "evaluate_original",
+    "identity_of",
+    "losses_of",
+    "measure",
+    "usage_of",
+]
 
 #: Takes a network's arrays by name; a number or numbers by metric, higher is better.
 Evaluate = Callable[[dict[str, Array]], Any]
@@ -157,6 +166,19 @@ def _evaluated(subject: Subject, tensors: dict[str, Array], what: str) -> dict[s
     return {str(name): _as_float(number, name, what) for name, number in values.items()}
 
 
+def identity_of(subject: Subject) -> str:
+    """What tells the judge from others of the same name, its data above all: its attribute `identity`; "" without one.
+
+    Read under the seed, as data that are drawn at random are drawn for an evaluation. Raises Error if reading it does.
+    """
+    try:
+        with _seeded(subject.seed):
+            own = getattr(subject.evaluate, "identity", None)
+    except Exception as error:
+        raise Error(f"the identity of evaluate raised {type(error).__name__}: {error}") from error
+    return own if isinstance(own, str) else ""
+
+
 def _metric_of(evaluate: Evaluate) -> str:
     """What the number of a function that returns one is called: its attribute `metric`, or "score"."""
     name = getattr(evaluate, "metric", None)
@@ -189,7 +211,7 @@ def usage_of(losses: Mapping[str, float], max_loss: Mapping[str, float], origina
     """The largest share of a budget that was used: at most 1 is within, negative is a gain in every metric.
 
     A loss that is above its budget by no more than metrics are rounded by is within: 0.978 - 0.976 is more than 0.002
-    in floating point.
+    in floating point. Without any budget nothing is used, unless a metric was no number.
 
     Examples
     --------
@@ -198,6 +220,8 @@ def usage_of(losses: Mapping[str, float], max_loss: Mapping[str, float], origina
     >>> usage_of({"top1": 0.978 - 0.976}, {"top1": 0.002}, {"top1": 0.978})
     1.0
     """
+    if not max_loss:
+        return 0.0 if all(map(math.isfinite, losses.values())) else math.inf
     return max(_share(losses[name], allowed, original[name]) for name, allowed in max_loss.items())
 
 

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from nearzip.archive import WriteReport
 from nearzip.bounds import Bound, parse_bound
 from nearzip.budget.documents import Kinds, as_dict, fields, number, numbers, read_document, text
 from nearzip.errors import CorruptError, NewerFormatError, UnknownMethodError, UsageError
 from nearzip.recipes import Recipe, recipe_type
 from nearzip.storage import Path_, atomic_file
 from nearzip.tensors import Array
+from nearzip.version import __version__
 
 __all__ = ["Assignment", "CalibratedRounding", "Choice", "Plan", "Trial", "trial_key"]
 
@@ -109,8 +111,10 @@ class Assignment:
         return Assignment(Choice.from_json(d["default"], f"{where}, default"), others)
 
     def __str__(self) -> str:
-        n = len(self.by_name)
-        return str(self.default) + (f" and {n} tensor{'s' * (n > 1)} otherwise" if n else "")
+        if len(self.by_name) == 1:
+            [(name, choice)] = self.by_name.items()
+            return f"{self.default} and {name!r} {choice}"
+        return str(self.default) + (f" and {len(self.by_name)} tensors otherwise" if self.by_name else "")
 
 
 _TRIAL: Kinds = {
@@ -134,7 +138,8 @@ class Trial:
         By metric, higher is better; loss is the original network's metric minus this one's, negative for a gain. -inf
         and inf for what was no number.
     usage : float
-        The largest share of a metric's budget that was used; at most 1 means within.
+        The largest share of a metric's budget that was used; at most 1 means within. Without a budget 0, or infinite
+        if a metric was no number.
     stage : str
         Which part of the search asked for it.
     seconds : float
@@ -248,7 +253,8 @@ class Plan:
     trials : tuple of Trial
         All of them, in the order in which they were asked for.
     max_loss, original, original_again : dict
-        By metric: the largest loss allowed, and what the original network scored, twice.
+        By metric: the largest loss allowed (none where only bytes were limited), and what the original network scored,
+        twice.
     network_id, base_id : str, str or None
         Content ids of the tensors and of the base that it was made for.
     original_bytes : int
@@ -280,7 +286,7 @@ class Plan:
     calibration: CalibratedRounding | None = None
 
     def __repr__(self) -> str:
-        losses = ", ".join(f"{name} -{loss:.4g}" for name, loss in self.chosen.losses.items())
+        losses = ", ".join(f"{name} {-loss:+.4g}" for name, loss in self.chosen.losses.items())
         ratio = self.original_bytes / self.nbytes
         return (
             f"<nearzip.Plan for {len(self.choices)} tensors, {self.nbytes} bytes, ratio {ratio:.2f}, {losses}, "
@@ -312,13 +318,38 @@ class Plan:
             raise UsageError(f"tensor {odd[0]!r}: the plan {known}; it was made for another network")
         return Assignment(next(iter(self.choices.values()), Choice("nearzip")), self.choices).assignments(names)
 
-    def differs(self, network_id: str, base_id: str | None) -> str | None:
-        """Why the measured loss does not speak for this network and base; None if it does."""
+    def differs(self, network_id: str, base_id: str | None, report: WriteReport | None = None) -> str | None:
+        """Why what the plan states does not speak for this network and base, and what was written; None if it does."""
+        reason = self._unlike(network_id, base_id)
+        if reason is None and report is not None:
+            if report.index.id == self.chosen.restored_id:
+                return self._resized(report)
+            others = "with other batches, or on another machine or release of PyTorch"
+            how = "by another release of nearzip or of a codec that it calls" if self.calibration is None else others
+            reason = (
+                f"the plan was measured {how}: its archive gives {self.chosen.restored_id}, this one {report.index.id}"
+            )
+        return reason and f"{reason}; the loss that it states was not measured here"
+
+    def _unlike(self, network_id: str, base_id: str | None) -> str | None:
         if network_id != self.network_id:
             return f"the plan was made for the network {self.network_id}, this one is {network_id}"
         if base_id != self.base_id:
             return f"the plan was made against the base {self.base_id}, this one is {base_id}"
         return None
+
+    def _resized(self, report: WriteReport) -> str | None:
+        """Of an archive that gives what was measured. Metadata and another order of the tensors take other bytes."""
+        index = report.index
+        alike = (
+            not index.metadata and index.tree is None and [spec.name for spec in index.tensors] == list(self.choices)
+        )
+        if not alike or report.n_bytes == self.nbytes:
+            return None
+        return (
+            f"the plan states {self.nbytes} bytes, this archive takes {report.n_bytes} and gives the same; another "
+            "release of nearzip or of a codec that it calls wrote the one that was measured"
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -369,7 +400,8 @@ class Plan:
             _check_choice(choice)
         chosen = _chosen(trials, choices, d)
         names = set(chosen.metrics)
-        max_loss, original, again = (numbers(d[key], key) for key in ("max_loss", "original", "original_again"))
+        original, again = (numbers(d[key], key) for key in ("original", "original_again"))
+        max_loss = numbers(d["max_loss"], "max_loss") if d["max_loss"] else {}
         if set(max_loss) - names or set(original) != names or set(again) != names:
             raise CorruptError("plan: metrics differ in their names")
         versions = {name: text(version, "versions") for name, version in d["versions"].items()}
@@ -407,6 +439,9 @@ def _chosen(trials: Sequence[Trial], choices: Mapping[str, Choice], document: Ma
 
 
 def trial_key(network_id: str, base_id: str | None, assignment: Assignment, evaluate: str) -> str:
-    """What a trial is filed under: the same network, base, settings and judge give the same key."""
-    document = {"network": network_id, "base": base_id, "settings": assignment.to_json(), "evaluate": evaluate}
+    """What a trial is filed under: the same network, base, settings, judge and release give the same key."""
+    document = {
+        "network": network_id, "base": base_id, "settings": assignment.to_json(), "evaluate": evaluate,
+        "nearzip": __version__,
+    }  # fmt: skip
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]

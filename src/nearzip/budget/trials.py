@@ -6,14 +6,15 @@ import json
 import math
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nearzip.budget.documents import fields, numbers, read_document
-from nearzip.budget.measure import Outcome, Subject, evaluate_original, losses_of, measure, usage_of
+from nearzip.budget.documents import as_dict, fields, numbers, read_document
+from nearzip.budget.measure import Outcome, Subject, evaluate_original, identity_of, losses_of, measure, usage_of
 from nearzip.budget.plan import Assignment, Choice, Trial, trial_key
 from nearzip.errors import CorruptError, Error, UsageError
 from nearzip.storage import Path_, atomic_file, naming_errors
@@ -32,6 +33,12 @@ class Status:
 
 
 Watch = Callable[[Status], None]
+
+#: How far a metric measured again may be off, as other threads and processors make it: as a share of its budget, and
+#: where it has none, of itself.
+_APART_LIMITED, _APART = 0.05, 1e-3
+#: Of metrics around zero.
+_TINY = 1e-9
 
 
 def n_workers() -> int:
@@ -79,8 +86,8 @@ class Runner:
     Parameters
     ----------
     subject : Subject
-    max_loss : float or mapping
-        As the caller gave it; `max_loss` afterwards is by metric.
+    max_loss : float, mapping or None
+        As the caller gave it; `max_loss` afterwards is by metric. None: nothing is limited.
     folder : path or None
         Where trials are filed, one JSON each, and found again.
     watch : callable or None
@@ -94,9 +101,11 @@ class Runner:
         self._folder = None if folder is None else _prepared(folder)
         self._watch = watch
         self._trials: dict[str, Trial] = {}
+        #: Of the trials within the budget that come from the folder, what to measure them again with.
+        self._recalled: dict[str, Assignment] = {}
         self.most = 0
         self.original, self.original_again = self._originals()
-        self.max_loss = budgets(max_loss, self.original)
+        self.max_loss = {} if max_loss is None else budgets(max_loss, self.original)
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -125,22 +134,46 @@ class Runner:
             self._trials[key] = self._trials.pop(key)
         return [self._trials[key] for key in keys]
 
+    def settled(self, find: Callable[[], Trial | None]) -> Trial | None:
+        """What `find` chooses. A trial that comes from the folder is measured once more, and `find` asked again if it
+        is not within the budget any more.
+
+        Raises UsageError for a trial that is not what was filed.
+        """
+        while True:
+            chosen = find()
+            key = next((key for key, trial in self._trials.items() if trial is chosen), None)
+            if key is None or key not in self._recalled:
+                return chosen
+            again = self._again(key)
+            if again.fits:
+                return again
+
     def _key(self, assignment: Assignment) -> str:
-        judge = f"{self.evaluate_name} {self.subject.rounding}".rstrip()
+        judge = f"{self._judge} {self.subject.rounding}".rstrip()
         return trial_key(self.network_id, self.base_id, assignment, judge)
+
+    @cached_property
+    def _judge(self) -> str:
+        """Name and identity. Without a folder nobody else's trials are near: data are not read for their identity."""
+        return f"{self.evaluate_name} {identity_of(self.subject) if self._folder else ''}".rstrip()
 
     # ---- one trial ---------------------------------------------------------------------------------------------
 
     def _file(self, key: str, assignment: Assignment, outcome: Outcome, stage: str) -> None:
-        _warn_of_nan(assignment, outcome.metrics)
+        odd = {name: str(v) for name, v in outcome.metrics.items() if math.isnan(v) or v == math.inf}
+        _warn_of_no_numbers(assignment, odd, self.max_loss)
+        trial = self._trial(assignment, outcome, stage)
+        if self._folder is not None:
+            _write(self._folder / f"{key}.json", {"key": key, "no_numbers": odd, **trial.to_json()})
+        self._keep(key, trial)
+
+    def _trial(self, assignment: Assignment, outcome: Outcome, stage: str) -> Trial:
         metrics = {name: v if math.isfinite(v) else -math.inf for name, v in outcome.metrics.items()}
         losses = losses_of(self.original, metrics)
         usage = usage_of(losses, self.max_loss, self.original)
         settings = assignment.settings()
-        trial = Trial(settings, outcome.n_bytes, outcome.restored_id, metrics, losses, usage, stage, outcome.seconds)
-        if self._folder is not None:
-            _write(self._folder / f"{key}.json", {"key": key, **trial.to_json()})
-        self._keep(key, trial)
+        return Trial(settings, outcome.n_bytes, outcome.restored_id, metrics, losses, usage, stage, outcome.seconds)
 
     def _recall(self, key: str, assignment: Assignment) -> bool:
         """Take a trial from the folder, if it is there."""
@@ -151,15 +184,49 @@ class Runner:
         try:
             if type(document) is not dict or document.pop("key", None) != key:
                 raise CorruptError("is another trial than its name says")
+            odd = as_dict(document.pop("no_numbers", {}), "no_numbers")
             trial = Trial.from_json(document, "trial")
             if set(trial.metrics) != set(self.original):
                 raise CorruptError("has other metrics than the original network")
+            if not set(odd) <= set(trial.metrics) or not set(map(repr, odd.values())) <= {"'nan'", "'inf'"}:
+                raise CorruptError("says of something that it is no number")
         except CorruptError as error:
             raise CorruptError(f"{path}: {error}; delete it to have it measured again") from None
         # Budgets may have changed since.
         losses = losses_of(self.original, trial.metrics)
         usage = usage_of(losses, self.max_loss, self.original)
-        self._keep(key, replace(trial, assignment=assignment.settings(), losses=losses, usage=usage))
+        trial = replace(trial, assignment=assignment.settings(), losses=losses, usage=usage)
+        _warn_of_no_numbers(assignment, odd, self.max_loss)
+        if trial.fits:
+            self._recalled[key] = assignment
+        self._keep(key, trial)
+        return True
+
+    def _again(self, key: str) -> Trial:
+        """A trial from the folder, measured here. Raises UsageError if it is another one."""
+        filed, assignment = self._trials[key], self._recalled.pop(key)
+        outcome = next(_in_parallel(measure, [(self.subject, assignment, None)]))[1]
+        again = self._trial(assignment, outcome, filed.stage)
+        # Of a judge that never says the same twice, what was filed is worth as much.
+        steady = self.original == self.original_again
+        same = (again.n_bytes, again.restored_id) == (filed.n_bytes, filed.restored_id)
+        if not same or (steady and not self._alike(filed.metrics, again.metrics)):
+            raise UsageError(
+                f"{self._folder}: the trial of {assignment} was filed with {_figures(filed)}; measured again, it has "
+                f"{_figures(again)}: its trials were judged by another evaluate or filed by another release; give "
+                "another folder"
+            )
+        if steady:
+            self._trials[key] = again
+        return self._trials[key]
+
+    def _alike(self, filed: Mapping[str, float], again: Mapping[str, float]) -> bool:
+        for name, value in again.items():
+            allowed = self.max_loss.get(name)
+            share = _APART if allowed is None else _TINY
+            apart = max(_TINY, _APART_LIMITED * (allowed or 0.0))
+            if not math.isclose(filed[name], value, rel_tol=share, abs_tol=apart):
+                return False
         return True
 
     def _keep(self, key: str, trial: Trial) -> None:
@@ -186,7 +253,7 @@ class Runner:
         return first, second
 
     def _original_key(self) -> str:
-        return trial_key(self.network_id, None, Assignment(Choice("original")), self.evaluate_name)
+        return trial_key(self.network_id, None, Assignment(Choice("original")), self._judge)
 
 
 def name_of(evaluate: Any) -> str:
@@ -264,10 +331,13 @@ def _warn_of_spread(first: Mapping[str, float], second: Mapping[str, float]) -> 
             )
 
 
-def _warn_of_nan(assignment: Assignment, metrics: Mapping[str, float]) -> None:
-    for name, value in metrics.items():
-        if math.isnan(value) or value == math.inf:
-            warnings.warn(
-                f"evaluate returned {value} as {name!r} for the trial of {assignment}; it counts as over the budget",
-                stacklevel=5,
-            )
+def _figures(trial: Trial) -> str:
+    metrics = ", ".join(f"{name} {value:g}" for name, value in trial.metrics.items())
+    return f"{trial.n_bytes} bytes and {metrics}"
+
+
+def _warn_of_no_numbers(assignment: Assignment, odd: Mapping[str, str], limited: Collection[str]) -> None:
+    """`odd`: "nan" or "inf" by metric."""
+    for name, value in odd.items():
+        meaning = "it counts as over the budget" if name in limited else "max_loss does not limit it"
+        warnings.warn(f"evaluate returned {value} as {name!r} for the trial of {assignment}; {meaning}", stacklevel=5)

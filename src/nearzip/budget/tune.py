@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -20,9 +20,10 @@ from nearzip.errors import BudgetError, UsageError
 from nearzip.storage import Path_
 from nearzip.version import __version__
 
-__all__ = ["STRATEGIES", "check_tuned", "evaluations_of", "plan_of", "tune"]
+__all__ = ["STRATEGIES", "check_tuned", "evaluations_of", "parameters_of", "plan_of", "tune"]
 
 STRATEGIES = ("nearzip", "delta-dnn", "deepsz")
+_FINDERS: dict[str, Any] = {"delta-dnn": DeltaDnnSearch, "deepsz": DeepSzSearch}
 
 
 def tune(
@@ -57,7 +58,8 @@ def tune(
         Takes a dict of arrays; returns a number, or a dict of numbers by metric. Higher is better.
     max_loss : float or dict
         The largest loss allowed, absolute, in evaluate's units, against the original network; by metric if it is a dict
-        (metrics that it does not name are recorded), else the same for every metric.
+        (metrics that it does not name are recorded), else the same for every metric. May be left out where the strategy
+        "deepsz" is given `max_bytes`.
     options : mapping
         The method's own settings, held fixed.
     knob : str
@@ -70,13 +72,17 @@ def tune(
         Most trials of our strategy, besides two evaluations of the original. The papers' have their own ends.
     trials : path
         A folder where every trial is filed as soon as it is measured; a search that was interrupted goes on from there.
+        Taken are trials of the same network, base, settings, release of nearzip and judge: a function of the same name
+        and, if it has an attribute `identity` (a text, as `nearzip.torch.evaluator`'s have), of the same identity. One
+        that would be chosen is measured once more.
     seed : int
         Python's, NumPy's and torch's global generators start from it at every evaluation, and are put back afterwards.
     progress : callable
         Called with a `Status` after every trial.
     **parameters
         Of the strategy: `candidates`, `alpha`, `beta`, `fallback` for "delta-dnn"; `starts`, `distortion`,
-        `most_tests`, `most_combined` for "deepsz".
+        `most_tests`, `most_combined`, `max_bytes` for "deepsz". With `max_bytes` it looks for the network that loses
+        least in an archive of at most so many bytes, in place of the smallest one (expected-ratio mode).
 
     Returns
     -------
@@ -86,16 +92,17 @@ def tune(
     Raises
     ------
     BudgetError
-        No setting tried was within the budget; the message says the best one reached.
+        No setting tried was within the budget, or none as small as `max_bytes`; the message says the best one reached.
     UsageError
-        An argument that cannot be meant.
+        An argument that cannot be meant; trials in the folder that another judge or release filed.
     Error
         `evaluate` raised, or gave no number for the original network.
 
     Warns
     -----
     UserWarning
-        `evaluate` is not deterministic, or returned NaN for a trial, which counts as over the budget.
+        `evaluate` is not deterministic, or returned NaN for a trial, which counts as over the budget if the metric is
+        limited.
 
     Examples
     --------
@@ -108,21 +115,23 @@ def tune(
     >>> evaluate(w) - evaluate(archive.restored) <= 0.01, archive.nbytes == plan.nbytes
     (True, True)
     """
-    if evaluate is None or max_loss is None:
-        raise UsageError("tune needs evaluate, a function of a dict of arrays, and max_loss")
-    check_tuned(max_loss, seed)
-    subject = Subject.of(tensors, base, evaluate, seed)
     finder = _finder(strategy, parameters)
+    if evaluate is None or (max_loss is None and getattr(finder, "max_bytes", None) is None):
+        raise UsageError("tune needs evaluate, a function of a dict of arrays, and max_loss")
+    check_tuned({} if max_loss is None else max_loss, seed)
+    subject = Subject.of(tensors, base, evaluate, seed)
+    if finder is not None and evaluations is not None:
+        raise UsageError(f"evaluations limits the strategy 'nearzip'; {strategy!r} {finder.ends}")
     most = evaluations_of(evaluations)
     family = family_of(subject, method, options, knob)
     family.at(family.start).default.checked()
     runner = Runner(subject, max_loss, trials, progress)
     if finder is None:
         runner.most = most
-        chosen = search(runner, family, most)
+        chosen = runner.settled(lambda: search(runner, family, most))
     else:
         runner.most = getattr(finder, "most", 0)
-        chosen = finder.search(runner, family)
+        chosen = runner.settled(lambda: finder.search(runner, family))
     described = {"evaluations": most} if finder is None else asdict(finder)
     return plan_of(runner, chosen, method, {"name": strategy, "knob": knob, **described})
 
@@ -136,14 +145,43 @@ def check_tuned(max_loss: Any, seed: Any) -> None:
 
 def _finder(strategy: str, parameters: Mapping[str, Any]) -> DeltaDnnSearch | DeepSzSearch | None:
     """None: ours."""
-    kinds: dict[str, Any] = {"delta-dnn": DeltaDnnSearch, "deepsz": DeepSzSearch}
+    _check_names(strategy, parameters)
+    return _FINDERS[strategy](**parameters) if strategy in _FINDERS else None
+
+
+def _check_names(strategy: str, parameters: Iterable[str]) -> None:
     if strategy not in STRATEGIES:
         raise UsageError(f"strategy is one of {', '.join(STRATEGIES)}, not {strategy!r}")
-    known = kinds[strategy].__dataclass_fields__ if strategy in kinds else {}
+    known = _FINDERS[strategy].__dataclass_fields__ if strategy in _FINDERS else {}
     for name in parameters:
         if name not in known:
             raise UsageError(f"strategy {strategy!r} has no parameter {name!r}; it takes {', '.join(known) or 'none'}")
-    return kinds[strategy](**parameters) if strategy in kinds else None
+
+
+def parameters_of(strategy: str, texts: Mapping[str, str]) -> dict[str, Any]:
+    """A strategy's parameters from texts; items of lists stand between commas. Raises UsageError.
+
+    Examples
+    --------
+    >>> parameters_of("delta-dnn", {"candidates": "0.01,0.02", "fallback": "1e-3"})
+    {'candidates': [0.01, 0.02], 'fallback': 0.001}
+    """
+    _check_names(strategy, texts)
+    return {
+        name: _parsed(name, _FINDERS[strategy].__dataclass_fields__[name].default, text) for name, text in texts.items()
+    }
+
+
+def _parsed(name: str, default: Any, text: str) -> Any:
+    """As what the parameter is by default; None stands for a whole number."""
+    try:
+        if isinstance(default, tuple):
+            return [float(item) for item in text.split(",")]
+        return float(text) if isinstance(default, float) else int(text)
+    except ValueError:
+        kind = "numbers with commas between" if isinstance(default, tuple) else "a number"
+        kind = kind if isinstance(default, (tuple, float)) else "a whole number"
+        raise UsageError(f"{name} takes {kind}, not {text!r}") from None
 
 
 def evaluations_of(wanted: int | None) -> int:

@@ -28,6 +28,8 @@ __all__ = ["Calibration", "Damping", "Rounded", "floats_of"]
 
 #: Beyond so many steps from its base a value is not worth calibrating, and float32 would not hold it.
 _MOST_STEPS = 1 << 24
+#: So much is rounding to the nearest.
+_MOST_DAMPING = 1e6
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Damping:
     gradients: float = 0.3
 
     def __post_init__(self) -> None:
-        if not (0 < self.inputs < math.inf and 0 < self.gradients < math.inf):
-            raise UsageError("damping is positive and finite")
+        if not (0 < self.inputs <= _MOST_DAMPING and 0 < self.gradients <= _MOST_DAMPING):
+            raise UsageError(f"damping is positive and at most {_MOST_DAMPING:g}")
 
 
 @dataclass(frozen=True)

@@ -124,11 +124,9 @@ class _Request:
         """Warns where a plan's loss was measured on something else than what was written."""
         if self.plan is None:
             return
-        reason = self.plan.differs(checkpoint_id(source), None if base is None else checkpoint_id(base))
-        if reason is None and report.index.id != self.plan.chosen.restored_id:
-            reason = "the plan was measured with other batches, or on another machine or release of PyTorch"
+        reason = self.plan.differs(checkpoint_id(source), None if base is None else checkpoint_id(base), report)
         if reason:
-            warnings.warn(f"{reason}; the loss that it states was not measured here", stacklevel=3)
+            warnings.warn(reason, stacklevel=3)
 
 
 def _is_ordinary(plan: Plan | None, *others: object) -> bool:

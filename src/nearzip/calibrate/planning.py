@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
-from nearzip.api import archive_of
+from nearzip.api import archive_of, open_input
 from nearzip.bounds import Bound, Lossless, NoPromise, parse_bound
 from nearzip.budget import Assignment, CalibratedRounding, Choice, Plan, Trial
 from nearzip.budget.families import Bounds, Family
@@ -20,6 +20,7 @@ from nearzip.budget.search import search
 from nearzip.budget.trials import Runner, Watch, name_of
 from nearzip.budget.tune import check_tuned, evaluations_of, plan_of
 from nearzip.calibrate.calibration import Damping
+from nearzip.calibrate.compression import load
 from nearzip.calibrate.network import Forward, Output
 from nearzip.calibrate.prepared import How, Prepared, check_kept
 from nearzip.digests import digest
@@ -29,7 +30,7 @@ from nearzip.storage import Path_
 from nearzip.tensors import Checkpoint
 from nearzip.torch.arrays import digest_of
 
-__all__ = ["tune", "tune_checkpoint"]
+__all__ = ["tune", "tune_checkpoint", "tune_file"]
 
 #: The divergence at which a search begins: a fifth to one half of what cost 0.2 points of accuracy on four networks.
 _START = 2e-3
@@ -41,7 +42,8 @@ _COARSEST = 128.0
 class _Steps(Family):
     """Steps of the network; a position is log2 of the step over `unit`.
 
-    The last one is not calibrated: there every weight is zero, or its base's, which is all that some updates need.
+    The last one is not calibrated, unless there is a bound to keep: there every weight is zero, or its base's, which is
+    all that some updates need.
     """
 
     prepared: Prepared
@@ -58,15 +60,23 @@ class _Steps(Family):
 
     @property
     def first(self) -> tuple[float, ...]:
-        return (self.high,) if self._plain.updates else ()
+        return (self.high,) if self._ends and self.prepared.calibration.base else ()
+
+    @property
+    def _ends(self) -> bool:
+        return isinstance(self.prepared.how.bound, NoPromise)
 
     @cached_property
-    def _plain(self) -> Bounds:
-        return Bounds(Choice("nearzip"), "abs", self.subject)
+    def _end(self) -> Assignment:
+        """A bound beyond every value, of one digit: it is named in the fewest bytes."""
+        bounds, specs = Bounds(Choice("nearzip"), "abs", self.subject), self.prepared.source.specs
+        end, known = bounds.at(bounds.high), self.prepared.known
+        exact = {name: Choice("nearzip") for name in specs if specs[name].is_float and name not in known}
+        return replace(end, by_name={**end.by_name, **exact})
 
     def at(self, position: float) -> Assignment:
-        if position >= self.high:
-            return self._plain.at(self._plain.high)
+        if position >= self.high and self._ends:
+            return self._end
         step = self._step(position)
         return self.prepared.assignment(step, self.prepared.round(step))
 
@@ -167,7 +177,7 @@ def tune_checkpoint(
     threads: int | None = None,
     progress: Watch | None = None,
 ) -> Plan:
-    """The same for a checkpoint of which `module` has some tensors or all."""
+    """The same for a checkpoint of which `module` has some tensors or all; the others keep every bit."""
     check_tuned(max_loss, seed)
     most = evaluations_of(evaluations)
     prepared = Prepared.of(source, base, module, batches, how, number_of_threads(threads))
@@ -177,10 +187,40 @@ def tune_checkpoint(
     runner.most = most
     # A divergence that is the budget is what a step can be estimated for.
     family = _Steps(prepared, subject, prepared.step_for(runner.max_loss.get("kl") or _START))
-    chosen = search(runner, family, most)
+    chosen = runner.settled(lambda: search(runner, family, most))
     strategy = {"name": "nearzip", "knob": "step", "evaluations": most}
     versions = {"torch": torch.__version__}
     return plan_of(runner, chosen, "nearzip", strategy, _rounding(chosen, how), versions)
+
+
+def tune_file(
+    source: Checkpoint,
+    path: Path_,
+    base: Path_ | None,
+    module: nn.Module,
+    batches: Iterable[Any],
+    evaluate: Evaluate,
+    max_loss: float | Mapping[str, float],
+    *,
+    tune: bool = True,
+    damping: Damping | None = None,
+    forward: Forward | None = None,
+    output: Output = "logits",
+    n_batches: int = 8,
+    **options: Any,
+) -> Plan:
+    """The same for a file of `module`'s weights, opened as `source`; they are loaded into it.
+
+    `options`: as for `tune_checkpoint`.
+    """
+    how = How(NoPromise(), tune, damping or Damping(), forward, output, n_batches)
+    load(module, source, path)
+    reference = None if base is None else open_input(base)
+    try:
+        return tune_checkpoint(source, reference, module, batches, how, evaluate, max_loss, **options)
+    finally:
+        if reference is not None:
+            reference.close()
 
 
 def _rounding(chosen: Trial | None, how: How) -> CalibratedRounding | None:

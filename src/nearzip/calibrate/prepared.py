@@ -85,6 +85,13 @@ class Prepared:
         calibration = Calibration(runner, sensitivity, tensors, same, how.bound, how.damping, threads)
         return Prepared(source, base, calibration, ties, how)
 
+    @property
+    def known(self) -> frozenset[str]:
+        """Names of the tensors that are rounded."""
+        return frozenset(
+            {*self.calibration.tensors, *(n for n, to in self.ties.items() if to in self.calibration.tensors)}
+        )
+
     def step_for(self, divergence: float) -> float:
         """The step estimated to lead to that divergence. Raises UsageError if nothing is known about it."""
         found = self.calibration.steps.for_divergence(divergence)

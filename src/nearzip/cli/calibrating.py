@@ -1,17 +1,19 @@
-"""The part of `nearzip compress` that calibrates."""
+"""The parts of `nearzip compress` and `nearzip tune` that calibrate."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
 
-from nearzip.api import FileReport
+from nearzip.api import FileReport, open_input
+from nearzip.budget import Plan
 from nearzip.cli.functions import load_function
 from nearzip.errors import Error, UsageError
 
-__all__ = ["calibrated_file", "calibration_options"]
+__all__ = ["calibrated_file", "calibrated_plan", "calibration_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,7 +25,8 @@ def calibration_options(function: F) -> F:
     options = (
         click.option(
             "--calibrate", metavar="PACKAGE.MODULE:FUNCTION",
-            help="Round as a network on a few batches says; the function returns both. Needs --step, --kl or --bound.",
+            help="Round as a network on a few batches says; the function returns both. Needs --step, --kl, --bound or "
+            "--plan.",
         ),
         click.option("--step", type=float, help="With --calibrate: distance between the levels of a weight."),
         click.option("--kl", type=float, help="With --calibrate: most divergence of the answers, nats per prediction."),
@@ -39,6 +42,22 @@ def calibrated_file(
     """Compress a file with the module, batches and options that the user's function returns."""
     from nearzip.calibrate import compress_file
 
+    module, batches, choices = _made(calibrate)
+    return compress_file(new, output, module, batches, base, step=step, kl=kl, **choices, **more)
+
+
+def calibrated_plan(
+    new: str, base: str | None, calibrate: str, evaluate: Callable[..., Any], max_loss: Any, **more: Any
+) -> Plan:
+    """Tune a file with the module, batches and options that the user's function returns."""
+    from nearzip.calibrate.planning import tune_file
+
+    module, batches, choices = _made(calibrate)
+    with contextlib.closing(open_input(new)) as source:
+        return tune_file(source, new, base, module, batches, evaluate, max_loss, **choices, **more)
+
+
+def _made(calibrate: str) -> tuple[Any, Any, dict[str, Any]]:
     function = load_function("--calibrate", calibrate)
     try:
         answer = function()
@@ -46,8 +65,7 @@ def calibrated_file(
         raise
     except Exception as error:
         raise UsageError(f"--calibrate {calibrate}: raised {type(error).__name__}: {error}") from error
-    module, batches, choices = _parts(calibrate, answer)
-    return compress_file(new, output, module, batches, base, step=step, kl=kl, **choices, **more)
+    return _parts(calibrate, answer)
 
 
 def _parts(calibrate: str, answer: Any) -> tuple[Any, Any, dict[str, Any]]:

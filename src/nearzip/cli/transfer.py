@@ -117,8 +117,10 @@ def compress(
         raise click.UsageError("a plan says method, bounds and options; give --plan or those, not both")
     if calibrate is None and (step is not None or kl is not None):
         raise click.UsageError("--step and --kl go with --calibrate; without it, give a --bound")
-    if calibrate is not None and (plan_path or settings or retrain or method not in (None, "nearzip")):
-        raise click.UsageError("--calibrate is for the method nearzip, without --set, --plan and --retrain")
+    if calibrate is not None and (settings or retrain or method not in (None, "nearzip")):
+        raise click.UsageError("--calibrate is for the method nearzip, without --set and --retrain")
+    if plan_path is not None and (step is not None or kl is not None):
+        raise click.UsageError("a plan says how far to go; give --plan or --step or --kl")
     bound = bounds_of(bounds)
     if calibrate is not None and isinstance(bound, dict):
         raise click.UsageError("--calibrate keeps one --bound for all tensors, not bounds by pattern")
@@ -128,7 +130,7 @@ def compress(
     with showing_warnings() as warned, progress("compress", as_json) as callback:
         how: dict[str, Any] = {"restored": restored, "force": force, "threads": threads, "progress": callback}
         if calibrate is not None:
-            report = calibrated_file(new, output, base, calibrate, step, kl, bound=bound, **how)
+            report = calibrated_file(new, output, base, calibrate, step, kl, bound=bound, plan=plan, **how)
         else:
             report = compress_file(
                 new,

@@ -14,6 +14,8 @@ import click
 from nearzip.api import open_input
 from nearzip.budget import STRATEGIES, Plan, Status, Trial
 from nearzip.budget import tune as find_plan
+from nearzip.budget.tune import parameters_of
+from nearzip.cli.calibrating import calibrated_plan
 from nearzip.cli.console import Bar, facts, human_bytes, print_json, print_json_line, rows_table, show
 from nearzip.cli.functions import load_function
 from nearzip.cli.running import common_options, showing_warnings
@@ -39,16 +41,28 @@ _FILE = click.Path(path_type=str)
 @click.option(
     "--max-loss",
     "max_losses",
-    required=True,
     multiple=True,
     metavar="X|NAME=X",
-    help="Largest loss, in evaluate's units; by metric if there are several. Repeatable.",
+    help="Largest loss, in evaluate's units; by metric if there are several. Repeatable.  [required without max_bytes]",
 )
 @click.option("-o", "--output", required=True, type=_FILE, metavar="PLAN.json", help="The plan to write.")
 @click.option("--method", default="nearzip", show_default=True, help="See 'nearzip methods'.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A fixed option of the method. Repeatable.")
 @click.option("--knob", metavar="NAME", help="What to turn: abs, rel, pwrel, rms, or an option such as bits or keep.")
+@click.option(
+    "--calibrate",
+    metavar="PACKAGE.MODULE:FUNCTION",
+    help="Round as a network on a few batches says; the function returns both. Compress with it and the plan.",
+)
 @click.option("--strategy", type=click.Choice(STRATEGIES), default="nearzip", show_default=True)
+@click.option(
+    "--strategy-set",
+    "parameters",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A parameter of the strategy; items of lists between commas. deepsz: max_bytes and others; delta-dnn: "
+    "candidates and others. Repeatable.",
+)
 @click.option("--evaluations", type=click.IntRange(min=1), help="Most trials of strategy nearzip.")
 @click.option(
     "--trials", type=_FILE, metavar="DIR", help="File every trial here; an interrupted search goes on from it."
@@ -66,7 +80,9 @@ def tune(
     method: str,
     settings: Sequence[str],
     knob: str | None,
+    calibrate: str | None,
     strategy: str,
+    parameters: Sequence[str],
     evaluations: int | None,
     trials: str | None,
     seed: int,
@@ -79,16 +95,25 @@ def tune(
     Every trial is stored, restored from its bytes and evaluated. 'nearzip compress NEW --plan PLAN.json' applies what
     was found. Modules are looked for in the current folder first.
     """
+    if calibrate is not None and (method != "nearzip" or settings or knob or strategy != "nearzip"):
+        raise click.UsageError("--calibrate is for the method and the strategy nearzip, without --set and --knob")
     check_free(output, force)
     started = time.perf_counter()
-    max_loss = _max_loss(max_losses)
+    how = parameters_of(strategy, options_of(parameters, "--strategy-set", "KEY=VALUE"))
+    if not max_losses and "max_bytes" not in how:
+        raise click.UsageError("--max-loss is missing; only a deepsz search for --strategy-set max_bytes=N needs none")
+    max_loss = _max_loss(max_losses) if max_losses else None
     function = load_function("--evaluate", evaluate)
     with showing_warnings() as warned, _watching(as_json) as watch, _workers(jobs):
-        plan = find_plan(
-            _arrays(new), None if base is None else _arrays(base), method, function, max_loss,
-            options=options_of(settings), knob=knob, strategy=strategy, evaluations=evaluations, trials=trials,
-            seed=seed, progress=watch,
-        )  # fmt: skip
+        search: dict[str, Any] = {"evaluations": evaluations, "trials": trials, "seed": seed, "progress": watch}
+        if calibrate is not None:
+            assert max_loss is not None
+            plan = calibrated_plan(new, base, calibrate, function, max_loss, **search)
+        else:
+            plan = find_plan(
+                _arrays(new), None if base is None else _arrays(base), method, function, max_loss,
+                options=options_of(settings), knob=knob, strategy=strategy, **search, **how,
+            )  # fmt: skip
     plan.save(output, force=force)
     seconds = time.perf_counter() - started
     if as_json:
@@ -185,12 +210,12 @@ def _loss(value: float) -> str:
 
 
 def _summary(plan: Plan, output: str, seconds: float) -> str:
-    budget = _by_metric(plan.max_loss)
+    budget = f"; at most {_by_metric(plan.max_loss)}" if plan.max_loss else ""
     return facts([
         ("wrote", output),
         ("size", f"{human_bytes(plan.original_bytes)} of tensors -> {human_bytes(plan.nbytes)}: "
                  f"{plan.original_bytes / plan.nbytes:.2f}x smaller"),
-        ("loss", f"{_by_metric(plan.losses)}, measured on the stored archive; at most {budget}"),
+        ("loss", f"{_by_metric(plan.losses)}, measured on the stored archive{budget}"),
         ("original", _by_metric(plan.original)),
         ("setting", plan.chosen.assignment),
         ("trials", f"{len(plan.trials)}, and twice the original"),

@@ -44,11 +44,13 @@ def to_torch(array: Array | torch.Tensor, copy: bool = True) -> torch.Tensor:
 
 
 def digest_of(batch: Any) -> bytes:
-    """Of all tensors in a batch."""
+    """Of all tensors in a batch, with their types, shapes and names, and of plain numbers and texts."""
     if isinstance(batch, torch.Tensor):
-        return digest(as_array("batch", batch).tobytes())
+        batch = as_array("batch", batch)
+    if isinstance(batch, np.ndarray) and not batch.dtype.hasobject:
+        return digest(f"{batch.dtype.name} {batch.shape}".encode(), batch.tobytes())
     if isinstance(batch, Mapping):
-        return digest(b"".join(digest_of(value) for value in batch.values()))
+        return digest(*(part for name, value in batch.items() for part in (repr(name).encode(), digest_of(value))))
     if isinstance(batch, (tuple, list)):
-        return digest(b"".join(digest_of(value) for value in batch))
-    return b""
+        return digest(*(digest_of(value) for value in batch))
+    return digest(repr(batch).encode()) if isinstance(batch, (str, bytes, int, float)) else b""

@@ -6,13 +6,17 @@ import contextlib
 import copy
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nearzip.budget.trials import name_of
+from nearzip.digests import digest
 from nearzip.errors import UsageError
 from nearzip.tensors import as_array
 from nearzip.torch.arrays import digest_of, to_torch
@@ -130,7 +134,7 @@ def evaluator(
 
 
 class Evaluator:
-    """What `evaluator` returns. `name` is what a plan calls it."""
+    """What `evaluator` returns. `name` is what a plan calls it, `identity` what tells it from others of that name."""
 
     def __init__(
         self,
@@ -176,6 +180,22 @@ class Evaluator:
         if "perplexity" in means:
             means["perplexity"] = -math.exp(min(-means["perplexity"], _MOST_LOSS))
         return means[self.metrics[0]] if len(means) == 1 else means
+
+    @cached_property
+    def identity(self) -> str:
+        """Of module, batches, metrics and `predict`, as hexadecimal digits. Reads the loader, unless that was done.
+
+        The module: its layers as it prints them, and all of its tensors. `predict` by its name, and its own `identity`
+        if it has one.
+        """
+        known = [found for found, _ in self._original or ()]
+        batches = known or [digest_of(batch) for batch in self._loader]
+        named = [*self._module.named_parameters(), *self._module.named_buffers()]
+        tensors = [digest(name.encode(), digest_of(tensor)) for name, tensor in named]
+        # What prints itself with an address would never be the same again.
+        layers = re.sub(r"0x[0-9a-f]+", "", f"{type(self._module).__qualname__} {self._module}")
+        how = (self.metrics, name_of(self._predict), getattr(self._predict, "identity", None))
+        return digest(layers.encode(), repr(how).encode(), *tensors, b"batches", *batches).hex()
 
     def _batches(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[Any, Tensor, Tensor | None]]:
         """Each batch, with the logits and targets that the module gives with these tensors in place of its own."""
