@@ -211,7 +211,8 @@ Table 4 37.97x, which is 3.2 KB; with that the layers add up to its 19.1 KB, wit
 overall are 1065 by its own layers, and 55.8x counts from those. Tables 3 and 5 have 0.04 and 0.12 points for one loss.
 
 With the paper's shares the two arrays are as large as the paper's, but for paddings. With its bounds
-as well {same}; what differs beyond that are the bounds."""
+as well {same};
+what differs beyond that are the bounds."""
 
 
 def _sentence_3(networks: list[Row]) -> str:
@@ -249,7 +250,7 @@ def _sentence_figure_2(networks: list[Row]) -> str:
     none = sum(r["sz3 NOPRED"] >= r["sz3 INTERP_LORENZO"] for *_, r in rows)
     lost = [
         f"{TITLES[n['network']]}'s {_paper_name(n, row['layer'])} at {row['bound']:g} ({r['zfp']:.2f} against "
-        f"{r['sz3']:.2f}), an array of {row['n']} values"
+        f"{r['sz3']:.2f}), an array of {row['n']}\nvalues"
         for n, row, r in rows
         if r["sz3"] <= r["zfp"]
     ]
