@@ -110,6 +110,22 @@ def test_an_update_of_which_nothing_is_needed_is_named_in_the_fewest_bytes():
     assert plan.nbytes == min(same)
 
 
+def test_an_update_may_be_of_no_use_though_half_of_it_does_harm():
+    base = {n: w + rng.normal(0, 1e-3, w.shape).astype(np.float32) for n, w in NETWORK.items()}
+
+    def apart(one, other):
+        return max(float(np.abs(one[n] - other[n]).max()) for n in NETWORK)
+
+    def evaluate(tensors):
+        return 0.0 if apart(tensors, base) == 0 or apart(tensors, NETWORK) < 2e-3 else -1.0
+
+    plan = nz.tune(NETWORK, base, evaluate=evaluate, max_loss=0.1)
+    assert len(plan.trials) == 2
+    assert apart(nz.compress(NETWORK, base, plan=plan).restored, base) == 0
+    alone = nz.tune(NETWORK, evaluate=evaluate, max_loss=0.1)
+    assert alone.losses["score"] <= 0.1
+
+
 # ---- beliefs ---------------------------------------------------------------------------------------------------
 
 

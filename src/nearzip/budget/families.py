@@ -35,7 +35,8 @@ class Family(ABC):
     """Settings in a row.
 
     `low`, `high`, `start`: positions: the most exact, the smallest file, where a search begins. Positions are multiples
-    of `grid`. `first`: positions that are tried before any other. `exact`: a setting that loses nothing, or None.
+    of `grid`. `first`: positions that are tried before any other. `droppable`: whether the highest leaves a base as it
+    is. `exact`: a setting that loses nothing, or None.
     """
 
     low: float
@@ -46,6 +47,10 @@ class Family(ABC):
     @property
     def first(self) -> tuple[float, ...]:
         return ()
+
+    @property
+    def droppable(self) -> bool:
+        return False
 
     @abstractmethod
     def at(self, position: float) -> Assignment:
@@ -146,6 +151,10 @@ class Bounds(Family):
             # Divergences end around the update's root mean square, accuracies at four times that.
             return 1.0 if self.updates else -2.0
         return {"rms": -2.0, "rel": -6.0, "pwrel": -3.0}[self.kind]
+
+    @property
+    def droppable(self) -> bool:
+        return self.kind == "abs" and bool(self.updates)
 
     def at(self, position: float) -> Assignment:
         return self._highest if position >= self.high else self._shared(self._value(position))

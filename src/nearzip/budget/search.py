@@ -27,6 +27,8 @@ _SLOPE, _SLOPE_SPREAD = 1.5, 0.5
 _WORTH = 0.002
 #: The chance of a setting that a search may count on; where noise leaves no chance so high, this share of the highest.
 _CERTAIN = 0.95
+#: Of an update that uses no more of the budget than this where the search begins, perhaps nothing is needed.
+_LITTLE = 0.5
 #: Sizes are measured this far apart, and interpolated between.
 _SURVEY = 0.5
 
@@ -116,6 +118,15 @@ class _Around:
         return Belief(_Line(self.family.start), np.array(list(self.tried)), usage).chances(self.free)
 
     @property
+    def may_be_dropped(self) -> bool:
+        """Whether an update of which the start spares much should be tried without, before anything between.
+
+        What an accuracy loses does not grow steadily with what is left out of an update.
+        """
+        spared = self.tried[self.family.start].usage <= _LITTLE if self.family.start in self.tried else False
+        return spared and self.family.droppable and self.family.high not in self.tried
+
+    @property
     def farthest(self) -> float:
         """Of those within the budget."""
         return max((x for x, trial in self.tried.items() if trial.fits), default=-math.inf)
@@ -124,10 +135,10 @@ class _Around:
 def _proposals(around: _Around, sizes: _Sizes, n: int) -> list[float]:
     """Up to n positions not tried yet, the most promising first; none if nothing is worth a trial."""
     family = around.family
-    if n == 1 and around.farthest < family.start and set(around.tried) <= set(family.first):
+    if n == 1 and around.farthest < family.start and set(around.tried) <= {*family.first} - {family.start}:
         return [family.start]
     gains = _gains(around, sizes)
-    chosen: list[float] = []
+    chosen = [family.high] if around.may_be_dropped else []
     for x in sorted(gains, key=lambda x: -gains[x]):
         if len(chosen) < n and all(abs(x - other) > 2 * family.grid or family.grid == 1 for other in chosen):
             chosen.append(x)
