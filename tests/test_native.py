@@ -558,3 +558,38 @@ def test_a_stream_costs_little_more_than_its_entropy(name):
     # Frequencies are multiples of 2^-16: many kinds of symbols that are rarer than that cost more than they should.
     share = 1.035 if name == "zeros, 99.9 %" else 1.005
     assert len(data) <= share * bits / 8 + tables + 64
+
+
+# ---- huffman ---------------------------------------------------------------------------------------------------
+
+
+@given(st.binary(max_size=40), st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5), st.integers(1, 40))
+def test_huffman_codes_are_read_from_anywhere(data, starts, stretch):
+    """Wherever a stretch is said to begin; beyond the data stand zeros."""
+    n = stretch * (len(starts) - 1) + 1
+    lengths = np.random.default_rng(7).integers(1, 17, 1 << 16).astype(np.uint32)
+    table = np.arange(1 << 16, dtype=np.uint32) | lengths << 16
+    out, stops = np.empty(n, np.uint16), np.empty(len(starts), np.uint64)
+    _core.decode_huffman(np.frombuffer(data, np.uint8), np.array(starts, np.uint64), stretch, table, out, stops)
+    bits = "".join(f"{byte:08b}" for byte in data)
+    for k, start in enumerate(starts):
+        at = start
+        for i in range(k * stretch, min(n, (k + 1) * stretch)):
+            at = min(at, len(bits))
+            window = int(bits[at : at + 16].ljust(16, "0"), 2)
+            assert out[i] == window
+            at += int(lengths[window])
+        assert stops[k] == at
+
+
+def test_huffman_arrays_must_fit_together():
+    data, table = np.zeros(4, np.uint8), np.full(1 << 16, 1 << 16, np.uint32)
+    starts, out = np.zeros(2, np.uint64), np.empty(5, np.uint16)
+    for arguments in (
+        (data, starts, 5, table, out, starts.copy()),
+        (data, starts, 0, table, out, starts.copy()),
+        (data, starts, 3, table[:-1], out, starts.copy()),
+        (data, starts, 3, table, out, np.zeros(1, np.uint64)),
+    ):
+        with pytest.raises(ValueError, match=r"begins somewhere|every window|differ in size"):
+            _core.decode_huffman(*arguments)

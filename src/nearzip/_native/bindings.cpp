@@ -16,6 +16,7 @@
 #include "bloomier.hpp"
 #include "contexts.hpp"
 #include "floats.hpp"
+#include "huffman.hpp"
 #include "lanes.hpp"
 #include "rounding.hpp"
 #include "symbols.hpp"
@@ -270,6 +271,16 @@ void py_query_bloomier(Input<uint16_t> table, uint64_t seed, int bits, uint32_t 
     query_bloomier(table.data(), shape, n_values, out.data(), out.size());
 }
 
+void py_decode_huffman(Input<uint8_t> data, Input<uint64_t> starts, size_t stretch, Input<uint32_t> table,
+                       Output<uint16_t> out, Output<uint64_t> stops) {
+    same_size(starts.size(), stops.size());
+    if (!stretch || starts.size() != (out.size() + stretch - 1) / stretch)
+        throw nb::value_error("every stretch begins somewhere");
+    if (table.size() != size_t(1) << HUFFMAN_LONGEST) throw nb::value_error("the table has an entry for every window");
+    nb::gil_scoped_release nogil;
+    decode_huffman({data.data(), data.size()}, starts.data(), stretch, table.data(), out.data(), out.size(), stops.data());
+}
+
 void py_round_tile(Input<float> target, Input<float> from_rows, Input<float> from_columns, Input<float> row_factor,
                    Input<float> column_factor, size_t rows, double step, double reach, Output<int32_t> levels,
                    Output<float> remainders, Output<float> carried) {
@@ -338,6 +349,8 @@ NB_MODULE(_core, m) {
           "table"_a.noconvert());
     m.def("query_bloomier", &py_query_bloomier, "table"_a.noconvert(), "seed"_a, "bits"_a, "n_values"_a,
           "out"_a.noconvert());
+    m.def("decode_huffman", &py_decode_huffman, "data"_a.noconvert(), "starts"_a.noconvert(), "stretch"_a,
+          "table"_a.noconvert(), "out"_a.noconvert(), "stops"_a.noconvert());
     bind_symbols<int32_t>(m);
     bind_symbols<uint8_t>(m);
     bind_symbols<uint16_t>(m);

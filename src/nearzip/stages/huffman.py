@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from nearzip import _core
 from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import BYTES, SYMBOLS, Coded, Context, Stage, get_varint, put_varint
 from nearzip.tensors import Array
@@ -18,8 +19,8 @@ __all__ = ["Huffman"]
 #: The decoder looks at this many bits at once, in a table of 2^16 entries.
 _LONGEST = 16
 _MOST_SYMBOLS = 1 << 12
-#: Stretches of symbols whose first bit is noted (in bytes of length, 0.2 % to 0.4 %), so that all are decoded side by
-#: side: NumPy takes one step for the n-th symbol of every stretch.
+#: Stretches of symbols whose first bit is noted (in bytes of length, 0.2 % to 0.4 %), so that a reader may decode them
+#: side by side.
 _STRETCH = 1 << 12
 _RAW, _CODED = 0, 1
 _TYPES = {b"i": np.dtype("<i4"), **{bytes([w]): np.dtype(f"<u{w}") for w in (1, 2, 4, 8)}}
@@ -207,7 +208,7 @@ def _get_codes(data: bytes, at: int, n: int, lengths: Array) -> Array:
     if lengths.size < 2:
         if len(data) != at or (n and not lengths.size):
             raise CorruptError("huffman table does not fit its symbols")
-        return np.zeros(n, np.int64)
+        return np.zeros(n, np.uint16)
     n_stretches = -(-n // _STRETCH)
     sizes = []
     for _ in range(n_stretches - 1):
@@ -216,43 +217,29 @@ def _get_codes(data: bytes, at: int, n: int, lengths: Array) -> Array:
     rest = len(data) - at - sum(sizes)
     if rest < 0 or (not n and rest):
         raise CorruptError("huffman stream ends early")
-    ends = 8 * np.cumsum([*sizes, rest][:n_stretches], dtype=np.int64)
-    places, stops = _side_by_side(data[at:], n, ends - 8 * np.array([*sizes, rest][:n_stretches]), lengths)
-    spare = ends - stops
-    if (spare < 0).any() or (spare > 7).any() or _stray_bits(data[at:], stops, spare):
+    sizes = [*sizes, rest][:n_stretches]
+    ends = 8 * np.cumsum(sizes, dtype=np.int64)
+    starts = (ends - 8 * np.array(sizes, np.int64)).astype(np.uint64)
+    bits = np.frombuffer(data, np.uint8, offset=at)
+    places, stops = np.empty(n, np.uint16), np.empty_like(starts)
+    _core.decode_huffman(bits, starts, _STRETCH, _lookup(lengths), places, stops)
+    spare = ends - stops.astype(np.int64)
+    if (spare < 0).any() or (spare > 7).any() or _stray_bits(bits, stops, spare):
         raise CorruptError("huffman codes do not end where they should")
     return places
 
 
-def _stray_bits(data: bytes, stops: Array, spare: Array) -> bool:
+def _stray_bits(bits: Array, stops: Array, spare: Array) -> bool:
     """Whether bits that only fill up a byte are set."""
     open_ones = spare > 0
-    last = np.frombuffer(data, np.uint8)[stops[open_ones] >> 3]
+    last = bits[stops[open_ones] >> np.uint64(3)]
     return bool((last & ((1 << spare[open_ones]) - 1)).any())
 
 
-def _side_by_side(data: bytes, n: int, starts: Array, lengths: Array) -> tuple[Array, Array]:
-    """Decode all stretches at once; the symbols' places in the alphabet, and where each stretch's bits end."""
-    symbol_at, length_at = _lookup(lengths)
-    padded = np.frombuffer(data + bytes(4), np.uint8).astype(np.uint32)
-    words = padded[:-3] << 24 | padded[1:-2] << 16 | padded[2:-1] << 8 | padded[3:]
-    last = 8 * len(data)
-    out = np.zeros((min(n, _STRETCH), starts.size), np.uint16)
-    position = starts.copy()
-    full = n - (starts.size - 1) * _STRETCH
-    for i in range(min(n, _STRETCH)):
-        # The last stretch may be shorter: it is a column that stops.
-        active = position if i < full else position[:-1]
-        np.minimum(active, last, out=active)
-        window = (words[active >> 3] << (active & 7).astype(np.uint32)) >> np.uint32(32 - _LONGEST)
-        out[i, : active.size] = symbol_at[window]
-        active += length_at[window]
-    return out.T.reshape(-1)[:n].astype(np.int64), position
-
-
-def _lookup(lengths: Array) -> tuple[Array, Array]:
-    """For every window of `_LONGEST` bits the symbol it begins with, and its length. Canonical codes count up, so each
-    symbol's windows follow those of the one before."""
+def _lookup(lengths: Array) -> Array:
+    """For every window of `_LONGEST` bits the symbol it begins with, and above 16 bits its length, uint32. Canonical
+    codes count up, so each symbol's windows follow those of the one before.
+    """
     order = np.lexsort((np.arange(lengths.size), lengths))
-    widths = 1 << (_LONGEST - lengths[order])
-    return np.repeat(order, widths).astype(np.uint16), np.repeat(lengths[order], widths)
+    entries = (order | lengths[order] << 16).astype(np.uint32)
+    return np.repeat(entries, 1 << (_LONGEST - lengths[order]))
