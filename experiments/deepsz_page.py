@@ -310,7 +310,7 @@ def _sentence_7(networks: list[Row]) -> str:
 * DeepSZ's decoding, {whole["deepsz"]:.1f} ms against 2.7: gaps and matrix take {deepsz["gaps"] + deepsz["matrix"]:.1f},
   the values pass through a child process with limits, since SZ3 can crash on damaged bytes. deepsz-nearzip needs no
   child: {whole["deepsz-nearzip"]:.1f} ms.
-* Deep Compression, {whole["deep-compression"]:.1f} ms against 13.9: Huffman codes of values and of gaps are looked up 16
-  bits at once, in compiled code.
+* Deep Compression, {whole["deep-compression"]:.1f} ms against 13.9: Huffman codes of values and of gaps are looked up
+  16 bits at once, in compiled code.
 * Weightless, {whole["weightless"]:.1f} ms against 520 from Weightless's own paper: four hashes for each weight in
   compiled code."""
