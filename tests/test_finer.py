@@ -143,11 +143,13 @@ def test_versions_of_a_store_are_chained_with_them(tmp_path):
 
 
 def test_calibrated_steps_stay_as_they_were_found():
-    pytest.importorskip("torch")
-    from nearzip.bounds import NoPromise
-    from nearzip.calibrate.calibration import Rounded
-    from nearzip.calibrate.compression import _settings
+    torch = pytest.importorskip("torch")
+    from nearzip import calibrate
 
-    rounded = Rounded({}, {"a": 0.1, "b": 0.1}, {}, 0.0)
-    settings = _settings(0.2, rounded, NoPromise(), ["a", "b", "c"])
-    assert {settings[name].recipe.finer for name in "ab"} == {settings.default.recipe.finer} == {0.0}
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 10))
+    batches = [torch.randn(64, 64) for _ in range(4)]
+    plan = calibrate.tune(module, batches, evaluate=lambda tensors: 0.0, max_loss=0.1, evaluations=1)
+    assert {choice.options["finer"] for choice in plan.choices.values()} == {0.0}
+    found = steps_of(calibrate.compress(module, batches, plan=plan))
+    assert found == {name: choice.options["step"] for name, choice in plan.choices.items()}
