@@ -13,7 +13,7 @@ import numpy as np
 from nearzip.errors import CorruptError
 from nearzip.stages.base import FLOATS, SYMBOLS, Chain, Context, Grid
 from nearzip.stages.entropy import Rans
-from nearzip.stages.quantize import MOST_STEPS, check_step, refuse_exact, require_rounded
+from nearzip.stages.quantize import MOST_STEPS, Widened, check_step, refuse_exact, require_rounded
 from nearzip.stages.split import Split, Stream
 from nearzip.tensors import Array
 
@@ -299,21 +299,11 @@ def _from_cosets(seven: Array, lasts: Array, cosets: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class UnbiasedE8Step(E8Step):
-    """`E8Step` to whoever reads, with a step that is `gain` times what the writer uses: see `e8_gain`."""
+class UnbiasedE8Step(Widened, E8Step):
+    """`E8Step` with a gain: see `e8_gain`."""
 
+    reads = E8Step
     gain: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_step(self.spacing)
-
-    @property
-    def spacing(self) -> float:
-        return self.step / self.gain
-
-    def to_json(self) -> dict[str, Any]:
-        return E8Step(self.step).to_json()
 
 
 def e8_gain(values: Array, base: Array | None, step: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -88,17 +88,15 @@ class UniformStep(Stage):
         return out
 
 
-@dataclass(frozen=True)
-class UnbiasedStep(UniformStep):
-    """`UniformStep` to whoever reads, with a step that is `gain` times what the writer rounds to: see `unbiased_gain`.
+class Widened:
+    """Of a stage that is `reads` to whoever reads, with a `step` that is `gain` times what the writer rounds to."""
 
-    Values may be off by more than half a step.
-    """
-
-    gain: float = 1.0
+    reads: ClassVar[type[Any]]
+    step: float
+    gain: float
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[misc]  # what it is mixed into checks itself
         check_step(self.spacing)
 
     @property
@@ -106,7 +104,16 @@ class UnbiasedStep(UniformStep):
         return self.step / self.gain
 
     def to_json(self) -> dict[str, Any]:
-        return UniformStep(self.step).to_json()
+        written: dict[str, Any] = self.reads(self.step).to_json()
+        return written
+
+
+@dataclass(frozen=True)
+class UnbiasedStep(Widened, UniformStep):
+    """`UniformStep` with a gain: see `unbiased_gain`. Values may be off by more than half a step."""
+
+    reads = UniformStep
+    gain: float = 1.0
 
 
 def unbiased_gain(values: Array, base: Array | None, step: float) -> float:
