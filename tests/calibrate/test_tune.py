@@ -66,6 +66,8 @@ def test_an_ordinary_compress_refuses_it():
         nz.compress(STATE, plan=plan)
     with pytest.raises(errors.UsageError, match="not both"):
         calibrate.compress(NETWORK, BATCHES, plan=plan, step=0.1)
+    with pytest.raises(errors.UsageError, match=r"comes from nearzip\.calibrate\.tune"):
+        calibrate.compress(NETWORK, BATCHES, plan="plan.json")
 
 
 def test_an_update_of_which_nothing_is_needed_takes_one_trial_and_no_calibration():

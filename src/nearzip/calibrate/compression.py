@@ -130,7 +130,11 @@ class _Request:
 
 
 def _is_ordinary(plan: Plan | None, *others: object) -> bool:
-    """Whether there is a plan that needs no calibration. Raises UsageError for a plan together with other settings."""
+    """Whether there is a plan that needs no calibration. Raises UsageError for a plan together with other settings, and
+    for what is no plan.
+    """
+    if plan is not None and not isinstance(plan, Plan):
+        raise UsageError(f"a plan comes from nearzip.calibrate.tune or a file that it wrote, not {plan!r}")
     if plan is not None and any(other is not None for other in others):
         raise UsageError("a plan says step and bound; give a plan or those, not both")
     return plan is not None and plan.calibration is None
