@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 from nearzip.archive import Archive, Progress, Reader, WriteReport, write_archive
 from nearzip.bounds import Bound, parse_bound
+from nearzip.changes import UpdateKept
 from nearzip.container import Memory
 from nearzip.digests import checkpoint_id
-from nearzip.errors import CorruptError, Error, UsageError
+from nearzip.errors import CorruptError, Error, UpdateLostWarning, UsageError
 from nearzip.files import check_writable, open_checkpoint, write_checkpoint
 from nearzip.limits import Limits
 from nearzip.recipes import Recipe, Retrain, Setting, Settings, recipe_type, recipe_types
@@ -92,6 +93,13 @@ def _warn_of_another_archive(
         warnings.warn(reason, stacklevel=3)
 
 
+def warn_of_lost_update(kept: UpdateKept | None, stacklevel: int = 2) -> None:
+    """Warn if nearly nothing of a tensor's, or the network's, change against the base is kept."""
+    text = None if kept is None else kept.warning()
+    if text:
+        warnings.warn(text, UpdateLostWarning, stacklevel=stacklevel + 1)
+
+
 def _bound(bound: BoundLike) -> Bound | None:
     if bound is None or isinstance(bound, Bound):
         return bound
@@ -135,7 +143,8 @@ def compress(
     bound : Bound, str, None, or mapping
         What is promised for every element; None: lossless for "nearzip", the paper's default for the others. A mapping
         gives bounds by tensor name or pattern (`fnmatch`): ``{"*": nz.Absolute(1e-3), "*.bias": nz.Lossless()}``. A
-        name comes before patterns, and those in the order given, "*" last.
+        name comes before patterns, and those in the order given, "*" last. For an update, `nz.Update(0.1)` or
+        "upd:0.1": at most a tenth of the rms of the change against `base`.
     plan : PlanLike
         Method and bound for each tensor, in place of `method`, `bound` and `options`; see `tune`. Warns if the plan was
         made for another network or base, or measured on another archive than this.
@@ -160,6 +169,11 @@ def compress(
     UnknownMethodError
         No such method.
 
+    Warns
+    -----
+    UpdateLostWarning
+        The bound is so coarse that nearly nothing of the change against `base` is kept (`Archive.update_kept`).
+
     Examples
     --------
     >>> import numpy as np, nearzip as nz
@@ -176,7 +190,22 @@ def compress(
     settings = _settings(method, bound, plan, options, source.specs)
     archive = archive_of(source, reference, settings, threads, progress)
     _warn_of_another_archive(plan, source, reference, archive.report)
+    warn_of_lost_update(archive.update_kept)
     return archive
+
+
+def compress_quietly(
+    tensors: Mapping[str, Any],
+    base: Mapping[str, Any] | None = None,
+    method: str = "nearzip",
+    bound: BoundLike | Mapping[str, BoundLike] = None,
+    plan: PlanLike | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Archive:
+    """`compress` without its warnings, for searches and training loops that try settings out."""
+    source = _checkpoint(tensors)
+    settings = _settings(method, bound, plan, options, source.specs)
+    return archive_of(source, None if base is None else _checkpoint(base), settings)
 
 
 def archive_of(
@@ -341,6 +370,7 @@ def compress_file(
                         stream.flush()
                         os.fsync(stream.fileno())
         _warn_of_another_archive(plan, source, reference, report)
+        warn_of_lost_update(report.update_kept)
     finally:
         opened.close()
         if reference is not None:

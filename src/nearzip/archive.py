@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from nearzip import _core
+from nearzip.bounds import NoPromise, Update
+from nearzip.changes import Change, Changes, UpdateKept
 from nearzip.codec import decode_block, decode_sparse_block, encode_block, time_block
 from nearzip.container import BlockEntry, Index, Segment, Source, Writable, Writer, read_index
 from nearzip.digests import content_id, digest, join_pieces, part_digests, tensor_digest
@@ -25,6 +27,7 @@ from nearzip.sparse_forms import sparse_in
 from nearzip.stages import Context, DecodeTimes, Pipeline, SparseValues
 from nearzip.storage import atomic_file
 from nearzip.tensors import Array, Checkpoint, TensorSpec, bits_of, room_for
+from nearzip.updates import Resolved, resolve_updates
 from nearzip.version import __version__
 
 __all__ = ["Archive", "Reader", "TensorReport", "write_archive"]
@@ -58,6 +61,7 @@ class _Done:
     n_false: int
     pieces: list[list[bytes]]  # digests of pieces of the restored tensors
     base_pieces: list[list[bytes]]
+    changes: tuple[Change | None, ...] = ()  # of the parts, against the base
 
 
 @dataclass
@@ -77,6 +81,8 @@ class WriteReport:
     plain: dict[str, str] = field(default_factory=dict)
     #: Calibrated archives: of the answers on the batches held back, in nats per prediction.
     divergence: float | None = None
+    #: How much of the change against the base is kept; None if no base was used.
+    update_kept: UpdateKept | None = None
 
 
 def _pieces(block: Block, values: Array) -> list[list[bytes]]:
@@ -151,6 +157,8 @@ def write_archive(
     _check_writable(source)
     if not any(setting.recipe.uses_base for setting in settings.distinct(source.specs)):
         base = None
+    asked, resolved = settings, resolve_updates(source, base, settings, threads)
+    settings = resolved.settings
     ties = _common_ties(find_ties(source), targets)
     tied_to = _inverted(ties)
     names = [name for name in source.specs if name not in ties]
@@ -160,6 +168,7 @@ def write_archive(
     base_contents: dict[str, bytes] = {}
     entries: list[BlockEntry] = []
     false_positives: dict[str, int] = {}
+    changes = Changes()
     n_patched = done_bytes = 0
     drafts = draft_segments(source, base, names, settings, threads)
     assembler = base_assembler = _Assembler(())
@@ -172,6 +181,7 @@ def write_archive(
         entries.append(writer.add_block(done.payload, done.pipeline))
         assembler.add(done.restored if keep else None, done.pieces)
         n_patched += done.n_patched
+        changes.add((spec.name for spec in draft.tensors), done.changes, _step_of(draft.pipeline))
         if done.pipeline.errs_on_zeros:
             false_positives[draft.tensors[0].name] = done.n_false
         done_bytes += done.restored.nbytes
@@ -206,12 +216,28 @@ def write_archive(
         gone=tuple(name for name in base.specs if name not in source.specs) if base else (),
         metadata=dict(source.metadata),
         tree=source.tree,
-        method=_method_json(settings, specs),
-        bound=settings.default.bound.to_json(),
+        method=_method_json(asked, resolved, specs),
+        bound=resolved.to_json(asked.default.bound, asked.distinct(source.specs).get(asked.default, [])),
         writer=f"nearzip {__version__}",
     )
     alone = _coded_alone(source, base, ties, settings)
-    return WriteReport(index, writer.finish(index), n_patched, contents, alone, false_positives)
+    kept = None if index.base_id is None else _update_kept(changes, ties, asked, targets is not None)
+    n_bytes = writer.finish(index)
+    return WriteReport(index, n_bytes, n_patched, contents, alone, false_positives, update_kept=kept)
+
+
+def _step_of(pipeline: Pipeline) -> float:
+    """The step of the quantization in a pipeline; 0 if there is none."""
+    return next((float(stage.step) for stage in pipeline.stages if hasattr(stage, "step")), 0.0)
+
+
+def _update_kept(changes: Changes, ties: Mapping[str, str], settings: Settings, calibrated: bool) -> UpdateKept:
+    """What became of the update, and which of its tensors are judged how."""
+    tensors, residues = changes.found(ties)
+    bounds = {name: settings[name].bound for name in (*tensors, *residues)}
+    by_values = {name for name, bound in bounds.items() if calibrated or isinstance(bound, NoPromise)}
+    tolerated = {name for name, bound in bounds.items() if isinstance(bound, Update) and bound.per == "network"}
+    return UpdateKept(tensors, by_values, tolerated, residues)
 
 
 def _common_ties(ties: dict[str, str], targets: Checkpoint | None) -> dict[str, str]:
@@ -222,11 +248,11 @@ def _common_ties(ties: dict[str, str], targets: Checkpoint | None) -> dict[str, 
     return {name: to for name, to in ties.items() if np.array_equal(bits_of(read(name)), bits_of(read(to)))}
 
 
-def _method_json(settings: Settings, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
+def _method_json(settings: Settings, resolved: Resolved, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
     """The default setting, and others with the numbers of their tensors. Readers show it; decoding needs none of it."""
     number = {spec.name: i for i, spec in enumerate(specs)}
     others = [
-        {**setting.to_json(), "bound": setting.bound.to_json(), "tensors": [number[name] for name in names]}
+        {**setting.to_json(), "bound": resolved.to_json(setting.bound, names), "tensors": [number[n] for n in names]}
         for setting, names in settings.distinct(number).items()
         if setting != settings.default
     ]
@@ -293,6 +319,7 @@ def _encode(task: _Task, source: Checkpoint, base: Checkpoint | None, targets: C
             encoded.n_false,
             _pieces(block, encoded.restored),
             _pieces(block, context.require_base()) if draft.with_base else [],
+            encoded.changes,
         )
 
 
@@ -620,6 +647,9 @@ class Archive:
         What a reader will get, bit for bit: the base for the next version.
     id, base_id : str, str or None
         Identities of `restored` and of the base it needs.
+    update_kept : UpdateKept or None
+        How much of the change against the base is kept: `.share` of the network's, `.tensors` one by one, `.lost` the
+        names of tensors that lost theirs. None if no base was used.
     """
 
     def __init__(self, data: bytes | Array, restored: dict[str, Array], report: WriteReport):
@@ -643,6 +673,10 @@ class Archive:
     @property
     def id(self) -> str:
         return self.report.index.id
+
+    @property
+    def update_kept(self) -> UpdateKept | None:
+        return self.report.update_kept
 
     @property
     def base_id(self) -> str | None:

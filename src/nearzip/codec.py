@@ -6,6 +6,7 @@ bytes are the pipeline's, and a patch: places and exact values of what decoding 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from nearzip import _core
-from nearzip.bounds import EXACT, Tolerance, violations
+from nearzip.bounds import EXACT, Tolerance, violations, violations_and_changes
+from nearzip.changes import Change
 from nearzip.errors import BoundError, CorruptError
 from nearzip.stages import Coded, Context, ContextDelta, DecodeTimes, OrderedBits, Pipeline, Rans, Sparse, SparseValues
 from nearzip.stages.base import check_booleans, get_varint, put_varint
-from nearzip.tensors import Array, bits_of
+from nearzip.tensors import Array, bits_of, is_float
 
 __all__ = ["EncodedBlock", "decode_block", "decode_sparse_block", "encode_block", "exact_pipeline", "time_block"]
 
@@ -37,13 +39,15 @@ def exact_pipeline(with_base: bool) -> Pipeline:
 @dataclass(frozen=True)
 class EncodedBlock:
     """What `encode_block` gives: the bytes, cut somewhere to save a copy, the pipeline that made them, what they decode
-    to, how many patches, and how many zeros came back as something else."""
+    to, how many patches, how many zeros came back as something else, and what became of the change against the base:
+    one for each part, None where there is no base or the part is exact."""
 
     pieces: tuple[bytes, bytes]
     pipeline: Pipeline
     restored: Array
     n_patched: int
     n_false: int = 0
+    changes: tuple[Change | None, ...] = ()
 
     @property
     def payload(self) -> bytes:
@@ -87,7 +91,9 @@ def encode_block(
     if first.n_patched * _MANY_PATCHES <= context.n:
         return first
     exact = _encode(target, context, exact_pipeline(pipeline.needs_base), [EXACT] * len(context.parts))
-    return min(first, exact, key=lambda block: block.n_bytes)
+    if exact.n_bytes >= first.n_bytes:
+        return first
+    return dataclasses.replace(exact, changes=tuple(change and change.exactly() for change in first.changes))
 
 
 def _encode(
@@ -99,17 +105,19 @@ def _encode(
 ) -> EncodedBlock:
     sides, body = pipeline.encode_apart(values if given is None else given, context)
     restored = pipeline.decode(sides, context, body)
-    places = _outside(values, restored, context, tolerances)
+    places, changes = _outside(values, restored, context, tolerances)
     patch = b""
     if places.size:
         patch = _encode_patch(places, bits_of(values), values)
         if not restored.flags.writeable:
             restored = restored.copy()
         _apply_patch(patch, restored)
-        if _outside(values, restored, context, tolerances).size:
+        left, changes = _outside(values, restored, context, tolerances)
+        if left.size:
             raise BoundError("a patched block is outside its bound; please report this as a fault")
     n_false = int(((values == 0) & (restored != 0)).sum()) if pipeline.errs_on_zeros else 0
-    return EncodedBlock((put_varint(len(patch)) + patch + sides, body), pipeline, restored, places.size, n_false)
+    pieces = (put_varint(len(patch)) + patch + sides, body)
+    return EncodedBlock(pieces, pipeline, restored, places.size, n_false, changes)
 
 
 def decode_block(payload: bytes | memoryview, context: Context, pipeline: Pipeline) -> Array:
@@ -165,23 +173,35 @@ def _patch_sparse(patch: memoryview, sparse: SparseValues, context: Context) -> 
     return SparseValues(all_places[order], values[order])
 
 
-def _stretches(context: Context, tolerances: Sequence[Tolerance]) -> Iterator[tuple[int, int, Tolerance]]:
-    """Runs of values with one tolerance."""
-    start = at = 0
+def _stretches(context: Context, tolerances: Sequence[Tolerance]) -> Iterator[tuple[int, int, int, Tolerance]]:
+    """Runs of parts with one tolerance: where their values start and stop, and the number of parts."""
+    start = at = n_parts = 0
     for i, (part, tolerance) in enumerate(zip(context.parts, tolerances, strict=True)):
         at += part
+        n_parts += 1
         following = tolerances[i + 1] if i + 1 < len(tolerances) else None
         if following is not tolerance and following != tolerance:
-            yield start, at, tolerance
-            start = at
+            yield start, at, n_parts, tolerance
+            start, n_parts = at, 0
 
 
-def _outside(values: Array, restored: Array, context: Context, tolerances: Sequence[Tolerance]) -> Array:
-    found = [
-        violations(values[start:stop], restored[start:stop], tolerance) + start
-        for start, stop, tolerance in _stretches(context, tolerances)
-    ]
-    return np.concatenate(found) if found else np.empty(0, np.int64)
+def _outside(
+    values: Array, restored: Array, context: Context, tolerances: Sequence[Tolerance]
+) -> tuple[Array, tuple[Change | None, ...]]:
+    """Indices of values outside their tolerance, and what became of each part's change against the base."""
+    found: list[Array] = []
+    changes: list[Change | None] = []
+    for start, stop, n_parts, tolerance in _stretches(context, tolerances):
+        ours, theirs = values[start:stop], restored[start:stop]
+        if context.base is None or tolerance.kind == "exact" or not is_float(values.dtype):
+            found.append(violations(ours, theirs, tolerance) + start)
+            changes += [None] * n_parts
+            continue
+        parts = context.parts[len(changes) : len(changes) + n_parts]
+        outside, more = violations_and_changes(ours, theirs, context.base[start:stop], tolerance, parts)
+        found.append(outside + start)
+        changes += more
+    return np.concatenate(found) if found else np.empty(0, np.int64), tuple(changes)
 
 
 def _encode_patch(places: Array, bits: Array, values: Array) -> bytes:

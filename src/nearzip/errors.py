@@ -35,6 +35,7 @@ __all__ = [
     "StoreError",
     "TruncatedError",
     "UnknownMethodError",
+    "UpdateLostWarning",
     "UsageError",
     "WrongBaseError",
 ]
@@ -112,6 +113,10 @@ class StoreError(Error):
 
 class NoSpaceError(StoreError):
     """The disk that holds a store is full; what was committed is safe."""
+
+
+class UpdateLostWarning(UserWarning):
+    """The error bound is so coarse that nearly nothing of an update is kept: a reader gets the base back."""
 
 
 class MissingExtraError(Error):

@@ -245,6 +245,36 @@ std::vector<uint64_t> py_outside(Input<F> x, Input<F> y, double tolerance, bool 
                     : outside<F>(x.data(), y.data(), x.size(), tolerance);
 }
 
+// Indices outside the tolerance, and for each part: values changed, kept, and the two sums of `Change`.
+template <class F>
+std::tuple<std::vector<uint64_t>, std::vector<std::tuple<uint64_t, uint64_t, double, double>>> py_outside_and_changes(
+    Input<F> x, Input<F> y, Input<F> base, double tolerance, bool relative, const std::vector<size_t> &parts) {
+    same_size(x.size(), y.size());
+    same_size(x.size(), base.size());
+    size_t left = x.size();
+    for (const size_t part : parts) {
+        if (part > left) throw nb::value_error("parts are longer than the values");
+        left -= part;
+    }
+    std::vector<Change> changes;
+    std::vector<uint64_t> found;
+    {
+        nb::gil_scoped_release nogil;
+        found = outside_and_changes<F>(x.data(), y.data(), base.data(), parts, tolerance, relative, changes);
+    }
+    std::vector<std::tuple<uint64_t, uint64_t, double, double>> rows;
+    for (const Change &c : changes) rows.emplace_back(c.changed, c.kept, c.change, c.error);
+    return {std::move(found), std::move(rows)};
+}
+
+template <class F>
+std::tuple<uint64_t, double> py_difference(Input<F> x, Input<F> base) {
+    same_size(x.size(), base.size());
+    nb::gil_scoped_release nogil;
+    const Difference d = difference<F>(x.data(), base.data(), x.size());
+    return {d.finite, d.sum_squares};
+}
+
 template <class F>
 std::tuple<uint64_t, double, double, double> py_statistics(Input<F> x) {
     nb::gil_scoped_release nogil;
@@ -313,6 +343,9 @@ void bind_floats(nb::module_ &m) {
     m.def("decode_quantized", &py_decode_quantized<F>, "data"_a.noconvert(), "base"_a.none().noconvert(), "step"_a,
           "parts"_a, "out"_a.noconvert());
     m.def("outside", &py_outside<F>, "x"_a.noconvert(), "y"_a.noconvert(), "tolerance"_a, "relative"_a);
+    m.def("outside_and_changes", &py_outside_and_changes<F>, "x"_a.noconvert(), "y"_a.noconvert(),
+          "base"_a.noconvert(), "tolerance"_a, "relative"_a, "parts"_a);
+    m.def("difference", &py_difference<F>, "x"_a.noconvert(), "base"_a.noconvert());
     m.def("statistics", &py_statistics<F>, "x"_a.noconvert());
 }
 

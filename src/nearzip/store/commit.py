@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from nearzip.archive import WriteReport, write_archive
+from nearzip.changes import UpdateKept
 from nearzip.digests import checkpoint_id, content_id, tensor_digest
 from nearzip.recipes.settings import Settings
 from nearzip.store.backend import Backend, Stored
@@ -21,6 +22,7 @@ from nearzip.store.chain import Progress
 from nearzip.store.grid import last_steps
 from nearzip.store.manifest import Manifest, Part
 from nearzip.tensors import Array, Checkpoint, TensorSpec
+from nearzip.updates import without_updates
 from nearzip.version import __version__
 
 __all__ = ["SHARED_BYTES", "Draft", "Encoder", "Held", "now", "subset", "writer_name"]
@@ -69,6 +71,8 @@ class Draft:
     steps: dict[str, float] = field(default_factory=dict)
     #: Digest of the base as it was when it was used; None if none was.
     base_id: str | None = None
+    #: How much of the change against the base is kept; None for a version without a base.
+    update_kept: UpdateKept | None = None
 
     @property
     def n_stored(self) -> int:
@@ -153,6 +157,7 @@ class Encoder:
         draft = Draft([Part(stored.name, stored.n_bytes, used)], dict(report.contents), dict(source.specs), arrays)
         draft.steps = last_steps(report.index)
         draft.base_id = report.index.base_id
+        draft.update_kept = report.update_kept
         if shared is None:
             draft.id = report.index.id
         else:
@@ -174,7 +179,9 @@ class Encoder:
         written = _Written(arrays)
         with self.backend.new_object(staged) as sink:
             stream = cast(BinaryIO, sink)
-            written.report = write_archive(labelled, base, self.settings, stream, keep, self.threads, self.progress)
+            # Without a version before there is no update that a bound could be a share of.
+            settings = without_updates(self.settings) if base is None else self.settings
+            written.report = write_archive(labelled, base, settings, stream, keep, self.threads, self.progress)
             yield written
         written.stored = sink.stored
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from nearzip.api import PlanLike, open_input
+from nearzip.api import PlanLike, open_input, warn_of_lost_update
 from nearzip.archive import write_archive
-from nearzip.digests import content_id, tensor_digest
+from nearzip.changes import UpdateKept
+from nearzip.digests import content_id, fingerprint, tensor_digest
 from nearzip.errors import BusyError, CorruptError, Error, LimitError, NotFoundError, UsageError
 from nearzip.files import check_writable, write_checkpoint
 from nearzip.limits import Limits
@@ -43,6 +44,7 @@ from nearzip.store.stat import Stat, stat_of
 from nearzip.store.verify import Verifier, VerifyReport, parse_subset
 from nearzip.store.versions import Versions
 from nearzip.tensors import Array, Checkpoint, TensorSpec, check_text
+from nearzip.updates import without_updates
 
 __all__ = ["Store"]
 
@@ -68,7 +70,8 @@ class Store:
     create : bool
         Make a store if there is none.
     bound : Bound, str, or mapping of tensor name or pattern to Bound or str
-        Promised for every element of every version, against what was committed. None: lossless for "nearzip".
+        Promised for every element of every version, against what was committed. None: lossless for "nearzip". With
+        `nearzip.Update(e)`, a share of the change since the version before, versions without a base are lossless.
     policy : Policy or str
         "forward", "backward", "hop" or "hop:8"; see docs/store.md. Default: hop, a keyframe every 10 versions.
     method, options : str, dict
@@ -119,6 +122,11 @@ class Store:
         self._shard: tuple[str, dict[str, Array] | None] | None = None
         #: Of the version with that id.
         self._steps: tuple[str, dict[str, float]] | None = None
+        #: Of the latest version that was committed here: how much of its change against its base is kept. None before
+        #: the first, and for versions without a base.
+        self.update_kept: UpdateKept | None = None
+        #: Id of that version, and fingerprints of the tensors as they were committed.
+        self._prints: tuple[str | None, dict[str, bytes]] = (None, {})
         self._hold = hold
         self._limits = limits
         self._threads = threads
@@ -217,6 +225,7 @@ class Store:
         plan: PlanLike | None = None,
         timeout: float = 300.0,
         progress: Progress | None = None,
+        warn: bool = True,
     ) -> int:
         """Add a version; it is there for good, or not at all.
 
@@ -230,11 +239,18 @@ class Store:
             Method and bound for each tensor, in place of the store's.
         timeout : float
             Seconds to wait for other writers.
+        warn : bool
+            False: no UpdateLostWarning; `update_kept` says what is kept.
 
         Returns
         -------
         int
             The version's number: 0, 1, 2, ..
+
+        Warns
+        -----
+        UpdateLostWarning
+            The bound is so coarse that nearly nothing of the change against the version before is kept.
 
         Raises
         ------
@@ -257,6 +273,8 @@ class Store:
                 raise BusyError(f"{self.url}: others kept committing for {timeout:g} s; try again")
             time.sleep(random.uniform(0, 0.05))  # noqa: S311 (not for secrets)
         self._after_commit(manifest)
+        if warn:
+            warn_of_lost_update(self.update_kept)
         return manifest.number
 
     def commit_file(self, path: str | os.PathLike[str], message: str = "", **said: Any) -> int:
@@ -290,9 +308,22 @@ class Store:
             self._versions.forget()
             return None
         self._steps = (manifest.id, draft.steps)
+        self._note_change(source, manifest, draft)
         if hold and draft.arrays is not None:
             self._held = Held(number, manifest.id, draft.arrays)
         return manifest
+
+    def _note_change(self, source: Checkpoint, manifest: Manifest, draft: Draft) -> None:
+        """Remember what is kept of the change. Tensors that equal those of the commit before did not change, whatever
+        rounding left between them and the base.
+        """
+        before_id, before = self._prints
+        prints = {name: fingerprint(source.read(name)) for name, spec in source.specs.items() if spec.is_float}
+        kept = draft.update_kept
+        if kept is not None and before_id == draft.base_id:
+            kept = kept.knowing({name: before[name] != prints[name] for name in prints if name in before})
+        self._prints = (manifest.id, prints)
+        self.update_kept = kept
 
     def _encode(self, encoder: Encoder, source: Checkpoint, number: int, latest: int | None, hold: bool) -> Draft:
         if latest is not None:
@@ -402,8 +433,12 @@ class Store:
         plan: PlanLike | None = None,
         timeout: float = 300.0,
         progress: Progress | None = None,
+        warn: bool = True,
     ) -> None:
         """Write one process's tensors of the next version; `commit_shards` makes a version of them.
+
+        A bound relative to the update (`nearzip.Update`) counts from the change of this process's tensors. `warn` as
+        for `commit`.
 
         Parameters
         ----------
@@ -434,6 +469,9 @@ class Store:
             self._backend.settle("objects")
             write_ticket(self._backend, session, Ticket(rank, ranks, latest, (part,), contents))
         self._shard = (part.object, done.arrays)
+        self.update_kept = done.report.update_kept
+        if warn:
+            warn_of_lost_update(self.update_kept)
 
     def _shard_base(self, source: Checkpoint, latest: int) -> tuple[Checkpoint | None, dict[str, float]]:
         """What readers hold of a shard's tensors, and the steps that they were quantized by."""
@@ -830,7 +868,8 @@ def _try_out(settings: StoreSettings) -> None:
     bounds = settings.bound.values() if isinstance(settings.bound, Mapping) else [settings.bound]
     probe = Checkpoint.of({"x": np.zeros(1, np.float32)})
     for bound in bounds:
-        write_archive(probe, None, dataclasses.replace(settings, bound=bound).codec(["x"]), io.BytesIO(), threads=1)
+        codec = without_updates(dataclasses.replace(settings, bound=bound).codec(["x"]))
+        write_archive(probe, None, codec, io.BytesIO(), threads=1)
 
 
 def _said(
