@@ -91,11 +91,11 @@ def test_compress_and_decompress(files: Path):
 
 def test_compress_as_json(files: Path):
     result = good("compress", "new.safetensors", "--base", "old.safetensors", "-o", "u.nz", "--method", "delta-dnn",
-                  "--set", "eps=0.01", "--set", "backend=zstd", "--threads", "1", "--json")  # fmt: skip
+                  "--set", "eps=0.001", "--set", "backend=zstd", "--threads", "1", "--json")  # fmt: skip
     document = json.loads(result.stdout)
     assert (document["message_type"], document["command"]) == ("summary", "compress")
-    assert document["method"] == {"name": "delta-dnn", "options": {"eps": 0.01, "mode": None, "backend": "zstd"}}
-    assert document["bound"] == {"kind": "abs", "value": 0.01}
+    assert document["method"] == {"name": "delta-dnn", "options": {"eps": 0.001, "mode": None, "backend": "zstd"}}
+    assert document["bound"] == {"kind": "abs", "value": 0.001}
     assert document["bytes_out"] == os.path.getsize("u.nz")
     assert document["bytes_in"] == 4 * 64 * 33
     assert document["bits_per_value"] == pytest.approx(8 * document["bytes_out"] / (64 * 33))

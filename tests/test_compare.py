@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import nearzip as nz
-from nearzip import comparison
-from nearzip.comparison import ssim
+from nearzip import comparison, similarity
 from nearzip.errors import CorruptError, NotFoundError, UsageError
+from nearzip.similarity import ssim, ssim_within
 
 rng = np.random.default_rng(7)
 
@@ -52,7 +52,7 @@ def test_ssim_of_tiles_is_that_of_the_whole(monkeypatch):
     a = rng.normal(size=(23, 300)).astype(np.float32)
     b = a + rng.normal(0, 0.3, a.shape).astype(np.float32)
     whole = ssim(a, b)
-    monkeypatch.setattr(comparison, "_PIECE", 640)
+    monkeypatch.setattr(similarity, "_PIECE", 640)
     assert ssim(a, b) == pytest.approx(whole, rel=1e-12)
 
 
@@ -74,7 +74,7 @@ def test_ssim_leaves_out_windows_that_are_not_finite():
     b = a + rng.normal(0, 0.1, a.shape)
     b[3, 29] = np.nan
     spread = np.concatenate([a[np.isfinite(b)], b[np.isfinite(b)]])
-    assert ssim(a, b) == pytest.approx(comparison._ssim(a[:, :29], b[:, :29], spread.min(), spread.max()))
+    assert ssim(a, b) == pytest.approx(ssim_within(a[:, :29], b[:, :29], spread.min(), spread.max()))
     assert ssim(np.full(3, np.nan), np.zeros(3)) is None
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from nearzip.codec import decode_block, decode_sparse_block, encode_block, time_
 from nearzip.container import BlockEntry, Index, Segment, Source, Writable, Writer, read_index
 from nearzip.digests import content_id, digest, join_pieces, part_digests, tensor_digest
 from nearzip.errors import CorruptError, LimitError, NotFoundError, UsageError, WrongBaseError
+from nearzip.frameworks import check_framework, to_framework
 from nearzip.layout import Block, Draft, block_context, block_values, draft_segments, find_ties, segment_blocks
 from nearzip.limits import Limits
 from nearzip.parallel import number_of_threads, ordered_map
@@ -27,6 +28,7 @@ from nearzip.sparse_forms import sparse_in
 from nearzip.stages import Context, DecodeTimes, Pipeline, SparseValues
 from nearzip.storage import atomic_file
 from nearzip.tensors import Array, Checkpoint, TensorSpec, bits_of, room_for
+from nearzip.texts import html_table, human_bytes
 from nearzip.updates import Resolved, resolve_updates
 from nearzip.version import __version__
 
@@ -342,8 +344,8 @@ class TensorReport:
     alias_of: str | None = None
 
 
-class Reader(Mapping[str, Array]):
-    """An open archive: a mapping of names to arrays that are decoded when asked for.
+class Reader(Mapping[str, Any]):
+    """An open archive: a mapping of names to arrays (or PyTorch tensors) that are decoded when asked for.
 
     Decoding one tensor reads its segment and nothing else: its own blocks, or the block that it shares with other
     small tensors. Use as a context manager, or call `close`.
@@ -355,9 +357,12 @@ class Reader(Mapping[str, Array]):
         base: Checkpoint | None = None,
         limits: Limits | None = None,
         threads: int | None = None,
+        framework: str = "np",
     ):
         self._source = source
         self._base = base
+        self._framework = check_framework(framework)
+        self._others: contextlib.ExitStack = contextlib.ExitStack()
         self._threads = number_of_threads(threads)
         limits = limits or Limits()
         self.index = read_index(source, limits)
@@ -376,8 +381,12 @@ class Reader(Mapping[str, Array]):
     def __contains__(self, name: object) -> bool:
         return name in self._segment_of or name in self.index.aliases
 
-    def __getitem__(self, name: str) -> Array:
-        """Decode one tensor. Raises NotFoundError, CorruptError, WrongBaseError."""
+    def __getitem__(self, name: str) -> Any:
+        """Decode one tensor. Raises NotFoundError (a KeyError), CorruptError, WrongBaseError."""
+        return to_framework(self.array(name), self._framework)
+
+    def array(self, name: str) -> Array:
+        """One tensor as a NumPy array, whatever the framework. Raises as indexing does."""
         target = self.index.aliases.get(name, name)
         segment = self._segment_of.get(target)
         if segment is None:
@@ -437,7 +446,7 @@ class Reader(Mapping[str, Array]):
     def _sparse_values(self, segment: Segment, spec: TensorSpec) -> SparseValues:
         """Places within the tensor, and values, of one that has a segment of its own or shares one."""
         if len(segment.tensors) > 1:
-            flat = self[spec.name].reshape(-1)
+            flat = self.array(spec.name).reshape(-1)
             places = np.flatnonzero(flat != 0)
             return SparseValues(places, flat[places])
         blocks = segment_blocks(segment.tensors, segment.block_bytes)
@@ -518,7 +527,18 @@ class Reader(Mapping[str, Array]):
         return [reports[spec.name] for spec in self.index.tensors]
 
     def close(self) -> None:
+        """Close the archive, and the base if it was opened for it."""
         self._source.close()
+        self._others.close()
+
+    def closing(self, close: Callable[[], None]) -> Reader:
+        """Itself; `close` is called when it is closed."""
+        self._others.callback(close)
+        return self
+
+    def _repr_html_(self) -> str:
+        index = self.index
+        return html_table(self._source.name, _described(index, self.nbytes))
 
     def __enter__(self) -> Reader:
         return self
@@ -688,11 +708,32 @@ class Archive:
             self._data = _core.to_bytes(self._data)
         return self._data
 
-    def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
-        """Write the archive to a file, whole or not at all. Raises UsageError if it exists, unless `force`."""
+    def save(self, path: str | os.PathLike[str] | BinaryIO, force: bool = True) -> None:
+        """Write the archive to a file, whole or not at all, or to a binary stream.
+
+        A file that exists is replaced; with `force=False` it is a UsageError.
+        """
+        if not isinstance(path, (str, os.PathLike)):
+            path.write(self.data)
+            return
         with atomic_file(path, force=force) as stream:
             stream.write(self.data)
 
     def __repr__(self) -> str:
         n = len(self.report.index.tensors)
         return f"<nearzip.Archive of {n} tensors, {self.nbytes} bytes, ratio {self.ratio:.2f}>"
+
+    def _repr_html_(self) -> str:
+        kept = None if self.update_kept is None else f"{self.update_kept.share:.2%} of the change"
+        return html_table("nearzip.Archive", [*_described(self.report.index, self.nbytes), ("update kept", kept)])
+
+
+def _described(index: Index, n_bytes: int) -> list[tuple[str, object]]:
+    """What notebooks show of an archive."""
+    return [
+        ("tensors", f"{len(index.tensors):,}, {human_bytes(index.n_bytes)}"),
+        ("size", f"{human_bytes(n_bytes)}: {index.n_bytes / max(1, n_bytes):.2f}x smaller"),
+        ("method", index.method.get("name")),
+        ("bound", ":".join(str(index.bound[key]) for key in ("kind", "value") if key in index.bound)),
+        ("base", index.base_id or "none needed"),
+    ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -301,14 +301,18 @@ def parse_bound(text: str) -> Bound:
     if kind == "lossless" and not rest:
         return Lossless()
     value, *scope = rest.split(":")
+    bound_of: Callable[[float], Bound] | None = _BOUNDS.get(kind)
+    if scope:
+        bound_of = functools.partial(Update, per="tensor") if (kind, scope) == (Update.key, ["tensor"]) else None
     try:
-        if scope and kind == Update.key and len(scope) == 1 and scope[0] in get_args(Scope):
-            return Update(float(value), per=scope[0])  # type: ignore[arg-type]
-        return _BOUNDS[kind](float(rest))
-    except (KeyError, ValueError):
+        number = float(value)
+    except ValueError:
+        bound_of = None
+    if bound_of is None:
         raise UsageError(
             f"cannot read the bound {text!r}; write lossless, abs:1e-3, rel:1e-3, pwrel:0.01, rms:0.01 or upd:0.1"
-        ) from None
+        )
+    return bound_of(number)
 
 
 def bound_spelling(bound: Bound) -> str:

@@ -11,9 +11,9 @@ __all__ = ["MIN_SHARE", "NO_CHANGE", "Change", "Changes", "UpdateKept"]
 
 #: A change of which less than this share is kept counts as lost.
 MIN_SHARE = 0.01
-#: The error of rounding to steps is spread evenly between the halves of a step: its rms is half the step over the square
-#: root of three. A lost change of that size is what an earlier rounding left in the base, not an update: real ones that
-#: get lost are smaller (a normal distribution: 0.36 of half a step at most).
+#: The error of rounding to steps is spread evenly over half a step to either side: its rms is half the step over the
+#: square root of three. A lost change of that size is what an earlier rounding left in the base, not an update: real
+#: ones that get lost are smaller (a normal distribution: 0.36 of half a step at most).
 _RESIDUE = 1 / math.sqrt(3)
 _RESIDUE_BAND = 0.08
 #: Tensors that a warning names.

@@ -15,6 +15,7 @@
 
 #include "bloomier.hpp"
 #include "contexts.hpp"
+#include "comparing.hpp"
 #include "floats.hpp"
 #include "huffman.hpp"
 #include "lanes.hpp"
@@ -267,6 +268,19 @@ std::tuple<std::vector<uint64_t>, std::vector<std::tuple<uint64_t, uint64_t, dou
     return {std::move(found), std::move(rows)};
 }
 
+// In the order of `PairSums`.
+template <class F>
+std::tuple<uint64_t, uint64_t, std::vector<double>> py_pair_sums(Input<F> a, Input<F> b) {
+    same_size(a.size(), b.size());
+    PairSums s;
+    {
+        nb::gil_scoped_release nogil;
+        s = pair_sums<F>(a.data(), b.data(), a.size());
+    }
+    return {s.n, s.odd, {s.max_abs, s.max_relative, s.difference, s.distance, s.squares, s.mean_a, s.mean_b, s.aa, s.bb,
+                         s.ab, s.low, s.high}};
+}
+
 template <class F>
 std::tuple<uint64_t, double> py_difference(Input<F> x, Input<F> base) {
     same_size(x.size(), base.size());
@@ -345,6 +359,7 @@ void bind_floats(nb::module_ &m) {
     m.def("outside", &py_outside<F>, "x"_a.noconvert(), "y"_a.noconvert(), "tolerance"_a, "relative"_a);
     m.def("outside_and_changes", &py_outside_and_changes<F>, "x"_a.noconvert(), "y"_a.noconvert(),
           "base"_a.noconvert(), "tolerance"_a, "relative"_a, "parts"_a);
+    m.def("pair_sums", &py_pair_sums<F>, "a"_a.noconvert(), "b"_a.noconvert());
     m.def("difference", &py_difference<F>, "x"_a.noconvert(), "base"_a.noconvert());
     m.def("statistics", &py_statistics<F>, "x"_a.noconvert());
 }

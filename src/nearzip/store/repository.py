@@ -10,6 +10,7 @@ import random
 import secrets
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from nearzip.changes import UpdateKept
 from nearzip.digests import content_id, fingerprint, tensor_digest
 from nearzip.errors import BusyError, CorruptError, Error, LimitError, NotFoundError, UsageError
 from nearzip.files import check_writable, write_checkpoint
+from nearzip.frameworks import check_framework, to_framework
 from nearzip.limits import Limits
 from nearzip.recipes import recipe_type
 from nearzip.recipes.settings import Settings
@@ -44,6 +46,7 @@ from nearzip.store.stat import Stat, stat_of
 from nearzip.store.verify import Verifier, VerifyReport, parse_subset
 from nearzip.store.versions import Versions
 from nearzip.tensors import Array, Checkpoint, TensorSpec, check_text
+from nearzip.texts import html_table
 from nearzip.updates import without_updates
 
 __all__ = ["Store"]
@@ -187,6 +190,28 @@ class Store:
 
     def __repr__(self) -> str:
         return f"<nearzip.Store {self.url}>"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: from what was read already, so that showing a store never fails."""
+        settings = self.settings
+        rows = [
+            ("method", settings.method),
+            ("bound", settings.bound or "the method's own"),
+            ("policy", str(self.policy)),
+        ]
+        return html_table(f"nearzip.Store {self.url}", rows)
+
+    def close(self) -> None:
+        """Let go of the arrays that are held from one commit to the next. The store can still be used."""
+        self._held = self._shard = None
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _check_writable(self) -> None:
         if not self._backend.can_write:
@@ -685,8 +710,9 @@ class Store:
         selector: Selector = "latest",
         names: Sequence[str] | None = None,
         *,
+        framework: str = "np",
         progress: Progress | None = None,
-    ) -> dict[str, Array]:
+    ) -> dict[str, Any]:
         """The arrays of a version, bit for bit the same whenever it is asked for.
 
         Parameters
@@ -695,6 +721,8 @@ class Store:
             "latest", a number, "tag:best", "step=1200", "best:accuracy" (the largest), "min:loss".
         names : sequence of str
             Only these tensors.
+        framework : {"np", "pt"}
+            NumPy arrays, or PyTorch tensors on the CPU.
 
         Raises
         ------
@@ -703,8 +731,9 @@ class Store:
         CorruptError
             Something that it needs is damaged; nothing wrong is ever returned.
         """
-        number = self.resolve(selector)
-        return self._restore(number, names, progress)
+        check_framework(framework)
+        arrays = self._restore(self.resolve(selector), names, progress)
+        return {name: to_framework(array, framework) for name, array in arrays.items()}
 
     def _restore(
         self, number: int, names: Sequence[str] | None = None, progress: Progress | None = None
