@@ -160,8 +160,8 @@ def compress(
     tensors, base : mapping of str to array, or path
         NumPy arrays, torch tensors, or arrays of other libraries that have `__array__` or DLPack, of any shape;
         float64, float32, float16, bfloat16, float8_e4m3fn, float8_e5m2, integers, bool, complex. Names of mappings
-        inside are joined with dots. A path: a checkpoint file, as for `compress_file`. `base` is what the reader has: the
-        `restored` of an earlier archive, not the original it was made from.
+        inside are joined with dots. A path: a checkpoint file, as for `compress_file`. `base` is what the reader has:
+        the `restored` of an earlier archive, not the original it was made from.
     method : str
         One of `methods()`.
     bound : Bound, str, None, or mapping

@@ -199,8 +199,8 @@ class TensorSpec:
 
 
 def as_array(name: str, value: Any) -> Array:
-    """`value` (NumPy, torch on any device, or what other libraries give by `__array__` or DLPack) as a contiguous array in
-    native byte order, without a copy where possible.
+    """`value` as a contiguous array in native byte order, without a copy where possible: of NumPy, of torch on any
+    device, or of a library whose arrays have `__array__` or DLPack.
 
     Raises UsageError for anything that is not a tensor of a supported dtype; the message names `name`.
     """
