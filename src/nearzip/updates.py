@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nearzip.bounds import Absolute, Bound, Lossless, Statistics, Update
+from nearzip.container import Index
 from nearzip.errors import UsageError
 from nearzip.layout import shares_of_work
 from nearzip.parallel import ordered_map
@@ -17,7 +18,7 @@ from nearzip.recipes import Setting, Settings
 from nearzip.recipes.nearzip import Nearzip
 from nearzip.tensors import Checkpoint
 
-__all__ = ["Resolved", "absolute_bounds", "resolve_updates", "without_updates"]
+__all__ = ["Resolved", "absolute_bounds", "resolve_updates", "without_updates", "written_bounds"]
 
 #: Tensors of fewer values get one of few bounds, so that they can share a stream.
 _SMALL = 1 << 14
@@ -78,6 +79,31 @@ def resolve_updates(source: Checkpoint, base: Checkpoint | None, settings: Setti
     for name, value in bounds.items():
         by_name[name] = dataclasses.replace(settings[name], bound=Absolute(value) if value else Lossless())
     return Resolved(_compact(settings, by_name, source), bounds)
+
+
+def written_bounds(index: Index) -> dict[str, float]:
+    """What bounds relative to the update came to, as an archive's index has it: by tensor, 0 where it is exact.
+
+    The index is untrusted: what makes no sense is left out.
+    """
+    names = [spec.name for spec in index.tensors]
+    others = index.method.get("others")
+    rows = [row for row in others if isinstance(row, dict)] if isinstance(others, list) else []
+    found: dict[str, float] = {}
+    theirs: set[str] = set()
+    for row in rows:
+        numbers = row.get("tensors")
+        known = isinstance(numbers, list) and all(type(n) is int and 0 <= n < len(names) for n in numbers)
+        some = [names[n] for n in numbers] if known else []  # type: ignore[union-attr]
+        theirs.update(some)
+        found.update(_resolved_in(row.get("bound"), some))
+    return {**_resolved_in(index.bound, [name for name in names if name not in theirs]), **found}
+
+
+def _resolved_in(bound: Any, names: Sequence[str]) -> dict[str, float]:
+    resolved = bound.get("resolved") if isinstance(bound, dict) and bound.get("kind") == Update.key else None
+    values = resolved if isinstance(resolved, list) and len(resolved) == len(names) else [resolved] * len(names)
+    return {name: value for name, value in zip(names, values, strict=True) if isinstance(value, float) and value >= 0}
 
 
 def absolute_bounds(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nearzip.api import open_input
-from nearzip.bounds import Statistics, Tolerance
+from nearzip.bounds import Statistics, Tolerance, Update
 from nearzip.errors import Error, UsageError
 from nearzip.limits import Limits
 from nearzip.store import Store, Version
@@ -21,6 +21,7 @@ from nearzip.store.maintenance import needed_objects
 from nearzip.store.manifest import Manifest
 from nearzip.store.settings import StoreSettings
 from nearzip.tensors import Array, is_float
+from nearzip.updates import written_bounds
 
 __all__ = ["ErrorRow", "Freed", "StoreFacts", "TensorSpace", "gather"]
 
@@ -226,15 +227,34 @@ def _errors(store: Store, selector: str, path: str | os.PathLike[str]) -> Iterab
                     f"{min(lacking)!r}"
                 )
             codec = store.settings.codec(original.specs)
+            relative = _relative_tolerances(store, number)
             for name, spec in original.specs.items():
                 values, theirs = original.read(name), restored.read(name)
                 if not spec.same_kind(restored.specs[name]):
                     raise UsageError(f"{os.fspath(path)}: tensor {name!r} has another dtype or shape in {number}")
-                exact = Tolerance("exact")
-                tolerance = codec[name].bound.tolerance(Statistics.of(values)) if is_float(values.dtype) else exact
+                tolerance = Tolerance("exact")
+                if isinstance(codec[name].bound, Update):
+                    tolerance = relative.get(name, tolerance)
+                elif is_float(values.dtype):
+                    tolerance = codec[name].bound.tolerance(Statistics.of(values))
                 yield _error(number, name, tolerance, values.reshape(-1), theirs.reshape(-1))
     finally:
         original.close()
+
+
+def _relative_tolerances(store: Store, number: int) -> dict[str, Tolerance]:
+    """What bounds relative to the update came to in a version. Nothing is known of what was re-encoded since."""
+    found: dict[str, Tolerance] = {}
+    for part in store._versions.get(number).parts:
+        with open_part(store._backend, part, None, Limits(output_bytes=1 << 62), 1) as reader:
+            index = reader.index
+        if index.method.get("name") == "exactly":
+            tolerances = {spec.name: Tolerance("finite") for spec in index.tensors}
+        else:
+            bounds = written_bounds(index)
+            tolerances = {name: Tolerance("absolute", value) for name, value in bounds.items() if value}
+        found.update({name: one for name, one in tolerances.items() if part.names is None or name in part.names})
+    return found
 
 
 def _error(number: int, name: str, tolerance: Tolerance, original: Array, restored: Array) -> ErrorRow:
