@@ -149,17 +149,21 @@ def write_archive(
     threads: int | None = None,
     progress: Progress | None = None,
     targets: Checkpoint | None = None,
+    before: Checkpoint | None = None,
 ) -> WriteReport:
     """Encode every tensor of `source` as `settings` say, block by block, and write the archive to `stream`.
 
     `keep` gets each tensor as a reader will. `targets`: tensors of the same names and kinds that the pipelines are
-    given in place of the source's; bounds are kept against the source. Memory: a few blocks, and what `keep` holds.
+    given in place of the source's; bounds are kept against the source. `before`: what the reader has so far where that
+    is no base, for a keyframe: changes, and bounds relative to them, count from it. Memory: a few blocks, and what
+    `keep` holds.
     """
     threads = number_of_threads(threads)
     _check_writable(source)
     if not any(setting.recipe.uses_base for setting in settings.distinct(source.specs)):
-        base = None
-    asked, resolved = settings, resolve_updates(source, base, settings, threads)
+        base = before = None
+    before = before or base
+    asked, resolved = settings, resolve_updates(source, before, settings, threads)
     settings = resolved.settings
     ties = _common_ties(find_ties(source), targets)
     tied_to = _inverted(ties)
@@ -175,7 +179,7 @@ def write_archive(
     drafts = draft_segments(source, base, names, settings, threads)
     assembler = base_assembler = _Assembler(())
 
-    for done in ordered_map(lambda task: _encode(task, source, base, targets), _tasks(drafts), threads):
+    for done in ordered_map(lambda task: _encode(task, source, base, targets, before), _tasks(drafts), threads):
         draft = done.task.draft
         if done.task.first:
             entries = []
@@ -223,7 +227,7 @@ def write_archive(
         writer=f"nearzip {__version__}",
     )
     alone = _coded_alone(source, base, ties, settings)
-    kept = None if index.base_id is None else _update_kept(changes, ties, asked, targets is not None)
+    kept = None if before is None else _update_kept(changes, ties, asked, targets is not None)
     n_bytes = writer.finish(index)
     return WriteReport(index, n_bytes, n_patched, contents, alone, false_positives, update_kept=kept)
 
@@ -305,13 +309,20 @@ def _base_id(base: Checkpoint | None, known: Mapping[str, bytes]) -> str | None:
     return content_id((spec, known.get(name) or tensor_digest(base.read(name))) for name, spec in base.specs.items())
 
 
-def _encode(task: _Task, source: Checkpoint, base: Checkpoint | None, targets: Checkpoint | None) -> _Done:
+def _encode(
+    task: _Task,
+    source: Checkpoint,
+    base: Checkpoint | None,
+    targets: Checkpoint | None,
+    before: Checkpoint | None,
+) -> _Done:
     draft, block = task.draft, task.block
     with contextlib.ExitStack() as stack:
         context = stack.enter_context(block_context(block, base if draft.with_base else None))
         wanted = None if targets is None else stack.enter_context(block_values(targets, block))
         values = stack.enter_context(block_values(source, block))
-        encoded = encode_block(values, context, draft.pipeline, draft.tolerances, wanted)
+        had = None if draft.with_base or before is None else _before(values, block, before)
+        encoded = encode_block(values, context, draft.pipeline, draft.tolerances, wanted, had)
         return _Done(
             task,
             encoded.pieces,
@@ -323,6 +334,23 @@ def _encode(task: _Task, source: Checkpoint, base: Checkpoint | None, targets: C
             _pieces(block, context.require_base()) if draft.with_base else [],
             encoded.changes,
         )
+
+
+def _before(values: Array, block: Block, before: Checkpoint) -> Array | None:
+    """What the reader has had so far of a block that is coded without it; None if that is nothing."""
+    known = [spec.same_kind(before.specs.get(spec.name)) for spec in block.tensors]
+    if not any(known) or not block.tensors[0].is_float:
+        return None
+    if len(known) == 1:
+        piece: Array = before.read(block.tensors[0].name).reshape(-1)[block.start : block.stop]
+        return piece
+    had: Array = values.copy()  # tensors that are new count as unchanged
+    at = 0
+    for spec, is_known in zip(block.tensors, known, strict=True):
+        if is_known:
+            had[at : at + spec.n_elements] = before.read(spec.name).reshape(-1)
+        at += spec.n_elements
+    return had
 
 
 def _apart(restored: Array, *others: Array | None) -> Array:

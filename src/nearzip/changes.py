@@ -69,7 +69,7 @@ class Change:
         """Whether all that differs from the base is what rounding to these steps left there: the tensor did not change
         since the base was made.
         """
-        if not self.n_changed or not half_step or self.n_kept > MIN_SHARE * self.n_changed:
+        if not self.n_changed or not half_step or self.share >= MIN_SHARE:
             return False
         return abs(math.sqrt(self.squares / self.n_changed) / (half_step * _RESIDUE) - 1) < _RESIDUE_BAND
 

@@ -64,6 +64,7 @@ def encode_block(
     pipeline: Pipeline,
     tolerances: Sequence[Tolerance],
     given: Array | None = None,
+    before: Array | None = None,
 ) -> EncodedBlock:
     """Encode, decode in memory, compare, patch.
 
@@ -80,6 +81,8 @@ def encode_block(
     given : array, shape (n,), or None
         What the pipeline is given in place of `values`, chosen by somebody who knows what the values are for. The
         tolerances are kept against `values` all the same.
+    before : array, shape (n,), or None
+        What the reader has had so far, for a block that is coded without it: changes count from it.
 
     Raises
     ------
@@ -87,7 +90,8 @@ def encode_block(
         If the patched block is still outside (a fault in a stage, never the data's).
     """
     target = pipeline.target(values, context)
-    first = _encode(target, context, pipeline, tolerances, given)
+    before = context.base if before is None else before
+    first = _encode(target, context, pipeline, tolerances, given, before)
     if first.n_patched * _MANY_PATCHES <= context.n:
         return first
     exact = _encode(target, context, exact_pipeline(pipeline.needs_base), [EXACT] * len(context.parts))
@@ -102,17 +106,18 @@ def _encode(
     pipeline: Pipeline,
     tolerances: Sequence[Tolerance],
     given: Array | None = None,
+    before: Array | None = None,
 ) -> EncodedBlock:
     sides, body = pipeline.encode_apart(values if given is None else given, context)
     restored = pipeline.decode(sides, context, body)
-    places, changes = _outside(values, restored, context, tolerances)
+    places, changes = _outside(values, restored, before, context, tolerances)
     patch = b""
     if places.size:
         patch = _encode_patch(places, bits_of(values), values)
         if not restored.flags.writeable:
             restored = restored.copy()
         _apply_patch(patch, restored)
-        left, changes = _outside(values, restored, context, tolerances)
+        left, changes = _outside(values, restored, before, context, tolerances)
         if left.size:
             raise BoundError("a patched block is outside its bound; please report this as a fault")
     n_false = int(((values == 0) & (restored != 0)).sum()) if pipeline.errs_on_zeros else 0
@@ -186,19 +191,19 @@ def _stretches(context: Context, tolerances: Sequence[Tolerance]) -> Iterator[tu
 
 
 def _outside(
-    values: Array, restored: Array, context: Context, tolerances: Sequence[Tolerance]
+    values: Array, restored: Array, before: Array | None, context: Context, tolerances: Sequence[Tolerance]
 ) -> tuple[Array, tuple[Change | None, ...]]:
-    """Indices of values outside their tolerance, and what became of each part's change against the base."""
+    """Indices of values outside their tolerance, and what became of each part's change since `before`."""
     found: list[Array] = []
     changes: list[Change | None] = []
     for start, stop, n_parts, tolerance in _stretches(context, tolerances):
         ours, theirs = values[start:stop], restored[start:stop]
-        if context.base is None or tolerance.kind == "exact" or not is_float(values.dtype):
+        if before is None or tolerance.kind == "exact" or not is_float(values.dtype):
             found.append(violations(ours, theirs, tolerance) + start)
             changes += [None] * n_parts
             continue
         parts = context.parts[len(changes) : len(changes) + n_parts]
-        outside, more = violations_and_changes(ours, theirs, context.base[start:stop], tolerance, parts)
+        outside, more = violations_and_changes(ours, theirs, before[start:stop], tolerance, parts)
         found.append(outside + start)
         changes += more
     return np.concatenate(found) if found else np.empty(0, np.int64), tuple(changes)

@@ -19,7 +19,7 @@
     │   └── NoSpaceError (3)      the disk that holds it is full
     └── MissingExtraError (3)     an optional dependency is not installed; also an ImportError
 
-    UpdateLostWarning             nearly nothing of an update is kept; a UserWarning
+    UpdateLostWarning (1)         nearly nothing of an update is kept; a UserWarning
 
 Errors that Python has a word for are of that type as well, so that `except KeyError` and mappings' `get` work.
 """

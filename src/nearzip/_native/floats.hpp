@@ -54,8 +54,8 @@ struct Statistics {
 template <class F>
 Statistics statistics(const F *x, size_t n);
 
-// What becomes of an update. Of the finite values x that differ from the base: how many there are, and how many of them
-// come back (y) as something else than the base. Over all finite values: the sums of (x - base)^2 and (x - y)^2.
+// What becomes of an update. Of the values x that differ from the base: how many there are, and how many of them come back
+// (y) as something else than the base; the sums of (x - base)^2 and (x - y)^2. All of it where differences are finite.
 struct Change {
     uint64_t changed = 0, kept = 0;
     double change = 0, error = 0;

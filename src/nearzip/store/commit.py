@@ -143,12 +143,16 @@ class Encoder:
         base_number: int | None,
         hold: bool,
         shared: Draft | None = None,
+        before: Checkpoint | None = None,
     ) -> Draft:
-        """Encode `source` as version `number`, against `base`; `shared` holds what needs no encoding."""
+        """Encode `source` as version `number`, against `base`; `shared` holds what needs no encoding.
+
+        `before`: the version before, for one that is coded without it.
+        """
         rest = source if shared is None else subset(source, set(source.specs) - set(shared.contents))
         if shared is not None and not rest.specs:
             return dataclasses.replace(shared, specs=dict(source.specs))
-        with self.object(rest, number, base, hold) as done:
+        with self.object(rest, number, base, hold, before=before) as done:
             pass
         report, stored, arrays = done.report, done.stored, done.arrays
         assert report is not None
@@ -169,7 +173,13 @@ class Encoder:
 
     @contextlib.contextmanager
     def object(
-        self, source: Checkpoint, number: int, base: Checkpoint | None, hold: bool, staged: bool = False
+        self,
+        source: Checkpoint,
+        number: int,
+        base: Checkpoint | None,
+        hold: bool,
+        staged: bool = False,
+        before: Checkpoint | None = None,
     ) -> Iterator[_Written]:
         """Write one object. The block runs when it is encoded and before it is in its place."""
         # The number makes objects of different versions differ, so that nobody drops what another is writing.
@@ -180,8 +190,10 @@ class Encoder:
         with self.backend.new_object(staged) as sink:
             stream = cast(BinaryIO, sink)
             # Without a version before there is no update that a bound could be a share of.
-            settings = without_updates(self.settings) if base is None else self.settings
-            written.report = write_archive(labelled, base, settings, stream, keep, self.threads, self.progress)
+            settings = without_updates(self.settings) if base is None and before is None else self.settings
+            written.report = write_archive(
+                labelled, base, settings, stream, keep, self.threads, self.progress, before=before
+            )
             yield written
         written.stored = sink.stored
 

@@ -74,7 +74,7 @@ class Store:
         Make a store if there is none.
     bound : Bound, str, or mapping of tensor name or pattern to Bound or str
         Promised for every element of every version, against what was committed. None: lossless for "nearzip". With
-        `nearzip.Update(e)`, a share of the change since the version before, versions without a base are lossless.
+        `nearzip.Update(e)`, a share of the change since the version before, the first version is lossless.
     policy : Policy or str
         "forward", "backward", "hop" or "hop:8"; see docs/store.md. Default: hop, a keyframe every 10 versions.
     method, options : str, dict
@@ -125,8 +125,8 @@ class Store:
         self._shard: tuple[str, dict[str, Array] | None] | None = None
         #: Of the version with that id.
         self._steps: tuple[str, dict[str, float]] | None = None
-        #: Of the latest version that was committed here: how much of its change against its base is kept. None before
-        #: the first, and for versions without a base.
+        #: Of the latest version that was committed here: how much of its change since the version before is kept. None
+        #: if there is none before.
         self.update_kept: UpdateKept | None = None
         #: Id of that version, and fingerprints of the tensors as they were committed.
         self._prints: tuple[str | None, dict[str, bytes]] = (None, {})
@@ -333,19 +333,19 @@ class Store:
             self._versions.forget()
             return None
         self._steps = (manifest.id, draft.steps)
-        self._note_change(source, manifest, draft)
+        self._note_change(source, manifest, draft, latest)
         if hold and draft.arrays is not None:
             self._held = Held(number, manifest.id, draft.arrays)
         return manifest
 
-    def _note_change(self, source: Checkpoint, manifest: Manifest, draft: Draft) -> None:
+    def _note_change(self, source: Checkpoint, manifest: Manifest, draft: Draft, latest: int | None) -> None:
         """Remember what is kept of the change. Tensors that equal those of the commit before did not change, whatever
         rounding left between them and the base.
         """
         before_id, before = self._prints
         prints = {name: fingerprint(source.read(name)) for name, spec in source.specs.items() if spec.is_float}
         kept = draft.update_kept
-        if kept is not None and before_id == draft.base_id:
+        if kept is not None and latest is not None and before_id == self._versions.get(latest).id:
             kept = kept.knowing({name: before[name] != prints[name] for name in prints if name in before})
         self._prints = (manifest.id, prints)
         self.update_kept = kept
@@ -375,7 +375,7 @@ class Store:
                 shared = None
                 if held is not None and self._backend.commits_alone:
                     shared = encoder.shared(source, held, manifest, alone=base is None)
-                draft = encoder.version(source, number, base, latest, hold, shared)
+                draft = encoder.version(source, number, base, latest, hold, shared, checkpoint)
                 self._check_base(draft, manifest, None if shared is None else held)
                 return draft
 
