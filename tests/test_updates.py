@@ -82,6 +82,19 @@ def test_a_bound_that_swallows_the_update_warns(dtype, method):
     assert archive.update_kept.network_lost
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_large_tensors_of_half_precision_are_measured_whole(dtype):
+    rng = np.random.default_rng(0)
+    old = {"w": rng.normal(0, 1, (300, 700)).astype(dtype)}
+    new = moved(old, 0.05)
+    archive = nz.compress(new, base=old, bound="abs:0.05")
+    x, b, r = (side["w"].astype(np.float64) for side in (new, old, archive.restored))
+    [change] = archive.update_kept.tensors.values()
+    assert (change.n_changed, change.n_kept) == ((x != b).sum(), ((x != b) & (r != b)).sum())
+    assert change.error == pytest.approx(float(((x - r) ** 2).sum()), rel=1e-4)
+    assert np.abs(x - r).max() <= 0.05
+
+
 def test_one_tensor_that_is_lost_among_others_is_named():
     new = {**moved(OLD, 1e-2), "l2.w": moved(OLD, 1e-6)["l2.w"]}
     with pytest.warns(UpdateLostWarning, match=r"in 1 of 4 tensors \('l2\.w'\)"):

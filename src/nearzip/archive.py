@@ -240,9 +240,13 @@ def _step_of(pipeline: Pipeline) -> float:
 def _update_kept(changes: Changes, ties: Mapping[str, str], settings: Settings, calibrated: bool) -> UpdateKept:
     """What became of the update, and which of its tensors are judged how."""
     tensors, residues = changes.found(ties)
-    bounds = {name: settings[name].bound for name in (*tensors, *residues)}
-    by_values = {name for name, bound in bounds.items() if calibrated or isinstance(bound, NoPromise)}
-    tolerated = {name for name, bound in bounds.items() if isinstance(bound, Update) and bound.per == "network"}
+    by_values: set[str] = set()
+    tolerated: set[str] = set()
+    for setting, names in settings.distinct([*tensors, *residues]).items():
+        if calibrated or isinstance(setting.bound, NoPromise):
+            by_values.update(names)
+        if isinstance(setting.bound, Update) and setting.bound.per == "network":
+            tolerated.update(names)
     return UpdateKept(tensors, by_values, tolerated, residues)
 
 

@@ -96,6 +96,8 @@ def _at_least_single(values: Array) -> Array:
 
 
 EXACT = Tolerance("exact")
+#: Values of less than 32 bits that are converted together.
+_CONVERTED = 1 << 16
 #: Above it, the roundings of 2^62 subnormal squares together are below 1e-13 of their sum.
 _SMALLEST_SQUARES = 1e-290
 
@@ -368,12 +370,26 @@ def violations_and_changes(
     parts : sequence of int
         Sizes of the parts, which follow each other; their sum is n.
     """
+    if original.dtype.itemsize < 4 and len(parts) == 1 and original.size > _CONVERTED:
+        return _in_pieces(original, decoded, base, tolerance)
     x, y, b = (_at_least_single(each) for each in (original, decoded, base))
     # What promises only finite values has no tolerance to compare with.
     value = tolerance.value if tolerance.kind != "finite" else math.inf
     suspects, changes = _core.outside_and_changes(x, y, b, value, tolerance.kind == "pointwise", parts)
     outside = _not_finite(original, decoded) if tolerance.kind == "finite" else _broken(suspects, original, decoded)
     return outside, [Change(*change) for change in changes]
+
+
+def _in_pieces(original: Array, decoded: Array, base: Array, tolerance: Tolerance) -> tuple[Array, list[Change]]:
+    """As `violations_and_changes` of one part, in pieces small enough that their conversion stays in the cache."""
+    found: list[Array] = []
+    changes: list[Change] = []
+    for at in range(0, original.size, _CONVERTED):
+        x, y, b = (values[at : at + _CONVERTED] for values in (original, decoded, base))
+        outside, more = violations_and_changes(x, y, b, tolerance, [x.size])
+        found.append(outside + at)
+        changes += more
+    return np.concatenate(found), [Change.sum(changes)]
 
 
 def _broken(suspects: Sequence[int], original: Array, decoded: Array) -> Array:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = ["MIN_SHARE", "NO_CHANGE", "Change", "Changes", "UpdateKept"]
 
@@ -20,8 +21,7 @@ _RESIDUE_BAND = 0.08
 _MAX_NAMED = 3
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """The change of one tensor, or of several, against the base: x is new, b the base's value, r the restored one.
 
     Parameters
@@ -45,13 +45,11 @@ class Change:
     squares: float = 0.0
     error: float = 0.0
 
-    def __add__(self, other: Change) -> Change:
-        return Change(
-            self.n_changed + other.n_changed,
-            self.n_kept + other.n_kept,
-            self.squares + other.squares,
-            self.error + other.error,
-        )
+    @staticmethod
+    def sum(changes: Iterable[Change]) -> Change:
+        """Of several together."""
+        rows = list(changes)
+        return Change(*map(sum, zip(*rows, strict=True))) if rows else NO_CHANGE
 
     @property
     def share(self) -> float:
@@ -69,7 +67,7 @@ class Change:
         """Whether all that differs from the base is what rounding to these steps left there: the tensor did not change
         since the base was made.
         """
-        if not self.n_changed or not half_step or self.share >= MIN_SHARE:
+        if not self.n_changed or not half_step or self.error < (1 - MIN_SHARE) * self.squares:
             return False
         return abs(math.sqrt(self.squares / self.n_changed) / (half_step * _RESIDUE) - 1) < _RESIDUE_BAND
 
@@ -110,17 +108,17 @@ class UpdateKept:
     tolerated: Collection[str] = frozenset()
     residues: Mapping[str, Change] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def network(self) -> Change:
         """Over all of `tensors`."""
-        return sum(self.tensors.values(), NO_CHANGE)
+        return Change.sum(self.tensors.values())
 
     @property
     def share(self) -> float:
         """The share of the network's change that is kept, 0 to 1."""
         return self.network.share
 
-    @property
+    @functools.cached_property
     def lost(self) -> tuple[str, ...]:
         """Tensors that changed and whose change is lost, the largest change first."""
         names = [name for name, one in self.tensors.items() if self._is_lost(one, name in self.judged_by_values)]
@@ -133,7 +131,7 @@ class UpdateKept:
 
     @staticmethod
     def _is_lost(change: Change, by_values: bool) -> bool:
-        lost = change.n_changed > 0 and change.share < MIN_SHARE
+        lost = change.n_changed > 0 and change.error >= (1 - MIN_SHARE) * change.squares and change.share < MIN_SHARE
         return lost and (not by_values or change.share_of_values < MIN_SHARE)
 
     def warning(self) -> str | None:
@@ -180,14 +178,16 @@ class Changes:
     def add(self, names: Iterable[str], changes: Iterable[Change | None], step: float) -> None:
         """Those of one block's parts (none: nothing was measured), rounded to multiples of `step`; 0 if it has none."""
         for name, change in zip(names, changes, strict=False):
-            if change is not None:
-                self.by_name[name] = self.by_name.get(name, NO_CHANGE) + change
-                self.half_steps[name] = max(step / 2, self.half_steps.get(name, 0.0))
+            if change is None:
+                continue
+            known = self.by_name.get(name)
+            self.by_name[name] = change if known is None else Change.sum((known, change))
+            self.half_steps[name] = max(step / 2, self.half_steps.get(name, 0.0))
 
     def found(self, aliases: Mapping[str, str]) -> tuple[dict[str, Change], dict[str, Change]]:
         """By tensor, aliases included; and apart from them those that are no more than rounding errors of the base."""
-        by_name = {**self.by_name, **{alias: self.by_name[to] for alias, to in aliases.items() if to in self.by_name}}
-        residues = {
-            name: one for name, one in by_name.items() if one.is_residue(self.half_steps[aliases.get(name, name)])
-        }
-        return {name: one for name, one in by_name.items() if name not in residues}, residues
+        moved = {name: one for name, one in self.by_name.items() if not one.is_residue(self.half_steps[name])}
+        residues = {name: one for name, one in self.by_name.items() if name not in moved}
+        for found in (moved, residues):
+            found.update({alias: found[name] for alias, name in aliases.items() if name in found})
+        return moved, residues
