@@ -6,7 +6,7 @@ import functools
 from importlib.metadata import entry_points
 
 from nearzip.errors import UnknownMethodError
-from nearzip.recipes.base import Recipe, TensorPlan, TensorView, Unpromised
+from nearzip.recipes.base import Fallback, Recipe, TensorPlan, TensorView, Unpromised
 from nearzip.recipes.baselines import GzipRecipe, LzmaRecipe, ZstdRecipe
 from nearzip.recipes.deep_compression import DeepCompression
 from nearzip.recipes.deepsz import DeepSz, DeepSzNearzip
@@ -22,6 +22,7 @@ from nearzip.recipes.sparse_updates import Sbc, Stc, TopK
 from nearzip.recipes.weightless import Weightless
 
 __all__ = [
+    "Fallback",
     "Hold",
     "Recipe",
     "Retrain",
