@@ -1,4 +1,4 @@
-"""The documentation site: each page is in the menu, each link and anchor leads somewhere, on the site and in the repository."""
+"""The documentation site: the menu lists each page; links and anchors resolve, on the site and in the repository."""
 
 from __future__ import annotations
 
@@ -124,3 +124,20 @@ def test_the_site_builds_without_a_warning(tmp_path: Path):
         leftovers = Leftovers()
         leftovers.feed(page.read_text(encoding="utf-8"))
         assert not leftovers.found, f"{page.relative_to(tmp_path)}: {leftovers.found[0]!r}"
+
+
+def commands(path: str, command: Any) -> Iterator[str]:
+    children = getattr(command, "commands", {})
+    if not children:
+        yield path
+    for name, child in children.items():
+        yield from commands(f"{path} {name}", child)
+
+
+def test_every_command_has_an_example_of_its_json():
+    from nearzip.cli import cli
+
+    text = (DOCS / "scripting.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^```bash\n([^`]*?--json[^`]*?)^```\n\n```json$", text, flags=re.MULTILINE)
+    for path in commands("nearzip", cli):
+        assert any(f"{path} " in code for code in shown), f"docs/scripting.md has no example of {path} --json"
