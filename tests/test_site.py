@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import re
 import subprocess
@@ -111,6 +113,21 @@ class Leftovers(HTMLParser):
             self.found.append(data)
 
 
+def public_names() -> set[str]:
+    import nearzip.store
+
+    found = {*nearzip.__all__, *nearzip.store.__all__, *nearzip.errors.__all__} - {"errors", "__version__"}
+    for module in ("nearzip.torch", "nearzip.calibrate"):
+        with contextlib.suppress(nearzip.errors.MissingExtraError):
+            found |= set(importlib.import_module(module).__all__)
+    return found - {"finetune"}  # a module
+
+
+def described(folder: Path) -> set[str]:
+    pages = folder.rglob("index.html")
+    return {name for page in pages for name in re.findall(r'id="(nearzip[\w.]+)"', page.read_text(encoding="utf-8"))}
+
+
 @pytest.mark.long
 def test_the_site_builds_without_a_warning(tmp_path: Path):
     pytest.importorskip("mkdocs")
@@ -118,11 +135,14 @@ def test_the_site_builds_without_a_warning(tmp_path: Path):
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
+    assert public_names() <= {name.rpartition(".")[2] for name in described(tmp_path / "reference")}
     pages = sorted(tmp_path.rglob("index.html"))
     assert len(pages) == len(PAGES) + len(GENERATED)
     for page in pages:
+        html = page.read_text(encoding="utf-8")
+        assert not re.search(r"<blockquote>\s*<blockquote>", html), f"{page}: doctest outside an Examples section"
         leftovers = Leftovers()
-        leftovers.feed(page.read_text(encoding="utf-8"))
+        leftovers.feed(html)
         assert not leftovers.found, f"{page.relative_to(tmp_path)}: {leftovers.found[0]!r}"
 
 
