@@ -4,18 +4,21 @@ import importlib
 import sys
 
 #: Command: the module whose `main` it is.
-_SAME = (
-    "agreement", "bound_truth", "budget", "damage", "damage_peers", "deepsz", "delta_dnn", "fidelity", "lattices",
-    "lossless", "memory", "page", "papers", "qd_compressor", "rates", "repeat", "size", "speed", "store",
-    "store_faults", "store_page", "tables", "throughput", "trace_times", "train", "transmission",
-)  # fmt: skip
-#: docs/resume.md.
-_TRAINING = ("feedback", "feedback_time", "resume", "save_cost", "save_memory", "training_page")
-COMMANDS = dict(zip(_SAME + _TRAINING, _SAME + _TRAINING, strict=True)) | {
-    "traces": "trace_sets",
-    "calibration": "calibration",
-    "tried": "tried",
-}
+COMMANDS = {
+    "agreement": "claims.bits.agreement", "bound_truth": "claims.trust.bound_truth", "budget": "claims.budget.budget",
+    "calibration": "claims.calibration.calibration", "damage": "claims.trust.damage",
+    "damage_peers": "claims.trust.damage_peers", "deepsz": "papers.deepsz.measure",
+    "delta_dnn": "papers.delta_dnn.measure", "feedback": "papers.qd.feedback",
+    "feedback_time": "papers.qd.feedback_time", "fidelity": "claims.bits.fidelity", "lattices": "claims.bits.lattices",
+    "lossless": "claims.bits.lossless", "memory": "claims.speed.memory", "page": "docs.results_page",
+    "papers": "docs.papers", "qd_compressor": "papers.qd.measure", "rates": "claims.bits.rates",
+    "repeat": "claims.bits.repeat", "resume": "claims.resume.resume", "save_cost": "claims.resume.save_cost",
+    "save_memory": "claims.resume.save_memory", "size": "claims.bits.size", "speed": "claims.speed.speed",
+    "store": "claims.store.store", "store_faults": "claims.store.store_faults", "store_page": "docs.store_page",
+    "tables": "docs.tables", "throughput": "claims.speed.throughput", "trace_times": "lab.trace_times",
+    "traces": "lab.trace_sets", "train": "lab.train", "training_page": "docs.training_page",
+    "transmission": "claims.store.transmission", "tried": "claims.calibration.tried",
+}  # fmt: skip
 
 
 def main() -> None:

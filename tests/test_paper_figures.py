@@ -10,8 +10,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from experiments import delta_dnn
-from experiments.record import RESULTS
+from experiments.papers.delta_dnn import measure as delta_dnn
+
+from experiments.lab.record import RESULTS
 
 
 def _point(eps: float, ratio: float, change: float) -> dict[str, float]:
@@ -68,7 +69,7 @@ def test_the_mean_lies_half_way_and_keeps_counts():
 
 
 def test_entropies_of_figure_4():
-    from experiments import qd_compressor
+    from experiments.papers.qd import measure as qd_compressor
 
     old = {"w": np.linspace(-1, 1, 256, dtype=np.float32)}
     new = {"w": old["w"].copy()}
@@ -90,7 +91,7 @@ def test_improved_epochs_follow_each_other(tmp_path):
 
 @pytest.mark.skipif(not (RESULTS / "delta_dnn.json").is_file(), reason="not measured yet")
 def test_the_page_is_what_the_result_says(monkeypatch, tmp_path):
-    from experiments import delta_dnn_page
+    from experiments.docs import delta_dnn as delta_dnn_page
 
     monkeypatch.setattr(delta_dnn_page, "_IMAGES", tmp_path)
     text = delta_dnn_page.page(json.loads((RESULTS / "delta_dnn.json").read_text()))
@@ -102,7 +103,7 @@ def test_the_page_is_what_the_result_says(monkeypatch, tmp_path):
 
 def test_two_arrays_count_paddings():
     """5 bytes for each weight, and for each 256 zeros beyond a byte's reach."""
-    from experiments import deepsz_case
+    from experiments.papers.deepsz import case as deepsz_case
 
     weights = np.zeros((2, 1000), np.float32)
     weights[0, [0, 256]], weights[1, 999] = 1, 1
@@ -111,7 +112,7 @@ def test_two_arrays_count_paddings():
 
 
 def test_the_smallest_step_that_fits_is_chosen():
-    from experiments import deepsz_rule
+    from experiments.papers.deepsz import rule as deepsz_rule
 
     steps = {"paper": {"deepsz": {"bytes": 900}}, "5 %": {"deepsz": {"bytes": 500}}, "3 %": {"deepsz": None}}
     assert deepsz_rule.chosen_step(steps, "deepsz") == "5 %"
@@ -119,7 +120,7 @@ def test_the_smallest_step_that_fits_is_chosen():
 
 
 def test_a_paired_loss_knows_only_of_answers_that_changed():
-    from experiments.pruning import paired
+    from experiments.papers.deepsz.pruning import paired
 
     before = np.repeat([True, False], [9800, 200])
     after = before.copy()
@@ -147,7 +148,9 @@ class _FakeJudge:
 
 
 def test_what_tune_chooses_keeps_the_loss_and_its_margin():
-    from experiments import deepsz_case, deepsz_rule, pruning
+    from experiments.papers.deepsz import case as deepsz_case
+    from experiments.papers.deepsz import pruning
+    from experiments.papers.deepsz import rule as deepsz_rule
 
     rng = np.random.default_rng(0)
     original = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in
@@ -167,7 +170,7 @@ def test_what_tune_chooses_keeps_the_loss_and_its_margin():
 
 
 def test_combinations_spread_expected_losses_evenly():
-    from experiments import deepsz_figures
+    from experiments.papers.deepsz import figures as deepsz_figures
 
     losses = {"a": [0.0, 0.002, 0.005, 0.009, 0.014, 0.02], "b": [-0.001, 0.001, 0.003, 0.008, 0.013, 0.019]}
     found = deepsz_figures.combinations(losses)
@@ -180,7 +183,9 @@ def test_combinations_spread_expected_losses_evenly():
 
 def test_retraining_leaves_what_stands_in_front_and_holds_zeros(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
-    from experiments import data, pruning
+    from experiments.papers.deepsz import pruning
+
+    from experiments.lab import data
 
     monkeypatch.setenv("NEARZIP_CACHE", str(tmp_path))
     generator = torch.Generator().manual_seed(0)
@@ -202,7 +207,7 @@ def test_retraining_leaves_what_stands_in_front_and_holds_zeros(tmp_path, monkey
 
 @pytest.mark.skipif(not (RESULTS / "qd_compressor.json").is_file(), reason="not measured yet")
 def test_the_page_of_qd_compressor_is_what_the_result_says(monkeypatch, tmp_path):
-    from experiments import qd_page
+    from experiments.docs import qd as qd_page
 
     monkeypatch.setattr(qd_page, "_IMAGES", tmp_path)
     text = qd_page.page(json.loads((RESULTS / "qd_compressor.json").read_text()))
@@ -211,7 +216,7 @@ def test_the_page_of_qd_compressor_is_what_the_result_says(monkeypatch, tmp_path
 
 @pytest.mark.skipif(not (RESULTS / "deepsz.json").is_file(), reason="not measured yet")
 def test_the_page_of_deepsz_is_what_the_result_says(monkeypatch, tmp_path):
-    from experiments import deepsz_page
+    from experiments.docs import deepsz as deepsz_page
 
     monkeypatch.setattr(deepsz_page, "_IMAGES", tmp_path)
     text = deepsz_page.page(json.loads((RESULTS / "deepsz.json").read_text()))
@@ -219,14 +224,14 @@ def test_the_page_of_deepsz_is_what_the_result_says(monkeypatch, tmp_path):
 
 
 def _filled() -> list[tuple[str, str]]:
-    from experiments import method_tables
+    from experiments.docs import method_tables
 
     return list(method_tables.TABLES)
 
 
 @pytest.mark.parametrize(("page", "name"), _filled())
 def test_tables_of_the_methods_are_what_the_results_say(page, name):
-    from experiments import method_tables
+    from experiments.docs import method_tables
 
     text = (RESULTS.parent.parent / "docs" / "methods" / f"{page}.md").read_text()
     inside = text.split(f"<!-- {name}:begin -->\n")[1].split(f"\n<!-- {name}:end -->")[0]

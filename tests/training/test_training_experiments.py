@@ -5,19 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from experiments.papers.qd import feedback, feedback_time
 
-from experiments import (
-    feedback,
-    feedback_page,
-    feedback_time,
-    resume,
-    resume_cases,
-    resume_sizes,
-    save_cost,
-    save_memory,
-    training_page,
-)  # fmt: skip
-from experiments.data import Dataset, Split
+from experiments.claims.resume import resume, resume_cases, resume_sizes, save_cost, save_memory
+from experiments.docs import feedback as feedback_page
+from experiments.docs import training_page
+from experiments.lab.data import Dataset, Split
 
 
 @pytest.fixture(scope="module")
