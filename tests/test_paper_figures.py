@@ -1,4 +1,4 @@
-"""What is made of measured points for the papers' tables: Algorithm 1's choice, pages from results."""
+"""What is made of measured points for the papers' tables: Algorithm 1's choice, the rules of DeepSZ's."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import pytest
 pytest.importorskip("torch")
 
 from experiments.papers.delta_dnn import measure as delta_dnn
-
-from experiments.lab.record import RESULTS
 
 
 def _point(eps: float, ratio: float, change: float) -> dict[str, float]:
@@ -87,15 +85,6 @@ def test_improved_epochs_follow_each_other(tmp_path):
     (tmp_path / "trace.json").write_text(json.dumps({"versions": versions}))
     found = [(old.stem, new.stem, epoch) for old, new, epoch in delta_dnn.improved(tmp_path)]
     assert found == [("001", "002", 2), ("002", "004", 4)]
-
-
-@pytest.mark.skipif(not (RESULTS / "delta_dnn.json").is_file(), reason="not measured yet")
-def test_the_page_is_what_the_result_says(monkeypatch, tmp_path):
-    from experiments.docs import delta_dnn as delta_dnn_page
-
-    monkeypatch.setattr(delta_dnn_page, "_IMAGES", tmp_path)
-    text = delta_dnn_page.page(json.loads((RESULTS / "delta_dnn.json").read_text()))
-    assert text == (RESULTS.parent.parent / "docs" / "papers" / "delta-dnn.md").read_text()
 
 
 # ---- DeepSZ ----------------------------------------------------------------------------------------------------
@@ -183,9 +172,8 @@ def test_combinations_spread_expected_losses_evenly():
 
 def test_retraining_leaves_what_stands_in_front_and_holds_zeros(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
-    from experiments.papers.deepsz import pruning
-
     from experiments.lab import data
+    from experiments.papers.deepsz import pruning
 
     monkeypatch.setenv("NEARZIP_CACHE", str(tmp_path))
     generator = torch.Generator().manual_seed(0)
@@ -203,36 +191,3 @@ def test_retraining_leaves_what_stands_in_front_and_holds_zeros(tmp_path, monkey
     )
     again = pruning.pruned(subject, images)["paper"]
     assert all(np.array_equal(a, again.tensors[name]) for name, a in after.tensors.items())
-
-
-@pytest.mark.skipif(not (RESULTS / "qd_compressor.json").is_file(), reason="not measured yet")
-def test_the_page_of_qd_compressor_is_what_the_result_says(monkeypatch, tmp_path):
-    from experiments.docs import qd as qd_page
-
-    monkeypatch.setattr(qd_page, "_IMAGES", tmp_path)
-    text = qd_page.page(json.loads((RESULTS / "qd_compressor.json").read_text()))
-    assert text == (RESULTS.parent.parent / "docs" / "papers" / "qd-compressor.md").read_text()
-
-
-@pytest.mark.skipif(not (RESULTS / "deepsz.json").is_file(), reason="not measured yet")
-def test_the_page_of_deepsz_is_what_the_result_says(monkeypatch, tmp_path):
-    from experiments.docs import deepsz as deepsz_page
-
-    monkeypatch.setattr(deepsz_page, "_IMAGES", tmp_path)
-    text = deepsz_page.page(json.loads((RESULTS / "deepsz.json").read_text()))
-    assert text == (RESULTS.parent.parent / "docs" / "papers" / "deepsz.md").read_text()
-
-
-def _filled() -> list[tuple[str, str]]:
-    from experiments.docs import method_tables
-
-    return list(method_tables.TABLES)
-
-
-@pytest.mark.parametrize(("page", "name"), _filled())
-def test_tables_of_the_methods_are_what_the_results_say(page, name):
-    from experiments.docs import method_tables
-
-    text = (RESULTS.parent.parent / "docs" / "methods" / f"{page}.md").read_text()
-    inside = text.split(f"<!-- {name}:begin -->\n")[1].split(f"\n<!-- {name}:end -->")[0]
-    assert inside == method_tables.TABLES[page, name]()

@@ -1,14 +1,19 @@
-"""Versions of trained networks to measure on, or stand-ins where there are none."""
+"""Versions of trained networks to measure on: the shared traces, the cached quick set, or stand-ins; and the cache.
+
+Needs no PyTorch but for the names of the quick set.
+"""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file
 
 Tensors = dict[str, np.ndarray]
+
 
 #: Neighbouring versions: name, older file, newer file, absolute bounds that suit them.
 PAIRS = {
@@ -17,6 +22,29 @@ PAIRS = {
     "vgg-small early": ("vgg-small/006", "vgg-small/007", (1e-3, 2.5e-3)),
     "vgg-small late": ("vgg-small/008", "vgg-small/009", (2.5e-3, 1e-2)),
 }
+
+
+#: Absolute errors that leave a divergence between 1e-4 and 1e-3 on the shared traces.
+_UNITS = {"transformer early": 1.8e-3, "transformer late": 2e-4, "vgg-small early": 1e-3, "vgg-small late": 1e-3}
+_QUICK = "quick "
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An older and a newer version of one network; `unit` is an absolute error to sweep around."""
+
+    name: str
+    network: str
+    old: Tensors
+    new: Tensors
+    unit: float
+
+
+def cache_folder() -> Path:
+    """What the bench keeps outside the repository: NEARZIP_CACHE or ~/.cache/nearzip-bench."""
+    folder = Path(os.environ.get("NEARZIP_CACHE") or Path.home() / ".cache" / "nearzip-bench")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def folder(given: str | None) -> Path | None:
@@ -55,3 +83,33 @@ def tiled(where: Path | None, n_bytes: int = 50_000_000) -> tuple[str, Tensors, 
             first[f"{copy}.{name}"] = weights + noise
             second[f"{copy}.{name}"] = new[name] + noise
     return source, first, second
+
+
+def pair_names() -> tuple[str, ...]:
+    """The pairs of the shared traces, then of the quick set each network's last two versions."""
+    from experiments.lab import trace_sets
+
+    return (*_UNITS, *(f"{_QUICK}{settings.network}" for settings in trace_sets.SETS["quick"]))
+
+
+def load_pair(name: str, shared: Path) -> Pair:
+    """A pair by name. Raises FileNotFoundError for a pair of the quick set that was not trained yet."""
+    if not name.startswith(_QUICK):
+        old, new = pair(shared, name)
+        return Pair(name, PAIRS[name][0].split("/")[0], old, new, _UNITS[name])
+    from experiments.lab import trace_sets
+
+    network = name.removeprefix(_QUICK)
+    files = trace_sets.version_files(trace_sets.traces_folder() / "quick" / network)
+    if len(files) < 2:
+        raise FileNotFoundError(
+            f"no trace of {network} in the quick set; run: python -m experiments traces --set quick"
+        )
+    old, new = load_file(files[-2]), load_file(files[-1])
+    # Half the size of the update: enough levels to matter, few enough to be an update worth sending.
+    return Pair(name, network, old, new, float(f"{_rms(old, new) / 2:.2g}"))
+
+
+def _rms(old: Tensors, new: Tensors) -> float:
+    moved = [(new[n].astype(np.float64) - w).reshape(-1) for n, w in old.items() if w.dtype.kind == "f"]
+    return float(np.sqrt(np.mean(np.concatenate(moved) ** 2)))

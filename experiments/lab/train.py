@@ -21,7 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     """Options named like the fields of `Settings` replace the network's usual ones."""
     parser = argparse.ArgumentParser(
         prog="bench train", description=__doc__, argument_default=argparse.SUPPRESS,
-        epilog="What is not given is the network's own preset (experiments/training.py).",
+        epilog="What is not given is the network's own preset (experiments/lab/training.py).",
     )  # fmt: skip
     parser.add_argument("network", choices=NETWORKS)
     length = parser.add_mutually_exclusive_group()

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.claims.bits import fidelity
-from experiments.lab import pairs, record, traces
+from experiments.lab import record, traces
 from experiments.lab.curves import TARGETS, Point, at_divergence
+from experiments.lab.peers import running
 from experiments.lab.peers.nnc import NncodecPeer
 from experiments.lab.traces import Tensors
 from nearzip.archive import write_archive
@@ -97,7 +97,7 @@ def changed(module: ModuleType, constants: Mapping[str, float]) -> Iterator[None
             setattr(module, name, value)
 
 
-def coded(rule: Rule, pair: pairs.Pair, step: float) -> tuple[int, Tensors]:
+def coded(rule: Rule, pair: traces.Pair, step: float) -> tuple[int, Tensors]:
     """Bytes of the file, and what its reader gets."""
     source, base, stream = Checkpoint.of(pair.new), Checkpoint.of(pair.old), io.BytesIO()
     restored: dict[str, Array] = {}
@@ -106,7 +106,7 @@ def coded(rule: Rule, pair: pairs.Pair, step: float) -> tuple[int, Tensors]:
     return len(stream.getvalue()), restored
 
 
-def swept(rule: Rule, pair: pairs.Pair, judge: fidelity.Judge) -> list[Point]:
+def swept(rule: Rule, pair: traces.Pair, evaluate: running.CachedEvaluator) -> list[Point]:
     """From finer to coarser steps, until the divergence has passed all targets on both sides by some points,
     or 4 octaves."""
     n = sum(w.size for w in pair.new.values())
@@ -115,7 +115,7 @@ def swept(rule: Rule, pair: pairs.Pair, judge: fidelity.Judge) -> list[Point]:
     def measure(at: int) -> float:
         step = 2 * pair.unit * 2 ** (at / _PER_OCTAVE)
         n_bytes, restored = coded(rule, pair, step)
-        points[at] = {"step": step, "bits": 8 * n_bytes / n, "kl": judge(restored)["kl"]}
+        points[at] = {"step": step, "bits": 8 * n_bytes / n, "kl": evaluate(restored)["kl"]}
         return points[at]["kl"]
 
     at = 0
@@ -127,39 +127,41 @@ def swept(rule: Rule, pair: pairs.Pair, judge: fidelity.Judge) -> list[Point]:
     return [points[at] for at in sorted(points)]
 
 
-def nncodec(pair: pairs.Pair, judge: fidelity.Judge) -> list[Point]:
+def nncodec(pair: traces.Pair, evaluate: running.CachedEvaluator) -> list[Point]:
     """NNCodec without its trellis at every QP around the pair's unit: a quarter of an octave each."""
     n = sum(w.size for w in pair.new.values())
     peer = NncodecPeer()
     middle = round(4 * math.log2(2 * pair.unit))
     settings = [{"qp": middle + shift} for shift in range(-7, 8)]
     with tempfile.TemporaryDirectory() as name:
-        answer = fidelity.ask(peer, pair, settings, 1, Path(name))
+        answer = running.run_worker(peer, pair, settings, 1, Path(name))
         return [
             {
                 "step": 2 ** (raw["setting"]["qp"] / 4),
                 "bits": 8 * raw["bytes"] / n,
-                "kl": judge(fidelity.restored(Path(name), i))["kl"],
+                "kl": evaluate(running.restored(Path(name), i))["kl"],
             }
             for i, raw in enumerate(answer["points"])
         ]
 
 
-def alone(pair: pairs.Pair, judge: fidelity.Judge) -> dict[str, dict[str, float]]:
+def alone(pair: traces.Pair, evaluate: running.CachedEvaluator) -> dict[str, dict[str, float]]:
     """Divergence where one tensor alone is rounded by the step that suits all of them."""
     found = {}
     for name, w in pair.new.items():
         if w.dtype.kind == "f":
             levels = np.rint((w.astype(np.float64) - pair.old[name]) / (2 * pair.unit))
             rounded = (pair.old[name] + levels * (2 * pair.unit)).astype(w.dtype)
-            found[name] = {"n": w.size, "dimensions": w.ndim, "kl": judge({**pair.new, name: rounded})["kl"]}
+            found[name] = {"n": w.size, "dimensions": w.ndim, "kl": evaluate({**pair.new, name: rounded})["kl"]}
     return found
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench rates", description=__doc__)
     parser.add_argument("--data", help="folder with the data and, beside it, the traces (or NEARZIP_DATA)")
-    parser.add_argument("--pairs", nargs="+", choices=pairs.NAMES, default=[p for p in pairs.NAMES if "quick" not in p])
+    parser.add_argument(
+        "--pairs", nargs="+", choices=traces.pair_names(), default=[p for p in traces.pair_names() if "quick" not in p]
+    )
     parser.add_argument("--only", nargs="+", choices=[*RULES, _NNCODEC, _ALONE], default=[*RULES, _NNCODEC])
     parser.add_argument("--share", type=float, default=0.2, help="how much of the held-out data to use")
     options = parser.parse_args(arguments)
@@ -168,14 +170,14 @@ def main(arguments: list[str]) -> None:
         raise SystemExit("bench rates needs data and traces: --data DIR or NEARZIP_DATA")
     torch.set_num_threads(1)
     for name in options.pairs:
-        pair = pairs.load(name, where)
-        judge = fidelity.Judge(pair, where.parent / "data", options.share, fresh=False)
+        pair = traces.load_pair(name, where)
+        evaluate = running.CachedEvaluator(pair, where.parent / "data", options.share, fresh=False)
         if _ALONE in options.only:
             known = record.load("rates_alone").get("pairs", {})
-            known[name] = {"share": options.share, "tensors": alone(pair, judge)}
+            known[name] = {"share": options.share, "tensors": alone(pair, evaluate)}
             record.save("rates_alone", {"pairs": known}, ("nearzip", "numpy", "torch"))
         for rule in (rule for rule in options.only if rule != _ALONE):
-            points = nncodec(pair, judge) if rule == _NNCODEC else swept(RULES[rule], pair, judge)
+            points = nncodec(pair, evaluate) if rule == _NNCODEC else swept(RULES[rule], pair, evaluate)
             print(name, rule, [at_divergence(points, kl) for kl in TARGETS], file=sys.stderr, flush=True)
             found = record.load("rates").get("pairs", {})
             found.setdefault(name, {})[rule] = points

@@ -14,10 +14,8 @@ from typing import Any
 
 import torch
 
-from experiments.claims.bits import fidelity
-from experiments.claims.speed import throughput
-from experiments.lab import pairs, record, traces
-from experiments.lab.peers import METHODS, PEERS, by_name
+from experiments.lab import record, traces
+from experiments.lab.peers import METHODS, PEERS, by_name, running
 
 #: What does not depend on clocks.
 _EXACT = ("setting", "bytes", "bits_per_parameter", "kl", "loss", "accuracy", "agreement", "max_error")
@@ -32,27 +30,27 @@ def _exact(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: point[name] for name in _EXACT} for point in points]
 
 
-def fidelity_twice(name: str, pair: pairs.Pair, data: Any, share: float) -> dict[str, Any]:
+def fidelity_twice(name: str, pair: traces.Pair, data: Any, share: float) -> dict[str, Any]:
     """How many points, and whether all are equal."""
     runs = []
     for _ in range(2):
-        entry = fidelity.measure(by_name(name), pair, fidelity.Judge(pair, data, share, fresh=True), 1)
+        entry = running.measure(by_name(name), pair, running.CachedEvaluator(pair, data, share, fresh=True), 1)
         if "not_measured" in entry:
             return entry  # type: ignore[no-any-return]
         runs.append(_exact(entry["points"]))
     return {"points": len(runs[0]), "same": runs[0] == runs[1]}
 
 
-def speeds(names: list[str], pair: pairs.Pair, rounds: int) -> dict[str, dict[str, float]]:
+def speeds(names: list[str], pair: traces.Pair, rounds: int) -> dict[str, dict[str, float]]:
     """MB/s on one core: the programs take turns, so that a busy minute hurts all alike."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(_STARTS):
         for name in names:
-            found[name].append(throughput.one(by_name(name), pair, rounds, 1))
+            found[name].append(running.throughput(by_name(name), pair, rounds, 1))
     return {n: {way: statistics.median(row[way] for row in rows) for way in _WAYS} for n, rows in found.items()}
 
 
-def speeds_twice(names: list[str], pair: pairs.Pair, rounds: int) -> dict[str, Any]:
+def speeds_twice(names: list[str], pair: traces.Pair, rounds: int) -> dict[str, Any]:
     """MB/s of two runs, and by how much the ratio to the yardstick changed."""
     runs = [speeds(names, pair, rounds) for _ in range(2)]
     found: dict[str, Any] = {}
@@ -69,7 +67,7 @@ def main(arguments: list[str]) -> None:
     known = [peer.name for peer in METHODS + PEERS]
     parser = argparse.ArgumentParser(prog="bench repeat", description=__doc__)
     parser.add_argument("--data", help="folder with the data and, beside it, the traces (or NEARZIP_DATA)")
-    parser.add_argument("--pair", choices=pairs.NAMES, default="vgg-small late")
+    parser.add_argument("--pair", choices=traces.pair_names(), default="vgg-small late")
     parser.add_argument("--only", nargs="*", metavar="NAME", choices=known, default=known)
     parser.add_argument("--speeds", nargs="*", metavar="NAME", choices=known, default=["nearzip", "SZ3 NOPRED"])
     parser.add_argument("--share", type=float, default=0.1, help="how much of the held-out data to use")
@@ -81,14 +79,14 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     data = where.parent / "data"
     os.environ.setdefault("NEARZIP_DATA", str(data))  # for the worker that calibrates
-    pair = pairs.load(options.pair, where)
+    pair = traces.load_pair(options.pair, where)
     result = record.load("repeat")
     kept = {name: result.get(name, {}) for name in ("fidelity", "speed")}
     for name in options.only:
         kept["fidelity"][name] = fidelity_twice(name, pair, data, options.share)
         print(name, kept["fidelity"][name], file=sys.stderr)
     if options.speeds:
-        timed = pairs.load(_SPEED_PAIR, where)
+        timed = traces.load_pair(_SPEED_PAIR, where)
         kept["speed"] = speeds_twice([_YARDSTICK, *options.speeds], timed, options.rounds)
     named = {"pair": options.pair, "speed_pair": _SPEED_PAIR, "yardstick": _YARDSTICK}
     record.save("repeat", {**named, **kept}, ("nearzip", "numpy", "torch"))

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 import nearzip as nz
-from experiments.claims.resume.resume_cases import CASES, Case, begin, held_out_loss, kept_to_crash, steps
-from experiments.claims.resume.resume_sizes import coded, exact_bytes, excp_like
+from experiments.claims.resume.cases import CASES, Case, begin, held_out_loss, kept_to_crash, steps
+from experiments.claims.resume.sizes import coded, exact_bytes, excp_like
 from experiments.lab import data, record
 from experiments.lab.networks import data_of
 from experiments.lab.sampling import training_batches

@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
-from experiments.lab.cache import cache_folder
+from experiments.lab.traces import cache_folder
 
 
 class NotInstalledError(Exception):

@@ -34,17 +34,17 @@ def k_means(values: np.ndarray, n: int) -> np.ndarray:
     return centres.astype(np.float32)
 
 
-def _nibbles(symbols: np.ndarray) -> bytes:
+def nibbles(symbols: np.ndarray) -> bytes:
     padded = np.pad(symbols, (0, symbols.size % 2))
     return (padded[::2] | padded[1::2] << 4).astype(np.uint8).tobytes()
 
 
-def _from_nibbles(data: bytes, size: int) -> np.ndarray:
+def from_nibbles(data: bytes, size: int) -> np.ndarray:
     pairs = np.frombuffer(data, np.uint8)
     return np.stack([pairs & 15, pairs >> 4], axis=1).reshape(-1)[:size]
 
 
-def _quantize(delta: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+def quantize(delta: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """Symbols, 0 for what is pruned, and the table of 16 values, the first of them zero."""
     size = np.abs(delta)
     kept = (size > alpha * np.median(size)) & (delta != 0)
@@ -70,16 +70,16 @@ class ExcpPeer(Peer):
         for name, weights in new.items():
             if weights.dtype == np.float32:
                 delta = (weights - base[name]).reshape(-1)
-                for into, part in zip((symbols, tables), _quantize(delta, setting["alpha"]), strict=True):
+                for into, part in zip((symbols, tables), quantize(delta, setting["alpha"]), strict=True):
                     into.append(part)
-        payload = np.concatenate(tables).tobytes() + lzma.compress(_nibbles(np.concatenate(symbols)))
+        payload = np.concatenate(tables).tobytes() + lzma.compress(nibbles(np.concatenate(symbols)))
         return Flat.of(new).pack(payload)
 
     def decode(self, data: bytes, base: Tensors) -> Tensors:
         header, rest, payload = Flat.unpack(data)
         sizes = [w.size for w in base.values() if w.dtype == np.float32]
         tables = np.frombuffer(payload, np.float32, 16 * len(sizes)).reshape(-1, 16)
-        symbols = _from_nibbles(lzma.decompress(payload[tables.nbytes :]), sum(sizes))
+        symbols = from_nibbles(lzma.decompress(payload[tables.nbytes :]), sum(sizes))
         parts = np.split(symbols, np.cumsum(sizes)[:-1])
         delta = np.concatenate([table[part] for table, part in zip(tables, parts, strict=True)])
         return Flat(header, Flat.of(base).floats + delta, rest).tensors()

@@ -45,13 +45,13 @@ class NearzipCalibratedPeer(_Method):
 
     def encode(self, new: Tensors, base: Tensors, setting: Setting) -> bytes:
         import nearzip as nz
-        from experiments.lab import calibrating
+        from experiments.lab import evaluate
         from nearzip import calibrate
 
-        name = calibrating.network_of(new)
+        name = evaluate.network_of(new)
         if name is None:  # what the worker warms up with
             return nz.compress(new, base, options=setting).to_bytes()
-        module, batches = calibrating.loaded(name, new), calibrating.batches_of(name)
+        module, batches = evaluate.loaded(name, new), evaluate.batches_of(name)
         return calibrate.compress(module, batches, base, **setting).to_bytes()
 
 

@@ -1,7 +1,7 @@
 """DeepSZ's Tables 2 to 5 and Figures 2 to 7 on the LeNets trained here, with Deep Compression and Weightless beside.
 
 Shares and error bounds are chosen on 10 000 held-out training images by one rule, for every network and seed alike; no
-choice looks at the test images. `docs/papers/deepsz.md` is made from the result by `bench papers`.
+choice looks at the test images. `docs/papers/deepsz.md` is made from the result by `bench docs`.
 """
 
 from __future__ import annotations

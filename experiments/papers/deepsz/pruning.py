@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from experiments.lab import data
-from experiments.lab.cache import cache_folder
 from experiments.lab.networks import NETWORKS
 from experiments.lab.sampling import loss_of, steps_per_epoch, training_batches
+from experiments.lab.traces import cache_folder
 from nearzip.recipes import Hold
 from nearzip.torch import finetune, prune
 

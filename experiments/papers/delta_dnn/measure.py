@@ -2,7 +2,7 @@
 
 The networks are those of the quick set and of the shared traces; Table 2 takes the epochs of the `chains` trace of
 `vgg-small` whose accuracy improved, as the paper's section 5.2 does. `docs/papers/delta-dnn.md` is made from the result
-by `bench papers`.
+by `bench docs`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import torch
 import zstandard
 
 import nearzip as nz
-from experiments.lab import evaluate, pairs, record, trace_sets, traces
+from experiments.lab import evaluate, record, trace_sets, traces
+from experiments.lab.differences import integers
 from experiments.lab.traces import Tensors
-from nearzip.stages import Context, LogStep, UniformStep
 
 #: The paper's candidates, and bounds that suit updates as small as these: in the absolute reading 1 % is more than most
 #: of their weights move.
@@ -84,21 +84,6 @@ def sz_each(tensors: Tensors, eps: float) -> dict[str, tuple[int, Tensors]]:
 def sz_pointwise(tensors: Tensors, eps: float) -> tuple[int, Tensors]:
     """The smaller of SZ's two: bytes, and what comes back."""
     return min(sz_each(tensors, eps).values(), key=lambda found: found[0])
-
-
-def integers(old: Tensors, new: Tensors, eps: float, mode: str) -> np.ndarray:
-    """What the method makes of all floating-point values: int32, zero where nothing is left of the difference."""
-    found = []
-    for name, w in new.items():
-        if w.dtype.kind != "f":
-            continue
-        values, base = w.reshape(-1), old[name].reshape(-1)
-        if mode == "relative":
-            coded = LogStep(eps, delta=True).encode(values, Context.alone(values, base))
-        else:
-            coded = UniformStep(2 * math.log1p(eps)).encode(values.astype(np.float64) - base)
-        found.append(coded.symbols)
-    return np.concatenate(found)
 
 
 def mean_of(old: Tensors, new: Tensors) -> Tensors:
@@ -242,7 +227,7 @@ def causes(where: Path, data: Path, share: float, rows: dict[str, Any]) -> dict[
     """Of each row of Table 1, what says why its figures are not the paper's."""
     found = {}
     for name, row in rows.items():
-        pair = pairs.load(name, where)
+        pair = traces.load_pair(name, where)
         eps = {"sz": row["sz"]["eps"]} | {mode: row["delta_dnn"][mode]["eps"] for mode in MODES}
         found[name] = {
             "moved": moved(pair.old, pair.new),
@@ -271,8 +256,8 @@ def improved(folder: Path, last: int = 5) -> list[tuple[Path, Path, int]]:
 def networks(where: Path, data: Path, share: float) -> dict[str, Any]:
     """All but Table 2, of each pair of the shared traces and of the quick set."""
     rows: dict[str, Any] = {}
-    for name in pairs.NAMES:
-        pair = pairs.load(name, where)
+    for name in traces.pair_names():
+        pair = traces.load_pair(name, where)
         subject = Subject(pair.network, pair.old, pair.new, data, share)
         rows[name] = {**subject.row(), "likeness": subject.likeness(),
                       "backends": {str(eps): subject.backends(eps) for eps in (0.1, LAMBDA)}}  # fmt: skip

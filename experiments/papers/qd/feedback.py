@@ -1,21 +1,25 @@
 """Error feedback and recovery after a crash: Tables 3, 6 and 9 and Figure 11 of QD-Compressor's paper.
 
 The paper trains CIFAR-10 networks for 200 epochs on GPUs; here LeNets on MNIST and a small network on CIFAR-10, on a
-part of the images, for a few epochs on a processor. Table 10, which has clocks, is `feedback_time`. Every part is
-written as it is found: a run that was ended goes on there.
+part of the images, for a few epochs on a processor. Every part is written as it is found: an interrupted run resumes
+there. Table 10 is a command of its own, `feedback_time`, since it measures processor time.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -25,7 +29,9 @@ import nearzip as nz
 from experiments.lab import data, record
 from experiments.lab.networks import NETWORKS, data_of
 from experiments.lab.sampling import evaluate, loss_of, steps_per_epoch, training_batches
+from nearzip.stages import Lzma
 from nearzip.torch import ErrorFeedback
+from nearzip.torch.quantizers import range_quantizer
 
 Weights = dict[str, np.ndarray]
 
@@ -240,3 +246,70 @@ def main(arguments: list[str]) -> None:
 
 
 _PACKAGES = ("nearzip", "numpy", "torch")
+
+
+# ---- Table 10 --------------------------------------------------
+
+_clock = time.process_time
+
+
+@contextlib.contextmanager
+def timed_calls(name: str) -> Iterator[list[float]]:
+    """Seconds that calls of one of LZMA's methods take."""
+    seconds: list[float] = []
+    original = getattr(Lzma, name)
+
+    def call(*arguments: Any) -> Any:
+        begin = _clock()
+        try:
+            return original(*arguments)
+        finally:
+            seconds.append(_clock() - begin)
+
+    with mock.patch.object(Lzma, name, call):
+        yield seconds
+
+
+def measure_times(setting: Setting, dataset: data.Dataset) -> dict[str, float]:
+    """One epoch, and one version's way to disk and back (qd-compressor, 8 bits)."""
+    with mock.patch.object(time, "perf_counter", _clock):  # which the training and its quantizer read
+        run = train(setting, dataset, 0, 2, 8)
+    old, new = run.versions
+    settings = METHODS["qd-compressor"]
+    base = nz.compress(old, threads=1, **settings).restored
+    tensors = {name: torch.from_numpy(value) for name, value in new.items()}
+    found = {"Training": (run.seconds - run.seconds_quantizing) / 2, "Quan, all steps": run.seconds_quantizing / 2}
+    begin = _clock()
+    range_quantizer(8, 8)(tensors)
+    found["Quan"] = _clock() - begin
+    begin = _clock()
+    with timed_calls("encode") as packing:
+        archive = nz.compress(new, base, threads=1, **settings)
+    found["LZMA Comp."] = sum(packing)
+    found["Delta, check"] = _clock() - begin - sum(packing) - found["Quan"]
+    with tempfile.TemporaryDirectory() as folder:
+        path, begin = Path(folder) / "version.nz", _clock()
+        archive.save(path)
+        found["Store"] = _clock() - begin
+        begin = _clock()
+        with timed_calls("decode") as unpacking:
+            nz.decompress(path, base, threads=1)
+        found["LZMA Decomp."] = sum(unpacking)
+        found["Restore"] = _clock() - begin - sum(unpacking)
+    return found
+
+
+def main_times(arguments: list[str]) -> None:
+    """Table 10: processor seconds of each part of saving and restoring."""
+    parser = argparse.ArgumentParser(prog="bench feedback_time", description=main_times.__doc__)
+    parser.add_argument("--data", help="folder with MNIST and CIFAR-10 (or NEARZIP_DATA)")
+    parser.add_argument("--networks", default=",".join(SETTINGS), help="those that are not named keep theirs")
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    before = record.load("qd_feedback_time").get("networks", {})
+    rows = {name: before[name] for name in SETTINGS if name in before}
+    for name in chosen.networks.split(","):
+        rows[name] = measure_times(SETTINGS[name], dataset_of(SETTINGS[name], chosen.data))
+        print(name, rows[name], file=sys.stderr)
+        written = {name: rows[name] for name in SETTINGS if name in rows}
+        record.save("qd_feedback_time", {"networks": written}, ("nearzip", "numpy", "torch"))

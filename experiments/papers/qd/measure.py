@@ -1,7 +1,7 @@
 """QD-Compressor's Tables 1, 4, 5 and Figures 4, 5, 7, 12, and LC-Checkpoint at 2 to 4 bits, on chains of versions.
 
 Post hoc: every version is coded against what a reader has decoded of the one before, training knows nothing of it.
-`docs/papers/qd-compressor.md` is made from the result by `bench papers`.
+`docs/papers/qd-compressor.md` is made from the result by `bench docs`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 
 import nearzip as nz
 from experiments.lab import evaluate, record, trace_sets, traces
+from experiments.lab.differences import integers
 from experiments.lab.traces import Tensors, load_file
-from experiments.papers.delta_dnn.measure import integers
 
 
 @dataclass(frozen=True)
