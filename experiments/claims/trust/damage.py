@@ -285,11 +285,15 @@ def main_peers(arguments: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> None:
+    """The long forms of the damage tests."""
+    parser = argparse.ArgumentParser(prog="bench damage", description=main.__doc__)
+    parser.add_argument("pytest", nargs=argparse.REMAINDER, help="further arguments of pytest")
+    further = parser.parse_args(arguments).pytest
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
             [
                 *(sys.executable, "-m", "pytest", "-q", "--long", "tests/test_damage.py", "tests/test_hostile.py"),
-                *("-k", "every_change_of_every_byte or test_measure", *arguments),
+                *("-k", "every_change_of_every_byte or test_measure", *further),
             ],
             env={**os.environ, "NEARZIP_RESULTS": folder},
             check=True,

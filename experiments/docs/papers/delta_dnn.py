@@ -153,19 +153,10 @@ def _no_predictors(causes: dict[str, Row]) -> str:
     return f"{sum(p['predicted_ratio'] < p['ratio'] for p in points)} of {len(points)}"
 
 
-def _changes(cause: Row) -> tuple[str, str]:
-    """In points: of Delta-DNN, relative, and of the mean of both versions."""
-    changes = cause["again"]["changes"]
-    return f"{100 * changes['relative']:+.2f}", f"{100 * changes['mean']:+.2f}"
-
-
-def _gain_cause(name: str, causes: dict[str, Row], other: str = "vgg-small late") -> str:
-    """What is left of the largest gain, and what the mean of both versions gains, there and on another network."""
-    (gain, mean), (other_gain, other_mean) = _changes(causes[name]), _changes(causes[other])
-    return f"""Of the gain of {name}, {gain} points are left there. The mean of its two versions gains
-{mean}: at a learning rate as high as its last one, networks near the new one can well be better, and the
-restored one is near it. It is no merit of the method: beside {other}, the mean gains {other_mean}, and
-Delta-DNN's restored network has {other_gain}."""
+def _gain(name: str, causes: dict[str, Row]) -> Row:
+    """Changes in points of Delta-DNN, relative, and of the mean of both versions."""
+    changes = causes[name]["again"]["changes"]
+    return {"name": name, **{key: f"{100 * changes[key]:+.2f}" for key in ("relative", "mean")}}
 
 
 def _predictors_share(causes: dict[str, Row]) -> str:
@@ -246,7 +237,9 @@ def context(result: Row) -> Row:
         "predictors_share": _predictors_share(causes), "without_predictors": _no_predictors(causes),
         "sz_by_bound": sz_by_bound(causes),
         "largest_gain": f"{100 * _relative(gain)['accuracy_change']:+.2f}", "gain_name": gain_name,
-        "GAIN_CAUSE": _gain_cause(gain_name, causes), "accuracy_again": accuracy_again(networks, causes),
+        "gain": _gain(gain_name, causes),
+        "other_gain": _gain("vgg-small late", causes),
+        "accuracy_again": accuracy_again(networks, causes),
         "within_noise": functools.partial(_within_noise, causes),
         "over_theta": functools.partial(_over, causes, theta=theta),
     }  # fmt: skip

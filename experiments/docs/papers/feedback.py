@@ -71,8 +71,8 @@ def _spread(networks: dict[str, Row]) -> str:
     return "Full precision's own seeds lie apart by " + ", ".join(said) + " points."
 
 
-def _recovery(networks: dict[str, Row]) -> str:
-    """Table 9: one table of epochs, one of accuracies, one of bytes."""
+def _recovery(networks: dict[str, Row]) -> Row:
+    """Table 9: tables of epochs, of accuracies and of bytes, and the paper's."""
     epochs, restored, n_bytes = [], [], []
     head = ["network", *(f"phase {i} of 6" for i in range(1, 7))]
     for name, n in networks.items():
@@ -87,17 +87,13 @@ def _recovery(networks: dict[str, Row]) -> str:
         restored.append(
             [name, *("/".join(f"{100 * (c['restored'] - c['before']):+.2f}" for c in row) for row in cells)]
         )
-    paper = [[name, *row] for name, row in _TABLE_9.items()]
-    return "\n\n".join([
-        "Epochs to recover here, `" + "/".join(METHODS) + "` (phase, in epochs, before the colon):",
-        table(head, epochs),
-        "The paper's, QD-Compressor / LC-Checkpoint, of 200 epochs:",
-        table(["network", *_PHASES], paper),
-        "Accuracy of the restored network less that before the crash, points, in the same order:",
-        table(head, restored),
-        "Size of a phase's snapshots, kB, in the same order:",
-        table(head, n_bytes),
-    ])  # fmt: skip
+    return {
+        "methods": "/".join(METHODS),
+        "epochs": table(head, epochs),
+        "paper": table(["network", *_PHASES], [[name, *row] for name, row in _TABLE_9.items()]),
+        "restored": table(head, restored),
+        "sizes": table(head, n_bytes),
+    }
 
 
 def _epochs(row: Row) -> str:
@@ -146,6 +142,6 @@ def context(result: Row, times: Row) -> Row:
         ),
         "table_6": table(head_6, _beside(networks, ("full precision", "8 bits, M*", "8 bits, M"), _TABLE_6)),
         "figure_11": _figure_11(networks),
-        "RECOVERY": _recovery(networks),
+        "recovery": _recovery(networks),
         "table_10": _table_10(times),
     }  # fmt: skip
