@@ -108,7 +108,7 @@ def test_the_smallest_step_that_fits_is_chosen():
     assert deepsz_rule.chosen_step({"3 %": steps["3 %"]}, "deepsz") is None
 
 
-def test_a_paired_loss_knows_only_of_answers_that_changed():
+def test_a_paired_loss_counts_only_predictions_that_changed():
     from experiments.papers.deepsz.pruning import paired
 
     before = np.repeat([True, False], [9800, 200])
@@ -121,8 +121,8 @@ def test_a_paired_loss_knows_only_of_answers_that_changed():
     assert paired(before, before).error == 0
 
 
-class _FakeJudge:
-    """10 000 answers, of which the more are wrong the further two layers are from their originals."""
+class _FakeEvaluator:
+    """10 000 predictions; more of them are wrong the farther two layers are from their originals."""
 
     def __init__(self, original):
         self.original = original
@@ -144,8 +144,8 @@ def test_what_tune_chooses_keeps_the_loss_and_its_margin():
     rng = np.random.default_rng(0)
     original = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in
                 (("5.weight", (50, 60)), ("7.weight", (10, 50)))}  # fmt: skip
-    judge = _FakeJudge(original)
-    case = deepsz_case.Case(pruning.SUBJECTS["lenet-5"], original, judge, judge)
+    evaluator = _FakeEvaluator(original)
+    case = deepsz_case.Case(pruning.SUBJECTS["lenet-5"], original, evaluator, evaluator)
     free = deepsz_rule.tuned(case, original, "deepsz-nearzip", 0.004, 0.0)
     assert 0 < free["validation_loss"] <= 0.004
     careful = deepsz_rule.tuned(case, original, "deepsz-nearzip", 0.004, 10.0)
@@ -185,8 +185,8 @@ def test_retraining_leaves_what_stands_in_front_and_holds_zeros(tmp_path, monkey
     assert np.array_equal(before.tensors["0.weight"], after.tensors["0.weight"])
     assert not np.array_equal(before.tensors["5.bias"], after.tensors["5.bias"])
     assert (after.tensors["5.weight"] != 0).mean() == pytest.approx(0.08, abs=1e-4)
-    judge = pruning.Judge(subject, split)
-    assert judge(after.tensors) == pytest.approx(
+    evaluator = pruning.Evaluator(subject, split)
+    assert evaluator(after.tensors) == pytest.approx(
         float((pruning.load(subject, after.tensors)(split.inputs).argmax(-1) == split.targets).double().mean())
     )
     again = pruning.pruned(subject, images)["paper"]

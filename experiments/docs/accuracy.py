@@ -42,7 +42,7 @@ def _found(search: dict[str, Any] | None) -> str:
 
 
 def _tally(rows: list[dict[str, Any]]) -> str:
-    """How often plans kept their budget, and how ours compares in bytes and evaluations."""
+    """Verdicts: how often plans kept their budget, and how ours compares in bytes and evaluations."""
     found = [(s["measured_again"], row["max_loss"]) for row in rows for s in row["searches"].values() if "bytes" in s]
     # As the search counts: 0.978 - 0.976 is not over 0.002.
     within = sum(loss <= most * (1 + 1e-12) for loss, most in found)
@@ -69,7 +69,7 @@ def _tally(rows: list[dict[str, Any]]) -> str:
 
 
 def _unseen(rows: list[Row]) -> str:
-    """What is lost on data that no search saw."""
+    """Losses on data that no search saw."""
     parts = []
     for metric in ("kl", "top1"):
         found = [(s["loss_on_unseen_data"], row["max_loss"]) for row in rows if row["metric"] == metric
@@ -85,7 +85,7 @@ _PARTS = ("gather", "factors", "round", "tune")
 
 
 def calibration(result: Row) -> str:
-    """What calibrating costs: beside an evaluation pass, and by the size of a layer."""
+    """Cost of calibration: beside an evaluation pass, and by the size of a layer."""
     costs = [
         [pair, cost["evaluation_pass_s"], *(f"{cost[f'{part}_in_passes']:.1f}" for part in _PARTS)]
         for pair, cost in result["cost"].items()

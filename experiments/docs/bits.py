@@ -134,7 +134,7 @@ def calibrated(result: Row) -> str:
 
 
 def largest_shares(result: Row, count: int = 2) -> str:
-    """Which tensors make most of the divergence, each rounded by itself."""
+    """Tensors that make most of the divergence, each rounded by itself."""
     rows = []
     for pair, row in result["pairs"].items():
         tensors = row["tensors"]

@@ -1,4 +1,4 @@
-"""Markdown that all pages share: tables, ranges, and the circumstances of a result."""
+"""Markdown shared by all pages: tables, ranges, and the circumstances of a result."""
 
 from __future__ import annotations
 

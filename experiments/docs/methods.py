@@ -111,7 +111,7 @@ def foreign(result: Row) -> str:
 
 
 def _commits(result: Row, names: Iterable[str]) -> str:
-    """Of some entries, whichever pair."""
+    """Commits of some entries, over all pairs."""
     entries = [row["entries"][name] for row in result["pairs"].values() for name in names]
     return commits(*sorted({entry["commit"] for entry in entries}))
 
@@ -159,7 +159,7 @@ def baselines(result: Row) -> str:
 
 
 def deepsz(result: Row) -> str:
-    """What was chosen, over all trainings."""
+    """Settings chosen, over all trainings."""
     found = commits(*sorted({row["commit"] for row in result["networks"]}))
     return "\n\n".join([summary(result["networks"]), f"{circumstances(result, found)}."])
 

@@ -1,7 +1,4 @@
-"""`docs/results.md` and its plots, made from `results/` (fidelity, throughput, agreement, repeat) and `page.md`.
-
-Nothing in it is typed by hand.
-"""
+"""`docs/results.md`: sweeps, speeds beside other programs, and the same measured twice."""
 
 from __future__ import annotations
 
@@ -54,7 +51,7 @@ def headline(pairs: dict[str, Row]) -> str:
 
 
 def keeping(pairs: dict[str, Row]) -> str:
-    """What a reader has who keeps the older version."""
+    """Sizes of the updates, and the network of a reader who keeps the older version."""
     rows = [
         [pair, row["parameters"], f"{row['update_rms']:.2e}", f"{row['update_max']:.2e}", f"{row['base']['kl']:.2e}",
          f"{row['original']['loss']:.4f}", f"{row['original']['accuracy']:.4f}", f"{row['base']['accuracy']:.4f}"]
@@ -113,7 +110,7 @@ def speeds(result: Row) -> str:
 
 
 def missing(pairs: dict[str, Row]) -> str:
-    """What could not be measured, by name and reason, and what this run left out."""
+    """Entries that could not be measured, with the reason, or that this run left out."""
     rows = []
     for pair, row in pairs.items():
         for kind in METHODS + PEERS:
@@ -128,7 +125,7 @@ def missing(pairs: dict[str, Row]) -> str:
 
 
 def repeated(result: Row) -> str:
-    """Whether two runs agree."""
+    """Agreement of two runs."""
     measured = {name: row for name, row in result["fidelity"].items() if "same" in row}
     other = [name for name, row in measured.items() if not row["same"]]
     n = sum(row["points"] for row in measured.values())

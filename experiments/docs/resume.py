@@ -43,7 +43,7 @@ def smallest(rows: list[Row]) -> Row | None:
 
 
 def best_of(case: Row) -> Row | None:
-    """Of our two series of ever coarser levels, with first moments as rounded and unbiased, the smaller of the ends."""
+    """The smaller end of our two series of ever coarser levels: first moments as rounded, and unbiased."""
     by_size = sorted(levels_of_nearzip(case), key=lambda row: -row["bytes"]["whole"])
     series = [[row for row in by_size if ("unbiased" in row["level"]) == unbiased] for unbiased in (False, True)]
     ends = [row for row in map(smallest, series) if row is not None]
@@ -148,7 +148,7 @@ def cost(result: Row) -> str:
     return table(head, rows)
 
 
-#: What a run may take longer by saving.
+#: Largest share by which saving may lengthen a run.
 _SHARE = 0.03
 
 

@@ -1,4 +1,4 @@
-"""How long the sets of traces take."""
+"""Training times of the sets of traces."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from experiments.docs.markdown import Row, circumstances, table
 
 
 def trace_times(result: Row) -> str:
-    """How long the sets of traces take."""
+    """Training times of the sets of traces."""
     rows = []
     for name, networks in result["sets"].items():
         cells = [f"{network} {row['seconds']:.0f}{' (estimated)' if row['estimated'] else ''}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from experiments.docs.markdown import Row, circumstances, table
 from experiments.lab.curves import RATES, TARGETS, against, at_divergence
 
-#: Rules that were left out, and what they are beside.
+#: The rule for comparison, and rules that were not kept.
 _LEFT = ("one step", "one dimension 4 times finer", "small tensors finer, fourth root",
          "small tensors finer, vectors by their own size", "small tensors finer")  # fmt: skip
 
@@ -76,7 +76,7 @@ _VARIANTS = {
 
 
 def agreement(result: Row) -> str:
-    """Beside the figures from before the first line was written, at the same steps."""
+    """The figures of the first design, measured again at the same steps."""
     rows = []
     for label, row in result["rows"].items():
         if "not_measured" in row:

@@ -24,7 +24,7 @@ def markers(name: str) -> tuple[str, str]:
 
 
 def filled(block: Block, text: str) -> str:
-    """The page's text with the block rendered anew. Raises SystemExit if the page lacks the markers."""
+    """The page's text with a freshly rendered block. Raises SystemExit if the page lacks the markers."""
     begin, end = markers(block.name)
     rendered = block.render(*(load(name) for name in block.results)).strip("\n")
     new, n = re.subn(f"{begin}.*?{end}", lambda _: begin + rendered + end, text, flags=re.DOTALL)
@@ -46,11 +46,11 @@ def rendered(page: Page) -> str:
 
 
 def digest(picture: Picture) -> str:
-    """Of the results that a picture shows and of the code that draws it."""
+    """Hash of a picture's results and of the code that draws it."""
     found = hashlib.sha256(repr((picture.draw, picture.arguments, picture.dpi)).encode())
-    for name in picture.results:
-        found.update((RESULTS / f"{name}.json").read_bytes())
-    found.update((ROOT / f"{picture.module.replace('.', '/')}.py").read_bytes())
+    code = ROOT / f"{picture.module.replace('.', '/')}.py"
+    for path in (*(RESULTS / f"{name}.json" for name in picture.results), code):
+        found.update(path.read_bytes().replace(b"\r\n", b"\n"))  # as Git stores them
     return found.hexdigest()
 
 
@@ -72,11 +72,11 @@ def is_current(picture: Picture) -> bool:
 def stale() -> Iterator[str]:
     """Blocks, pages and pictures that differ from what the results and the code give."""
     for block in BLOCKS:
-        text = (ROOT / block.page).read_text()
+        text = (ROOT / block.page).read_text("utf-8")
         if filled(block, text) != text:
             yield f"{block.page}, block {block.name!r}"
     for page in PAGES:
-        if rendered(page) != (ROOT / page.page).read_text():
+        if rendered(page) != (ROOT / page.page).read_text("utf-8"):
             yield page.page
     yield from (picture.image for picture in pictures() if not is_current(picture))
 
@@ -85,16 +85,16 @@ def write() -> Iterator[str]:
     """Write what is stale; names of the files written."""
     for page in PAGES:
         path, text = ROOT / page.page, rendered(page)
-        if not path.is_file() or path.read_text() != text:
-            path.write_text(text)
+        if not path.is_file() or path.read_text("utf-8") != text:
+            path.write_text(text, "utf-8")
             yield page.page
     for name in dict.fromkeys(block.page for block in BLOCKS):
         path = ROOT / name
-        old = text = path.read_text()
+        old = text = path.read_text("utf-8")
         for block in BLOCKS:
             text = filled(block, text) if block.page == name else text
         if text != old:
-            path.write_text(text)
+            path.write_text(text, "utf-8")
             yield name
     for picture in pictures():
         if not is_current(picture):

@@ -46,7 +46,7 @@ def bits_at(points: Sequence[dict[str, Any]], kl: float) -> float | None:
 
 
 def gap(theirs: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]], kl: float) -> float | None:
-    """How many times our bits they take at the same divergence."""
+    """Their bits over ours at the same divergence."""
     a, b = bits_at(theirs, kl), bits_at(ours, kl)
     return a / b if a is not None and b is not None else None
 

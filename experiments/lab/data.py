@@ -1,4 +1,4 @@
-"""MNIST, CIFAR-10 and tinyshakespeare as tensors: from a folder, or fetched once where there is internet.
+"""MNIST, CIFAR-10 and tinyshakespeare as tensors: from a folder, or downloaded once.
 
 The folder is `--data DIR` or `NEARZIP_DATA`; any of these layouts is found in it:
 
@@ -55,7 +55,7 @@ CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 class DataError(Exception):
-    """Data are not where they were said to be, or not what they should be."""
+    """Data are missing or differ from the official files."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Split:
     """Samples and what should be answered.
 
     Images: inputs (n, channels, height, width) float32, targets (n,) int64. Text: inputs (n,) int64, targets the same
-    shifted by one character; whoever reads cuts windows out of them.
+    shifted by one character; readers cut windows out of them.
     """
 
     inputs: Tensor
@@ -101,7 +101,7 @@ class Dataset:
 
 
 def cache_folder() -> Path:
-    """Where fetched and unpacked data are kept: `NEARZIP_CACHE`, or ~/.cache/nearzip."""
+    """Folder of downloaded and unpacked data: `NEARZIP_CACHE`, or ~/.cache/nearzip."""
     return Path(os.environ.get("NEARZIP_CACHE") or Path.home() / ".cache" / "nearzip")
 
 

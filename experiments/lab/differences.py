@@ -11,7 +11,7 @@ from nearzip.stages import Context, LogStep, UniformStep
 
 
 def integers(old: Tensors, new: Tensors, eps: float, mode: str) -> np.ndarray:
-    """What the method makes of all floating-point values: int32, zero where nothing is left of the difference."""
+    """Quantized differences of all floating-point values: int32, zero where the difference is within the bound."""
     found = []
     for name, w in new.items():
         if w.dtype.kind != "f":

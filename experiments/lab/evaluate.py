@@ -1,6 +1,6 @@
-"""What a restored network still does: divergence, loss, accuracy and agreement with the original on held-out data.
+"""Divergence, loss, accuracy and agreement of a restored network with its original on held-out data; training batches.
 
-Needs PyTorch. Held-out data are as the README of the traces says: the last tenth of tinyshakespeare, the test images
+Needs PyTorch. Held-out data, as for the shared traces: the last tenth of tinyshakespeare, the test images
 of CIFAR-10 and MNIST.
 """
 
@@ -35,7 +35,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How near a restored network is to its original.
+    """Fidelity of a restored network to its original.
 
     `kl` is KL(original || restored) in nats per prediction; `agreement` the share of predictions whose most likely
     class is the same; the changes are restored minus original.

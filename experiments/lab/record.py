@@ -1,4 +1,4 @@
-"""Where and with what a figure was measured."""
+"""Results, with the machine, the commit and the versions that they were measured with."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def load(name: str) -> dict[str, Any]:
-    """What stands in `results/NAME.json`; nothing where there is no such file."""
+    """The content of `results/NAME.json`; empty if there is no such file."""
     path = RESULTS / f"{name}.json"
     loaded: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return loaded
@@ -90,7 +90,7 @@ def save(name: str, result: dict[str, Any], packages: Sequence[str] = ("nearzip"
 
 
 def timed(work: Callable[[], Any], rounds: int = 1) -> tuple[Any, float]:
-    """The result and the median of the processor seconds that it took."""
+    """The result, and the median of its processor seconds."""
     seconds = []
     for _ in range(rounds):
         begin = time.process_time()
@@ -102,7 +102,7 @@ def timed(work: Callable[[], Any], rounds: int = 1) -> tuple[Any, float]:
 def interleaved(
     sides: dict[str, Callable[[], object]], rounds: int = 9, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
-    """Median seconds of each side; the sides take turns, so that a busy machine hurts all of them alike.
+    """Median seconds of each side; the sides take turns, so that a busy machine slows all of them alike.
 
     `clock`: `time.process_time` for what one core does while others use the machine as well.
     """

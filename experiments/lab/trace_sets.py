@@ -53,12 +53,12 @@ SETS: dict[str, tuple[Settings, ...]] = {
 
 
 def traces_folder() -> Path:
-    """Where the sets are kept."""
+    """Folder of the sets."""
     return Path(os.environ.get("NEARZIP_TRACES") or cache_folder() / "traces")
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """What trace.json says, None where there is none."""
+    """The content of trace.json; None if there is none."""
     try:
         document: dict[str, Any] = json.loads((folder / "trace.json").read_text())
     except (OSError, ValueError):
@@ -72,7 +72,7 @@ def version_files(folder: Path) -> list[Path]:
 
 
 def is_complete(folder: Path, settings: Settings) -> bool:
-    """Is a finished trace of these very settings there, no file missing?"""
+    """Whether a finished trace with exactly these settings exists, with all its files."""
     document = read(folder)
     if document is None or not document["complete"] or document["settings"] != asdict(settings):
         return False

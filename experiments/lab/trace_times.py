@@ -1,4 +1,4 @@
-"""How long the sets of traces take to train here: what finished ones took, an estimate from a few steps for others."""
+"""How long the sets of traces take to train: measured for finished ones, estimated from a few steps for others."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def estimate(settings: Settings, dataset: Dataset) -> dict[str, Any]:
 
 
 def row(settings: Settings, folder: Path, data: str | None, estimated: bool) -> dict[str, Any]:
-    """What a finished trace took on this machine, or an estimate."""
+    """Training time of a finished trace on this machine, or an estimate."""
     if not estimated and trace_sets.is_complete(folder, settings):
         document = trace_sets.read(folder) or {}
         return {"steps": document["versions"][-1]["step"], "seconds": document["seconds"],

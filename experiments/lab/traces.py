@@ -1,6 +1,6 @@
 """Versions of trained networks to measure on: the shared traces, the cached quick set, or stand-ins; and the cache.
 
-Needs no PyTorch but for the names of the quick set.
+Only the names of the quick set need PyTorch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Pair:
 
 
 def cache_folder() -> Path:
-    """What the bench keeps outside the repository: NEARZIP_CACHE or ~/.cache/nearzip-bench."""
+    """The folder of the experiments' caches: NEARZIP_CACHE or ~/.cache/nearzip-bench."""
     folder = Path(os.environ.get("NEARZIP_CACHE") or Path.home() / ".cache" / "nearzip-bench")
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -60,7 +60,7 @@ class Settings:
 _LENET = Settings("", epochs=20, lr=0.02, weight_decay=5e-4)
 _PAPER = Settings("", epochs=200, rule="delta-dnn")
 
-#: What suits a network; for the papers' networks section 5.1 of Delta-DNN.
+#: Settings for each network; for the papers' networks, section 5.1 of Delta-DNN.
 PRESETS = {
     "lenet-300-100": _LENET,
     "lenet-5": _LENET,

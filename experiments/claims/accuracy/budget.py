@@ -1,8 +1,8 @@
 """Searches under one accuracy budget: ours beside Delta-DNN's and DeepSZ's, on five trained networks.
 
-All searches turn the same method (`nearzip`) over the same network, judge and budget; ours once more with calibrated
-rounding, on batches of training data. Every chosen plan is applied anew from its file, restored from the bytes and
-judged again, and judged on data that the search did not see.
+All searches vary the same method (`nearzip`) on the same network, evaluator and budget; ours once more with calibrated
+rounding, on batches of training data. Every chosen plan is applied again from its file, restored from the bytes and
+evaluated again, also on data that the search did not see.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _WHAT = ("alone", "update")
 
 @dataclass(frozen=True)
 class Case:
-    """One search to make: a network, alone or as an update, with a judge for the search and one for the report.
+    """One search to make: a network, alone or as an update, with an evaluator for the search and one for unseen data.
 
     `module` and `batches`, of its training data and without targets, are what calibration takes.
     """
@@ -68,8 +68,8 @@ class Case:
     base: Tensors | None
     metric: str
     max_loss: float
-    judge: Evaluator
-    reporter: Evaluator
+    evaluate: Evaluator
+    evaluate_unseen: Evaluator
 
 
 def held_out(network: str, folder: Path) -> tuple[list[Any], list[Any]]:
@@ -134,8 +134,8 @@ def cases(name: str, folder: Path, shared: Path) -> Iterator[Case]:
         batches = evaluate.batches_of(name, folder)
     for base in (None, old):
         for metric, max_loss in BUDGETS.items():
-            judge, reporter = evaluator(module, for_search, metric), evaluator(module, for_report, metric)
-            yield Case(name, module, batches, new, base, metric, max_loss, judge, reporter)
+            searched, unseen = evaluator(module, for_search, metric), evaluator(module, for_report, metric)
+            yield Case(name, module, batches, new, base, metric, max_loss, searched, unseen)
 
 
 def strategies(case: Case) -> tuple[str, ...]:
@@ -143,9 +143,9 @@ def strategies(case: Case) -> tuple[str, ...]:
     return ("nearzip", "delta-dnn", "deepsz") if case.base is None else ("nearzip", "delta-dnn")
 
 
-def loss_of(judge: Evaluator, original: Tensors, restored: Tensors) -> float:
-    """What one metric lost."""
-    before, after = judge(original), judge(restored)
+def loss_of(evaluate: Evaluator, original: Tensors, restored: Tensors) -> float:
+    """Loss of one metric."""
+    before, after = evaluate(original), evaluate(restored)
     assert isinstance(before, float)
     assert isinstance(after, float)
     return before - after
@@ -153,17 +153,17 @@ def loss_of(judge: Evaluator, original: Tensors, restored: Tensors) -> float:
 
 def searches(case: Case) -> dict[str, dict[str, Any]]:
     """All searches of a case; ours once more with half of what DeepSZ's took, and calibrated."""
-    found = {strategy: measure(case, _plain(case, strategy), nz.compress) for strategy in strategies(case)}
+    found = {strategy: measure(case, _uncalibrated(case, strategy), nz.compress) for strategy in strategies(case)}
     if "evaluations" in found.get("deepsz", {}):
-        more = _plain(case, "nearzip", found["deepsz"]["evaluations"] // 2)
+        more = _uncalibrated(case, "nearzip", found["deepsz"]["evaluations"] // 2)
         found["nearzip, more"] = measure(case, more, nz.compress)
     found["nearzip, calibrated"] = calibrated(case)
     return found
 
 
-def _plain(case: Case, strategy: str, evaluations: int | None = None) -> Callable[[], nz.Plan]:
+def _uncalibrated(case: Case, strategy: str, evaluations: int | None = None) -> Callable[[], nz.Plan]:
     return lambda: nz.tune(
-        case.new, case.base, evaluate=case.judge, max_loss=case.max_loss, strategy=strategy, evaluations=evaluations
+        case.new, case.base, evaluate=case.evaluate, max_loss=case.max_loss, strategy=strategy, evaluations=evaluations
     )
 
 
@@ -171,7 +171,7 @@ def calibrated(case: Case) -> dict[str, Any]:
     """Our search over calibrated archives."""
 
     def find() -> nz.Plan:
-        return calibrate.tune(case.module, case.batches, case.base, evaluate=case.judge, max_loss=case.max_loss)
+        return calibrate.tune(case.module, case.batches, case.base, evaluate=case.evaluate, max_loss=case.max_loss)
 
     def apply(tensors: Tensors, base: Tensors | None, plan: nz.Plan) -> nz.Archive:
         return calibrate.compress(case.module, case.batches, base, plan=plan)
@@ -180,7 +180,7 @@ def calibrated(case: Case) -> dict[str, Any]:
 
 
 def measure(case: Case, find: Callable[[], nz.Plan], apply: Callable[..., nz.Archive]) -> dict[str, Any]:
-    """One search, and its plan applied anew from the plan's file."""
+    """One search, and its plan applied again from the plan's file."""
     started = time.perf_counter()
     try:
         plan = find()
@@ -198,8 +198,8 @@ def measure(case: Case, find: Callable[[], nz.Plan], apply: Callable[..., nz.Arc
         "bytes": archive.nbytes,
         "bits_per_parameter": round(8 * archive.nbytes / n, 4),
         "stated_loss": plan.losses[case.metric],
-        "measured_again": loss_of(case.judge, case.new, restored),
-        "loss_on_unseen_data": loss_of(case.reporter, case.new, restored),
+        "measured_again": loss_of(case.evaluate, case.new, restored),
+        "loss_on_unseen_data": loss_of(case.evaluate_unseen, case.new, restored),
         "setting": str(plan.chosen.assignment),
         "trials": [[str(t.assignment.default), t.n_bytes, round(t.usage, 4)] for t in plan.trials],
         "seconds": round(seconds, 2),

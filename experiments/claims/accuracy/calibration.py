@@ -1,6 +1,6 @@
 """What calibration costs: beside an evaluation pass, by size of a layer, and in memory.
 
-Sizes are measured in a process of their own, one thread; square layers with inputs and gradients that hang together.
+Each size is measured in a process of its own, on one thread: square layers with correlated inputs and gradients.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Bits against divergence: every method and peer over the pairs of the traces, swept, closed loop, decoded and checked.
 
-A file is coded against the older version as the reader holds it, here bit for bit. Bits per parameter count the whole
+A file is coded against the older version, which the reader has bit for bit. Bits per parameter count the whole
 file over all values of the checkpoint. Speeds are float32 bytes over processor seconds, so that a busy machine and the
 number of threads matter little.
 """
@@ -23,7 +23,7 @@ _ROOT = Path(__file__).parents[3]
 
 
 def update(old: traces.Tensors, new: traces.Tensors) -> dict[str, Any]:
-    """How many values, and how far they moved."""
+    """Size of an update: number of values, rms and largest change."""
     moved = np.concatenate([(new[n].astype(np.float64) - w).reshape(-1) for n, w in old.items() if w.dtype.kind == "f"])
     return {
         "parameters": sum(w.size for w in new.values()),
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--pairs", nargs="+", choices=traces.pair_names(), default=traces.pair_names())
     parser.add_argument("--share", type=float, default=1.0, help="how much of the held-out data to use")
     parser.add_argument("--rounds", type=int, default=1, help="times to encode and decode; medians are kept")
-    parser.add_argument("--fresh", action="store_true", help="evaluate again what was judged before")
+    parser.add_argument("--fresh", action="store_true", help="ignore cached evaluations")
     options = parser.parse_args(arguments)
     where = traces.folder(options.data)
     if where is None:

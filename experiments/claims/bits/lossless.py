@@ -2,7 +2,7 @@
 
 Neighbouring versions early and late in training, the same rounded to bfloat16, updates that change a few values, and
 updates so small that most bfloat16 values stay. Every program sees one vector of all values; nearzip's files are whole
-archives of named tensors. All sides restore every bit, or are listed with what they did instead.
+archives of named tensors. A program that does not restore every bit is listed with its error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nearzip.tensors import mantissa_bits
 Pair = tuple[traces.Tensors, traces.Tensors]
 #: Share of the values that a sparse update changes.
 SHARES = (0.001, 0.01, 0.1)
-#: How much smaller than the trace's the updates are that stand for one step of reinforcement learning.
+#: How much smaller than the trace's the updates are that imitate one step of reinforcement learning.
 SMALL = 0.02
 
 
@@ -103,7 +103,7 @@ def ours(old: traces.Tensors, new: traces.Tensors, rounds: int) -> dict[str, Any
 
 
 def theirs(folder: Path, program: str, names: list[str], rounds: int) -> dict[str, Any]:
-    """What one program makes of all pairs that stand in `folder`."""
+    """Run one program over all pairs in `folder`."""
     request = {
         "program": program,
         "rounds": rounds,

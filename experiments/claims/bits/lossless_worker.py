@@ -1,7 +1,7 @@
 """Runs one lossless program over pairs, in the program's environment.
 
-The request (JSON) names the program, two .npy files of unsigned integers (new, base), the rounds to time and where the
-answer goes: for each of its modes, bytes and processor seconds both ways. What does not restore every bit is an error.
+The request (JSON) names the program, two .npy files of unsigned integers (new, base), the rounds to time and the output
+file: for each mode, bytes and processor seconds both ways. A mode that does not restore every bit is an error.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
 
 
 def measure(mode: Mode, new: Bits, base: Bits, rounds: int) -> dict[str, Any]:
-    """Bytes and speeds of one mode. Whatever a program raises is its answer."""
+    """Bytes and speeds of one mode, or the error that the program raises."""
     encode, decode = mode
     try:
         data, encode_s = timed(lambda: encode(new, base), rounds)

@@ -1,7 +1,7 @@
 """Bits at the same divergence without calibration: rules for steps that an encoder can follow without data.
 
-Every rule is swept over the step, densely: what is restored by one step is one draw of its rounding, and the divergence
-of one draw differs from the next by several percent. A curve through neighbours averages them.
+Every rule is swept over the step, densely: each step is one draw of the rounding, and divergences of neighbouring draws
+differ by several percent. A curve through neighbours averages them.
 NNCodec without its trellis is swept the same way. Bits are those of whole files.
 """
 
@@ -40,7 +40,7 @@ _ALONE = "alone"
 
 @dataclass(frozen=True)
 class Rule:
-    """What is asked of the recipe beside the network's step.
+    """Settings of the recipe besides the network's step.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def coded(rule: Rule, pair: traces.Pair, step: float) -> tuple[int, Tensors]:
 
 
 def swept(rule: Rule, pair: traces.Pair, evaluate: running.CachedEvaluator) -> list[Point]:
-    """From finer to coarser steps, until the divergence has passed all targets on both sides by some points,
+    """Sweep from finer to coarser steps, until the divergence is past all targets on both sides by some points,
     or 4 octaves."""
     n = sum(w.size for w in pair.new.values())
     points: dict[int, Point] = {}

@@ -1,7 +1,7 @@
 """Is the bench the same twice? Bits and divergence to the last digit, speeds as ratios within noise.
 
-Methods and peers run over one pair two times, each time in new processes and judged anew; then their speeds are
-measured two times, as multiples of one program's, so that what slows the whole machine cancels.
+Methods and peers run over one pair twice, each time in new processes and evaluated again. Then their speeds are
+measured twice, as multiples of one program's, so that whatever slows the whole machine cancels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _exact(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def fidelity_twice(name: str, pair: traces.Pair, data: Any, share: float) -> dict[str, Any]:
-    """How many points, and whether all are equal."""
+    """Run twice; the number of points, and whether all are equal."""
     runs = []
     for _ in range(2):
         entry = running.measure(by_name(name), pair, running.CachedEvaluator(pair, data, share, fresh=True), 1)

@@ -1,4 +1,4 @@
-"""The trainings that `resume` lets crash: networks, optimizers, when they crash and how they go on."""
+"""The trainings that `resume` interrupts: networks, optimizers, when they crash and how they continue."""
 
 from __future__ import annotations
 

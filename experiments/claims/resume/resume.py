@@ -1,8 +1,8 @@
 """What a resume from small checkpoints loses: bytes against the difference in final loss, with the seeds' own spread.
 
 A network is trained to a crash and saved on the way; the last save is coded against the one before, closed loop, at
-several finenesses. From each of them, and from the exact state, training goes on with the same order of data for
-several seeds (`nearzip.torch.verify_resume`). Every row is written as it is found: a run that was ended goes on there.
+several levels. From each of them, and from the exact state, training continues with the same order of data for several
+seeds (`nearzip.torch.verify_resume`). Every row is written when it is measured: an interrupted run resumes there.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ Code = Callable[[list[TrainingState]], tuple[TrainingState, dict[str, int]]]
 
 
 def trials(case: Case) -> dict[str, Code]:
-    """By label: how the chain of saves is coded."""
+    """Ways to code the chain of saves, by label."""
     found: dict[str, Code] = {}
     for fineness, moments in (*LEVELS[case.optimizer], *(UNBIASED if case in WITH_UNBIASED else ())):
         kept = f"momentum {moments.momentum:g}" if case.optimizer == "sgd" else f"m {moments.mean:g}"
@@ -69,7 +69,7 @@ def trials(case: Case) -> dict[str, Code]:
 
 
 class Trainer:
-    """What `verify_resume` calls: trains on from a state; of the exact one every seed only once."""
+    """Trains on from a state for `verify_resume`; from the exact state only once for each seed."""
 
     def __init__(self, case: Case, dataset: data.Dataset, exact: TrainingState, known: dict[int, tuple[float, ...]]):
         self.case, self.dataset, self.exact, self.known = case, dataset, exact, known
@@ -126,7 +126,7 @@ def measure(
 
 
 def fresh(result: dict[str, Any], case: Case, seeds: int) -> dict[str, Any]:
-    """What was found before, if it is of this commit and these settings; else nothing."""
+    """The earlier result, if it has this commit and these settings; else an empty one."""
     same = (result.get("case"), result.get("n_seeds"), result.get("commit")) == (asdict(case), seeds, record.commit())
     return result if same else {}
 

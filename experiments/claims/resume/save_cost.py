@@ -1,7 +1,7 @@
 """Cost of saving: time on the training's thread, beside a copy of the state, and how much longer a run takes.
 
-Processor time, which a busy machine changes little, and the clock beside it. An epoch with its save counts what the
-thread behind does as well: what the run would take on one core.
+Processor time, which a busy machine changes little, and wall time. An epoch with its save includes the background
+thread: the time of the run on one core.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training states in bytes, and what a reader gets of them: nearzip's, ExCP's, and exact ones."""
+"""Sizes of stored training states, and the states that a reader restores: nearzip's, ExCP's, and exact ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Sizes = dict[str, int]
 
 
 def coded(chain: Sequence[TrainingState], bound: nz.Bound, moments: Moments) -> tuple[TrainingState, Sizes]:
-    """What a reader gets of the last state of a closed loop, and its bytes."""
+    """The restored last state of a closed loop, and its bytes."""
     base, predictions = None, {}
     for state in chain:
         small = state.shrunk(moments, predictions)
@@ -79,7 +79,7 @@ def _excp_tensor(name: str, state: TrainingState, base: np.ndarray | None, alpha
 
 
 def exact_bytes(state: TrainingState) -> dict[str, Sizes]:
-    """Of the floats as they are, and of safetensors through zstd at its level 19."""
+    """Bytes of the floats, and of safetensors packed by zstd at its level 19."""
     own = {n: np.asarray(a) for n, a in state.tensors.items() if np.asarray(a).dtype == np.float32}
     parts = {"weights": "model/", "optimizer": "optimizer/", "whole": ""}
     chosen = {key: {n: a for n, a in own.items() if n.startswith(start)} for key, start in parts.items()}

@@ -1,7 +1,7 @@
-"""Speed of nearzip on 50 MB of weights held in memory, with what a user would compare it with, in one process.
+"""Speed of nearzip on 50 MB of weights in memory, beside zstd and a copy, in one process.
 
-float32 bytes per second; medians of rounds in which the sides take turns; every answer is checked first. What one core
-does is timed in processor seconds, so that whoever shares the machine takes nothing away; two cores by the clock.
+float32 bytes per second; medians of rounds in which the sides take turns; every output is checked first. One core is
+timed in processor seconds, which other processes on the machine do not change; two cores in wall seconds.
 """
 
 from __future__ import annotations

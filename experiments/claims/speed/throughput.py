@@ -1,8 +1,8 @@
 """Speed and peak memory of every method and peer on one update, each in a process of its own.
 
 Every program codes the same update twice: bound to one core, and with all of them (most use one). Speeds are float32
-bytes over wall seconds, medians; what comes back is checked. Peak memory is the process's own (VmHWM), above what it
-held before its first call.
+bytes over wall seconds, medians; outputs are checked. Peak memory is the process's own (VmHWM), less its memory before
+the first call.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PAIR = "transformer late"
 
 
 def _tiled(where: Path) -> traces.Pair:
-    """As the bench of our own speed has it, at its bound."""
+    """The data and the bound of the `speed` measurement."""
     name, old, new = traces.tiled(where)
     return traces.Pair(name, "transformer", old, new, BOUND)
 

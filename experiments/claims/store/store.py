@@ -1,7 +1,7 @@
 """The store on the traces: bytes, checkout times and accuracy under each policy; its speed; many versions.
 
-`--storage`, `--speed`, `--scale`: only these parts; what was measured before of the others stays. Hu et
-al., ICPP 2020, section 5.4, Table 3 and Figure 9 are about the same question.
+`--storage`, `--speed`, `--scale` measure only these parts and keep the others. Hu et al., ICPP 2020, ask the same
+question in section 5.4, Table 3 and Figure 9.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def _kept_promise(bound: str, original: traces.Tensors, restored: traces.Tensors
     return True
 
 
-def _one_policy(folder: Path, versions: list[traces.Tensors], bound: str, policy: str, judges: list[Any] | None) -> Row:
+def _one_policy(
+    folder: Path, versions: list[traces.Tensors], bound: str, policy: str, evaluators: list[Any] | None
+) -> Row:
     shutil.rmtree(folder, ignore_errors=True)
     store = nz.Store(folder, create=True, bound=bound, policy=policy)
     begin = time.perf_counter()
@@ -110,9 +112,9 @@ def _one_policy(folder: Path, versions: list[traces.Tensors], bound: str, policy
             f"version {some}": _seconds(lambda: nz.Store(folder).checkout(some)),
         },
     }
-    if judges is not None and bound != "lossless":
-        found = [judge.compare(tensors) for judge, tensors in zip(judges, restored, strict=True)]
-        row["accuracy"] = [judge.accuracy for judge in judges]
+    if evaluators is not None and bound != "lossless":
+        found = [evaluator.compare(tensors) for evaluator, tensors in zip(evaluators, restored, strict=True)]
+        row["accuracy"] = [evaluator.accuracy for evaluator in evaluators]
         row["accuracy_change"] = [fidelity.accuracy_change for fidelity in found]
         row["kl"] = [fidelity.kl for fidelity in found]
     before = row["bytes"]
@@ -129,7 +131,7 @@ def storage(given: str | None, only: Sequence[str] = (), bounds: Sequence[str] =
             if only and network not in only:
                 continue
             versions = [load_file(path) for path in files]
-            judges = _evaluators(network, versions, given)
+            evaluators = _evaluators(network, versions, given)
             pack = zstandard.ZstdCompressor(19).compress
             row: Row = {
                 "network": network,
@@ -140,7 +142,7 @@ def storage(given: str | None, only: Sequence[str] = (), bounds: Sequence[str] =
             }
             for bound in bounds:
                 row["bounds"][bound] = [
-                    _one_policy(Path(scratch) / "s", versions, bound, policy, judges) for policy in POLICIES
+                    _one_policy(Path(scratch) / "s", versions, bound, policy, evaluators) for policy in POLICIES
                 ]
                 print(network, bound, [(r["policy"], r["bytes"]) for r in row["bounds"][bound]], file=sys.stderr)
             rows.append(row)
@@ -148,7 +150,7 @@ def storage(given: str | None, only: Sequence[str] = (), bounds: Sequence[str] =
 
 
 def merged(before: list[Row], after: list[Row]) -> list[Row]:
-    """What was measured now in place of what was measured before of the same network and bound."""
+    """Earlier rows, replaced where the same network and bound were measured again."""
     found = {row["network"]: row for row in before}
     for row in after:
         old = found.get(row["network"])

@@ -1,6 +1,6 @@
-"""The long fault tests of the store, run and recorded: what was done how often, and that it held.
+"""Run and record the long fault tests of the store: how often each ran, and whether it passed.
 
-Each selection is a process of its own; `--only` runs some, and keeps what was recorded of the others.
+Each selection is a process of its own; `--only` runs some and keeps the records of the others.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Updating a client over a link of a given bandwidth, beside downloading the whole network: bytes and time.
 
-Hu et al., ICPP 2020, section 5.3 and Figure 8, at the bandwidths that they take. The server is a real one, for files
-alone, on this machine; whatever it sends, headers included, waits for its turn on the link. Loopback has no latency, so
-the number of requests is given as well. `--only` measures some pairs and keeps what was recorded of the others.
+Hu et al., ICPP 2020, section 5.3 and Figure 8, at their bandwidths. A real file server runs on this machine; everything
+that it sends, headers included, is limited to the bandwidth of the link. Loopback has no latency, so the number of
+requests is given as well. `--only` measures some pairs and keeps the records of the others.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from experiments.lab import record, traces
 from nearzip.store.pull import BANDWIDTHS
 
 _PIECE = 16 << 10
-#: Seconds that the sender of an answer may be late without the link standing idle: a host's socket holds as much.
+#: Seconds that the sender may be late without the link being idle: a host's socket buffers as much.
 _BUFFER = 0.25
 _ROUNDS = 3
 _PACKAGES = ("nearzip", "numpy", "zstandard")
@@ -55,7 +55,7 @@ class Link:
             self.n_bytes += n
             if self.megabits is None:
                 return
-            # What a machine sleeps too long between two pieces of an answer, the link makes up for. Before the first
+            # If the machine sleeps too long between two pieces of a response, the link catches up. Before the first
             # piece there was nothing to send, and nothing is saved up.
             ready = time.perf_counter() - (_BUFFER if follows else 0)
             self._free_at = max(self._free_at, ready) + n * 8e-6 / self.megabits
@@ -133,8 +133,8 @@ def _same(file: Path, wanted: traces.Tensors) -> bool:
     return found.keys() == wanted.keys() and all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
-def _update(folder: Path, link: Link, url: str, old: Path, new: Path, bound: str, judge: Any) -> Row:
-    """From a client that holds the old version to one that holds the new one."""
+def _update(folder: Path, link: Link, url: str, old: Path, new: Path, bound: str, evaluator: Any) -> Row:
+    """Bring a client from the old version to the new one."""
     made = nz.Store(folder / "store", create=True, bound=bound, policy="forward")
     made.commit_file(old)
     made.commit_file(new)
@@ -150,8 +150,8 @@ def _update(folder: Path, link: Link, url: str, old: Path, new: Path, bound: str
     if reports[-1].route != (1,) or not _same(client, restored):
         raise SystemExit(f"{bound}: the client did not get the version")
     row |= {"objects": reports[-1].n_moved, "described": reports[-1].n_described}
-    if judge is not None and bound != "lossless":
-        found = judge.compare(restored)
+    if evaluator is not None and bound != "lossless":
+        found = evaluator.compare(restored)
         row |= {"accuracy_change": found.accuracy_change, "kl": found.kl}
     shutil.rmtree(folder / "store")
     return row
@@ -181,7 +181,7 @@ def pairs(given: str | None, only: Collection[str] = ()) -> list[Row]:
 def _one_pair(where: Path, name: str, given: str | None) -> Row:
     older, newer, bounds = traces.PAIRS[name]
     old, new = where / f"{older}.safetensors", where / f"{newer}.safetensors"
-    judges = store._evaluators(older.partition("/")[0], [load_file(new)], given)
+    evaluators = store._evaluators(older.partition("/")[0], [load_file(new)], given)
     with tempfile.TemporaryDirectory() as scratch:
         folder, link, data = Path(scratch), Link(), new.read_bytes()
         (folder / "full").write_bytes(data)
@@ -193,7 +193,7 @@ def _one_pair(where: Path, name: str, given: str | None) -> Row:
                 "full": _download(folder, link, url, "full", lambda packed: packed, data),
                 "zstd": _download(folder, link, url, "full.zst", zstandard.ZstdDecompressor().decompress, data),
                 "updates": {
-                    bound: _update(folder, link, url, old, new, bound, judges[0] if judges else None)
+                    bound: _update(folder, link, url, old, new, bound, evaluators[0] if evaluators else None)
                     for bound in (f"abs:{max(bounds):g}", "rms:0.01", "lossless")
                 },
             }

@@ -1,10 +1,10 @@
-"""Is the bound kept? At least 100 000 random tensors of every floating-point dtype, judged in rational numbers.
+"""Is the bound kept? At least 100 000 random tensors of every floating-point dtype, checked in rational numbers.
 
     python -m experiments bound_truth --arrays 100000
 
 Every tensor is compressed by a method, decoded again from the archive's bytes, and compared with the original by
-`tests/oracle.py`, which shares no code with nearzip. "Rounded" arrays are those that came back other than they went
-in; the codec keeps a group of tensors exactly where that is smaller. Writes experiments/results/bound_truth.json.
+`tests/oracle.py`, which shares no code with nearzip. "Rounded" arrays are those whose restored values differ;
+the codec keeps a group of tensors exactly where that is smaller. Writes experiments/results/bound_truth.json.
 """
 
 from __future__ import annotations

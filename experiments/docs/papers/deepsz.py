@@ -37,7 +37,7 @@ def _paper_bounds(networks: list[Row]) -> str:
 
 
 def _pruning_or_bounds(network: Row) -> str:
-    """Where the loss with the paper's shares comes from."""
+    """The loss with the paper's shares, split into pruning and bounds."""
     pruned, free, paper = paper_step(network)["pruned"], network["no_margin"], network["paper_bounds"]
     more = [in_points(row["test_loss"] - pruned["test_loss"]) for row in (free, paper)]
     return f"""* {TITLES[network["network"]]}, the paper's shares: pruning alone loses {in_points(pruned["test_loss"])}

@@ -181,7 +181,7 @@ def _table_2(network: Row, name: str) -> str:
 
 
 def tables_2(networks: Iterable[Row]) -> str:
-    """With the paper's shares, and what was chosen."""
+    """Tables with the paper's shares, and with the shares chosen."""
     shown = [
         _table_2(network, name)
         for network in networks
@@ -195,7 +195,7 @@ def _their_size(figures: tuple[float, ...]) -> list[str]:
     return [f"{share:g} %", f"{csr:g} KB", f"{compressed:g} KB", fold(ratio)]
 
 
-#: What Table 3 shows with the paper's shares besides both methods under the rule, and how it is called.
+#: Further rows of Table 3 with the paper's shares, and their labels.
 _ROWS_3 = (
     ("paper_bounds", "deepsz, the paper's bounds"), ("zero_loss", "deepsz, zero loss"),
     ("no_margin", "deepsz, no margin"),

@@ -92,7 +92,7 @@ def far_above(networks: dict[str, Row]) -> tuple[dict[str, Row], dict[str, Row]]
 
 
 def updates(networks: dict[str, Row], causes: dict[str, Row]) -> str:
-    """How far the versions are apart, by falling relative ratio."""
+    """Distance between versions, by falling relative ratio."""
     rows = []
     for name, row in sorted(networks.items(), key=lambda item: -float(_relative(item[1])["ratio"])):
         cause = causes[name]
@@ -160,7 +160,7 @@ def _gain(name: str, causes: dict[str, Row]) -> Row:
 
 
 def _predictors_share(causes: dict[str, Row]) -> str:
-    """Of the gap between SZ3 and the paper's SZ at equal bounds, what the predictors account for, by their means."""
+    """Share of the gap between SZ3 and the paper's SZ, at equal bounds, that predictors explain; by means."""
     theirs = [(figures[4], figures[3]) for figures in TABLE_1.values()]
     theirs += [(figures[3], figures[2]) for figures in TABLE_2.values()]
     shares = []

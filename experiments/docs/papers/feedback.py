@@ -66,7 +66,7 @@ def _beside(ours: dict[str, Row], ways: tuple[str, ...], paper: dict[str, tuple[
 
 
 def _spread(networks: dict[str, Row]) -> str:
-    """How far full precision's seeds lie apart, which is what differences are to be held against."""
+    """Spread of the seeds at full precision, to compare differences with."""
     said = [f"{max(v) - min(v):.2f} ({name})" for name, n in networks.items() for v in [_final(n, "full precision")]]
     return "Full precision's own seeds lie apart by " + ", ".join(said) + " points."
 

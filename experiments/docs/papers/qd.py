@@ -51,7 +51,7 @@ def _where_updates_are_small(chains: dict[str, Row]) -> str:
 
 
 def _median_gap(chains: dict[str, Row], label: str, other: str) -> str:
-    """How many times one way's ratio is another's, the median over the chains."""
+    """Quotient of two ways' ratios, the median over the chains."""
     return f"{statistics.median(r['ways'][label]['ratio'] / r['ways'][other]['ratio'] for r in chains.values()):.2f}"
 
 
@@ -69,7 +69,7 @@ def _largest_update(chains: dict[str, Row], label: str) -> str:
 
 
 def _times_worse(chains: dict[str, Row]) -> str:
-    """How many times the divergence of 8 bits 4 to 8 bits have."""
+    """Divergence of 4 to 8 bits over that of 8 bits."""
     found = [row["ways"]["QD, 4-8 bits"]["kl"] / row["ways"]["QD, 8 bits"]["kl"] for row in chains.values()]
     return f"{min(found):.0f} to {max(found):,.0f}"
 
@@ -118,7 +118,7 @@ def table_5(chains: dict[str, Row]) -> str:
 
 
 def losses(chains: dict[str, Row]) -> str:
-    """What the last version lost on the way."""
+    """Ratio, divergence and change of accuracy after the whole chain."""
     labels = ("SZ", "Delta-DNN", "Delta-DNN, absolute 0.1 %", "LC, 2 bits", "LC, 3 bits", "LC, 4 bits", "QD, 4 bits",
               "QD, 4-8 bits", "QD, 8 bits", "QD, 16 bits", "nearzip, abs 0.1 %")  # fmt: skip
     rows = []
@@ -150,7 +150,7 @@ def _local_below(chains: dict[str, Row], label: str) -> str:
 
 
 def figure_5(chains: dict[str, Row]) -> str:
-    """From the first to the last pair."""
+    """MDM and CorrCoef of the first and the last pair."""
     rows = []
     for name, row in chains.items():
         mdm, corr = row["figure_5"]["mdm"], row["figure_5"]["corrcoef"]

@@ -1,4 +1,4 @@
-"""Bits against divergence, one picture for each update: six series that tell apart, axes where updates are useful."""
+"""Bits against divergence, one picture for each update: six series, and axes limited to useful updates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the convolutional networks share."""
+"""Layers shared by the convolutional networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def conv_bn_relu(n_in: int, n_out: int, kernel: int = 3, stride: int = 1, groups
 
 
 def biased_conv_bn_relu(n_in: int, n_out: int, kernel: int) -> nn.Sequential:
-    """With a bias that batch norm makes redundant: so the papers' VGG-16 and GoogLeNet have it."""
+    """A convolution with a bias, which batch norm makes redundant; the papers' VGG-16 and GoogLeNet have it."""
     conv = nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2)
     return nn.Sequential(conv, nn.BatchNorm2d(n_out), nn.ReLU(inplace=True))
 

@@ -1,4 +1,4 @@
-"""What the bench asks of a peer, and the plain file that peers without a format of their own are given."""
+"""The interface of a peer, and a simple file format for peers that have none of their own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Peer(ABC):
 
     @abstractmethod
     def decode(self, data: bytes, base: Tensors) -> Tensors:
-        """What a reader gets who holds `base`."""
+        """The restored tensors, for a reader who has `base`."""
 
 
 #: Absolute errors swept, in units that suit a pair.

@@ -1,4 +1,4 @@
-"""Environments of the peers that need one, made when they are first asked for and kept in the cache."""
+"""Environments of the peers that need one, made on first use and kept in the cache."""
 
 from __future__ import annotations
 

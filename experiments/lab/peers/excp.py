@@ -1,6 +1,6 @@
-"""A baseline after ExCP (Li et al., ICML 2024), of our own writing.
+"""A baseline after ExCP (Li et al., ICML 2024), our own implementation.
 
-The difference to what the reader holds is pruned, the values kept are replaced by one of 15 centres per tensor
+The difference to the reader's version is pruned, the values kept are replaced by one of 15 centres per tensor
 (k-means), and 4 bits per value go through LZMA. ExCP prunes by the size of the weights over the root of Adam's second
 moment; checkpoints without optimizer state have no moments, so that here the threshold of a tensor is `alpha` times
 the median size of its difference. Moments are not coded. Tensors of one axis are quantized like the others.

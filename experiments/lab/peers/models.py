@@ -26,7 +26,7 @@ class ZipnnPeer(BytesPeer):
 
 
 class Z4aiPeer(Peer):
-    """At its best effort without a base; its own difference to a base otherwise."""
+    """z4ai: at its best effort without a base; with its own difference to a base otherwise."""
 
     name = "z4ai"
     needs = ("z4ai",)

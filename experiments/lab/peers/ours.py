@@ -35,7 +35,7 @@ class NearzipPeer(_Method):
 
 
 class NearzipCalibratedPeer(_Method):
-    """With the network and batches of its training data at hand; the step is the setting."""
+    """Calibrated with the network and batches of its training data; the step is the setting."""
 
     name = "nearzip calibrated"
     method = "nearzip"

@@ -1,4 +1,4 @@
-"""Peers run in processes of their own: sweeps with the fidelity of what they restore, and speed on some cores."""
+"""Run peers in processes of their own: sweeps with the fidelity of restored networks, and speed on some cores."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class CachedEvaluator:
 
 
 def check(peer: Peer, setting: dict[str, Any], new: Tensors, restored: Tensors) -> dict[str, Any]:
-    """Names, types and shapes as they were; bits too, if the peer is lossless; how far off otherwise."""
+    """Check names, dtypes and shapes, and bits if the peer is lossless; else return the largest error."""
     assert set(restored) == set(new), f"{peer.name}: other tensors came back"
     worst, outside = 0.0, 0
     for name, weights in new.items():
@@ -81,7 +81,7 @@ def run_worker(
 
 
 def restored(folder: Path, i: int) -> Tensors:
-    """What the worker got back with its i-th setting."""
+    """The tensors that the worker restored with its i-th setting."""
     return dict(np.load(folder / f"{i}.npz"))
 
 
@@ -101,7 +101,7 @@ def _point(raw: dict[str, Any], found: dict[str, Any], fidelity: dict[str, float
 def points(
     peer: Peer, pair: Pair, evaluate_restored: CachedEvaluator, settings: list[dict[str, Any]], rounds: int
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """One method or peer over one pair, decoded, checked and judged at each setting; versions of what it is made of.
+    """One method or peer over one pair, decoded, checked and evaluated at each setting, and versions of its packages.
 
     Raises NotInstalledError.
     """

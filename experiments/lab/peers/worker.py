@@ -1,7 +1,7 @@
 """Runs one peer over one pair: `python -m experiments.lab.peers.worker REQUEST`, both ways through files.
 
 The request (JSON) names the peer, the two versions (.npz), the settings and a folder; into the folder go `I.npz` for
-each setting, what a reader gets, and `answer.json`.
+each setting, the restored tensors, and `answer.json`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A network of DeepSZ's tables: sizes of its fully connected layers in an archive, and what it lost of its accuracy."""
+"""A network of DeepSZ's tables: sizes of its fully connected layers in an archive, and its loss of accuracy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 import nearzip as nz
 from experiments.papers.deepsz import pruning
-from experiments.papers.deepsz.pruning import Judge, Subject, Tensors, paired
+from experiments.papers.deepsz.pruning import Evaluator, Subject, Tensors, paired
 from nearzip.stages import Chain, Context, Rans, RawBytes, Sparse
 
 Row = dict[str, Any]
@@ -18,12 +18,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """A network, its original, and the judges."""
+    """A network, its original, and its evaluators."""
 
     subject: Subject
     original: Tensors
-    validation: Judge
-    test: Judge
+    validation: Evaluator
+    test: Evaluator
 
     @property
     def names(self) -> list[str]:
@@ -50,7 +50,7 @@ def kept(tensors: Tensors, names: list[str]) -> dict[str, float]:
 
 def case_of(subject: Subject, images: Any) -> Case:
     original = pruning.original(subject, images).tensors
-    return Case(subject, original, Judge(subject, images.validation), Judge(subject, images.test))
+    return Case(subject, original, Evaluator(subject, images.validation), Evaluator(subject, images.test))
 
 
 def compressed(method: str, tensors: Tensors, bounds: Mapping[str, float]) -> nz.Archive:
@@ -60,12 +60,12 @@ def compressed(method: str, tensors: Tensors, bounds: Mapping[str, float]) -> nz
     return nz.compress(layers, method=method, bound=named, options={"keep": 1.0}, threads=1)
 
 
-def judged(case: Case, tensors: Tensors) -> Row:
+def evaluated(case: Case, tensors: Tensors) -> Row:
     """Accuracies on both sets of images, and what was lost of the original's."""
     row: Row = {}
-    for name, judge in (("validation", case.validation), ("test", case.test)):
-        lost = paired(judge.right(case.original), judge.right(tensors))
-        row |= {name: judge(tensors), f"{name}_loss": lost.loss, f"{name}_error": lost.error}
+    for name, evaluator in (("validation", case.validation), ("test", case.test)):
+        lost = paired(evaluator.right(case.original), evaluator.right(tensors))
+        row |= {name: evaluator(tensors), f"{name}_loss": lost.loss, f"{name}_error": lost.error}
     return row
 
 
@@ -76,7 +76,7 @@ def measured(case: Case, archive: nz.Archive, tensors: Tensors) -> Row:
     return {
         "layers": {name: {"bytes": sizes[name], "ratio": tensors[name].nbytes / sizes[name]} for name in case.names},
         "bytes": fc, "ratio": case.fc_bytes() / fc, "archive_bytes": archive.nbytes, "archive_ratio": archive.ratio,
-        **judged(case, {**tensors, **nz.decompress(archive.to_bytes())}),
+        **evaluated(case, {**tensors, **nz.decompress(archive.to_bytes())}),
     }  # fmt: skip
 
 

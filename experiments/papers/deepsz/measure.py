@@ -1,4 +1,4 @@
-"""DeepSZ's Tables 2 to 5 and Figures 2 to 7 on the LeNets trained here, with Deep Compression and Weightless beside.
+"""DeepSZ's Tables 2 to 5 and Figures 2 to 7 on the LeNets trained here, with Deep Compression and Weightless.
 
 Shares and error bounds are chosen on 10 000 held-out training images by one rule, for every network and seed alike; no
 choice looks at the test images. `docs/papers/deepsz.md` is made from the result by `bench docs`.
@@ -19,7 +19,7 @@ from experiments.papers.deepsz import figures as deepsz_figures
 from experiments.papers.deepsz import others as deepsz_others
 from experiments.papers.deepsz import pruning
 from experiments.papers.deepsz import times as deepsz_times
-from experiments.papers.deepsz.case import Case, Row, at_bounds, case_of, csr_bytes, judged, kept
+from experiments.papers.deepsz.case import Case, Row, at_bounds, case_of, csr_bytes, evaluated, kept
 from experiments.papers.deepsz.pruning import Subject
 from experiments.papers.deepsz.rule import MARGIN, MAX_LOSS, METHODS, chosen_step, expected_ratio, tuned, zero_loss
 
@@ -33,7 +33,7 @@ def step_figures(case: Case, step: pruning.Trained, name: str) -> Row:
     tensors = step.tensors
     return {
         "keep": kept(tensors, case.names), "csr_bytes": {n: csr_bytes(tensors, n) for n in case.names},
-        "retraining_seconds": step.seconds, "pruned": judged(case, tensors),
+        "retraining_seconds": step.seconds, "pruned": evaluated(case, tensors),
         **{method: tuned(case, tensors, method) for method in METHODS},
     }  # fmt: skip
 
@@ -43,7 +43,7 @@ def seed_figures(case: Case, images: Any) -> Row:
     original, steps = pruning.original(case.subject, images), pruning.pruned(case.subject, images)
     figures = {name: step_figures(case, step, name) for name, step in steps.items()}
     return {
-        "seed": case.subject.seed, "original": judged(case, original.tensors), "training_seconds": original.seconds,
+        "seed": case.subject.seed, "original": evaluated(case, original.tensors), "training_seconds": original.seconds,
         "steps": figures, "chosen": {method: chosen_step(figures, method) for method in METHODS},
     }  # fmt: skip
 

@@ -17,7 +17,7 @@ EPOCHS = 2
 
 
 def figures(case: Case, tensors: Tensors, images: Any, deepsz: Row) -> Row:
-    """What Tables 4 and 5 need, on a pruned network; `deepsz`: how DeepSZ stored it."""
+    """Figures of Tables 4 and 5, on a pruned network; `deepsz`: its archive by DeepSZ."""
     bits = bits_per_weight(case, tensors, deepsz)
     return {
         "deep_compression": deep_compression(case, tensors, images, 5, EPOCHS),
@@ -29,7 +29,7 @@ def figures(case: Case, tensors: Tensors, images: Any, deepsz: Row) -> Row:
 
 
 def bits_per_weight(case: Case, tensors: Tensors, deepsz: Row) -> float:
-    """Of DeepSZ's values, gaps taken off."""
+    """Bits per weight of DeepSZ's values, without gaps."""
     n_bytes = sum(deepsz["layers"][name]["bytes"] for name in case.names)
     gaps = sum(len(Zstd().encode(two_arrays(tensors, name)[1].tobytes()).data) for name in case.names)
     return 8 * (n_bytes - gaps) / sum(int((tensors[name] != 0).sum()) for name in case.names)

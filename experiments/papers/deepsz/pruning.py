@@ -1,7 +1,7 @@
 """Trains, prunes and retrains the LeNets that DeepSZ's figures are about; every step is kept in the cache.
 
 Pruning is gradual: each step keeps fewer weights of the fully connected layers and retrains these with the zeros held;
-what stands in front of them stays as it was trained. The steps contain the paper's shares, and go on beyond them.
+the layers before them stay as trained. The steps include the paper's shares and go beyond them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from nearzip.recipes import Hold
 from nearzip.torch import finetune, prune
 
 Tensors = dict[str, np.ndarray]
-Answers = np.ndarray
+Correct = np.ndarray
 
 #: Training images held out for every choice; the test images are for the report.
 N_VALIDATION = 10_000
@@ -164,7 +164,7 @@ class Trained:
 
 
 def _cached(what: str, key: Any, make: Callable[[], Tensors]) -> Trained:
-    """What `make` gives, from the cache if it was made before from the same settings."""
+    """The result of `make`, from the cache if it was made before with the same settings."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / "pruning" / f"{what}-{digest}.npz"
     if not path.is_file():
@@ -235,7 +235,7 @@ _KEPT: dict[tuple[int, bytes], Tensor] = {}
 
 @torch.no_grad()
 def features(subject: Subject, tensors: Tensors, split: data.Split) -> Tensor:
-    """What the fully connected layers see of a split; the latest few are kept."""
+    """Inputs of the fully connected layers for a split; the latest few are cached."""
     front = b"".join(a.tobytes() for n, a in tensors.items() if int(n.split(".")[0]) < subject.tail)
     key = (id(split), front)
     if key not in _KEPT:
@@ -267,18 +267,18 @@ def pruned(subject: Subject, images: data.Dataset) -> dict[str, Trained]:
     return found
 
 
-class Judge:
-    """Top-1 accuracy on a split. What stands in front of the fully connected layers runs once."""
+class Evaluator:
+    """Top-1 accuracy on a split. The layers before the fully connected ones run once."""
 
     def __init__(self, subject: Subject, split: data.Split):
         self._subject, self._split = subject, split
 
     @torch.no_grad()
-    def right(self, tensors: Tensors) -> Answers:
-        """Which images are answered rightly, shape (n,), bool."""
+    def right(self, tensors: Tensors) -> Correct:
+        """Images that are classified correctly, shape (n,), bool."""
         tail = load(self._subject, tensors)[self._subject.tail :]
         logits = tail(features(self._subject, tensors, self._split))
-        answers: Answers = (logits.argmax(-1) == self._split.targets).numpy()
+        answers: Correct = (logits.argmax(-1) == self._split.targets).numpy()
         return answers
 
     def __call__(self, tensors: Tensors) -> float:
@@ -287,14 +287,14 @@ class Judge:
 
 @dataclass(frozen=True)
 class Loss:
-    """What was lost between two networks on the same images, and its standard error, as shares of 1."""
+    """Loss of accuracy between two networks on the same images, and its standard error, as shares of 1."""
 
     loss: float
     error: float
 
 
-def paired(before: Answers, after: Answers) -> Loss:
-    """From the answers that changed, either way, shape (n,) each: what both networks know or do not know says nothing.
+def paired(before: Correct, after: Correct) -> Loss:
+    """Loss and standard error from the predictions that changed, either way, shape (n,) each.
 
     Examples
     --------

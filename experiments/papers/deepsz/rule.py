@@ -1,4 +1,4 @@
-"""The one rule by which DeepSZ's tables choose error bounds and pruning steps, on held-out images alone."""
+"""The one rule by which DeepSZ's tables choose error bounds and pruning steps, on held-out images only."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from typing import Any
 
 import nearzip as nz
 from experiments.papers.deepsz.case import Case, Row, at_bounds, compressed, layer_bytes, measured
-from experiments.papers.deepsz.pruning import Answers, Tensors, paired
+from experiments.papers.deepsz.pruning import Correct, Tensors, paired
 from nearzip.budget.assess import DISTORTION
 from nearzip.budget.knapsack import Option, best_accuracy
 
-#: What may be lost of the original's accuracy, the paper's expected loss: a share of 1.
+#: Allowed loss of the original's accuracy, the paper's expected loss: a share of 1.
 MAX_LOSS = 0.002
 #: Standard errors that must fit between the loss on the held-out images and `MAX_LOSS`. Held-out and test images are
-#: two samples of the same size: what they say of a loss differs by sqrt(2) standard errors, in 95 of 100 cases by less
-#: than 1.645 times that to the worse side. A search tries much and takes what looks good, so less would not do.
+#: two samples of the same size: their estimates of a loss differ by sqrt(2) standard errors, in 95 of 100 cases by less
+#: than 1.645 times that to the worse side. A search tries many settings and takes what looks good, so a smaller margin
+#: is not enough.
 MARGIN = 1.645 * 2**0.5
 METHODS = ("deepsz", "deepsz-nearzip")
 Evaluate = Callable[[Tensors], dict[str, float]]
 
 
 def careful(case: Case, pruned: Tensors, margin: float) -> Evaluate:
-    """What `tune` is given: the accuracy on the held-out images less `margin` standard errors of what it lost."""
+    """Score for `tune`: the accuracy on the held-out images less `margin` standard errors of its loss."""
     before = case.validation.right(case.original)
 
     def evaluate(tensors: Tensors) -> dict[str, float]:
@@ -31,7 +32,7 @@ def careful(case: Case, pruned: Tensors, margin: float) -> Evaluate:
     return evaluate
 
 
-def scores(before: Answers, after: Answers, margin: float) -> dict[str, float]:
+def scores(before: Correct, after: Correct, margin: float) -> dict[str, float]:
     """Accuracy, and accuracy less a margin."""
     accuracy = float(after.mean())
     return {"careful": accuracy - margin * paired(before, after).error, "accuracy": accuracy}
@@ -43,32 +44,32 @@ def tuned(case: Case, pruned: Tensors, method: str, max_loss: float = MAX_LOSS, 
     `max_loss` counts from the original, margin included: what pruning has taken of it is not the search's to spend.
     """
     evaluate = careful(case, pruned, margin)
-    room = left(case, pruned, evaluate, max_loss)
-    if room < 0:
+    budget = left(case, pruned, evaluate, max_loss)
+    if budget < 0:
         return None
-    plan = search(case, pruned, method, evaluate, room)
+    plan = search(case, pruned, method, evaluate, budget)
     archive = nz.compress(case.tail(pruned), plan=plan, threads=1)
     return {
-        "method": method, "room": room, "evaluations": len(plan.trials), "bounds": bounds_of(plan.chosen.assignment),
+        "method": method, "room": budget, "evaluations": len(plan.trials), "bounds": bounds_of(plan.chosen.assignment),
         "combined": sum(trial.stage == "combined" for trial in plan.trials),
         "trials": trials_of(plan), **measured(case, archive, pruned),
     }  # fmt: skip
 
 
 def left(case: Case, pruned: Tensors, evaluate: Evaluate, max_loss: float = MAX_LOSS) -> float:
-    """What pruning has left of `max_loss`."""
+    """The part of `max_loss` that pruning has left."""
     return max_loss - (evaluate(case.original)["careful"] - evaluate(case.tail(pruned))["careful"])
 
 
-def search(case: Case, pruned: Tensors, method: str, evaluate: Evaluate, room: float) -> nz.Plan:
-    """What a user would call. All that pruning left is kept; the bounds are what is searched for.
+def search(case: Case, pruned: Tensors, method: str, evaluate: Evaluate, budget: float) -> nz.Plan:
+    """The call of a user: keep all weights that pruning left, and search for the bounds.
 
     Where pruning has left less than the 0.1 % that Algorithm 1 calls a distortion, its ranges begin at what is left: at
     0.1 % it passed over all bounds between 0.001 and 0.01 for a layer whose loss at 0.01 lay between the two.
     """
     return nz.tune(
-        case.tail(pruned), method=method, strategy="deepsz", evaluate=evaluate, max_loss={"careful": room},
-        options={"keep": 1.0}, distortion=min(DISTORTION, room),
+        case.tail(pruned), method=method, strategy="deepsz", evaluate=evaluate, max_loss={"careful": budget},
+        options={"keep": 1.0}, distortion=min(DISTORTION, budget),
     )  # fmt: skip
 
 

@@ -24,12 +24,12 @@ def times(case: Case, images: Any) -> Row:
     tensors = pruning.pruned(case.subject, images)["paper"].tensors
     seconds: dict[str, float] = {}
     archives: dict[str, nz.Archive] = {}
-    judge = careful(case, tensors, MARGIN)
-    room = max(0.0, left(case, tensors, judge))
-    # What stands in front of the pruned layers runs once, for tests and for training.
+    evaluator = careful(case, tensors, MARGIN)
+    budget = max(0.0, left(case, tensors, evaluator))
+    # The layers before the pruned ones run once, for tests and for training.
     pruning.features(case.subject, tensors, images.train)
     for method in METHODS:
-        seconds[method], plan = _timed(lambda method=method: search(case, tensors, method, judge, room))  # type: ignore[misc]
+        seconds[method], plan = _timed(lambda method=method: search(case, tensors, method, evaluator, budget))  # type: ignore[misc]
         bounds = {name: bound.value for name in case.names if hasattr(bound := plan.choices[name].bound, "value")}
         archives[method] = compressed(method, tensors, bounds)
     others: Mapping[str, Callable[[], Any]] = {
@@ -76,7 +76,7 @@ def _whole(archive: nz.Archive) -> float:
 
 
 def _parts(archive: nz.Archive) -> dict[str, float]:
-    """Of the gaps, the values and the matrix of all layers, and of decoding them all."""
+    """Times of the gaps, the values and the matrix of all layers, and of decoding them all."""
     with nz.open(archive, threads=1) as reader:
         rounds = [list(row.values()) for _, row in _repeated(reader.decode_times)]
     parts = {
@@ -87,7 +87,7 @@ def _parts(archive: nz.Archive) -> dict[str, float]:
 
 
 def _forward(case: Case, tensors: Tensors) -> float:
-    """Of 50 images."""
+    """Time of a forward pass of 50 images."""
     import torch
 
     module, images = pruning.load(case.subject, tensors), torch.zeros(50, 1, 28, 28)

@@ -104,15 +104,15 @@ def choose(points: Sequence[Point], fallback: Point) -> Point:
 
 
 class Subject:
-    """One pair of versions, its original's size and its judge."""
+    """One pair of versions, the size of the newer one, and its evaluator."""
 
     def __init__(self, network: str, old: Tensors, new: Tensors, data: Path, share: float):
         self.old, self.new = old, new
         self.n_bytes = sum(w.nbytes for w in new.values())
-        self.judge = evaluate.Evaluator(network, new, evaluate.held_out(network, data, share))
+        self.evaluator = evaluate.Evaluator(network, new, evaluate.held_out(network, data, share))
 
     def point(self, eps: float, n_bytes: int, restored: Tensors) -> Point:
-        found = self.judge.compare(restored)
+        found = self.evaluator.compare(restored)
         return {
             "eps": eps,
             "bytes": n_bytes,
@@ -128,7 +128,7 @@ class Subject:
         )
 
     def sweep(self, mode: str, candidates: Sequence[float]) -> list[Point]:
-        """Figures 3 and 4: accuracy and ratio over the error bound; what is judged is what the bytes restore to."""
+        """Figures 3 and 4: accuracy and ratio over the error bound; restored from the bytes."""
         found = []
         for eps in candidates:
             archive = self.delta(eps, mode)
@@ -174,7 +174,7 @@ class Subject:
         sz = self.sz((LAMBDA, *PAPER_EPS))
         return {
             "bytes": self.n_bytes,
-            "accuracy": self.judge.accuracy,
+            "accuracy": self.evaluator.accuracy,
             "lossless": self.lossless(),
             "sz": choose(sz[1:], sz[0]),
             "delta_dnn": chosen,
@@ -209,22 +209,22 @@ def rest_of(network: str, data: Path, share: float) -> evaluate.HeldOut:
 def again(network: str, old: Tensors, new: Tensors, held_out: evaluate.HeldOut, eps: dict[str, float]) -> Point:
     """Changes of accuracy on data that had no part in choosing: of what was chosen, by mode or `sz`, of the old
     version, and of the mean of both versions; and the largest share of predictions that one of the chosen changes."""
-    judge = evaluate.Evaluator(network, new, held_out)
+    evaluator = evaluate.Evaluator(network, new, held_out)
     restored = {"sz": sz_pointwise(new, eps["sz"])[1], "old": old, "mean": mean_of(old, new)}
     for mode in MODES:
         options = {"eps": eps[mode], "mode": mode}
         restored[mode] = nz.compress(new, base=old, method="delta-dnn", options=options).restored
-    found = {name: judge.compare(tensors) for name, tensors in restored.items()}
+    found = {name: evaluator.compare(tensors) for name, tensors in restored.items()}
     return {
-        "predictions": int(judge.targets.numel()),
-        "accuracy": judge.accuracy,
+        "predictions": int(evaluator.targets.numel()),
+        "accuracy": evaluator.accuracy,
         "changes": {name: one.accuracy_change for name, one in found.items()},
         "changed": max(1 - found[name].agreement for name in eps),
     }
 
 
 def causes(where: Path, data: Path, share: float, rows: dict[str, Any]) -> dict[str, Any]:
-    """Of each row of Table 1, what says why its figures are not the paper's."""
+    """For each row of Table 1, the measurements that explain why it differs from the paper's."""
     found = {}
     for name, row in rows.items():
         pair = traces.load_pair(name, where)
@@ -275,7 +275,7 @@ def epochs(data: Path, share: float) -> dict[str, Any]:
     return rows
 
 
-#: What is measured, in this order: the causes take the bounds that the networks chose.
+#: Parts in the order of measuring: the causes use the bounds chosen for the networks.
 _PARTS = ("networks", "epochs", "causes")
 
 

@@ -138,7 +138,7 @@ def periods(epochs: int) -> list[tuple[int, int]]:
 
 
 def chain(versions: list[Weights], settings: dict[str, Any]) -> tuple[Weights, list[int]]:
-    """What a reader gets of the last version, and the bytes of each."""
+    """The restored last version, and the bytes of each."""
     base, sizes = None, []
     for version in versions:
         archive = nz.compress(version, base, threads=1, **settings)
@@ -179,7 +179,7 @@ def accuracy_of(setting: Setting, dataset: data.Dataset, weights: Weights) -> fl
 
 
 def dataset_of(setting: Setting, folder: str | None) -> data.Dataset:
-    """Its part of the images."""
+    """The setting's part of the images."""
     whole = data.load(data_of(setting.network), folder).limited(setting.images)
     return replace(whole, test=whole.test[: setting.test_images])
 
@@ -210,7 +210,7 @@ def measure(
 
 
 def fresh(result: dict[str, Any], setting: Setting, seeds: int) -> dict[str, Any]:
-    """What was found before, if it is of this commit and these settings; else nothing."""
+    """The earlier result, if it has this commit and these settings; else an empty one."""
     same = (result.get("setting"), result.get("seeds"), result.get("commit")) == (
         asdict(setting), seeds, record.commit(),
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """QD-Compressor's Tables 1, 4, 5 and Figures 4, 5, 7, 12, and LC-Checkpoint at 2 to 4 bits, on chains of versions.
 
-Post hoc: every version is coded against what a reader has decoded of the one before, training knows nothing of it.
+Every version is coded after training, against the decoded version before it; training does not use compression.
 `docs/papers/qd-compressor.md` is made from the result by `bench docs`.
 """
 
@@ -138,19 +138,19 @@ def figure_5(chain: list[Tensors], bits: int = 8) -> dict[str, list[float]]:
 def measure(name: str, shared: Path, share: float) -> dict[str, Any]:
     """Every way over one chain."""
     network, chain = CHAINS[name].network, versions(name, shared)
-    judge = evaluate.Evaluator(network, chain[-1], evaluate.held_out(network, shared.parent / "data", share))
+    evaluator = evaluate.Evaluator(network, chain[-1], evaluate.held_out(network, shared.parent / "data", share))
     size = sum(w.nbytes for w in chain[0].values())
     ways: dict[str, Any] = {}
     for label, way in WAYS.items():
         sizes, last = follow(way, chain)
-        found = judge.compare(last)
+        found = evaluator.compare(last)
         ways[label] = {
             "bytes": sizes, "ratio": size * len(sizes) / sum(sizes), "kl": found.kl, "accuracy": found.accuracy,
             "accuracy_change": found.accuracy_change,
         }  # fmt: skip
         print(name, label, f"{ways[label]['ratio']:.2f}", f"{found.kl:.1e}", file=sys.stderr)
     return {
-        "version_bytes": size, "updates": len(chain) - 1, "accuracy": judge.accuracy, "ways": ways,
+        "version_bytes": size, "updates": len(chain) - 1, "accuracy": evaluator.accuracy, "ways": ways,
         "figure_4": figure_4(chain), "figure_5": figure_5(chain),
     }  # fmt: skip
 
