@@ -225,6 +225,9 @@ class HttpBackend:
     def create(self, path: str, data: bytes) -> bool:
         raise self._refuse()
 
+    def claim(self, path: str, data: bytes) -> bool:
+        raise self._refuse()
+
     def replace(self, path: str, data: bytes, durable: bool = True) -> None:
         raise self._refuse()
 
@@ -234,8 +237,14 @@ class HttpBackend:
     def new_object(self, staged: bool = False) -> AbstractContextManager[ObjectSink]:
         raise self._refuse()
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str) -> bool:
         raise self._refuse()
+
+    def changed(self) -> bool:
+        return False
+
+    def now(self) -> float:
+        return time.time()
 
     def settle(self, folder: str) -> None:
         raise self._refuse()
