@@ -143,7 +143,7 @@ class UpdateKept:
         names = ", ".join(repr(name) for name in named[:_MAX_NAMED]) + (", .." if len(named) > _MAX_NAMED else "")
         where = f"in {len(named)} of {len(self.tensors)} tensors ({names})" if named else "over the whole network"
         return (
-            f"the bound is coarser than the update: {where} less than {MIN_SHARE:.0%} of the change is kept and a "
+            f"the update is lost: {where} less than {MIN_SHARE:.0%} of the change is kept and a "
             f"reader gets about what the base has; the network keeps {self.share:.1%}. A bound made from the update "
             f"keeps it: upd:0.1 (nearzip.Update(0.1))"
         )

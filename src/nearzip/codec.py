@@ -6,19 +6,18 @@ bytes are the pipeline's, and a patch: places and exact values of what decoding 
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
 from nearzip import _core
 from nearzip.bounds import EXACT, Tolerance, violations, violations_and_changes
 from nearzip.changes import Change
+from nearzip.choice import REPEATS, STORED, exact_pipeline, exact_pipelines, may_repeat, promising
 from nearzip.errors import BoundError, CorruptError
-from nearzip.stages import Coded, Context, ContextDelta, DecodeTimes, OrderedBits, Pipeline, Rans, Sparse, SparseValues
+from nearzip.stages import Coded, Context, DecodeTimes, Pipeline, Sparse, SparseValues
 from nearzip.stages.base import check_booleans, get_varint, put_varint
 from nearzip.tensors import Array, bits_of, is_float
 
@@ -26,14 +25,8 @@ __all__ = ["EncodedBlock", "decode_block", "decode_sparse_block", "encode_block"
 
 #: With more patches than one in this many values, coding the block exactly is tried as well.
 _MANY_PATCHES = 64
-
-
-@functools.cache
-def exact_pipeline(with_base: bool) -> Pipeline:
-    """Bit-exact coding of any dtype: differences of order-preserving integers, or exponents and mantissas apart."""
-    if with_base:
-        return Pipeline((ContextDelta(),))
-    return Pipeline((OrderedBits(), Rans("planes")))
+#: Bytes of a block that is not worth another attempt.
+_TINY = 16
 
 
 @dataclass(frozen=True)
@@ -64,11 +57,13 @@ def encode_block(
     pipeline: Pipeline,
     tolerances: Sequence[Tolerance],
     given: Array | None = None,
+    without: Pipeline | None = None,
+    fallback: Literal["values", "restored", "never"] = "never",
     before: Array | None = None,
 ) -> EncodedBlock:
-    """Encode, decode in memory, compare, patch.
+    """Encode, decode in memory, compare, patch; keep the smallest of the codings that may be taken.
 
-    Compared is with the pipeline's target: the values themselves, or what is left of them after pruning.
+    Values are compared with the pipeline's target: the values themselves, or what is left of them after pruning.
 
     Parameters
     ----------
@@ -81,6 +76,10 @@ def encode_block(
     given : array, shape (n,), or None
         What the pipeline is given in place of `values`, chosen by somebody who knows what the values are for. The
         tolerances are kept against `values` all the same.
+    without : Pipeline or None
+        Does what `pipeline` does, without a base.
+    fallback : "values", "restored" or "never"
+        What may be coded exactly where that is smaller: the target; what the pipeline restores; neither.
     before : array, shape (n,), or None
         What the reader has had so far, for a block that is coded without it: changes count from it.
 
@@ -91,13 +90,38 @@ def encode_block(
     """
     target = pipeline.target(values, context)
     before = context.base if before is None else before
-    first = _encode(target, context, pipeline, tolerances, given, before)
-    if first.n_patched * _MANY_PATCHES <= context.n:
-        return first
-    exact = _encode(target, context, exact_pipeline(pipeline.needs_base), [EXACT] * len(context.parts))
-    if exact.n_bytes >= first.n_bytes:
-        return first
-    return dataclasses.replace(exact, changes=tuple(change and change.exactly() for change in first.changes))
+    best = _encode(target, context, pipeline, tolerances, given, before)
+    if best.n_patched * _MANY_PATCHES > context.n:
+        exact = _encode(target, context, exact_pipeline(pipeline.needs_base), [EXACT] * len(context.parts))
+        if exact.n_bytes < best.n_bytes:
+            best = replace(exact, changes=_exactly(best.changes))
+    if best.n_bytes <= _TINY:
+        return best
+    if without is not None and given is None and any(promising(target, context, best.pipeline, [without])):
+        other = _encode(target, context, without, tolerances, before=before)
+        best = min(best, other, key=lambda block: block.n_bytes)
+    return best if fallback == "never" else _or_exact(best, target if fallback == "values" else best.restored, context)
+
+
+def _exactly(changes: tuple[Change | None, ...]) -> tuple[Change | None, ...]:
+    """The same changes, stored without an error."""
+    return tuple(change and change.exactly() for change in changes)
+
+
+def _or_exact(block: EncodedBlock, values: Array, context: Context) -> EncodedBlock:
+    """`block`, or values coded exactly if that is smaller."""
+    best, exact = block, [EXACT] * len(context.parts)
+    others = [p for p in exact_pipelines(context.base is not None, is_float(context.dtype)) if p != block.pipeline]
+    for other in promising(values, context, block.pipeline, others):
+        best = min(best, _encode(values, context, other, exact), key=lambda block: block.n_bytes)
+    if may_repeat(values, best.n_bytes):
+        best = min(best, _encode(values, context, REPEATS, exact), key=lambda block: block.n_bytes)
+    if best.n_bytes > values.nbytes + _TINY:
+        best = _encode(values, context, STORED, exact)
+    if best is block:
+        return block
+    changes = block.changes if values is block.restored else _exactly(block.changes)
+    return replace(best, n_false=block.n_false, changes=changes)
 
 
 def _encode(

@@ -17,7 +17,7 @@ from nearzip.federated import Client, Server
 from nearzip.federated.coding import as_model, model_id
 from nearzip.federated.message import read_message
 
-METHODS = ["nearzip", "lossless", "qd-compressor", "zstd"]
+METHODS = ["nearzip", "lossless", "qd-compressor", "zstd", "topk", "sbc", "stc", "qsgd"]
 
 
 def network(seed=0, dtype=np.float32):

@@ -397,7 +397,7 @@ def test_a_lost_update_is_logged_once_and_ends_nothing(tmp_path, caplog):
         saver.wait()
         assert saver.report.update_kept < 0.01
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "the bound is coarser than the update" in caplog.text
+    assert "the update is lost" in caplog.text
 
 
 def test_a_bound_relative_to_the_update(tmp_path):

@@ -47,11 +47,11 @@ _HEAD = len(MAGIC) + 1 + _TAG + _CONTENT
 _STAGES = (
     "uniform-step", "rans", "context-delta", "ordered-bits", "subtract-base", "e8-step", "sparse", "prune", "codebook",
     "raw-bytes", "pack-integers", "symbol-bytes", "run-lengths", "huffman", "gzip", "zstd", "lzma", "range-quantize",
-    "exponent-buckets", "smallest-of", "ordered-delta", "log-step",
+    "exponent-buckets", "smallest-of", "ordered-delta", "log-step", "top-mean", "golomb", "stochastic-levels",
 )  # fmt: skip
 _PARAMETERS = (
     "step", "mode", "gain", "values", "gaps", "gap_bits", "fill", "keep", "bits", "delta", "choices", "eps", "level",
-    "scale", "zero", "codes",
+    "scale", "zero", "codes", "split", "sides", "levels", "bucket", "seed",
 )  # fmt: skip
 #: A number of a stage or parameter that is spelled out, and a count of parameters that follows in a byte of its own.
 _OTHER_STAGE, _OTHER_PARAMETER, _MANY = 63, 31, 3

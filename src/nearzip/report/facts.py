@@ -9,19 +9,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nearzip.api import open_input
-from nearzip.bounds import Statistics, Tolerance, Update
+from nearzip.bounds import NoPromise, Statistics, Tolerance
 from nearzip.errors import Error, UsageError
 from nearzip.limits import Limits
 from nearzip.store import Store, Version
 from nearzip.store.backend import Backend
 from nearzip.store.chain import Progress, open_part, stream
+from nearzip.store.graph import needed_objects
 from nearzip.store.keep import kept, parse_rules
 from nearzip.store.log import version_rows
-from nearzip.store.maintenance import needed_objects
 from nearzip.store.manifest import Manifest
+from nearzip.store.promises import bound_of, committed_bounds
 from nearzip.store.settings import StoreSettings
 from nearzip.tensors import Array, is_float
-from nearzip.updates import written_bounds
 
 __all__ = ["ErrorRow", "Freed", "StoreFacts", "TensorSpace", "gather"]
 
@@ -144,7 +144,7 @@ def gather(
     """
     backend, versions = store._backend, store._versions
     versions.forget()
-    manifests = {manifest.number: manifest for manifest in versions.all()}
+    manifests = versions.snapshot()
     live = [manifest for manifest in manifests.values() if manifest.pruned is None]
     # An empty store has nothing that is needed.
     n_stored = sum(needed_objects(manifests)[0].values())
@@ -226,35 +226,22 @@ def _errors(store: Store, selector: str, path: str | os.PathLike[str]) -> Iterab
                     f"{os.fspath(path)}: is not what version {number} was made of: they differ in tensor "
                     f"{min(lacking)!r}"
                 )
-            codec = store.settings.codec(original.specs)
-            relative = _relative_tolerances(store, number)
+            bounds = committed_bounds(store._backend, store._versions.get(number))
             for name, spec in original.specs.items():
                 values, theirs = original.read(name), restored.read(name)
                 if not spec.same_kind(restored.specs[name]):
                     raise UsageError(f"{os.fspath(path)}: tensor {name!r} has another dtype or shape in {number}")
-                tolerance = Tolerance("exact")
-                if isinstance(codec[name].bound, Update):
-                    tolerance = relative.get(name, tolerance)
-                elif is_float(values.dtype):
-                    tolerance = codec[name].bound.tolerance(Statistics.of(values))
-                yield _error(number, name, tolerance, values.reshape(-1), theirs.reshape(-1))
+                yield _error(number, name, _tolerance(bounds.get(name), values), values.reshape(-1), theirs.reshape(-1))
     finally:
         original.close()
 
 
-def _relative_tolerances(store: Store, number: int) -> dict[str, Tolerance]:
-    """What bounds relative to the update came to in a version. Nothing is known of what was re-encoded since."""
-    found: dict[str, Tolerance] = {}
-    for part in store._versions.get(number).parts:
-        with open_part(store._backend, part, None, Limits(output_bytes=1 << 62), 1) as reader:
-            index = reader.index
-        if index.method.get("name") == "exactly":
-            tolerances = {spec.name: Tolerance("finite") for spec in index.tensors}
-        else:
-            bounds = written_bounds(index)
-            tolerances = {name: Tolerance("absolute", value) for name, value in bounds.items() if value}
-        found.update({name: one for name, one in tolerances.items() if part.names is None or name in part.names})
-    return found
+def _tolerance(bound: str | None, values: Array) -> Tolerance:
+    """What was promised of a tensor when it was committed."""
+    if not is_float(values.dtype):
+        return Tolerance("exact")
+    known = None if bound is None else bound_of(bound)
+    return (NoPromise() if known is None else known).tolerance(Statistics.of(values))
 
 
 def _error(number: int, name: str, tolerance: Tolerance, original: Array, restored: Array) -> ErrorRow:
