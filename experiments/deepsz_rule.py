@@ -8,8 +8,8 @@ from typing import Any
 import nearzip as nz
 from experiments.deepsz_case import Case, Row, at_bounds, compressed, layer_bytes, measured
 from experiments.pruning import Answers, Tensors, paired
-from nearzip.budget.assess import DISTORTION
-from nearzip.budget.knapsack import Option, best_accuracy
+from nearzip.budget.deepsz.assess import DISTORTION
+from nearzip.budget.deepsz.knapsack import Option, best_accuracy
 
 #: What may be lost of the original's accuracy, the paper's expected loss: a share of 1.
 MAX_LOSS = 0.002

@@ -27,8 +27,8 @@ from experiments import calibrating, evaluate, record, trace_sets, traces
 from nearzip.archive import write_archive
 from nearzip.bounds import NoPromise
 from nearzip.calibrate import calibration as subject
+from nearzip.calibrate.api import _settings, _targets
 from nearzip.calibrate.calibration import Calibration, Damping
-from nearzip.calibrate.compression import _settings, _targets
 from nearzip.calibrate.network import Runner
 from nearzip.calibrate.rounding import Factor
 from nearzip.calibrate.sensitivity import Sensitivity, gather

@@ -14,8 +14,8 @@ from torch import nn
 
 import nearzip as nz
 from nearzip import calibrate
+from nearzip.calibrate.largest_step import largest_step
 from nearzip.calibrate.network import Runner
-from nearzip.calibrate.search import largest_step
 from nearzip.calibrate.steps import Cost, Steps
 from nearzip.errors import BudgetError, UsageError
 from tests.calibrate.networks import Attention, Tied, Turned, convolutions, images, words

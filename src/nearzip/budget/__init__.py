@@ -1,6 +1,8 @@
 """Accuracy budgets: settings that lose at most so much, found by measuring."""
 
-from nearzip.budget.plan import Assignment, CalibratedRounding, Choice, Plan, Trial
+from nearzip.budget.assignment import Assignment, Choice
+from nearzip.budget.plan import CalibratedRounding, Plan
+from nearzip.budget.trial import Trial
 from nearzip.budget.trials import Status
 from nearzip.budget.tune import STRATEGIES, tune
 

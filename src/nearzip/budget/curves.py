@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from nearzip.api import compress
-from nearzip.budget.families import Bounds
+from nearzip.budget.assignment import Assignment
 from nearzip.budget.measure import Subject
-from nearzip.budget.plan import Assignment
+from nearzip.budget.spaces import Bounds
 from nearzip.tensors import Array, is_float
 
 __all__ = ["GRID", "Curves", "Group", "groups_of"]
@@ -57,13 +57,13 @@ class Curves:
     log_errors: Array
 
     @staticmethod
-    def of(subject: Subject, family: Bounds) -> Curves:
+    def of(subject: Subject, space: Bounds) -> Curves:
         """Measures every group alone, at a dozen bounds."""
         groups = groups_of(subject.tensors)
-        lowest = max(family.low, family.start - _BELOW)
-        coarse = np.arange(lowest, family.high + _SURVEY, _SURVEY).clip(None, family.high)
-        fine = np.arange(round(family.low / GRID), round(family.high / GRID) + 1) * GRID
-        rows = [_measured(subject, family, group, coarse) for group in groups]
+        lowest = max(space.low, space.start - _BELOW)
+        coarse = np.arange(lowest, space.high + _SURVEY, _SURVEY).clip(None, space.high)
+        fine = np.arange(round(space.low / GRID), round(space.high / GRID) + 1) * GRID
+        rows = [_measured(subject, space, group, coarse) for group in groups]
         at_fine = [[_extended(fine, coarse, values) for values in row] for row in rows]
         sizes, errors = (np.array(part).reshape(len(groups), len(fine)) for part in zip(*at_fine, strict=True))
         return Curves(groups, fine, np.minimum.accumulate(sizes, 1), np.maximum.accumulate(errors, 1))
@@ -95,18 +95,16 @@ class Curves:
         return np.stack([(errors + price * sizes).argmin(1) for price in np.exp(log_prices)])
 
 
-def _measured(subject: Subject, family: Bounds, group: Group, positions: Array) -> tuple[Array, Array]:
+def _measured(subject: Subject, space: Bounds, group: Group, positions: Array) -> tuple[Array, Array]:
     """Logarithms of bytes and squared error of a group by position."""
     tensors, scale = _sampled(subject.tensors, group)
     base = None if subject.base is None else _sampled(subject.base, [n for n in group if n in subject.base])[0]
     sizes, errors = [], []
     for position in positions:
-        archive = compress(tensors, base, plan=Assignment(family.choice_at(position)))
+        archive = compress(tensors, base, plan=Assignment(space.choice_at(position)))
         restored = archive.restored
         sizes.append(math.log(scale * archive.nbytes))
-        errors.append(
-            math.log(scale * sum(_error(tensors[n], restored[n], n in family.updates) for n in group) + _TINY)
-        )
+        errors.append(math.log(scale * sum(_error(tensors[n], restored[n], n in space.updates) for n in group) + _TINY))
     return np.array(sizes), np.array(errors)
 
 

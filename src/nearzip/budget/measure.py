@@ -15,7 +15,7 @@ import numpy as np
 
 from nearzip.api import archive_of, decompress
 from nearzip.archive import Archive
-from nearzip.budget.plan import Assignment
+from nearzip.budget.assignment import Assignment
 from nearzip.digests import checkpoint_id
 from nearzip.errors import Error, UsageError
 from nearzip.recipes import Settings

@@ -2,199 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from nearzip.archive import WriteReport
-from nearzip.bounds import Bound, parse_bound
-from nearzip.budget.documents import Kinds, as_dict, fields, number, numbers, read_document, text
+from nearzip.bounds import Bound
+from nearzip.budget.assignment import Assignment, Choice
+from nearzip.budget.documents import Kinds, fields, number, numbers, read_document, text
+from nearzip.budget.trial import Trial, finite
 from nearzip.errors import CorruptError, NewerFormatError, UnknownMethodError, UsageError
-from nearzip.recipes import Recipe, recipe_type
+from nearzip.recipes import Recipe
 from nearzip.storage import Path_, atomic_file
-from nearzip.tensors import Array
-from nearzip.version import __version__
 
-__all__ = ["Assignment", "CalibratedRounding", "Choice", "Plan", "Trial", "trial_key"]
+__all__ = ["CalibratedRounding", "Plan"]
 
 #: Raised with every change of the schema. Plans without a calibration are written as version 1.
 PLAN_VERSION = 2
 FORMAT = "nearzip-plan"
 _NOTHING = type(None)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A method, its options, and the bound that was asked of it (None: the method's own)."""
-
-    method: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    bound: Bound | None = None
-
-    def recipe(self) -> Recipe:
-        """The method with its options. Raises UnknownMethodError, UsageError."""
-        return recipe_type(self.method).from_options(self.options)
-
-    def checked(self) -> Choice:
-        """Itself, if the method exists and can keep the bound. Raises UnknownMethodError, UsageError."""
-        self.recipe().resolve_bound(self.bound)
-        return self
-
-    def with_bound(self, bound: Bound) -> Choice:
-        """The same method and options with another bound."""
-        return replace(self, bound=bound)
-
-    def to_json(self) -> dict[str, Any]:
-        bound = None if self.bound is None else self.bound.to_json()
-        return {"method": self.method, "options": dict(self.options), "bound": bound}
-
-    @staticmethod
-    def from_json(document: Any, where: str) -> Choice:
-        """Raises CorruptError; whether the method exists is `recipe`'s question."""
-        d = fields(document, where, {"method": str, "options": dict, "bound": (dict, _NOTHING)})
-        return Choice(d["method"], d["options"], _bound(d["bound"], f"{where}, bound"))
-
-    def __str__(self) -> str:
-        options = [f"{name}={value}" for name, value in self.options.items()]
-        return " ".join([self.method, *options] + ([] if self.bound is None else [str(self.bound)]))
-
-
-def _bound(document: Any, where: str) -> Bound | None:
-    if document is None:
-        return None
-    kind = text(as_dict(document, where).get("kind"), where)
-    value = f":{number(document['value'], where)!r}" if "value" in document else ""
-    try:
-        found = parse_bound(kind + value)
-    except UsageError as error:
-        raise CorruptError(f"{where}: {error}") from None
-    if set(document) != set(found.to_json()):
-        raise CorruptError(f"{where}: has unknown fields")
-    return found
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """A choice for every tensor: `default`, and others by name.
-
-    `targets`: what is stored in place of the tensors of these names; rounded on a grid by a calibration, for example.
-    """
-
-    default: Choice
-    by_name: Mapping[str, Choice] = field(default_factory=dict)
-    targets: Mapping[str, Array] | None = field(default=None, compare=False, repr=False)
-
-    def __getitem__(self, name: str) -> Choice:
-        return self.by_name.get(name, self.default)
-
-    def settings(self) -> Assignment:
-        """The same without what is stored."""
-        return replace(self, targets=None)
-
-    def assignments(self, names: Sequence[str]) -> dict[str, tuple[Recipe, Bound | None]]:
-        """What `compress(plan=...)` asks for: every tensor's recipe and bound."""
-        return {name: (self[name].recipe(), self[name].bound) for name in names}
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "default": self.default.to_json(),
-            "tensors": {name: choice.to_json() for name, choice in self.by_name.items()},
-        }
-
-    @staticmethod
-    def from_json(document: Any, where: str) -> Assignment:
-        d = fields(document, where, {"default": dict, "tensors": dict})
-        others = {name: Choice.from_json(c, f"{where}, tensor {name[:80]!r}") for name, c in d["tensors"].items()}
-        return Assignment(Choice.from_json(d["default"], f"{where}, default"), others)
-
-    def __str__(self) -> str:
-        if len(self.by_name) == 1:
-            [(name, choice)] = self.by_name.items()
-            return f"{self.default} and {name!r} {choice}"
-        return str(self.default) + (f" and {len(self.by_name)} tensors otherwise" if self.by_name else "")
-
-
-_TRIAL: Kinds = {
-    "settings": dict, "bytes": int, "restored_id": str, "metrics": dict, "losses": dict,
-    "usage": (float, int, _NOTHING), "stage": str, "seconds": (float, int),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One setting, stored, restored from the stored bytes, and evaluated.
-
-    Parameters
-    ----------
-    assignment : Assignment
-    n_bytes : int
-        Of the whole archive.
-    restored_id : str
-        Content id of what a reader gets.
-    metrics, losses : dict
-        By metric, higher is better; loss is the original network's metric minus this one's, negative for a gain. -inf
-        and inf for what was no number.
-    usage : float
-        The largest share of a metric's budget that was used; at most 1 means within. Without a budget 0, or infinite
-        if a metric was no number.
-    stage : str
-        Which part of the search asked for it.
-    seconds : float
-        Compressing, restoring and evaluating.
-    """
-
-    assignment: Assignment
-    n_bytes: int
-    restored_id: str
-    metrics: Mapping[str, float]
-    losses: Mapping[str, float]
-    usage: float
-    stage: str = ""
-    seconds: float = 0.0
-
-    @property
-    def fits(self) -> bool:
-        return self.usage <= 1
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "settings": self.assignment.to_json(),
-            "bytes": self.n_bytes,
-            "restored_id": self.restored_id,
-            "metrics": _finite(self.metrics),
-            "losses": _finite(self.losses),
-            "usage": self.usage if math.isfinite(self.usage) else None,
-            "stage": self.stage,
-            "seconds": round(self.seconds, 4),
-        }
-
-    @staticmethod
-    def from_json(document: Any, where: str) -> Trial:
-        """Raises CorruptError."""
-        d = fields(document, where, _TRIAL)
-        if d["bytes"] <= 0:
-            raise CorruptError(f"{where}: takes {d['bytes']} bytes")
-        metrics = _infinite(d["metrics"], f"{where}, metrics", -math.inf)
-        losses = _infinite(d["losses"], f"{where}, losses", math.inf)
-        if set(metrics) != set(losses) or not metrics:
-            raise CorruptError(f"{where}: metrics and losses differ in their names")
-        usage = math.inf if d["usage"] is None else number(d["usage"], f"{where}, usage")
-        seconds = number(d["seconds"], f"{where}, seconds")
-        assignment = Assignment.from_json(d["settings"], f"{where}, settings")
-        return Trial(assignment, d["bytes"], d["restored_id"], metrics, losses, usage, d["stage"], seconds)
-
-
-def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no infinity."""
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
-def _infinite(document: Any, where: str, meant: float) -> dict[str, float]:
-    values = as_dict(document, where)
-    return {name: meant if v is None else number(v, f"{where}, {name[:80]!r}") for name, v in values.items()}
 
 
 _ROUNDING: Kinds = {
@@ -364,8 +191,8 @@ class Plan:
             "max_loss": dict(self.max_loss),
             "original": dict(self.original),
             "original_again": dict(self.original_again),
-            "metrics": _finite(self.chosen.metrics),
-            "losses": _finite(self.chosen.losses),
+            "metrics": finite(self.chosen.metrics),
+            "losses": finite(self.chosen.losses),
             "strategy": dict(self.strategy),
             "seed": self.seed,
             "versions": dict(self.versions),
@@ -433,15 +260,6 @@ def _chosen(trials: Sequence[Trial], choices: Mapping[str, Choice], document: Ma
     for trial in trials:
         if trial.restored_id == document["restored_id"] and trial.n_bytes == document["bytes"]:
             same = all(trial.assignment[name] == choice for name, choice in choices.items())
-            if same and _finite(trial.losses) == document["losses"] and _finite(trial.metrics) == document["metrics"]:
+            if same and finite(trial.losses) == document["losses"] and finite(trial.metrics) == document["metrics"]:
                 return trial
     raise CorruptError("plan: no trial of it has its settings, size and metrics")
-
-
-def trial_key(network_id: str, base_id: str | None, assignment: Assignment, evaluate: str) -> str:
-    """What a trial is filed under: the same network, base, settings, judge and release give the same key."""
-    document = {
-        "network": network_id, "base": base_id, "settings": assignment.to_json(), "evaluate": evaluate,
-        "nearzip": __version__,
-    }  # fmt: skip
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]

@@ -9,10 +9,11 @@ from functools import cached_property
 
 import numpy as np
 
-from nearzip.budget.belief import Belief
+from nearzip.budget.assignment import Assignment
 from nearzip.budget.curves import GRID, Curves, groups_of
-from nearzip.budget.families import Bounds
-from nearzip.budget.plan import Assignment, Trial
+from nearzip.budget.posterior import Posterior
+from nearzip.budget.spaces import Bounds
+from nearzip.budget.trial import Trial
 from nearzip.budget.trials import Runner, n_workers
 from nearzip.tensors import Array
 
@@ -64,11 +65,11 @@ class _Sum:
 
 
 @dataclass
-class _Space:
+class _ByGroup:
     """Settings of all groups, as indices into the curves' positions, (n, groups)."""
 
     runner: Runner
-    family: Bounds
+    space: Bounds
     curves: Curves
     tried: list[Array] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
@@ -76,8 +77,8 @@ class _Space:
     @cached_property
     def model(self) -> _Sum:
         """Before any trial: what makes the bounds best that tensors are believed to bear, the start just within."""
-        start = self._indices(self.family.start)
-        shares = [float(np.mean([self.family.bears(name) for name in group])) for group in self.curves.groups]
+        start = self._indices(self.space.start)
+        shares = [float(np.mean([self.space.bears(name) for name in group])) for group in self.curves.groups]
         weights = -2 * math.log(2) * np.array(shares)
         return _Sum(weights - np.log(np.exp(self.curves.errors(start[None])[0] + weights).sum()))
 
@@ -86,7 +87,7 @@ class _Space:
         self.trials.append(trial)
 
     def add_shared(self, position: float, trial: Trial) -> None:
-        """A trial of the family's own settings."""
+        """A trial of the space's own settings."""
         self.add(self._indices(position), trial)
 
     @cached_property
@@ -100,15 +101,15 @@ class _Space:
         by_name = {
             name: float(x) for group, x in zip(self.curves.groups[:-1], positions[:-1], strict=True) for name in group
         }
-        return self.family.apart(by_name, float(positions[-1]))
+        return self.space.apart(by_name, float(positions[-1]))
 
     def _indices(self, position: float) -> Array:
-        own = np.array([self.family.position_of(group[0], position) for group in self.curves.groups])
+        own = np.array([self.space.position_of(group[0], position) for group in self.curves.groups])
         low, high = self.curves.positions[[0, -1]]
         return np.asarray(np.rint((own.clip(low, high) - low) / GRID), np.intp)
 
 
-def refine(runner: Runner, family: Bounds, shared: Mapping[float, Trial], evaluations: int) -> None:
+def refine(runner: Runner, space: Bounds, shared: Mapping[float, Trial], evaluations: int) -> None:
     """Bounds of single tensors, up to `evaluations` trials in all, as long as they are expected to save bytes.
 
     What each group of tensors costs in usage is believed from all trials so far (`shared`: those of one setting for
@@ -116,50 +117,52 @@ def refine(runner: Runner, family: Bounds, shared: Mapping[float, Trial], evalua
     these the ones that are expected to save most are measured. So several groups change with each trial, and a group
     whose cost is unknown is tried with values that it may have.
     """
-    space = None
+    by_group = None
     if not groups_of(runner.subject.tensors):
         return
     generator = np.random.default_rng(runner.subject.seed)
     while len(runner.trials) < evaluations and runner.best is not None:
-        if space is None:
-            space = _Space(runner, family, Curves.of(runner.subject, family))
+        if by_group is None:
+            by_group = _ByGroup(runner, space, Curves.of(runner.subject, space))
             for position, trial in shared.items():
-                space.add_shared(position, trial)
-        chosen = _proposals(space, generator, min(n_workers(), evaluations - len(runner.trials)))
+                by_group.add_shared(position, trial)
+        chosen = _proposals(by_group, generator, min(n_workers(), evaluations - len(runner.trials)))
         if not chosen:
             return
-        trials = runner.run([space.assignment(settings) for settings in chosen], "refine")
+        trials = runner.run([by_group.assignment(settings) for settings in chosen], "refine")
         for settings, trial in zip(chosen, trials, strict=True):
-            space.add(settings, trial)
+            by_group.add(settings, trial)
 
 
-def _proposals(space: _Space, generator: np.random.Generator, n: int) -> list[Array]:
+def _proposals(by_group: _ByGroup, generator: np.random.Generator, n: int) -> list[Array]:
     """Up to n settings that are expected to save most; none if none is worth a trial."""
-    best = space.runner.best
+    best = by_group.runner.best
     assert best is not None
-    belief = Belief(space.model, space.curves.errors(np.array(space.tried)), [t.usage for t in space.trials])
-    candidates = _candidates(space, belief, generator, best.n_bytes / _correction(space))
-    chances = belief.chances(space.curves.errors(candidates))
-    sizes = space.curves.n_bytes(candidates) * _correction(space)
+    posterior = Posterior(
+        by_group.model, by_group.curves.errors(np.array(by_group.tried)), [t.usage for t in by_group.trials]
+    )
+    candidates = _candidates(by_group, posterior, generator, best.n_bytes / _correction(by_group))
+    chances = posterior.chances(by_group.curves.errors(candidates))
+    sizes = by_group.curves.n_bytes(candidates) * _correction(by_group)
     gains = chances * (best.n_bytes - sizes)
     chosen: list[int] = []
     # Those of small chances last, however much they would save.
     for i in np.lexsort((-gains, chances < _LIKELY)).tolist():
-        new = all((candidates[i] != tried).any() for tried in space.tried)
+        new = all((candidates[i] != tried).any() for tried in by_group.tried)
         apart = all(abs(sizes[i] - sizes[j]) > _APART * best.n_bytes for j in chosen)
         if len(chosen) < n and new and apart and gains[i] > _WORTH * best.n_bytes:
             chosen.append(i)
     return [candidates[i] for i in chosen]
 
 
-def _candidates(space: _Space, belief: Belief, generator: np.random.Generator, n_bytes: float) -> Array:
-    """For the likeliest weights and some drawn ones, the best settings of fewer and fewer bytes; the family's own."""
-    beliefs = [belief.best, *(belief.draw(generator) for _ in range(_DRAWS))]
-    rows = [space.curves.cheapest(drawn[:-1] - drawn[:-1].max(), n_bytes * _SHARES) for drawn in beliefs]
-    return np.unique(np.concatenate([*rows, space.shared]), axis=0)
+def _candidates(by_group: _ByGroup, posterior: Posterior, generator: np.random.Generator, n_bytes: float) -> Array:
+    """For the likeliest weights and some drawn ones, the best settings of fewer and fewer bytes; the space's own."""
+    drawn_parameters = [posterior.best, *(posterior.draw(generator) for _ in range(_DRAWS))]
+    rows = [by_group.curves.cheapest(drawn[:-1] - drawn[:-1].max(), n_bytes * _SHARES) for drawn in drawn_parameters]
+    return np.unique(np.concatenate([*rows, by_group.shared]), axis=0)
 
 
-def _correction(space: _Space) -> float:
+def _correction(by_group: _ByGroup) -> float:
     """Archives share streams and headers between groups: by how much they are smaller than their parts."""
-    parts = space.curves.n_bytes(np.array(space.tried))
-    return float(np.median([trial.n_bytes for trial in space.trials] / parts))
+    parts = by_group.curves.n_bytes(np.array(by_group.tried))
+    return float(np.median([trial.n_bytes for trial in by_group.trials] / parts))

@@ -11,10 +11,11 @@ import numpy as np
 
 from nearzip.budget.deepsz import DeepSzSearch
 from nearzip.budget.delta_dnn import DeltaDnnSearch
-from nearzip.budget.families import family_of
 from nearzip.budget.measure import Evaluate, Subject
-from nearzip.budget.plan import CalibratedRounding, Plan, Trial
+from nearzip.budget.plan import CalibratedRounding, Plan
 from nearzip.budget.search import EVALUATIONS, search
+from nearzip.budget.spaces import space_of
+from nearzip.budget.trial import Trial
 from nearzip.budget.trials import Runner, Watch, check_budgets
 from nearzip.errors import BudgetError, UsageError
 from nearzip.storage import Path_
@@ -123,15 +124,15 @@ def tune(
     if finder is not None and evaluations is not None:
         raise UsageError(f"evaluations limits the strategy 'nearzip'; {strategy!r} {finder.ends}")
     most = evaluations_of(evaluations)
-    family = family_of(subject, method, options, knob)
-    family.at(family.start).default.checked()
+    space = space_of(subject, method, options, knob)
+    space.at(space.start).default.checked()
     runner = Runner(subject, max_loss, trials, progress)
     if finder is None:
         runner.most = most
-        chosen = runner.settled(lambda: search(runner, family, most))
+        chosen = runner.settled(lambda: search(runner, space, most))
     else:
         runner.most = getattr(finder, "most", 0)
-        chosen = runner.settled(lambda: finder.search(runner, family))
+        chosen = runner.settled(lambda: finder.search(runner, space))
     described = {"evaluations": most} if finder is None else asdict(finder)
     return plan_of(runner, chosen, method, {"name": strategy, "knob": knob, **described})
 

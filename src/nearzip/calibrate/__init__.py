@@ -16,8 +16,8 @@ try:
 except ImportError:
     raise missing_extra("PyTorch", "torch", "nearzip.calibrate") from None
 
+from nearzip.calibrate.api import compress, compress_file
 from nearzip.calibrate.calibration import Damping
-from nearzip.calibrate.compression import compress, compress_file
-from nearzip.calibrate.planning import tune
+from nearzip.calibrate.tune import tune
 
 __all__ = ["Damping", "compress", "compress_file", "tune"]

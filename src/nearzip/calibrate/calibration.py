@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from nearzip.bounds import Bound, NoPromise, Statistics
+from nearzip.calibrate.fit_biases import tune
 from nearzip.calibrate.network import Runner
 from nearzip.calibrate.rounding import Factor, round_matrix, triangular
 from nearzip.calibrate.sensitivity import Sensitivity
 from nearzip.calibrate.steps import Cost, Steps
-from nearzip.calibrate.tuning import tune
 from nearzip.calibrate.uses import Piece
 from nearzip.errors import UsageError
 from nearzip.parallel import ordered_map

@@ -50,7 +50,7 @@ def calibrated_plan(
     new: str, base: str | None, calibrate: str, evaluate: Callable[..., Any], max_loss: Any, **more: Any
 ) -> Plan:
     """Tune a file with the module, batches and options that the user's function returns."""
-    from nearzip.calibrate.planning import tune_file
+    from nearzip.calibrate.tune import tune_file
 
     module, batches, choices = _made(calibrate)
     with contextlib.closing(open_input(new)) as source:

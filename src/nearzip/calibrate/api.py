@@ -17,9 +17,9 @@ from nearzip.archive import Archive, Progress, WriteReport, write_archive
 from nearzip.bounds import Bound, NoPromise, Statistics, parse_bound
 from nearzip.budget import Plan
 from nearzip.calibrate.calibration import Damping, Rounded
+from nearzip.calibrate.largest_step import largest_step
 from nearzip.calibrate.network import Forward, Output
 from nearzip.calibrate.prepared import How, Prepared, check_kept
-from nearzip.calibrate.search import largest_step
 from nearzip.digests import checkpoint_id
 from nearzip.errors import UsageError
 from nearzip.files import write_checkpoint

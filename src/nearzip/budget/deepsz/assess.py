@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from nearzip.budget.knapsack import Option
+from nearzip.budget.deepsz.knapsack import Option
 from nearzip.errors import UsageError
 
 __all__ = ["DISTORTION", "STARTS", "assess", "assess_layer", "check_starts"]

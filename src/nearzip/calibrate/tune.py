@@ -14,13 +14,13 @@ from torch import nn
 from nearzip.api import archive_of, open_input
 from nearzip.bounds import Bound, Lossless, NoPromise, parse_bound
 from nearzip.budget import Assignment, CalibratedRounding, Choice, Plan, Trial
-from nearzip.budget.families import Bounds, Family
 from nearzip.budget.measure import Evaluate, Subject
 from nearzip.budget.search import search
+from nearzip.budget.spaces import Bounds, Space
 from nearzip.budget.trials import Runner, Watch, name_of
 from nearzip.budget.tune import check_tuned, evaluations_of, plan_of
+from nearzip.calibrate.api import load
 from nearzip.calibrate.calibration import Damping
-from nearzip.calibrate.compression import load
 from nearzip.calibrate.network import Forward, Output
 from nearzip.calibrate.prepared import How, Prepared, check_kept
 from nearzip.digests import digest
@@ -40,7 +40,7 @@ _COARSEST = 128.0
 
 
 @dataclass(frozen=True)
-class _Steps(Family):
+class _Steps(Space):
     """Steps of the network; a position is log2 of the step over `unit`.
 
     The last one is not calibrated, unless there is a bound to keep: there every weight is zero, or its base's, which is
@@ -187,8 +187,8 @@ def tune_checkpoint(
     runner = Runner(subject, max_loss, trials, progress)
     runner.most = most
     # A divergence that is the budget is what a step can be estimated for.
-    family = _Steps(prepared, subject, prepared.step_for(runner.max_loss.get("kl") or _START))
-    chosen = runner.settled(lambda: search(runner, family, most))
+    space = _Steps(prepared, subject, prepared.step_for(runner.max_loss.get("kl") or _START))
+    chosen = runner.settled(lambda: search(runner, space, most))
     strategy = {"name": "nearzip", "knob": "step", "evaluations": most}
     versions = {"torch": torch.__version__}
     return plan_of(runner, chosen, "nearzip", strategy, _rounding(chosen, how), versions)

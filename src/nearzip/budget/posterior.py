@@ -17,7 +17,7 @@ import numpy as np
 
 from nearzip.tensors import Array
 
-__all__ = ["Belief", "Model"]
+__all__ = ["Model", "Posterior"]
 
 #: Standard deviations of usage that are thought possible, and how likely: in budgets, and as a share of the usage.
 _ABSOLUTE = {0.03: 1.0, 0.25: 0.25, 0.5: 0.25, 1.0: 0.25, 2.0: 0.15, 4.0: 0.1}
@@ -75,7 +75,7 @@ class _Fit:
     evidence: float
 
 
-class Belief:
+class Posterior:
     """A model after some trials: parameters by Gauss-Newton steps, noise by how likely it makes the trials.
 
     Parameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from nearzip.budget.knapsack import Option, best_accuracy, smallest
+from nearzip.budget.deepsz.knapsack import Option, best_accuracy, smallest
 from nearzip.errors import BudgetError
 
 __all__ = ["UNTOUCHED", "believed", "finer_and_finer", "most_accurate"]

@@ -17,13 +17,13 @@ import numpy as np
 
 from nearzip.api import compress
 from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms
+from nearzip.budget.assignment import Assignment, Choice
 from nearzip.budget.measure import Subject
-from nearzip.budget.plan import Assignment, Choice
 from nearzip.errors import UsageError
 from nearzip.recipes import recipe_type
 from nearzip.tensors import Array, is_float
 
-__all__ = ["Bounds", "Family", "Only", "Options", "family_of"]
+__all__ = ["Bounds", "Only", "Options", "Space", "space_of"]
 
 #: In the order in which they are tried on a method.
 KINDS: dict[str, type[Absolute | PointwiseRelative | Relative | Rms]] = {
@@ -31,7 +31,7 @@ KINDS: dict[str, type[Absolute | PointwiseRelative | Relative | Rms]] = {
 }  # fmt: skip
 
 
-class Family(ABC):
+class Space(ABC):
     """Settings in a row.
 
     `low`, `high`, `start`: positions: the most exact, the smallest file, where a search begins. Positions are multiples
@@ -66,7 +66,7 @@ class Family(ABC):
 
 
 @dataclass(frozen=True)
-class Only(Family):
+class Only(Space):
     """A method with nothing to turn."""
 
     choice: Choice
@@ -80,7 +80,7 @@ class Only(Family):
 
 
 @dataclass(frozen=True)
-class Options(Family):
+class Options(Space):
     """One option of a method, its values from the largest file to the smallest."""
 
     choice: Choice
@@ -103,7 +103,7 @@ class Options(Family):
 
 
 @dataclass(frozen=True)
-class Bounds(Family):
+class Bounds(Space):
     """Bounds of one kind; a position is log2 of the bound over `unit`.
 
     With absolute bounds, tensors without a base differ from each other:
@@ -302,7 +302,7 @@ def _rounded_up(value: float) -> float:
     return float(f"{math.ceil(value / 10.0**exponent)}e{exponent}")
 
 
-def family_of(subject: Subject, method: str, options: Mapping[str, Any] | None, knob: str | None) -> Family:
+def space_of(subject: Subject, method: str, options: Mapping[str, Any] | None, knob: str | None) -> Space:
     """What can be turned about a method.
 
     `knob`: "abs", "rel", "pwrel" or "rms" to turn that bound, or an option in the recipe's `knobs`; None: the first
