@@ -12,10 +12,10 @@ from counting import Counting
 import nearzip as nz
 from nearzip.budget.assignment import Choice
 from nearzip.budget.curves import Curves, groups_of
-from nearzip.budget.measure import Subject
 from nearzip.budget.posterior import Posterior
 from nearzip.budget.search import _Line
 from nearzip.budget.spaces import Bounds
+from nearzip.budget.subject import Network
 
 rng = np.random.default_rng(11)
 #: Forty samples: one of them is a loss of 0.025.
@@ -158,7 +158,7 @@ def test_any_usage_can_be_believed(usage):
 
 
 def curves(network=NETWORK):
-    subject = Subject.of(network, None, smooth)
+    subject = Network.of(network, None, smooth)
     return Curves.of(subject, Bounds(Choice("nearzip"), "abs", subject))
 
 

@@ -168,7 +168,7 @@ def test_the_papers_searches_measure_what_they_recall(tmp_path, strategy):
     again = Counting(error)
     assert nz.tune(NETWORK, evaluate=again, **how).chosen.restored_id == first.chosen.restored_id
     assert again.calls == 2
-    with pytest.raises(errors.UsageError, match="judged by another evaluate"):
+    with pytest.raises(errors.UsageError, match="scored by another evaluate"):
         nz.tune(NETWORK, evaluate=Counting(ten_times_as_strict), **how)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from nearzip.api import compress
 from nearzip.budget.assignment import Assignment
-from nearzip.budget.measure import Subject
 from nearzip.budget.spaces import Bounds
+from nearzip.budget.subject import Network
 from nearzip.tensors import Array, is_float
 
 __all__ = ["GRID", "Curves", "Group", "groups_of"]
@@ -57,7 +57,7 @@ class Curves:
     log_errors: Array
 
     @staticmethod
-    def of(subject: Subject, space: Bounds) -> Curves:
+    def of(subject: Network, space: Bounds) -> Curves:
         """Measures every group alone, at a dozen bounds."""
         groups = groups_of(subject.tensors)
         lowest = max(space.low, space.start - _BELOW)
@@ -95,7 +95,7 @@ class Curves:
         return np.stack([(errors + price * sizes).argmin(1) for price in np.exp(log_prices)])
 
 
-def _measured(subject: Subject, space: Bounds, group: Group, positions: Array) -> tuple[Array, Array]:
+def _measured(subject: Network, space: Bounds, group: Group, positions: Array) -> tuple[Array, Array]:
     """Logarithms of bytes and squared error of a group by position."""
     tensors, scale = _sampled(subject.tensors, group)
     base = None if subject.base is None else _sampled(subject.base, [n for n in group if n in subject.base])[0]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nearzip.archive import WriteReport
 from nearzip.bounds import Bound
 from nearzip.budget.assignment import Assignment, Choice
 from nearzip.budget.documents import Kinds, fields, number, numbers, read_document, text
+from nearzip.budget.intervals import Interval, Verdict, check_confidence
 from nearzip.budget.trial import Trial, finite
 from nearzip.errors import CorruptError, NewerFormatError, UnknownMethodError, UsageError
 from nearzip.recipes import Recipe
@@ -18,48 +19,57 @@ from nearzip.storage import Path_, atomic_file
 
 __all__ = ["CalibratedRounding", "Plan"]
 
-#: Raised with every change of the schema. Plans without a calibration are written as version 1.
-PLAN_VERSION = 2
+#: Raised with every change of the schema. Version 2 added `calibration`; version 3 has `made_by` in its place, and
+#: `confidence`.
+PLAN_VERSION = 3
 FORMAT = "nearzip-plan"
+#: Makers of plans: `nearzip.compress` applies those of the first.
+TUNE, CALIBRATE = "nearzip.tune", "nearzip.calibrate"
 _NOTHING = type(None)
 
 
+#: Fields of `CalibratedRounding`, and of the same in plans of version 2.
 _ROUNDING: Kinds = {
-    "step": (float, int), "tune": bool, "inputs": (float, int), "gradients": (float, int), "n_batches": int,
+    "step": (float, int), "fit_biases": bool, "inputs": (float, int), "gradients": (float, int), "n_batches": int,
 }  # fmt: skip
+_ROUNDING_2 = {("tune" if name == "fit_biases" else name): kind for name, kind in _ROUNDING.items()}
 
 
 @dataclass(frozen=True)
 class CalibratedRounding:
-    """How `nearzip.calibrate` rounded, besides the module and its batches, which a plan cannot hold.
+    """How `nearzip.calibrate` rounded; the module and its batches are not in a plan.
 
     Parameters
     ----------
     step : float
         Distance between the levels of a weight, geometric mean over the network.
-    tune : bool
-        Whether biases and norms followed.
+    fit_biases : bool
+        Whether biases and norms were fitted to the rounded weights.
     inputs, gradients : float
         Damping.
     n_batches : int
     """
 
     step: float
-    tune: bool
+    fit_biases: bool
     inputs: float
     gradients: float
     n_batches: int
 
     @staticmethod
-    def from_json(document: Any) -> CalibratedRounding:
+    def from_json(document: Any, version: int = PLAN_VERSION) -> CalibratedRounding:
         """Raises CorruptError."""
-        d = fields(document, "plan, calibration", _ROUNDING)
+        where = "plan, made_by" if version > 2 else "plan, calibration"
+        d = dict(fields(document, where, _ROUNDING if version > 2 else _ROUNDING_2))
         for name in ("step", "inputs", "gradients", "n_batches"):
-            if not number(d[name], f"plan, calibration, {name}") > 0:
-                raise CorruptError(f"plan, calibration: {name} is not positive")
+            if not number(d[name], f"{where}, {name}") > 0:
+                raise CorruptError(f"{where}: {name} is not positive")
+        if version <= 2:
+            d["fit_biases"] = d.pop("tune")
         return CalibratedRounding(**d)
 
 
+_VERSION_3: Kinds = {"made_by": dict, "confidence": (float, int, _NOTHING)}
 _PLAN: Kinds = {
     "format": str, "version": int, "network_id": str, "base_id": (str, _NOTHING), "tensors": dict, "bytes": int,
     "original_bytes": int, "restored_id": str, "metrics": dict, "losses": dict, "max_loss": dict, "original": dict,
@@ -87,14 +97,17 @@ class Plan:
     original_bytes : int
         Of the tensors.
     evaluate : str
-        Name of the function that judged.
+        Name of the evaluator.
     strategy : dict
         Name and parameters of the search.
     seed : int
     versions : dict
         Packages' versions.
-    calibration : CalibratedRounding or None
-        Of a plan by `nearzip.calibrate.tune`, which `nearzip.calibrate.compress` applies.
+    made_by : dict
+        The `name` of what made the plan and applies it, and what else that needs: "nearzip.tune" for `compress`,
+        "nearzip.calibrate" for `nearzip.calibrate.compress`.
+    confidence : float or None
+        With it, the upper confidence bound of every limited loss is within its budget; see `intervals`.
     """
 
     choices: Mapping[str, Choice]
@@ -110,7 +123,8 @@ class Plan:
     strategy: Mapping[str, Any]
     seed: int
     versions: Mapping[str, str]
-    calibration: CalibratedRounding | None = None
+    made_by: Mapping[str, Any] = field(default_factory=lambda: {"name": TUNE})
+    confidence: float | None = None
 
     def __repr__(self) -> str:
         losses = ", ".join(f"{name} {-loss:+.4g}" for name, loss in self.chosen.losses.items())
@@ -130,15 +144,36 @@ class Plan:
         """By metric, as measured on the stored archive."""
         return self.chosen.losses
 
+    @property
+    def intervals(self) -> Mapping[str, Interval]:
+        """By metric, confidence bounds of the loss. Empty without a confidence."""
+        return self.chosen.intervals
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """Of every limited metric, with a confidence: "kept", "broken" or "not shown"."""
+        return {name: self.intervals[name].verdict(x) for name, x in self.max_loss.items() if name in self.intervals}
+
+    @property
+    def calibration(self) -> CalibratedRounding | None:
+        """How `nearzip.calibrate` rounded; None in a plan by another maker."""
+        if self.made_by["name"] != CALIBRATE:
+            return None
+        return CalibratedRounding.from_json({name: v for name, v in self.made_by.items() if name != "name"})
+
     def assignments(self, names: Sequence[str]) -> dict[str, tuple[Recipe, Bound | None]]:
-        """What `compress(plan=...)` asks for. Raises UsageError for tensors that are not the plan's, and for a plan of
-        calibrated rounding.
+        """Every tensor's recipe and bound, for `compress(plan=...)`.
+
+        Raises UsageError for tensors that are not the plan's, and for a plan that something else applies.
         """
-        if self.calibration is not None:
+        maker = self.made_by["name"]
+        if maker == CALIBRATE:
             raise UsageError(
                 "the plan is of calibrated rounding; give it to nearzip.calibrate.compress with the module and the "
                 "batches, on the command line with --calibrate"
             )
+        if maker != TUNE:
+            raise UsageError(f"the plan was made by {maker}, which applies it; nearzip.compress cannot")
         odd = sorted(set(names) ^ set(self.choices))
         if odd:
             known = "has no setting for it" if odd[0] not in self.choices else "expects it"
@@ -152,7 +187,11 @@ class Plan:
             if report.index.id == self.chosen.restored_id:
                 return self._resized(report)
             others = "with other batches, or on another machine or release of PyTorch"
-            how = "by another release of nearzip or of a codec that it calls" if self.calibration is None else others
+            how = (
+                others
+                if self.made_by["name"] == CALIBRATE
+                else "by another release of nearzip or of a codec that it calls"
+            )
             reason = (
                 f"the plan was measured {how}: its archive gives {self.chosen.restored_id}, this one {report.index.id}"
             )
@@ -181,7 +220,8 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "version": 1 if self.calibration is None else PLAN_VERSION,
+            "version": PLAN_VERSION,
+            "made_by": dict(self.made_by),
             "network_id": self.network_id,
             "base_id": self.base_id,
             "original_bytes": self.original_bytes,
@@ -189,6 +229,7 @@ class Plan:
             "restored_id": self.chosen.restored_id,
             "evaluate": self.evaluate,
             "max_loss": dict(self.max_loss),
+            "confidence": self.confidence,
             "original": dict(self.original),
             "original_again": dict(self.original_again),
             "metrics": finite(self.chosen.metrics),
@@ -196,7 +237,6 @@ class Plan:
             "strategy": dict(self.strategy),
             "seed": self.seed,
             "versions": dict(self.versions),
-            **({} if self.calibration is None else {"calibration": asdict(self.calibration)}),
             "tensors": {name: choice.to_json() for name, choice in self.choices.items()},
             "trials": [trial.to_json() for trial in self.trials],
         }
@@ -219,23 +259,29 @@ class Plan:
     def from_json(document: Any) -> Plan:
         """Raises CorruptError if the parts do not fit together, UnknownMethodError for a method that is not here."""
         _check_version(document)
-        calibrated: Kinds = {} if document["version"] == 1 else {"calibration": dict}
-        d = fields(document, "plan", {**_PLAN, **calibrated})
+        version = document["version"]
+        own: Kinds = _VERSION_3 if version > 2 else {"calibration": dict} if version == 2 else {}
+        d = fields(document, "plan", {**_PLAN, **own})
+        made_by = _made_by(d)
         trials = tuple(Trial.from_json(trial, f"trial {i}") for i, trial in enumerate(d["trials"]))
         choices = {name: Choice.from_json(c, f"tensor {name[:80]!r}") for name, c in d["tensors"].items()}
-        for choice in choices.values():
-            _check_choice(choice)
+        if made_by["name"] in (TUNE, CALIBRATE):
+            for choice in choices.values():
+                _check_choice(choice)
         chosen = _chosen(trials, choices, d)
         names = set(chosen.metrics)
         original, again = (numbers(d[key], key) for key in ("original", "original_again"))
         max_loss = numbers(d["max_loss"], "max_loss") if d["max_loss"] else {}
         if set(max_loss) - names or set(original) != names or set(again) != names:
             raise CorruptError("plan: metrics differ in their names")
+        confidence = _confidence(d.get("confidence"))
+        if confidence is not None and not set(max_loss) <= set(chosen.intervals):
+            raise CorruptError("plan: has a confidence, but not the bounds of every limited loss")
         versions = {name: text(version, "versions") for name, version in d["versions"].items()}
         return Plan(
             choices, chosen, trials, max_loss, original, again, d["network_id"], d["base_id"], d["original_bytes"],
             d["evaluate"], d["strategy"], d["seed"], versions,
-            CalibratedRounding.from_json(d["calibration"]) if calibrated else None,
+            made_by, confidence,
         )  # fmt: skip
 
 
@@ -245,7 +291,30 @@ def _check_version(document: Any) -> None:
     if document["version"] > PLAN_VERSION:
         raise NewerFormatError(f"is a plan of version {document['version']}; this release reads {PLAN_VERSION}")
     if document["version"] < 1:
-        raise CorruptError(f"is a plan of version {document['version']}, which never was")
+        raise CorruptError(f"is a plan of version {document['version']}; the first is 1")
+
+
+def _made_by(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What made a plan of any version. Raises CorruptError."""
+    if document["version"] < 3:
+        if "calibration" not in document:
+            return {"name": TUNE}
+        return {"name": CALIBRATE, **asdict(CalibratedRounding.from_json(document["calibration"], 2))}
+    made_by: dict[str, Any] = document["made_by"]
+    name = text(made_by.get("name"), "plan, made_by, name")
+    rest = {key: value for key, value in made_by.items() if key != "name"}
+    if name == CALIBRATE:
+        CalibratedRounding.from_json(rest)
+    elif name == TUNE and rest:
+        raise CorruptError(f"plan, made_by: unknown field {next(iter(rest))[:80]!r}")
+    return made_by
+
+
+def _confidence(value: Any) -> float | None:
+    try:
+        return None if value is None else check_confidence(value)
+    except UsageError as error:
+        raise CorruptError(f"plan: {error}") from None
 
 
 def _check_choice(choice: Choice) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 
 from nearzip.budget.assignment import Assignment
 from nearzip.budget.curves import GRID, Curves, groups_of
+from nearzip.budget.jobs import n_workers
 from nearzip.budget.posterior import Posterior
 from nearzip.budget.spaces import Bounds
 from nearzip.budget.trial import Trial
-from nearzip.budget.trials import Runner, n_workers
+from nearzip.budget.trials import Runner
 from nearzip.tensors import Array
 
 __all__ = ["refine"]
@@ -118,12 +119,12 @@ def refine(runner: Runner, space: Bounds, shared: Mapping[float, Trial], evaluat
     whose cost is unknown is tried with values that it may have.
     """
     by_group = None
-    if not groups_of(runner.subject.tensors):
+    if not groups_of(space.subject.tensors):
         return
     generator = np.random.default_rng(runner.subject.seed)
     while len(runner.trials) < evaluations and runner.best is not None:
         if by_group is None:
-            by_group = _ByGroup(runner, space, Curves.of(runner.subject, space))
+            by_group = _ByGroup(runner, space, Curves.of(space.subject, space))
             for position, trial in shared.items():
                 by_group.add_shared(position, trial)
         chosen = _proposals(by_group, generator, min(n_workers(), evaluations - len(runner.trials)))

@@ -8,11 +8,12 @@ from functools import cached_property
 
 import numpy as np
 
+from nearzip.budget.jobs import n_workers
 from nearzip.budget.posterior import Posterior
 from nearzip.budget.refine import refine
 from nearzip.budget.spaces import Bounds, Space
 from nearzip.budget.trial import Trial
-from nearzip.budget.trials import Runner, n_workers
+from nearzip.budget.trials import Runner
 from nearzip.tensors import Array
 
 __all__ = ["EVALUATIONS", "search"]

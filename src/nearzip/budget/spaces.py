@@ -18,7 +18,7 @@ import numpy as np
 from nearzip.api import compress
 from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms
 from nearzip.budget.assignment import Assignment, Choice
-from nearzip.budget.measure import Subject
+from nearzip.budget.subject import Network
 from nearzip.errors import UsageError
 from nearzip.recipes import recipe_type
 from nearzip.tensors import Array, is_float
@@ -121,7 +121,7 @@ class Bounds(Space):
 
     choice: Choice
     kind: str
-    subject: Subject
+    subject: Network
     grid = 1 / 16
 
     @cached_property
@@ -302,7 +302,7 @@ def _rounded_up(value: float) -> float:
     return float(f"{math.ceil(value / 10.0**exponent)}e{exponent}")
 
 
-def space_of(subject: Subject, method: str, options: Mapping[str, Any] | None, knob: str | None) -> Space:
+def space_of(subject: Network, method: str, options: Mapping[str, Any] | None, knob: str | None) -> Space:
     """What can be turned about a method.
 
     `knob`: "abs", "rel", "pwrel" or "rms" to turn that bound, or an option in the recipe's `knobs`; None: the first

@@ -6,11 +6,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nearzip.budget.assignment import Assignment
 from nearzip.budget.documents import Kinds, as_dict, fields, number
+from nearzip.budget.intervals import Interval
 from nearzip.errors import CorruptError
 from nearzip.version import __version__
 
@@ -45,6 +46,8 @@ class Trial:
         Which part of the search asked for it.
     seconds : float
         Compressing, restoring and evaluating.
+    intervals : dict of str to Interval
+        Of a search with a confidence: bounds of the losses, by metric. `usage` then counts their upper bounds.
     """
 
     assignment: Assignment
@@ -55,6 +58,7 @@ class Trial:
     usage: float
     stage: str = ""
     seconds: float = 0.0
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
@@ -70,12 +74,14 @@ class Trial:
             "usage": self.usage if math.isfinite(self.usage) else None,
             "stage": self.stage,
             "seconds": round(self.seconds, 4),
+            **({"intervals": {n: found.to_json() for n, found in self.intervals.items()}} if self.intervals else {}),
         }
 
     @staticmethod
     def from_json(document: Any, where: str) -> Trial:
         """Raises CorruptError."""
-        d = fields(document, where, _TRIAL)
+        bounded: Kinds = {"intervals": dict} if type(document) is dict and "intervals" in document else {}
+        d = fields(document, where, {**_TRIAL, **bounded})
         if d["bytes"] <= 0:
             raise CorruptError(f"{where}: takes {d['bytes']} bytes")
         metrics = _or(d["metrics"], f"{where}, metrics", -math.inf)
@@ -85,7 +91,13 @@ class Trial:
         usage = math.inf if d["usage"] is None else number(d["usage"], f"{where}, usage")
         seconds = number(d["seconds"], f"{where}, seconds")
         assignment = Assignment.from_json(d["settings"], f"{where}, settings")
-        return Trial(assignment, d["bytes"], d["restored_id"], metrics, losses, usage, d["stage"], seconds)
+        intervals = {
+            name: Interval.from_json(found, f"{where}, intervals, {name[:80]!r}")
+            for name, found in d.get("intervals", {}).items()
+        }
+        if not set(intervals) <= set(metrics):
+            raise CorruptError(f"{where}: has intervals of other metrics")
+        return Trial(assignment, d["bytes"], d["restored_id"], metrics, losses, usage, d["stage"], seconds, intervals)
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float | None]:
@@ -99,7 +111,7 @@ def _or(document: Any, where: str, meant: float) -> dict[str, float]:
 
 
 def trial_key(network_id: str, base_id: str | None, assignment: Assignment, evaluate: str) -> str:
-    """What a trial is filed under: the same network, base, settings, judge and release give the same key."""
+    """The key a trial is filed under: equal for the same network, base, settings, evaluator and release."""
     document = {
         "network": network_id, "base": base_id, "settings": assignment.to_json(), "evaluate": evaluate,
         "nearzip": __version__,

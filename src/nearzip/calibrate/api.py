@@ -95,7 +95,11 @@ class _Request:
             return _Request(How(_check(step, kl, bound), **how), step, kl, None, threads, progress)
         found = plan.calibration
         assert found is not None
-        how |= {"tune": found.tune, "damping": Damping(found.inputs, found.gradients), "n_batches": found.n_batches}
+        how |= {
+            "tune": found.fit_biases,
+            "damping": Damping(found.inputs, found.gradients),
+            "n_batches": found.n_batches,
+        }
         kept = plan.chosen.assignment.default.bound or NoPromise()
         return _Request(How(check_kept(kept), **how), found.step, None, plan, threads, progress)
 

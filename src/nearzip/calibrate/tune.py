@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,10 +14,13 @@ from torch import nn
 from nearzip.api import archive_of, open_input
 from nearzip.bounds import Bound, Lossless, NoPromise, parse_bound
 from nearzip.budget import Assignment, CalibratedRounding, Choice, Plan, Trial
-from nearzip.budget.measure import Evaluate, Subject
+from nearzip.budget.budgets import MaxLoss
+from nearzip.budget.evaluators import Evaluate, evaluator_of, name_of
+from nearzip.budget.plan import CALIBRATE
 from nearzip.budget.search import search
 from nearzip.budget.spaces import Bounds, Space
-from nearzip.budget.trials import Runner, Watch, name_of
+from nearzip.budget.subject import Network, network_parts
+from nearzip.budget.trials import Runner, Watch
 from nearzip.budget.tune import check_tuned, evaluations_of, plan_of
 from nearzip.calibrate.api import load
 from nearzip.calibrate.calibration import Damping
@@ -40,6 +43,17 @@ _COARSEST = 128.0
 
 
 @dataclass(frozen=True)
+class CalibratedNetwork(Network):
+    """A network whose candidates bring their tensors, rounded by its calibration."""
+
+    calibrated_by: str = ""
+
+    @property
+    def rounding(self) -> str:
+        return self.calibrated_by
+
+
+@dataclass(frozen=True)
 class _Steps(Space):
     """Steps of the network; a position is log2 of the step over `unit`.
 
@@ -48,7 +62,7 @@ class _Steps(Space):
     """
 
     prepared: Prepared
-    subject: Subject
+    subject: Network
     unit: float
     low = -12.0
     start = 0.0
@@ -102,7 +116,7 @@ def tune(
     base: Mapping[str, Any] | None = None,
     *,
     evaluate: Evaluate,
-    max_loss: float | Mapping[str, float],
+    max_loss: MaxLoss,
     evaluations: int | None = None,
     bound: Bound | str | None = None,
     tune: bool = True,
@@ -112,6 +126,7 @@ def tune(
     n_batches: int = 8,
     trials: Path_ | None = None,
     seed: int = 0,
+    confidence: float | None = None,
     threads: int | None = None,
     progress: Watch | None = None,
 ) -> Plan:
@@ -159,7 +174,7 @@ def tune(
     reference = None if base is None else base if isinstance(base, Checkpoint) else Checkpoint.of(base)
     return tune_checkpoint(
         source, reference, module, batches, how, evaluate, max_loss,
-        evaluations=evaluations, trials=trials, seed=seed, threads=threads, progress=progress,
+        evaluations=evaluations, trials=trials, seed=seed, confidence=confidence, threads=threads, progress=progress,
     )  # fmt: skip
 
 
@@ -170,28 +185,29 @@ def tune_checkpoint(
     batches: Iterable[Any],
     how: How,
     evaluate: Evaluate,
-    max_loss: float | Mapping[str, float],
+    max_loss: MaxLoss,
     *,
     evaluations: int | None = None,
     trials: Path_ | None = None,
     seed: int = 0,
+    confidence: float | None = None,
     threads: int | None = None,
     progress: Watch | None = None,
 ) -> Plan:
     """The same for a checkpoint of which `module` has some tensors or all; the others keep every bit."""
-    check_tuned(max_loss, seed)
+    check_tuned(max_loss, seed, confidence)
     most = evaluations_of(evaluations)
     prepared = Prepared.of(source, base, module, batches, how, number_of_threads(threads))
-    arrays, held = dict(source.arrays()), None if base is None else dict(base.arrays())
-    subject = Subject.of(arrays, held, evaluate, seed, _identity(prepared))
-    runner = Runner(subject, max_loss, trials, progress)
+    arrays, held = network_parts(dict(source.arrays()), None if base is None else dict(base.arrays()))
+    subject = CalibratedNetwork(arrays, held, evaluator_of(evaluate), seed, _identity(prepared))
+    runner = Runner(subject, max_loss, trials, progress, confidence)
     runner.most = most
     # A divergence that is the budget is what a step can be estimated for.
     space = _Steps(prepared, subject, prepared.step_for(runner.max_loss.get("kl") or _START))
     chosen = runner.settled(lambda: search(runner, space, most))
     strategy = {"name": "nearzip", "knob": "step", "evaluations": most}
     versions = {"torch": torch.__version__}
-    return plan_of(runner, chosen, "nearzip", strategy, _rounding(chosen, how), versions)
+    return plan_of(runner, chosen, "nearzip", strategy, _made_by(chosen, how), versions)
 
 
 def tune_file(
@@ -201,7 +217,7 @@ def tune_file(
     module: nn.Module,
     batches: Iterable[Any],
     evaluate: Evaluate,
-    max_loss: float | Mapping[str, float],
+    max_loss: MaxLoss,
     *,
     tune: bool = True,
     damping: Damping | None = None,
@@ -224,12 +240,13 @@ def tune_file(
             reference.close()
 
 
-def _rounding(chosen: Trial | None, how: How) -> CalibratedRounding | None:
-    """None if every bit is kept."""
+def _made_by(chosen: Trial | None, how: How) -> dict[str, Any] | None:
+    """None if no rounding is left to do: every bit is kept, or nothing of an update."""
     step = None if chosen is None else chosen.assignment.default.options.get("step")
     if step is None:
         return None
-    return CalibratedRounding(step, how.tune, how.damping.inputs, how.damping.gradients, how.n_batches)
+    rounding = CalibratedRounding(step, how.tune, how.damping.inputs, how.damping.gradients, how.n_batches)
+    return {"name": CALIBRATE, **asdict(rounding)}
 
 
 def _identity(prepared: Prepared) -> str:

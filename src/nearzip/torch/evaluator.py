@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nearzip.budget.trials import name_of
+from nearzip.budget.evaluators import name_of
 from nearzip.digests import digest
 from nearzip.errors import UsageError
 from nearzip.tensors import as_array

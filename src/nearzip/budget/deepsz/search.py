@@ -94,7 +94,7 @@ class DeepSzSearch:
         """
         if not isinstance(space, Bounds):
             raise UsageError(f"the strategy 'deepsz' chooses error bounds; {space.at(0).default} has none to choose")
-        layers = [name for name, a in runner.subject.tensors.items() if a.ndim > 1 and is_float(a.dtype)]
+        layers = [name for name, a in space.subject.tensors.items() if a.ndim > 1 and is_float(a.dtype)]
         if not layers:
             raise UsageError("the strategy 'deepsz' needs a floating-point tensor of two dimensions or more")
         if not runner.max_loss and len(runner.original) > 1:
@@ -113,10 +113,10 @@ class DeepSzSearch:
             found = {layer: self._assess(runner, space, layer, known) for layer in layers}
             needed = [(layer, bound) for layer, bound in found.items() if isinstance(bound, float)]
             if not needed:
-                return {n: [*o, self._untouched(runner, n)] for n, o in found.items() if isinstance(o, list)}
+                return {n: [*o, self._untouched(space, n)] for n, o in found.items() if isinstance(o, list)}
             trials = runner.run([_one_layer(space, *test) for test in needed], "assess")
             for test, trial in zip(needed, trials, strict=True):
-                known[test] = (_loss(runner, trial), _layer_bytes(runner, space, *test))
+                known[test] = (_loss(runner, trial), _layer_bytes(space, *test))
 
     def _assess(self, runner: Runner, space: Bounds, layer: str, known: Known) -> list[Option] | float:
         """Algorithm 1 for one layer on the tests known so far: its options, or the bound to be tested next."""
@@ -134,8 +134,8 @@ class DeepSzSearch:
         except _NeedsTestError as missing:
             return missing.bound
 
-    def _untouched(self, runner: Runner, layer: str) -> Option:
-        return Option(UNTOUCHED, 0.0, _bytes(runner, layer, _EXACT))
+    def _untouched(self, space: Bounds, layer: str) -> Option:
+        return Option(UNTOUCHED, 0.0, _bytes(space, layer, _EXACT))
 
     # ---- Algorithm 2 -------------------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ class DeepSzSearch:
         self, runner: Runner, space: Bounds, options: Mapping[str, Sequence[Option]], max_bytes: int
     ) -> Trial | None:
         """Of all that was measured and is small enough, what loses least."""
-        subject = runner.subject
+        subject = space.subject
         likely = believed(options, _allowed(runner) if runner.max_loss else None)
 
         def size_of(chosen: Chosen) -> int:
@@ -197,11 +197,11 @@ def _allowed(runner: Runner) -> float:
     return 1.0 if metric is None else runner.max_loss[metric]
 
 
-def _layer_bytes(runner: Runner, space: Bounds, layer: str, bound: float) -> int:
-    return _bytes(runner, layer, space.choice.with_bound(KINDS[space.kind](bound)))
+def _layer_bytes(space: Bounds, layer: str, bound: float) -> int:
+    return _bytes(space, layer, space.choice.with_bound(KINDS[space.kind](bound)))
 
 
-def _bytes(runner: Runner, layer: str, choice: Choice) -> int:
+def _bytes(space: Bounds, layer: str, choice: Choice) -> int:
     """Of an archive of that layer alone."""
-    subject = runner.subject
+    subject = space.subject
     return compress({layer: subject.tensors[layer]}, subject.base, plan=Assignment(choice)).nbytes
