@@ -29,7 +29,7 @@ from nearzip.bounds import NoPromise
 from nearzip.calibrate import calibration as subject
 from nearzip.calibrate.api import _settings, _targets
 from nearzip.calibrate.calibration import Calibration, Damping
-from nearzip.calibrate.network import Runner
+from nearzip.calibrate.network import Predictor
 from nearzip.calibrate.rounding import Factor
 from nearzip.calibrate.sensitivity import Sensitivity, gather
 from nearzip.tensors import Array, Checkpoint
@@ -44,14 +44,14 @@ class Case:
 
     old: traces.Tensors
     new: traces.Tensors
-    runner: Runner
+    predictor: Predictor
     sensitivity: Sensitivity
     judge: evaluate.Evaluator
 
     def calibration(self, damping: Damping | None = None, sensitivity: Sensitivity | None = None) -> Calibration:
         floats = {n: w for n, w in self.new.items() if w.dtype == np.float32}
         return Calibration(
-            self.runner, sensitivity or self.sensitivity, floats, self.old, NoPromise(), damping or Damping()
+            self.predictor, sensitivity or self.sensitivity, floats, self.old, NoPromise(), damping or Damping()
         )
 
     def point(self, calibration: Calibration, step: float, tuned: bool = False) -> tuple[float, float]:
@@ -171,8 +171,8 @@ def ordered(sign: int) -> Sweep:
 def with_batches(n: int) -> Sweep:
     def run(case: Case, step: float) -> tuple[float, float]:
         name = calibrating.network_of(case.new) or ""
-        runner = Runner(case.runner.module, calibrating.batches_of(name, n=n))
-        return case.point(case.calibration(sensitivity=_gathered(runner)), step)
+        predictor = Predictor(case.predictor.module, calibrating.batches_of(name, n=n))
+        return case.point(case.calibration(sensitivity=_gathered(predictor)), step)
 
     return run
 
@@ -180,16 +180,16 @@ def with_batches(n: int) -> Sweep:
 _KNOWN: dict[int, Sensitivity] = {}
 
 
-def _gathered(runner: Runner) -> Sensitivity:
-    return _KNOWN.setdefault(len(runner.batches), gather(runner))
+def _gathered(predictor: Predictor) -> Sensitivity:
+    return _KNOWN.setdefault(len(predictor.batches), gather(predictor))
 
 
 def from_rounded(case: Case, step: float) -> tuple[float, float]:
     """Moments gathered in the network as it was rounded once already."""
     rounded = case.calibration().round(step, tuned=False)
     name = calibrating.network_of(case.new) or ""
-    runner = Runner(calibrating.loaded(name, {**case.new, **rounded.tensors}), case.runner.batches)
-    return case.point(case.calibration(sensitivity=gather(runner)), step)
+    predictor = Predictor(calibrating.loaded(name, {**case.new, **rounded.tensors}), case.predictor.batches)
+    return case.point(case.calibration(sensitivity=gather(predictor)), step)
 
 
 def shrunk(share: float) -> Sweep:
@@ -349,9 +349,9 @@ def _case(where: Path, pair: str, share: float) -> Case:
     old, new = traces.pair(where, pair)
     name = traces.PAIRS[pair][0].split("/")[0]
     data = where.parent / "data"
-    runner = Runner(calibrating.loaded(name, new), calibrating.batches_of(name, data))
+    predictor = Predictor(calibrating.loaded(name, new), calibrating.batches_of(name, data))
     judge = evaluate.Evaluator(name, new, evaluate.held_out(name, data, share))
-    return Case(old, new, runner, gather(runner), judge)
+    return Case(old, new, predictor, gather(predictor), judge)
 
 
 def main(arguments: list[str]) -> None:

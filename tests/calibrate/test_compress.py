@@ -15,7 +15,7 @@ from torch import nn
 import nearzip as nz
 from nearzip import calibrate
 from nearzip.calibrate.largest_step import largest_step
-from nearzip.calibrate.network import Runner
+from nearzip.calibrate.network import Predictor
 from nearzip.calibrate.steps import Cost, Steps
 from nearzip.errors import BudgetError, UsageError
 from tests.calibrate.networks import Attention, Tied, Turned, convolutions, images, words
@@ -36,10 +36,12 @@ def moved(module: nn.Module, size: float = 0.01) -> nn.Module:
 
 
 def divergence(module: nn.Module, batches, tensors) -> float:
-    runner = Runner(module.eval(), batches, None, "logits")
+    predictor = Predictor(module.eval(), batches, None, "logits")
     with torch.no_grad():
-        originals = [runner.predictions(batch) for batch in runner.batches]
-        return runner.mean_divergence(originals, runner.batches, {n: torch.from_numpy(a) for n, a in tensors.items()})
+        originals = [predictor.predictions(batch) for batch in predictor.batches]
+        return predictor.mean_divergence(
+            originals, predictor.batches, {n: torch.from_numpy(a) for n, a in tensors.items()}
+        )
 
 
 def trained(inputs: int = 24, classes: int = 8) -> tuple[nn.Module, list[torch.Tensor], list[torch.Tensor]]:

@@ -63,7 +63,7 @@ class Interval:
     --------
     >>> found = Interval.of_flips(5000, worse=12, better=9, confidence=0.95)
     >>> found.verdict(0.002), found.verdict(0.01), found.samples_needed(0.002)
-    ('not shown', 'kept', 5947)
+    ('not shown', 'kept', 6235)
     """
 
     loss: float
@@ -175,18 +175,24 @@ class Mean(Statistic):
         Of every unit: the sum over its predictions, and how many there are.
     exponential : bool
         The metric is minus the exponential of minus the mean (perplexity from the mean log probability).
+    offset : float
+        Added to the mean: -1 makes minus a share of the share of all others.
+    largest : float or None
+        The most that a prediction may lose, where that is known: what a sample that shows no loss at all leaves open.
     """
 
     sums: Array
     counts: Array
     exponential: bool = False
+    offset: float = 0.0
+    largest: float | None = None
 
     @property
     def value(self) -> float:
         n = float(self.counts.sum())
         mean = float(self.sums.sum()) / n if n else math.nan
         # Beyond it the exponential overflows.
-        return -math.exp(min(-mean, 700.0)) if self.exponential else mean
+        return -math.exp(min(-mean, 700.0)) if self.exponential else mean + self.offset
 
     @property
     def _influence(self) -> Array:
@@ -212,6 +218,10 @@ class Mean(Statistic):
             change = self.sums - other.sums
             return Interval.of_flips(n, int((change > 0).sum()), int((change < 0).sum()), confidence)
         moves = (self._influence - other._influence)[self.counts > 0]
+        if self.largest is not None and not moves.any():
+            # No change was seen: what n samples without one show.
+            unseen = Interval.of_flips(n, 0, 0, confidence)
+            return Interval(0.0, self.largest * unseen.lower, self.largest * unseen.upper, n, confidence)
         return _of_moves(self.value - other.value, moves, confidence)
 
 

@@ -302,7 +302,7 @@ def compress_file(
 
 def load(module: nn.Module, source: Checkpoint, path: Path) -> None:
     """The file's weights into the module. Raises UsageError where they do not fit."""
-    from nearzip.torch.arrays import to_torch
+    from nearzip.network.arrays import to_torch
 
     state: dict[str, Tensor] = module.state_dict()
     missing = [name for name in state if name not in source.specs]

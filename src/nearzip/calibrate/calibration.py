@@ -13,16 +13,16 @@ from torch import Tensor
 
 from nearzip.bounds import Bound, NoPromise, Statistics
 from nearzip.calibrate.fit_biases import tune
-from nearzip.calibrate.network import Runner
+from nearzip.calibrate.network import Predictor
 from nearzip.calibrate.rounding import Factor, round_matrix, triangular
 from nearzip.calibrate.sensitivity import Sensitivity
 from nearzip.calibrate.steps import Cost, Steps
 from nearzip.calibrate.uses import Piece
 from nearzip.errors import UsageError
+from nearzip.network.arrays import to_torch
 from nearzip.parallel import ordered_map
 from nearzip.recipes.rounding import half_spacing
 from nearzip.tensors import Array, is_float, round_to
-from nearzip.torch.arrays import to_torch
 
 __all__ = ["Calibration", "Damping", "Rounded", "floats_of"]
 
@@ -107,7 +107,7 @@ class Calibration:
 
     Parameters
     ----------
-    runner : Runner
+    predictor : Predictor
     sensitivity : Sensitivity
     tensors : dict of str to array
         Floating-point tensors of the network, by the names of its state; tied ones under their first name.
@@ -117,7 +117,7 @@ class Calibration:
         Kept against `tensors`.
     """
 
-    runner: Runner
+    predictor: Predictor
     sensitivity: Sensitivity
     tensors: dict[str, Array]
     base: Mapping[str, Array]
@@ -132,11 +132,11 @@ class Calibration:
         self._plain = self._reasons()
         self._factors = self._factored()
         self.steps = Steps(self._costs())
-        n_held = max(1, len(self.runner.batches) // 4)
-        self._held = self.runner.batches[-n_held:]
-        self._learned = self.runner.batches[:-n_held] or self._held
-        with torch.no_grad(), self.runner.evaluating():
-            self._original = {id(batch): self.runner.predictions(batch) for batch in self.runner.batches}
+        n_held = max(1, len(self.predictor.batches) // 4)
+        self._held = self.predictor.batches[-n_held:]
+        self._learned = self.predictor.batches[:-n_held] or self._held
+        with torch.no_grad(), self.predictor.evaluating():
+            self._original = {id(batch): self.predictor.predictions(batch) for batch in self.predictor.batches}
 
     def _reasons(self) -> dict[str, str]:
         seen = {piece.name for piece in self.sensitivity.pieces}
@@ -249,17 +249,17 @@ class Calibration:
     # what it leaves
 
     def _as_torch(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
-        device = next((p.device for p in self.runner.module.parameters()), torch.device("cpu"))
+        device = next((p.device for p in self.predictor.module.parameters()), torch.device("cpu"))
         return {name: to_torch(array).to(device) for name, array in arrays.items()}
 
     def _divergence(self, arrays: Mapping[str, Array]) -> float:
-        with self.runner.evaluating():
+        with self.predictor.evaluating():
             originals = [self._original[id(batch)] for batch in self._held]
-            return self.runner.mean_divergence(originals, self._held, self._as_torch(arrays))
+            return self.predictor.mean_divergence(originals, self._held, self._as_torch(arrays))
 
     def _tuned(self, rounded: Rounded) -> Rounded:
         """The same with biases and norms tuned, on their grids again."""
-        known = dict(self.runner.module.named_parameters())
+        known = dict(self.predictor.module.named_parameters())
         names = [
             name
             for name, state in self._states.items()
@@ -276,9 +276,9 @@ class Calibration:
             room = max(0.0, state.reach - rounded.steps[name] / 2)
             return values if math.isinf(room) else original + (values - original).clamp(-room, room)
 
-        with self.runner.evaluating():
+        with self.predictor.evaluating():
             originals = [self._original[id(batch)] for batch in self._learned]
-            found = tune(self.runner, originals, self._as_torch(rounded.tensors), names, limited)
+            found = tune(self.predictor, originals, self._as_torch(rounded.tensors), names, limited)
         tensors = dict(rounded.tensors)
         for name, values in found.items():
             state, step = self._states[name], rounded.steps[name]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from nearzip.calibrate.network import Runner
+from nearzip.calibrate.network import Predictor
 
 __all__ = ["tune"]
 
@@ -16,7 +16,7 @@ _STEPS, _EVALUATIONS = 10, 14
 
 
 def tune(
-    runner: Runner,
+    predictor: Predictor,
     originals: list[Tensor],
     restored: Mapping[str, Tensor],
     names: list[str],
@@ -26,7 +26,7 @@ def tune(
 
     Parameters
     ----------
-    runner : Runner
+    predictor : Predictor
         Its first batches are learned from: as many as `originals`.
     originals : list of tensor
         The predictions to come near to.
@@ -36,7 +36,7 @@ def tune(
     limited : callable
         Name and values to values within the caller's bound.
     """
-    batches = runner.batches[: len(originals)]
+    batches = predictor.batches[: len(originals)]
     tuned = {name: restored[name].detach().float().clone().requires_grad_(True) for name in names}
     n = sum(len(original) for original in originals)
     optimizer = torch.optim.LBFGS(
@@ -48,7 +48,7 @@ def tune(
         total = 0.0
         for original, batch in zip(originals, batches, strict=True):
             tensors = {**restored, **{name: value.to(restored[name].dtype) for name, value in tuned.items()}}
-            loss = runner.divergence(original, runner.predictions(batch, tensors)) * (len(original) / n)
+            loss = predictor.divergence(original, predictor.predictions(batch, tensors)) * (len(original) / n)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total

@@ -12,7 +12,7 @@ from nearzip.archive import Progress
 from nearzip.bounds import Bound, Lossless, NoPromise, PointwiseRelative
 from nearzip.budget import Assignment, Choice
 from nearzip.calibrate.calibration import Calibration, Damping, Rounded, floats_of
-from nearzip.calibrate.network import Forward, Output, Runner
+from nearzip.calibrate.network import Forward, Output, Predictor
 from nearzip.calibrate.sensitivity import gather
 from nearzip.errors import UsageError
 from nearzip.tensors import Array, Checkpoint
@@ -79,10 +79,10 @@ class Prepared:
         ties = _tied(module)
         known = [name for name in module.state_dict() if name in source.specs and name not in ties]
         tensors = floats_of({name: source.read(name) for name in known})
-        runner = Runner(module, batches, how.forward, how.output, how.n_batches)
-        sensitivity = gather(runner, progress=progress)
+        predictor = Predictor(module, batches, how.forward, how.output, how.n_batches)
+        sensitivity = gather(predictor, progress=progress)
         same = _same_kind(base, tensors)
-        calibration = Calibration(runner, sensitivity, tensors, same, how.bound, how.damping, threads)
+        calibration = Calibration(predictor, sensitivity, tensors, same, how.bound, how.damping, threads)
         return Prepared(source, base, calibration, ties, how)
 
     @property

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nearzip.calibrate.gram import Gram
-from nearzip.calibrate.network import Runner
+from nearzip.calibrate.network import Predictor
 from nearzip.calibrate.uses import Piece, Use, watching
 
 __all__ = ["Sensitivity", "Weighed", "gather"]
@@ -110,26 +110,26 @@ def _without_overlaps(found: dict[Piece, Weighed]) -> dict[Piece, Weighed]:
     return {piece: kept[piece] for piece in found if piece in kept}
 
 
-def gather(runner: Runner, seed: int = 0, progress: Callable[[int, int], None] | None = None) -> Sensitivity:
-    """One pass forward and one back over the batches. Raises UsageError as `Runner.predictions` does."""
-    parameters = {name: p for name, p in runner.module.named_parameters() if p.is_floating_point()}
+def gather(predictor: Predictor, seed: int = 0, progress: Callable[[int, int], None] | None = None) -> Sensitivity:
+    """One pass forward and one back over the batches. Raises UsageError as `Predictor.predictions` does."""
+    parameters = {name: p for name, p in predictor.module.named_parameters() if p.is_floating_point()}
     gatherer = _Gatherer()
     squares = dict.fromkeys(parameters, 0.0)
     generator = torch.Generator().manual_seed(seed)
     n_predictions = 0
-    with runner.evaluating(), torch.enable_grad():
-        for i, batch in enumerate(runner.batches):
+    with predictor.evaluating(), torch.enable_grad():
+        for i, batch in enumerate(predictor.batches):
             with watching({id(p): name for name, p in parameters.items()}, gatherer.see):
-                predictions = runner.predictions(batch)
+                predictions = predictor.predictions(batch)
             n_predictions += len(predictions)
             if predictions.requires_grad:
-                predictions.backward(runner.score(predictions, generator))  # type: ignore[no-untyped-call]
+                predictions.backward(predictor.score(predictions, generator))  # type: ignore[no-untyped-call]
             for name, parameter in parameters.items():
                 if parameter.grad is not None:
                     # Answers are drawn independently, so the square of the sum stands for the sum of squares.
                     squares[name] += float(parameter.grad.float().square().mean())
                 parameter.grad = None
             if progress:
-                progress(i + 1, len(runner.batches))
+                progress(i + 1, len(predictor.batches))
     curvature = {name: square / n_predictions for name, square in squares.items()}
     return Sensitivity(gatherer.weighed(n_predictions), curvature, n_predictions)

@@ -27,11 +27,11 @@ from nearzip.calibrate.calibration import Damping
 from nearzip.calibrate.network import Forward, Output
 from nearzip.calibrate.prepared import How, Prepared, check_kept
 from nearzip.digests import digest
+from nearzip.network.arrays import digest_of
 from nearzip.parallel import number_of_threads
 from nearzip.recipes import Settings
 from nearzip.storage import Path_
 from nearzip.tensors import Checkpoint
-from nearzip.torch.arrays import digest_of
 
 __all__ = ["tune", "tune_checkpoint", "tune_file"]
 
@@ -252,6 +252,6 @@ def _made_by(chosen: Trial | None, how: How) -> dict[str, Any] | None:
 def _identity(prepared: Prepared) -> str:
     """Of what decides the rounding besides the weights and their steps: filed trials of another one are not taken."""
     how = prepared.how
-    data = b"".join(digest_of(batch) for batch in prepared.calibration.runner.batches)
+    data = b"".join(digest_of(batch) for batch in prepared.calibration.predictor.batches)
     parts = (how.tune, how.damping, how.output, how.bound, how.forward and name_of(how.forward))
     return f"calibrated {digest(data + repr(parts).encode()).hex()}"
