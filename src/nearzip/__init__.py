@@ -15,6 +15,7 @@ from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relativ
 from nearzip.budget import Plan, tune
 from nearzip.comparison import Comparison, compare
 from nearzip.limits import Limits
+from nearzip.recipes import Hold
 from nearzip.store import Store, pull
 from nearzip.version import __version__
 
@@ -23,6 +24,7 @@ __all__ = [
     "Archive",
     "Bound",
     "Comparison",
+    "Hold",
     "Limits",
     "Lossless",
     "Plan",
