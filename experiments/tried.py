@@ -26,12 +26,13 @@ import nearzip as nz
 from experiments import calibrating, evaluate, record, trace_sets, traces
 from nearzip.archive import write_archive
 from nearzip.bounds import NoPromise
-from nearzip.calibrate import calibration as subject
+from nearzip.calibrate import rounder as subject
 from nearzip.calibrate.api import _settings, _targets
-from nearzip.calibrate.calibration import Calibration, Damping
 from nearzip.calibrate.network import Predictor
+from nearzip.calibrate.rounder import Rounder
 from nearzip.calibrate.rounding import Factor
 from nearzip.calibrate.sensitivity import Sensitivity, gather
+from nearzip.calibrate.settings import Damping
 from nearzip.tensors import Array, Checkpoint
 
 _PAIRS = ("transformer late", "vgg-small late")
@@ -48,13 +49,13 @@ class Case:
     sensitivity: Sensitivity
     judge: evaluate.Evaluator
 
-    def calibration(self, damping: Damping | None = None, sensitivity: Sensitivity | None = None) -> Calibration:
+    def calibration(self, damping: Damping | None = None, sensitivity: Sensitivity | None = None) -> Rounder:
         floats = {n: w for n, w in self.new.items() if w.dtype == np.float32}
-        return Calibration(
+        return Rounder(
             self.predictor, sensitivity or self.sensitivity, floats, self.old, NoPromise(), damping or Damping()
         )
 
-    def point(self, calibration: Calibration, step: float, tuned: bool = False) -> tuple[float, float]:
+    def point(self, calibration: Rounder, step: float, tuned: bool = False) -> tuple[float, float]:
         """Bits per parameter and divergence."""
         rounded = calibration.round(step, tuned)
         source, base, stream = Checkpoint.of(self.new), Checkpoint.of(self.old), io.BytesIO()
@@ -112,7 +113,7 @@ def built(damping: Damping | None = None, tuned: bool = False) -> Sweep:
     return run
 
 
-def changed(change: Callable[[Calibration], None]) -> Sweep:
+def changed(change: Callable[[Rounder], None]) -> Sweep:
     """With factors or steps changed after they were made."""
 
     def run(case: Case, step: float) -> tuple[float, float]:
@@ -129,19 +130,19 @@ def _flat(factor: Factor) -> Factor:
     return Factor(np.arange(n), np.full(n, math.exp(-factor.log_cost / 2), np.float32))
 
 
-def columns_only(calibration: Calibration) -> None:
+def columns_only(calibration: Rounder) -> None:
     calibration._factors = {
         p: ([_flat(f) for f in rows], columns) for p, (rows, columns) in calibration._factors.items()
     }
 
 
-def rows_only(calibration: Calibration) -> None:
+def rows_only(calibration: Rounder) -> None:
     calibration._factors = {
         p: (rows, [_flat(f) for f in columns]) for p, (rows, columns) in calibration._factors.items()
     }
 
 
-def one_step(calibration: Calibration) -> None:
+def one_step(calibration: Rounder) -> None:
     costs = calibration.steps.costs
     mean = calibration.steps._mean
     calibration.steps = replace(
@@ -186,7 +187,7 @@ def _gathered(predictor: Predictor) -> Sensitivity:
 
 def from_rounded(case: Case, step: float) -> tuple[float, float]:
     """Moments gathered in the network as it was rounded once already."""
-    rounded = case.calibration().round(step, tuned=False)
+    rounded = case.calibration().round(step, fitted=False)
     name = calibrating.network_of(case.new) or ""
     predictor = Predictor(calibrating.loaded(name, {**case.new, **rounded.tensors}), case.predictor.batches)
     return case.point(case.calibration(sensitivity=gather(predictor)), step)
@@ -196,7 +197,7 @@ def shrunk(share: float) -> Sweep:
     """Differences first drawn towards zero where the network hardly notices: each coefficient in the eigenbasis of the
     moments by h / (h + share * cost of the step)."""
 
-    def shrink(target: Array, calibration: Calibration, piece: Any, group: int, step: float) -> Array:
+    def shrink(target: Array, calibration: Rounder, piece: Any, group: int, step: float) -> Array:
         weighed = calibration.sensitivity.pieces[piece]
         if weighed.rows.is_diagonal or weighed.columns.is_diagonal:
             return target

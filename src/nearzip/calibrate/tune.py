@@ -1,4 +1,4 @@
-"""As small as possible with at most so much lost, where weights may be rounded as the network says."""
+"""The smallest calibrated archive within an accuracy budget."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ from nearzip.budget.subject import Network, network_parts
 from nearzip.budget.trials import Runner, Watch
 from nearzip.budget.tune import check_tuned, evaluations_of, plan_of
 from nearzip.calibrate.api import load
-from nearzip.calibrate.calibration import Damping
-from nearzip.calibrate.network import Forward, Output
-from nearzip.calibrate.prepared import How, Prepared, check_kept
+from nearzip.calibrate.prepared import Prepared
+from nearzip.calibrate.settings import Calibration, check_kept
 from nearzip.digests import digest
 from nearzip.network.arrays import digest_of
 from nearzip.parallel import number_of_threads
@@ -70,16 +69,16 @@ class _Steps(Space):
 
     @cached_property
     def high(self) -> float:  # type: ignore[override]
-        largest = self.prepared.calibration.largest_difference / self.unit
+        largest = self.prepared.rounder.largest_difference / self.unit
         return self.start + max(1, math.ceil(math.log2(max(_COARSEST * largest, 1.0))))
 
     @property
     def first(self) -> tuple[float, ...]:
-        return (self.high,) if self._ends and self.prepared.calibration.base else ()
+        return (self.high,) if self._ends and self.prepared.rounder.base else ()
 
     @property
     def _ends(self) -> bool:
-        return isinstance(self.prepared.how.bound, NoPromise)
+        return isinstance(self.prepared.bound, NoPromise)
 
     @cached_property
     def _end(self) -> Assignment:
@@ -99,7 +98,7 @@ class _Steps(Space):
         """Of values rounded to the nearest level, which takes nearly as many."""
         source = self.prepared.source
         settings = self.prepared.plain(self._step(position)).assignments(list(source.specs))
-        threads = self.prepared.calibration.threads
+        threads = self.prepared.rounder.threads
         return archive_of(source, self.prepared.base, Settings.of_plan(settings, source.specs), threads).nbytes
 
     @property
@@ -119,16 +118,13 @@ def tune(
     max_loss: MaxLoss,
     evaluations: int | None = None,
     bound: Bound | str | None = None,
-    tune: bool = True,
-    damping: Damping | None = None,
-    forward: Forward | None = None,
-    output: Output = "logits",
-    n_batches: int = 8,
+    calibration: Calibration | None = None,
     trials: Path_ | None = None,
     seed: int = 0,
     confidence: float | None = None,
     threads: int | None = None,
     progress: Watch | None = None,
+    **separate: Any,
 ) -> Plan:
     """Find the step of the smallest calibrated archive within an accuracy budget.
 
@@ -136,9 +132,9 @@ def tune(
 
     Parameters
     ----------
-    module, batches, base, tune, damping, forward, output, n_batches, threads
-        As for `nearzip.calibrate.compress`. Batches are calibrated on, `evaluate` judges: give them different data.
-    evaluate, max_loss, evaluations, trials, seed, progress
+    module, batches, base, calibration, threads, **separate
+        As for `nearzip.calibrate.compress`. Calibrate on other data than `evaluate` scores.
+    evaluate, max_loss, evaluations, trials, seed, confidence, progress
         As for `nearzip.tune`; tensors are named as in `module.state_dict()`.
     bound : Bound or str
         A promise for every value that every trial keeps besides, absolute, relative or rms.
@@ -169,11 +165,12 @@ def tune(
     (True, True)
     """
     wanted = parse_bound(bound) if isinstance(bound, str) else bound
-    how = How(check_kept(wanted or NoPromise()), tune, damping or Damping(), forward, output, n_batches)
+    kept = check_kept(wanted or NoPromise())
+    calibration = Calibration.of(calibration, separate, "tune")
     source = Checkpoint.of(dict(module.state_dict()))
     reference = None if base is None else base if isinstance(base, Checkpoint) else Checkpoint.of(base)
     return tune_checkpoint(
-        source, reference, module, batches, how, evaluate, max_loss,
+        source, reference, module, batches, calibration, kept, evaluate, max_loss,
         evaluations=evaluations, trials=trials, seed=seed, confidence=confidence, threads=threads, progress=progress,
     )  # fmt: skip
 
@@ -183,7 +180,8 @@ def tune_checkpoint(
     base: Checkpoint | None,
     module: nn.Module,
     batches: Iterable[Any],
-    how: How,
+    calibration: Calibration,
+    bound: Bound,
     evaluate: Evaluate,
     max_loss: MaxLoss,
     *,
@@ -197,7 +195,7 @@ def tune_checkpoint(
     """The same for a checkpoint of which `module` has some tensors or all; the others keep every bit."""
     check_tuned(max_loss, seed, confidence)
     most = evaluations_of(evaluations)
-    prepared = Prepared.of(source, base, module, batches, how, number_of_threads(threads))
+    prepared = Prepared.of(source, base, module, batches, calibration, bound, number_of_threads(threads))
     arrays, held = network_parts(dict(source.arrays()), None if base is None else dict(base.arrays()))
     subject = CalibratedNetwork(arrays, held, evaluator_of(evaluate), seed, _identity(prepared))
     runner = Runner(subject, max_loss, trials, progress, confidence)
@@ -207,7 +205,7 @@ def tune_checkpoint(
     chosen = runner.settled(lambda: search(runner, space, most))
     strategy = {"name": "nearzip", "knob": "step", "evaluations": most}
     versions = {"torch": torch.__version__}
-    return plan_of(runner, chosen, "nearzip", strategy, _made_by(chosen, how), versions)
+    return plan_of(runner, chosen, "nearzip", strategy, _made_by(chosen, calibration), versions)
 
 
 def tune_file(
@@ -219,39 +217,40 @@ def tune_file(
     evaluate: Evaluate,
     max_loss: MaxLoss,
     *,
-    tune: bool = True,
-    damping: Damping | None = None,
-    forward: Forward | None = None,
-    output: Output = "logits",
-    n_batches: int = 8,
+    calibration: Calibration | None = None,
     **options: Any,
 ) -> Plan:
     """The same for a file of `module`'s weights, opened as `source`; they are loaded into it.
 
     `options`: as for `tune_checkpoint`.
     """
-    how = How(NoPromise(), tune, damping or Damping(), forward, output, n_batches)
+    calibration = calibration or Calibration()
     load(module, source, path)
     reference = None if base is None else open_input(base)
     try:
-        return tune_checkpoint(source, reference, module, batches, how, evaluate, max_loss, **options)
+        return tune_checkpoint(
+            source, reference, module, batches, calibration, NoPromise(), evaluate, max_loss, **options
+        )
     finally:
         if reference is not None:
             reference.close()
 
 
-def _made_by(chosen: Trial | None, how: How) -> dict[str, Any] | None:
+def _made_by(chosen: Trial | None, calibration: Calibration) -> dict[str, Any] | None:
     """None if no rounding is left to do: every bit is kept, or nothing of an update."""
     step = None if chosen is None else chosen.assignment.default.options.get("step")
     if step is None:
         return None
-    rounding = CalibratedRounding(step, how.tune, how.damping.inputs, how.damping.gradients, how.n_batches)
+    damping = calibration.damping
+    rounding = CalibratedRounding(
+        step, calibration.fit_biases, damping.inputs, damping.gradients, calibration.n_batches
+    )
     return {"name": CALIBRATE, **asdict(rounding)}
 
 
 def _identity(prepared: Prepared) -> str:
     """Of what decides the rounding besides the weights and their steps: filed trials of another one are not taken."""
-    how = prepared.how
-    data = b"".join(digest_of(batch) for batch in prepared.calibration.predictor.batches)
-    parts = (how.tune, how.damping, how.output, how.bound, how.forward and name_of(how.forward))
+    own = prepared.calibration
+    data = b"".join(digest_of(batch) for batch in prepared.rounder.predictor.batches)
+    parts = (own.fit_biases, own.damping, own.output, prepared.bound, own.forward and name_of(own.forward))
     return f"calibrated {digest(data + repr(parts).encode()).hex()}"

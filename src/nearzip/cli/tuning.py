@@ -54,7 +54,7 @@ _FILE = click.Path(path_type=str)
 @click.option(
     "--calibrate",
     metavar="PACKAGE.MODULE:FUNCTION",
-    help="Round as a network on a few batches says; the function returns both. Compress with it and the plan.",
+    help="Calibrate on sample batches; FUNCTION returns (module, batches). Pass the same FUNCTION to compress --plan.",
 )
 @click.option("--strategy", type=click.Choice(STRATEGIES), default="nearzip", show_default=True)
 @click.option(

@@ -1,4 +1,4 @@
-"""From a network and its batches to what its tensors are rounded to."""
+"""Rounds a network's tensors, given how sensitive its outputs are to each."""
 
 from __future__ import annotations
 
@@ -12,36 +12,22 @@ import torch
 from torch import Tensor
 
 from nearzip.bounds import Bound, NoPromise, Statistics
-from nearzip.calibrate.fit_biases import tune
+from nearzip.calibrate.fit_biases import fit_biases
 from nearzip.calibrate.network import Predictor
 from nearzip.calibrate.rounding import Factor, round_matrix, triangular
 from nearzip.calibrate.sensitivity import Sensitivity
+from nearzip.calibrate.settings import Damping
 from nearzip.calibrate.steps import Cost, Steps
 from nearzip.calibrate.uses import Piece
-from nearzip.errors import UsageError
 from nearzip.network.arrays import to_torch
 from nearzip.parallel import ordered_map
 from nearzip.recipes.rounding import half_spacing
 from nearzip.tensors import Array, is_float, round_to
 
-__all__ = ["Calibration", "Damping", "Rounded", "floats_of"]
+__all__ = ["Rounded", "Rounder", "floats_of"]
 
 #: Beyond so many steps from its base a value is not worth calibrating, and float32 would not hold it.
-_MOST_STEPS = 1 << 24
-#: So much is rounding to the nearest.
-_MOST_DAMPING = 1e6
-
-
-@dataclass(frozen=True)
-class Damping:
-    """What is added to the diagonals of the second moments, as shares of their means."""
-
-    inputs: float = 0.1
-    gradients: float = 0.3
-
-    def __post_init__(self) -> None:
-        if not (0 < self.inputs <= _MOST_DAMPING and 0 < self.gradients <= _MOST_DAMPING):
-            raise UsageError(f"damping is positive and at most {_MOST_DAMPING:g}")
+_MAX_STEPS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -102,7 +88,7 @@ class _Tensor:
 
 
 @dataclass
-class Calibration:
+class Rounder:
     """A network whose sensitivity is known. `round` can be called for any number of steps.
 
     Parameters
@@ -179,7 +165,7 @@ class Calibration:
 
     # one result
 
-    def round(self, step: float, tuned: bool = True) -> Rounded:
+    def round(self, step: float, fitted: bool = True) -> Rounded:
         """All tensors rounded, for one step of the network."""
         names = list(self._states)
         steps = {name: self._step(name, step) for name in self._carried}
@@ -196,8 +182,8 @@ class Calibration:
             **{name: "too far from its base for its step" for name in names if self._far(name, steps[name])},
         }
         rounded = Rounded(tensors, steps, plain, self._divergence(tensors))
-        if tuned:
-            candidate = self._tuned(rounded)
+        if fitted:
+            candidate = self.with_fitted_biases(rounded)
             if candidate.divergence < rounded.divergence:
                 return candidate
         return rounded
@@ -228,7 +214,7 @@ class Calibration:
         state = self._states[name]
         if name in self._plain or not state.difference.size:
             return False
-        return bool(np.abs(state.difference).max() >= _MOST_STEPS * step)
+        return bool(np.abs(state.difference).max() >= _MAX_STEPS * step)
 
     def _levels(self, name: str, step: float) -> Array:
         state = self._states[name]
@@ -257,8 +243,8 @@ class Calibration:
             originals = [self._original[id(batch)] for batch in self._held]
             return self.predictor.mean_divergence(originals, self._held, self._as_torch(arrays))
 
-    def _tuned(self, rounded: Rounded) -> Rounded:
-        """The same with biases and norms tuned, on their grids again."""
+    def with_fitted_biases(self, rounded: Rounded) -> Rounded:
+        """The same with biases and norms fitted to the rounded weights, on their grids again."""
         known = dict(self.predictor.module.named_parameters())
         names = [
             name
@@ -278,7 +264,7 @@ class Calibration:
 
         with self.predictor.evaluating():
             originals = [self._original[id(batch)] for batch in self._learned]
-            found = tune(self.predictor, originals, self._as_torch(rounded.tensors), names, limited)
+            found = fit_biases(self.predictor, originals, self._as_torch(rounded.tensors), names, limited)
         tensors = dict(rounded.tensors)
         for name, values in found.items():
             state, step = self._states[name], rounded.steps[name]
