@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
 
 from nearzip.budget.documents import Kinds, fields, number
 from nearzip.errors import CorruptError, UsageError
+from nearzip.statistics import bonett_price, normal_quantile, smallest, student_t_quantile
 from nearzip.tensors import Array
 
 __all__ = ["Interval", "Mean", "Quantile", "Statistic", "Verdict", "check_confidence", "interval"]
@@ -32,8 +32,6 @@ _RESAMPLES = 400
 #: runs without the correction for skewness, in 93 % with the sample's own and in 95 % with this multiple of it.
 _SKEWNESS = 1.5
 _OTHER_SAMPLES = "the evaluator returned other samples than for the original network; give it fixed batches"
-#: No useful data set is larger.
-_MAX_SAMPLES = 1 << 40
 
 
 def check_confidence(confidence: Any) -> float:
@@ -82,8 +80,8 @@ class Interval:
     @staticmethod
     def of_flips(n: int, worse: int, better: int, confidence: float) -> Interval:
         """Bonett and Price's interval: one sample is added to each of the four kinds."""
-        z = NormalDist().inv_cdf(confidence)
-        center, margin = _bonett_price(n, worse, better, z)
+        center, error = bonett_price(n, worse, better)
+        margin = normal_quantile(confidence) * error
         return Interval((worse - better) / n, center - margin, center + margin, n, confidence, worse, better)
 
     def verdict(self, limit: float) -> Verdict:
@@ -105,17 +103,13 @@ class Interval:
         return self._flips_needed(limit, self.worse / self.n, self.better / self.n)
 
     def _flips_needed(self, limit: float, worse: float, better: float) -> int | None:
-        z = NormalDist().inv_cdf(self.confidence)
-        low, high = self.n, self.n
-        while sum(_bonett_price(high, worse * high, better * high, z)) > limit:
-            low, high = high, 2 * high
-            if high > _MAX_SAMPLES:
-                return None
-        while high - low > 1:
-            middle = (low + high) // 2
-            enough = sum(_bonett_price(middle, worse * middle, better * middle, z)) <= limit
-            low, high = (low, middle) if enough else (middle, high)
-        return high
+        z = normal_quantile(self.confidence)
+
+        def shows(n: int) -> bool:
+            loss, error = bonett_price(n, worse * n, better * n)
+            return loss + z * error <= limit
+
+        return smallest(shows, self.n)
 
     def to_json(self) -> dict[str, Any]:
         values = {"loss": self.loss, "lower": self.lower, "upper": self.upper}
@@ -138,12 +132,6 @@ class Interval:
         if not 0.5 <= d["confidence"] < 1:
             raise CorruptError(f"{where}: confidence {d['confidence']} is out of range")
         return Interval(**ends, n=d["n"], confidence=d["confidence"], worse=worse, better=better)
-
-
-def _bonett_price(n: float, worse: float, better: float, z: float) -> tuple[float, float]:
-    """Center and margin."""
-    p, q = (worse + 1) / (n + 2), (better + 1) / (n + 2)
-    return p - q, z * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
 
 
 # ---- statistics ------------------------------------------------------------------------------------------------
@@ -219,9 +207,9 @@ class Mean(Statistic):
             return Interval.of_flips(n, int((change > 0).sum()), int((change < 0).sum()), confidence)
         moves = (self._influence - other._influence)[self.counts > 0]
         if self.largest is not None and not moves.any():
-            # No change was seen: what n samples without one show.
-            unseen = Interval.of_flips(n, 0, 0, confidence)
-            return Interval(0.0, self.largest * unseen.lower, self.largest * unseen.upper, n, confidence)
+            # No change was seen: what share of changing samples n of them may all have missed.
+            unseen = self.largest * (1 - (1 - confidence) ** (1 / n))
+            return Interval(0.0, -unseen, unseen, n, confidence)
         return _of_moves(self.value - other.value, moves, confidence)
 
 
@@ -236,8 +224,7 @@ def _of_moves(loss: float, moves: Array, confidence: float) -> Interval:
     variance = float(np.mean(centered**2))
     error = math.sqrt(variance * m / (m - 1)) * math.sqrt(m)
     skewness = float(np.mean(centered**3)) / variance**1.5 if variance else 0.0
-    z = NormalDist().inv_cdf(confidence)
-    t = z + (z**3 + z) / (4 * (m - 1)) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * (m - 1) ** 2)
+    z, t = normal_quantile(confidence), student_t_quantile(confidence, m - 1) if confidence > 0.5 else 0.0
     longer = _SKEWNESS * skewness * (2 * z**2 + 1) / (6 * math.sqrt(m))
     return Interval(loss, loss - error * (t + max(0.0, -longer)), loss + error * (t + max(0.0, longer)), m, confidence)
 

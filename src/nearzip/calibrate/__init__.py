@@ -1,5 +1,7 @@
 """Second-order rounding: round weights where it changes the network's outputs least. Needs the extra `torch`.
 
+Examples
+--------
 >>> import torch
 >>> from nearzip import calibrate
 >>> network = torch.nn.Linear(4, 3)

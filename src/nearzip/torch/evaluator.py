@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from nearzip.budget.evaluators import Evaluation, name_of
 from nearzip.budget.intervals import Statistic, check_confidence
-from nearzip.correctness.measure import Measure, Predictions
-from nearzip.correctness.registry import MEASURES, measures_of
 from nearzip.digests import digest
 from nearzip.errors import UsageError
+from nearzip.measures.measure import Measure, Predictions
+from nearzip.measures.registry import MEASURES, measures_of
 from nearzip.network.arrays import digest_of
 from nearzip.network.calls import Caller, Names, call, captured, device_of, last_linear, moved, output_of
 

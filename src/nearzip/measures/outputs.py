@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from nearzip.budget.intervals import Quantile, Statistic
-from nearzip.correctness.measure import Measure, PerPrediction, Predictions, Units
 from nearzip.errors import UsageError
+from nearzip.measures.measure import Measure, PerPrediction, Predictions, Units
 
 __all__ = ["Agreement", "ClassAccuracy", "Divergence", "Flips", "Loss", "OutputDistance", "TopK"]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from nearzip.budget.intervals import Statistic
-from nearzip.correctness.measure import Measure, Predictions, Units
 from nearzip.errors import UsageError
+from nearzip.measures.measure import Measure, Predictions, Units
 from nearzip.tensors import Array
 
 __all__ = ["Embedding"]

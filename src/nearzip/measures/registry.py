@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from nearzip.correctness.cost import Cost
-from nearzip.correctness.embedding import Embedding
-from nearzip.correctness.measure import Measure
-from nearzip.correctness.outputs import Agreement, ClassAccuracy, Divergence, Flips, Loss, OutputDistance, TopK
 from nearzip.errors import UsageError
+from nearzip.measures.cost import Cost
+from nearzip.measures.embedding import Embedding
+from nearzip.measures.measure import Measure
+from nearzip.measures.outputs import Agreement, ClassAccuracy, Divergence, Flips, Loss, OutputDistance, TopK
 
 __all__ = ["MEASURES", "measures_of"]
 

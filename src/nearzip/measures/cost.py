@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from nearzip.budget.intervals import Statistic
-from nearzip.correctness.measure import Measure, Predictions, Units
 from nearzip.digests import digest
 from nearzip.errors import UsageError
+from nearzip.measures.measure import Measure, Predictions, Units
 
 __all__ = ["Cost"]
 
