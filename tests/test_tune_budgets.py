@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import warnings
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,15 @@ import pytest
 
 import nearzip as nz
 from nearzip import errors
-from nearzip.budget import Assignment, Choice, Evaluation
+from nearzip.budget import Assignment, Choice, Evaluation, Subject
 from nearzip.budget.budgets import Budgets
 from nearzip.budget.intervals import Interval, Mean, Quantile, interval
+from nearzip.budget.search import search
+from nearzip.budget.spaces import Options
 from nearzip.budget.trial import trial_key
+from nearzip.budget.trials import Runner
+from nearzip.budget.tune import plan_of
+from nearzip.digests import digest
 
 rng = np.random.default_rng(3)
 NETWORK = {
@@ -316,3 +323,82 @@ def test_keys_of_trials_stay():
     assignment = Assignment(Choice("nearzip", {"step": 0.1}), {"x": Choice("nearzip", {}, nz.Absolute(1e-3))})
     if nz.__version__ == "0.1.0":
         assert trial_key("ab", "cd", assignment, "judge id") == "dc2681286fce8df3b279072dfc985f52"
+
+
+# ---- other subjects --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pictures(Subject):
+    """A subject that is no network: pictures whose values keep some of their bits."""
+
+    images: np.ndarray
+    evaluator: object
+    seed: int = 0
+
+    names = ("images",)
+
+    @property
+    def id(self):
+        return digest(self.images.tobytes()).hex()
+
+    @property
+    def n_bytes(self):
+        return self.images.nbytes
+
+    def original(self):
+        return {"images": self.images.copy()}
+
+    def stored(self, candidate, threads):
+        shift = 8 - candidate.default.options["bits"]
+        kept = self.images >> shift << shift
+        return len(zlib.compress(kept.tobytes())), digest(kept.tobytes()).hex(), {"images": kept}
+
+
+def darkest(tensors):
+    """Which row of each picture is darkest: what a network that reads them would see."""
+    return tensors["images"].reshape(len(tensors["images"]), 8, -1).sum(2).argmin(1)
+
+
+class Darkest:
+    name, identity, confidence = "darkest", "", None
+
+    def __init__(self, images):
+        self.images = images
+
+    def evaluation(self, tensors):
+        same = (darkest(tensors) == darkest({"images": self.images})).astype(float)
+        return Evaluation({"same": same.mean()}, {"same": Mean(same, np.ones(len(same)))})
+
+
+@pytest.mark.parametrize("confidence", [None, 0.95])
+def test_a_dataset_is_one_more_subject(tmp_path, confidence):
+    """The same runner, search, trials on disk and plan as for networks."""
+    images = np.random.default_rng(0).integers(0, 256, (500, 8, 8), dtype=np.uint8)
+    subject = Pictures(images, Darkest(images))
+    space = Options(Choice("pictures"), "bits", tuple(range(8, 0, -1)))
+    plans = []
+    for _ in range(2):
+        runner = Runner(subject, {"s*": 0.05}, tmp_path, None, confidence)
+        chosen = runner.settled(lambda runner=runner: search(runner, space, 8))
+        plans.append(plan_of(runner, chosen, "pictures", {"name": "nearzip"}, {"name": "pictures", "shape": [8, 8]}))
+    first, again = plans
+    assert again.chosen.restored_id == first.chosen.restored_id
+    bits = first.choices["images"].options["bits"]
+    losses = {
+        b: 1 - float((darkest({"images": images >> (8 - b) << (8 - b)}) == darkest({"images": images})).mean())
+        for b in range(1, 9)
+    }
+    assert first.losses["same"] == pytest.approx(losses[bits])
+    assert losses[bits] <= 0.05
+    assert 1 < bits < 8
+    if confidence is None:
+        assert losses[bits - 1] > 0.05
+    else:
+        assert first.verdicts == {"same": "kept"}
+    first.save(tmp_path / "p.json")
+    read = nz.Plan.load(tmp_path / "p.json")
+    assert read.to_json() == first.to_json()
+    assert read.made_by == {"name": "pictures", "shape": [8, 8]}
+    with pytest.raises(errors.UsageError, match="the plan was made by pictures"):
+        nz.compress({"images": images}, plan=read)

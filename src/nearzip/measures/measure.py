@@ -64,7 +64,9 @@ class Predictions:
 
 
 def _classes(logits: Tensor) -> Tensor:
-    return torch.where(logits.isnan().any(-1), -1, logits.argmax(-1))
+    # The maximum is NaN where any output is: one pass.
+    values, indices = logits.max(-1)
+    return torch.where(values.isnan(), -1, indices)
 
 
 class Measure(ABC):
@@ -133,9 +135,13 @@ class Units:
 
     def add(self, units: Tensor, values: Tensor, weights: Tensor | None = None) -> None:
         """Values of some predictions, (n,). `weights`: what each counts for."""
-        ids, inverse = np.unique(units.cpu().numpy(), return_inverse=True)
+        numbers = units.cpu().numpy()
         weighed = values.detach().double().cpu().numpy()
         counts = np.ones(len(weighed)) if weights is None else weights.detach().double().cpu().numpy()
+        if (numbers[1:] > numbers[:-1]).all():  # a unit for each prediction, as in classifiers
+            self._parts.append((numbers, weighed, counts))
+            return
+        ids, inverse = np.unique(numbers, return_inverse=True)
         inverse = inverse.reshape(-1)
         self._parts.append((ids, np.bincount(inverse, weighed, len(ids)), np.bincount(inverse, counts, len(ids))))
 
