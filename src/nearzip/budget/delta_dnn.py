@@ -23,8 +23,8 @@ class DeltaDnnSearch:
     """Try every candidate, keep those that lose at most theta, take the one of the best score.
 
     Score = alpha Phi + beta Omega (equation 3): Phi is minus the loss in percent, of the metric that loses most, and
-    Omega the compression ratio. The loss is signed, so that gains pass. Without a candidate whose score is above zero
-    the answer is `fallback` (the paper's lambda), which is measured like any other.
+    Omega the compression ratio. The loss is signed, so that gains pass. If no candidate scores above zero, the
+    result is `fallback` (the paper's lambda), which is measured like any other.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class DeltaDnnSearch:
 
     @property
     def ends(self) -> str:
-        """When a search is over."""
+        """How a search ends, for messages."""
         return (
             f"tries every one of its candidates ({len(self.candidates)}), and fallback if none is good: give candidates"
         )

@@ -1,4 +1,4 @@
-"""Trials beside each other, through joblib and as the caller's `parallel_config` says."""
+"""Runs trials in parallel through joblib, as the caller's `parallel_config` says."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def n_workers() -> int:
 
 
 def in_parallel(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-    """Number and result of each job, as they end."""
+    """Index and result of each job, in order of completion."""
     try:
         import joblib
     except ImportError:

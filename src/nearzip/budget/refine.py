@@ -1,4 +1,4 @@
-"""Further than one bound for all: tensors that bear more get coarser bounds, those that bear less finer ones."""
+"""Per-tensor bounds: looser for tolerant tensors, tighter for sensitive ones."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ __all__ = ["refine"]
 #: The power of the squared error that usage grows with: 1 where losses grow with the square of the error (a
 #: divergence), one half where with the error itself (accuracy).
 _POWER, _POWER_SPREAD = 0.75, 0.25
-#: Standard deviation of the logarithm of what a group's error costs: a group's own, and that of all together.
+#: Standard deviations of the logarithm of the cost of a group's error: per group, and common to all groups.
 _OWN_SPREAD, _COMMON_SPREAD = 1.5, 6.0
-#: Directions drawn for every trial, and bytes of the settings along each, as shares of the best so far.
+#: Parameters drawn for every trial, and sizes of the settings derived from each, as shares of the best so far.
 _DRAWS = 16
 _SHARES = np.concatenate([np.linspace(0.3, 0.9, 25), np.linspace(0.91, 0.998, 23)])
-#: A search ends when no trial is expected to save this share of the best.
+#: A search ends when no trial is expected to save this share of the best archive.
 _WORTH = 0.0003
 #: Trials of one round differ by at least this share of the best.
 _APART = 0.005
-#: Smaller chances are not believed: the tails of the noise are not known, and settings that are alike fail together.
+#: Settings with a smaller probability come last: the tails of the noise are unknown, and similar settings fail
+#: together.
 _LIKELY = 0.1
 
 
@@ -77,7 +78,7 @@ class _ByGroup:
 
     @cached_property
     def model(self) -> _Sum:
-        """Before any trial: what makes the bounds best that tensors are believed to bear, the start just within."""
+        """The prior: under it the space's own bounds are optimal, and the start is just within the budget."""
         start = self._indices(self.space.start)
         shares = [float(np.mean([self.space.bears(name) for name in group])) for group in self.curves.groups]
         weights = -2 * math.log(2) * np.array(shares)
@@ -88,7 +89,7 @@ class _ByGroup:
         self.trials.append(trial)
 
     def add_shared(self, position: float, trial: Trial) -> None:
-        """A trial of the space's own settings."""
+        """Add a trial of one of the space's own settings."""
         self.add(self._indices(position), trial)
 
     @cached_property
@@ -97,7 +98,7 @@ class _ByGroup:
         return np.stack([self._indices(position) for position in self.curves.positions])
 
     def assignment(self, settings: Array) -> Assignment:
-        """Those of the last group, the vectors if there are any, stand for what is in no group."""
+        """Settings as an assignment. Tensors in no group get the bound of the last group, usually the vectors."""
         positions = self.curves.positions[settings]
         by_name = {
             name: float(x) for group, x in zip(self.curves.groups[:-1], positions[:-1], strict=True) for name in group
@@ -111,12 +112,12 @@ class _ByGroup:
 
 
 def refine(runner: Runner, space: Bounds, shared: Mapping[float, Trial], evaluations: int) -> None:
-    """Bounds of single tensors, up to `evaluations` trials in all, as long as they are expected to save bytes.
+    """Search bounds of single tensors, up to `evaluations` trials in all, while savings are expected.
 
-    What each group of tensors costs in usage is believed from all trials so far (`shared`: those of one setting for
-    all, by position). Beliefs are drawn from, and for every draw the settings of least bytes by error are taken: of
-    these the ones that are expected to save most are measured. So several groups change with each trial, and a group
-    whose cost is unknown is tried with values that it may have.
+    The cost of each group's error is estimated from all trials so far (`shared`: those with one setting for all, by
+    position). Costs are drawn from the posterior, each draw gives the settings of least error for a number of bytes,
+    and the settings with the largest expected saving are measured (Thompson sampling). So several groups change with
+    each trial, and a group whose cost is uncertain is tried at values that are plausible for it.
     """
     by_group = None
     if not groups_of(space.subject.tensors):
@@ -136,7 +137,7 @@ def refine(runner: Runner, space: Bounds, shared: Mapping[float, Trial], evaluat
 
 
 def _proposals(by_group: _ByGroup, generator: np.random.Generator, n: int) -> list[Array]:
-    """Up to n settings that are expected to save most; none if none is worth a trial."""
+    """Up to n settings with the largest expected saving; none if none is worth a trial."""
     best = by_group.runner.best
     assert best is not None
     posterior = Posterior(
@@ -147,7 +148,7 @@ def _proposals(by_group: _ByGroup, generator: np.random.Generator, n: int) -> li
     sizes = by_group.curves.n_bytes(candidates) * _correction(by_group)
     gains = chances * (best.n_bytes - sizes)
     chosen: list[int] = []
-    # Those of small chances last, however much they would save.
+    # Improbable settings come last, however much they would save.
     for i in np.lexsort((-gains, chances < _LIKELY)).tolist():
         new = all((candidates[i] != tried).any() for tried in by_group.tried)
         apart = all(abs(sizes[i] - sizes[j]) > _APART * best.n_bytes for j in chosen)
@@ -157,13 +158,13 @@ def _proposals(by_group: _ByGroup, generator: np.random.Generator, n: int) -> li
 
 
 def _candidates(by_group: _ByGroup, posterior: Posterior, generator: np.random.Generator, n_bytes: float) -> Array:
-    """For the likeliest weights and some drawn ones, the best settings of fewer and fewer bytes; the space's own."""
-    drawn_parameters = [posterior.best, *(posterior.draw(generator) for _ in range(_DRAWS))]
-    rows = [by_group.curves.cheapest(drawn[:-1] - drawn[:-1].max(), n_bytes * _SHARES) for drawn in drawn_parameters]
+    """The best settings at decreasing sizes, for the likeliest and some drawn weights; and the space's own."""
+    weights = [posterior.best, *(posterior.draw(generator) for _ in range(_DRAWS))]
+    rows = [by_group.curves.cheapest(drawn[:-1] - drawn[:-1].max(), n_bytes * _SHARES) for drawn in weights]
     return np.unique(np.concatenate([*rows, by_group.shared]), axis=0)
 
 
 def _correction(by_group: _ByGroup) -> float:
-    """Archives share streams and headers between groups: by how much they are smaller than their parts."""
+    """Size of archives relative to the sum of their groups, which share streams and headers in an archive."""
     parts = by_group.curves.n_bytes(np.array(by_group.tried))
     return float(np.median([trial.n_bytes for trial in by_group.trials] / parts))

@@ -1,4 +1,4 @@
-"""Our search: few evaluations, each where it is expected to save most."""
+"""The search of strategy "nearzip": few evaluations, each where it is expected to save most."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from nearzip.tensors import Array
 
 __all__ = ["EVALUATIONS", "search"]
 
-#: Most trials, unless the caller says otherwise.
+#: Maximum number of trials by default.
 EVALUATIONS = 5
-#: log2 of usage where a search begins, and its spread there.
+#: log2 of the usage expected at the start of a search, and its standard deviation.
 _START, _START_SPREAD = 0.0, 4.0
 #: log2 of usage per position: divergence and loss grow with the square of the error, lost accuracy with the error.
 _SLOPE, _SLOPE_SPREAD = 1.5, 0.5
-#: A search ends when no trial is expected to save this share of the best.
+#: A search ends when no trial is expected to save this share of the best archive.
 _WORTH = 0.002
-#: The chance of a setting that a search may count on; where noise leaves no chance so high, this share of the highest.
+#: The probability at which a setting counts as safe; where noise leaves none so high, this share of the highest.
 _CERTAIN = 0.95
-#: Of an update that uses no more of the budget than this where the search begins, perhaps nothing is needed.
+#: If the first trial of an update uses at most this share of the budget, the unchanged base is tried next.
 _LITTLE = 0.5
-#: Sizes are measured this far apart, and interpolated between.
+#: Distance of the positions at which sizes are measured; they are interpolated between.
 _SURVEY = 0.5
 
 
@@ -55,13 +55,13 @@ class _Line:
 
 @dataclass
 class _Sizes:
-    """Bytes of an archive by position, measured where they are asked for and interpolated between."""
+    """Bytes of an archive by position: measured on demand, interpolated in between."""
 
     space: Space
     known: dict[float, float] = field(default_factory=dict)
 
     def at(self, position: float) -> float:
-        """Expected bytes there."""
+        """Expected bytes at a position."""
         below = min(self.space.high, max(self.space.low, math.floor(position / _SURVEY) * _SURVEY))
         above = min(self.space.high, below + _SURVEY)
         low, high = self._log(below), self._log(above)
@@ -77,10 +77,10 @@ class _Sizes:
 def search(runner: Runner, space: Space, evaluations: int) -> Trial | None:
     """The smallest trial within the budget, after at most `evaluations`; None if there is none.
 
-    The next trial is where it is expected to save most: the chance that it is within the budget, by a line through the
-    trials so far (log2 of usage over log2 of the bound) and noise as large as they show, times the bytes that it would
-    save. With several workers a round tries as many positions as there are workers. Evaluations beyond those are for
-    bounds of single tensors (see `refine`).
+    The next trial is the one with the largest expected saving: the probability that it is within the budget times the
+    bytes that it would save. The probability comes from a line through the trials so far (log2 of usage over log2 of
+    the bound) with noise as large as they show. With several workers, each round tries as many positions as there are
+    workers. The remaining evaluations refine the bounds of single tensors (see `refine`).
     """
     sizes, tried = _Sizes(space), dict[float, Trial]()
     first = space.first[:evaluations]
@@ -101,7 +101,7 @@ def search(runner: Runner, space: Space, evaluations: int) -> Trial | None:
 
 @dataclass(frozen=True)
 class _Around:
-    """A space's positions that were tried, and those that were not."""
+    """A space's positions: those that were tried, and the others."""
 
     space: Space
     tried: dict[float, Trial]
@@ -114,22 +114,22 @@ class _Around:
 
     @cached_property
     def chances(self) -> Array:
-        """Probability that a trial is within the budget, for each that is free."""
+        """Probability of being within the budget, for each position that was not tried."""
         usage = [trial.usage for trial in self.tried.values()]
         return Posterior(_Line(self.space.start), np.array(list(self.tried)), usage).chances(self.free)
 
     @property
     def may_be_dropped(self) -> bool:
-        """Whether an update of which the start spares much should be tried without, before anything between.
+        """Whether the unchanged base should be tried next, before any position in between.
 
-        What an accuracy loses does not grow steadily with what is left out of an update.
+        The accuracy lost does not grow steadily with the part of an update that is left out.
         """
         spared = self.tried[self.space.start].usage <= _LITTLE if self.space.start in self.tried else False
         return spared and self.space.droppable and self.space.high not in self.tried
 
     @property
     def farthest(self) -> float:
-        """Of those within the budget."""
+        """The highest position within the budget."""
         return max((x for x, trial in self.tried.items() if trial.fits), default=-math.inf)
 
 
@@ -149,13 +149,13 @@ def _proposals(around: _Around, sizes: _Sizes, n: int) -> list[float]:
 
 
 def _gains(around: _Around, sizes: _Sizes) -> dict[float, float]:
-    """Bytes that a trial is expected to save, where that is worth it."""
+    """The expected saving in bytes of each position that is worth a trial."""
     free, chances, farthest = around.free, around.chances, around.farthest
-    # While nothing fits, what is all but certain to fit stands for the best.
+    # While nothing fits, the setting that is almost certain to fit takes the place of the best.
     certain = min(_CERTAIN, _CERTAIN * float(chances.max(initial=0.0)))
     safe = max(free[chances >= certain].tolist(), default=around.space.low)
     best = sizes.at(farthest if math.isfinite(farthest) else safe)
     likely = [(x, p) for x, p in zip(free.tolist(), chances.tolist(), strict=True) if p > 0.02 and x > farthest]
-    # Where nearly everything fits, only the farthest can be the best.
+    # Where nearly everything fits, only the highest position can be the best.
     gains = {x: p * (best - sizes.at(x)) for x, p in likely if p < 0.98 or x == likely[-1][0]}
     return {x: gain for x, gain in gains.items() if gain > _WORTH * best}

@@ -1,4 +1,4 @@
-"""Runs trials through joblib, as the caller's `parallel_config` says, and files each one as soon as it is measured."""
+"""Runs the trials of a search, in parallel where joblib is configured so, and files each as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Runner", "Status", "Watch"]
 
 @dataclass(frozen=True)
 class Status:
-    """Where a search stands: trials done, the most that it will make, and the best of those within the budget."""
+    """Progress of a search: trials done, their maximum number, the latest, and the best within the budget."""
 
     done: int
     most: int
@@ -37,10 +37,10 @@ class Status:
 
 Watch = Callable[[Status], None]
 
-#: How far a metric measured again may be off, as other threads and processors make it: as a share of its budget, and
-#: where it has none, of itself.
+#: Tolerance for a metric that is measured again, on other threads or processors: as a share of its budget, or of itself
+#: where it has none.
 _APART_LIMITED, _APART = 0.05, 1e-3
-#: Of metrics around zero.
+#: Tolerance for metrics around zero.
 _TINY = 1e-9
 
 
@@ -110,28 +110,28 @@ class Runner:
         return min((t for t in self.trials if t.fits), key=lambda t: (t.n_bytes, t.usage), default=None)
 
     def run(self, assignments: Sequence[Assignment], stage: str) -> list[Trial]:
-        """Trials of all assignments, in their order; only what is new is measured."""
+        """Trials of all assignments, in their order; only new ones are measured."""
         keys = [self._key(assignment) for assignment in assignments]
         new: dict[str, Assignment] = {}
         for key, assignment in zip(keys, assignments, strict=True):
             if key not in self._trials and not self._recall(key, assignment):
                 new.setdefault(key, assignment)
-        # Trials beside each other share the processors; the bytes do not depend on the threads.
+        # Parallel trials share the processors; the bytes do not depend on the threads.
         threads = 1 if min(n_workers(), len(new)) > 1 else None
         jobs = [(assignment, threads, self._with_samples) for assignment in new.values()]
         waiting = list(new.items())
         for i, outcome in in_parallel(self.subject.measure, jobs) if jobs else ():
             self._file(*waiting[i], outcome, stage)
-        # In the order asked for, however they ended: plans do not depend on the number of workers' luck.
+        # In the order asked for, not the order of completion: plans do not depend on the timing of workers.
         for key in new:
             self._trials[key] = self._trials.pop(key)
         return [self._trials[key] for key in keys]
 
     def settled(self, find: Callable[[], Trial | None]) -> Trial | None:
-        """What `find` chooses. A trial that comes from the folder is measured once more, and `find` asked again if it
-        is not within the budget any more.
+        """The trial that `find` chooses. One that comes from the folder is measured once more, and `find` is called
+        again if it is no longer within the budget.
 
-        Raises UsageError for a trial that is not what was filed.
+        Raises UsageError for a trial that differs from what was filed.
         """
         while True:
             chosen = find()
@@ -182,7 +182,7 @@ class Runner:
 
     @cached_property
     def _confidences(self) -> dict[str, float]:
-        """By metric, those that are recorded and not limited included."""
+        """The confidence of each metric's bounds, limited or not."""
         if self.confidence is None:
             return {}
         return {**dict.fromkeys(self._samples.statistics, self.confidence), **self.budgets.confidences(self.confidence)}
@@ -217,7 +217,7 @@ class Runner:
                 )
 
     def _recall(self, key: str, assignment: Assignment) -> bool:
-        """Take a trial from the folder, if it is there."""
+        """Read a trial from the folder; whether it was there."""
         path = None if self._folder is None else self._folder / f"{key}.json"
         if path is None or not path.exists():
             return False
@@ -252,7 +252,7 @@ class Runner:
         return found is None or not math.isclose(found.confidence, self._confidences[metric], rel_tol=1e-12)
 
     def _again(self, key: str) -> Trial:
-        """A trial from the folder, measured here. Raises UsageError if it is another one."""
+        """Measure a trial from the folder again. Raises UsageError if it differs."""
         filed, assignment = self._trials[key], self._recalled.pop(key)
         outcome = next(in_parallel(self.subject.measure, [(assignment, None, self._with_samples)]))[1]
         again = self._trial(assignment, outcome, filed.stage)

@@ -23,12 +23,12 @@ __all__ = ["Prepared"]
 
 @dataclass(frozen=True)
 class Prepared:
-    """What calibrating leaves to be done once the step is known.
+    """A checkpoint and its rounder: everything but the choice of the step.
 
     Parameters
     ----------
     source : Checkpoint
-        What is stored: the module's tensors, and perhaps others, which keep every bit.
+        The tensors to store: the module's, and perhaps others, which keep every bit.
     base : Checkpoint or None
     rounder : Rounder
         Of the module's tensors, tied ones under their first name.

@@ -26,13 +26,13 @@ from nearzip.tensors import Array, is_float, round_to
 
 __all__ = ["Rounded", "Rounder", "floats_of"]
 
-#: Beyond so many steps from its base a value is not worth calibrating, and float32 would not hold it.
+#: A value farther from its base, in steps, is not calibrated: float32 could not represent it.
 _MAX_STEPS = 1 << 24
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """One result: what each tensor is rounded to, its step, and what it leaves of the network.
+    """A rounded network: its tensors, their steps, and its divergence from the original.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class Rounded:
         In the tensors' own dtypes; those that are not rounded are not in it.
     steps : dict of str to float
     plain : dict of str to str
-        Tensors that were rounded without calibration, and why.
+        Tensors that were rounded without calibration, and the reason.
     divergence : float
         On the batches held back, per prediction.
     """
@@ -53,7 +53,7 @@ class Rounded:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One floating-point tensor of the module: values, base, and how far a value may go (inf: anywhere)."""
+    """One floating-point tensor of the module: values, base, and how far a value may move (inf: anywhere)."""
 
     values: Array
     base: Array | None
@@ -69,14 +69,14 @@ class _Tensor:
         else:
             reach = math.inf if tolerance.kind == "finite" else tolerance.value
         if math.isfinite(reach):
-            # Room for the rounding to the tensor's own dtype; what still is outside the codec patches.
+            # A margin for the rounding to the tensor's own dtype; the codec patches values that still exceed the bound.
             reach -= min(reach / 2, half_spacing(values.dtype, statistics.largest))
         start = 0.0 if base is None else base.astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):
             return _Tensor(values, base, reach, values.astype(np.float64) - start)
 
     def restored(self, levels: Array, step: float) -> Array:
-        """As a decoder will have them."""
+        """The values that a decoder will have."""
         start = 0.0 if self.base is None else self.base.astype(np.float64)
         return round_to(self.values.dtype, start + levels * step)
 
@@ -89,7 +89,7 @@ class _Tensor:
 
 @dataclass
 class Rounder:
-    """A network whose sensitivity is known. `round` can be called for any number of steps.
+    """Rounds a network whose sensitivity is known; `round` can be called for any number of steps.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ class Rounder:
     tensors : dict of str to array
         Floating-point tensors of the network, by the names of its state; tied ones under their first name.
     base : mapping of str to array
-        What the reader holds, where it is of the same kind.
+        The tensors that the reader holds, where they have the same dtype and shape.
     bound : Bound
         Kept against `tensors`.
     """
@@ -163,10 +163,8 @@ class Rounder:
             costs[name] = Cost(math.log(curvature) if curvature > 0 else None, values.size, False)
         return costs
 
-    # one result
-
     def round(self, step: float, fitted: bool = True) -> Rounded:
-        """All tensors rounded, for one step of the network."""
+        """Round all tensors, for one step of the network."""
         names = list(self._states)
         steps = {name: self._step(name, step) for name in self._carried}
         found = ordered_map(lambda name: self._levels(name, steps[name]), self._carried, self.threads)
@@ -189,7 +187,7 @@ class Rounder:
         return rounded
 
     def plain_steps(self, step: float) -> dict[str, float]:
-        """Every tensor's step as `round` would have it, or nearly so: by levels that are nearest to the values."""
+        """Every tensor's step, nearly as `round` chooses it: from the levels that are nearest to the values."""
         steps = {name: self._step(name, step) for name in self._carried}
         levels = [self._states[name].nearest(self._states[name].values, own) for name, own in steps.items()]
         price = _price(levels)
@@ -232,8 +230,6 @@ class Rounder:
                 piece.put(torch.from_numpy(np.stack(rounded)), whole)
         return whole.numpy()
 
-    # what it leaves
-
     def _as_torch(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
         device = next((p.device for p in self.predictor.module.parameters()), torch.device("cpu"))
         return {name: to_torch(array).to(device) for name, array in arrays.items()}
@@ -258,9 +254,9 @@ class Rounder:
         def limited(name: str, values: Tensor) -> Tensor:
             state = self._states[name]
             original = torch.from_numpy(state.values.astype(np.float32)).to(values.device)
-            # Half a step more is rounded away.
-            room = max(0.0, state.reach - rounded.steps[name] / 2)
-            return values if math.isinf(room) else original + (values - original).clamp(-room, room)
+            # Rounding may add half a step.
+            margin = max(0.0, state.reach - rounded.steps[name] / 2)
+            return values if math.isinf(margin) else original + (values - original).clamp(-margin, margin)
 
         with self.predictor.evaluating():
             originals = [self._original[id(batch)] for batch in self._learned]
@@ -273,7 +269,7 @@ class Rounder:
 
 
 def _price(levels: list[Array]) -> float:
-    """Bits a value that half the step would cost: about their entropy where that is small, at most one."""
+    """Bits that half the step would cost for each value: about the entropy where that is small, at most one."""
     if not levels:
         return 1.0
     size = np.concatenate([np.minimum(np.abs(each), 63).astype(np.int64).reshape(-1) for each in levels])
@@ -283,5 +279,5 @@ def _price(levels: list[Array]) -> float:
 
 
 def floats_of(tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """Those that may be rounded."""
+    """The tensors that may be rounded: floating-point ones that are not empty."""
     return {name: array for name, array in tensors.items() if is_float(array.dtype) and array.size}

@@ -1,8 +1,8 @@
-"""How much the network's answers change with each weight: Fisher information, factored by inputs and gradients.
+"""How much the network's outputs depend on each weight: Fisher information, factored by inputs and gradients.
 
 For a matrix W with inputs x and gradients g at its outputs, the information about W is close to E[x x^T] times E[g g^T]
 (Kronecker factors; Martens and Grosse, arXiv:1503.05671; convolutions: Grosse and Martens, arXiv:1602.01407, where
-places count as independent). The gradients are those of answers drawn from the network's own distribution.
+positions count as independent). The gradients are those of outputs drawn from the network's own distribution.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Weighed:
 
 @dataclass
 class _Sums:
-    """Of all uses of one kind of one piece."""
+    """Sums over all uses of one kind of one piece."""
 
     inputs: Gram | None = None
     gradients: Gram | None = None
@@ -45,7 +45,7 @@ class _Sums:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What `gather` found.
+    """The sensitivity of a network, as `gather` returns it.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def _joined(one: Weighed, other: Weighed) -> Weighed:
 
 
 def _without_overlaps(found: dict[Piece, Weighed]) -> dict[Piece, Weighed]:
-    """Of pieces that share rows of a parameter, the larger one."""
+    """Drop pieces that share rows of a parameter with a larger one."""
     kept: dict[Piece, Weighed] = {}
     for piece in sorted(found, key=lambda p: p.start - p.stop):
         if all(o.name != piece.name or o.stop <= piece.start or piece.stop <= o.start for o in kept):
@@ -126,7 +126,7 @@ def gather(predictor: Predictor, seed: int = 0, progress: Callable[[int, int], N
                 predictions.backward(predictor.score(predictions, generator))  # type: ignore[no-untyped-call]
             for name, parameter in parameters.items():
                 if parameter.grad is not None:
-                    # Answers are drawn independently, so the square of the sum stands for the sum of squares.
+                    # Outputs are drawn independently, so the expected square of the sum is that of the sum of squares.
                     squares[name] += float(parameter.grad.float().square().mean())
                 parameter.grad = None
             if progress:

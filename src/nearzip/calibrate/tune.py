@@ -37,7 +37,7 @@ __all__ = ["tune", "tune_checkpoint", "tune_file"]
 #: The divergence at which a search begins. On five networks the steps that kept 0.2 points of accuracy were 0.8 to 2.5
 #: times the one that is estimated for it.
 _START = 2e-3
-#: At so many times the largest difference, in steps of the network, every tensor's own step leaves only zeros.
+#: At this multiple of the largest difference, every tensor's own step leaves only zeros.
 _COARSEST = 128.0
 
 
@@ -56,8 +56,8 @@ class CalibratedNetwork(Network):
 class _Steps(Space):
     """Steps of the network; a position is log2 of the step over `unit`.
 
-    The last one is not calibrated, unless there is a bound to keep: there every weight is zero, or its base's, which is
-    all that some updates need.
+    The last one is not calibrated, unless there is a bound to keep: it makes every weight zero, or its base's, which is
+    enough for some updates.
     """
 
     prepared: Prepared
@@ -82,7 +82,7 @@ class _Steps(Space):
 
     @cached_property
     def _end(self) -> Assignment:
-        """A bound beyond every value, of one digit: it is named in the fewest bytes."""
+        """A bound beyond every value, of one digit: it takes the fewest bytes in the archive."""
         bounds, specs = Bounds(Choice("nearzip"), "abs", self.subject), self.prepared.source.specs
         end, known = bounds.at(bounds.high), self.prepared.known
         exact = {name: Choice("nearzip") for name in specs if specs[name].is_float and name not in known}
@@ -95,7 +95,7 @@ class _Steps(Space):
         return self.prepared.assignment(step, self.prepared.round(step))
 
     def n_bytes(self, position: float) -> int:
-        """Of values rounded to the nearest level, which takes nearly as many."""
+        """Bytes of values rounded to the nearest level, which are nearly as many."""
         source = self.prepared.source
         settings = self.prepared.plain(self._step(position)).assignments(list(source.specs))
         threads = self.prepared.rounder.threads
@@ -237,7 +237,7 @@ def tune_file(
 
 
 def _made_by(chosen: Trial | None, calibration: Calibration) -> dict[str, Any] | None:
-    """None if no rounding is left to do: every bit is kept, or nothing of an update."""
+    """What made the plan; None if nothing is rounded: every bit is kept, or nothing of an update."""
     step = None if chosen is None else chosen.assignment.default.options.get("step")
     if step is None:
         return None
@@ -249,7 +249,7 @@ def _made_by(chosen: Trial | None, calibration: Calibration) -> dict[str, Any] |
 
 
 def _identity(prepared: Prepared) -> str:
-    """Of what decides the rounding besides the weights and their steps: filed trials of another one are not taken."""
+    """Identity of everything that decides the rounding besides weights and steps: trials of another are not reused."""
     own = prepared.calibration
     data = b"".join(digest_of(batch) for batch in prepared.rounder.predictor.batches)
     parts = (own.fit_biases, own.damping, own.output, prepared.bound, own.forward and name_of(own.forward))

@@ -223,7 +223,7 @@ def _named(module: nn.Module, hold: Hold) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class _Held:
-    """One tensor, and what of it stays."""
+    """One tensor, and what of it is held."""
 
     tensor: Tensor
     mask: Tensor | None
@@ -233,7 +233,7 @@ class _Held:
     frozen: Tensor | None
 
     def gradient(self, gradient: Tensor) -> Tensor:
-        """What the optimizer sees in place of `gradient`."""
+        """The gradient that the optimizer gets in place of `gradient`."""
         if self.frozen is not None:
             return torch.zeros_like(gradient)
         if self.group is not None and self.first is not None:

@@ -22,14 +22,14 @@ from nearzip.tensors import is_float
 
 __all__ = ["DeepSzSearch"]
 
-#: What is not being assessed.
+#: The setting of layers that are not being assessed.
 _EXACT = Choice("nearzip", {}, Lossless())
 #: Layer and bound to loss and bytes.
 Known = dict[tuple[str, float], tuple[float, int]]
 
 
 class _NeedsTestError(Exception):
-    """Algorithm 1 asks for a test that was not made yet."""
+    """Algorithm 1 needs a test that was not made yet."""
 
     def __init__(self, bound: float):
         self.bound = bound
@@ -81,7 +81,7 @@ class DeepSzSearch:
 
     @property
     def ends(self) -> str:
-        """When a search is over."""
+        """How a search ends, for messages."""
         return (
             f"ends with its own algorithms, after at most most_tests={self.most_tests} tests of each layer and "
             f"most_combined={self.most_combined} combined networks"
@@ -107,7 +107,7 @@ class DeepSzSearch:
     # ---- Algorithm 1 -------------------------------------------------------------------------------------------
 
     def _assessed(self, runner: Runner, space: Bounds, layers: Sequence[str]) -> dict[str, list[Option]]:
-        """Options of every layer. Layers are assessed beside each other, each from test to test."""
+        """Options of every layer. All layers are assessed in parallel, one test of each at a time."""
         known: Known = {}
         while True:
             found = {layer: self._assess(runner, space, layer, known) for layer in layers}
@@ -140,7 +140,7 @@ class DeepSzSearch:
     # ---- Algorithm 2 -------------------------------------------------------------------------------------------
 
     def _combined(self, runner: Runner, space: Bounds, options: Mapping[str, Sequence[Option]]) -> Trial | None:
-        """The first choice that keeps the budget; failing all, the best of what was measured on the way."""
+        """The first choice within the budget; if there is none, the best of all trials."""
         for chosen in islice(finer_and_finer(options, _allowed(runner)), self.most_combined):
             [trial] = runner.run([_network(space, chosen)], "combined")
             if trial.fits:
@@ -150,7 +150,7 @@ class DeepSzSearch:
     def _small(
         self, runner: Runner, space: Bounds, options: Mapping[str, Sequence[Option]], max_bytes: int
     ) -> Trial | None:
-        """Of all that was measured and is small enough, what loses least."""
+        """Of all trials that are small enough, the one that loses least."""
         subject = space.subject
         likely = believed(options, _allowed(runner) if runner.max_loss else None)
 
@@ -181,7 +181,7 @@ def _one_layer(space: Bounds, layer: str, bound: float) -> Assignment:
 
 
 def _metric(runner: Runner) -> str | None:
-    """The one that counts; None if there are several."""
+    """The only limited metric; None if there are several."""
     names = list(runner.max_loss or runner.original)
     return names[0] if len(names) == 1 else None
 
@@ -202,6 +202,6 @@ def _layer_bytes(space: Bounds, layer: str, bound: float) -> int:
 
 
 def _bytes(space: Bounds, layer: str, choice: Choice) -> int:
-    """Of an archive of that layer alone."""
+    """Bytes of an archive that holds only that layer."""
     subject = space.subject
     return compress({layer: subject.tensors[layer]}, subject.base, plan=Assignment(choice)).nbytes
