@@ -57,6 +57,10 @@ CLAIMS = {
         "Plans keep their accuracy budget, and are smaller than those of the papers' searches",
         "claims.accuracy.budget", ("budget",), _DATA,
     ),
+    "gates": Claim(
+        "With a confidence, plans keep their accuracy budget on data never seen",
+        "claims.accuracy.gates", ("gates",),
+    ),
     "calibration": Claim(
         "Calibration costs some evaluation passes",
         "claims.accuracy.calibration", ("calibration",), _DATA,

@@ -402,3 +402,14 @@ def test_the_shared_transformer_scores_as_its_notes_say():
     found = sampling.evaluate(network, held_out)
     assert found["loss"] == pytest.approx(1.815, abs=0.02)
     assert found["accuracy"] == pytest.approx(0.460, abs=0.01)
+
+
+def test_gates_count_plans_on_data_never_seen():
+    from experiments.claims.accuracy import gates
+
+    [row] = gates.rows(1, 1)
+    assert set(row["plans"]) == {"None", "0.95"}
+    assert row["plans"]["None"]["loss"] <= gates.MAX_LOSS
+    assert row["plans"]["None"]["bytes"] <= row["plans"]["0.95"]["bytes"]
+    found = gates.summary([row, row])
+    assert {name: each["plans"] for name, each in found.items()} == {"None": 2, "0.95": 2}

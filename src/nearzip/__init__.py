@@ -17,6 +17,7 @@ from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relativ
 from nearzip.budget import Plan, tune
 from nearzip.comparison import Comparison, compare
 from nearzip.limits import Limits
+from nearzip.recipes import Hold
 from nearzip.store import Store, pull
 from nearzip.version import __version__
 
@@ -25,6 +26,7 @@ __all__ = [
     "Archive",
     "Bound",
     "Comparison",
+    "Hold",
     "Limits",
     "Lossless",
     "Plan",

@@ -178,7 +178,7 @@ def compress(
         Kept in the archive as it is.
     retrain : callable
         For the methods that prune: retrain(tensors, hold) gets a dict of arrays, pruned or clustered, and a
-        `nearzip.recipes.Hold` that says what must stay as it is; it returns the tensors retrained, by the same names.
+        `nearzip.Hold` that says what must stay as it is; it returns the tensors retrained, by the same names.
         `nearzip.torch.finetune` does the holding. Without it, what the options say is pruned and not retrained.
     threads : int or None
         None: `NEARZIP_THREADS`, or all processors. The bytes do not depend on it.

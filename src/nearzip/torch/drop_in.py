@@ -12,7 +12,7 @@ import torch
 import nearzip.api as api
 from nearzip.errors import UsageError
 from nearzip.limits import Limits
-from nearzip.torch.arrays import to_torch
+from nearzip.network.arrays import to_torch
 
 __all__ = ["load_file", "safe_open", "save_file"]
 

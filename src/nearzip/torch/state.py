@@ -18,8 +18,8 @@ import zstandard
 from torch import nn, optim
 
 from nearzip.errors import CorruptError, NewerFormatError, UsageError
+from nearzip.network.arrays import to_torch
 from nearzip.tensors import Array, as_array
-from nearzip.torch.arrays import to_torch
 from nearzip.torch.moments import Moments, expand_moments, shrink_moments
 from nearzip.torch.trees import Json, pack, pack_tensor, unpack
 

@@ -1,4 +1,4 @@
-"""From a network and its batches to what its tensors are rounded to."""
+"""Rounds a network's tensors, given how sensitive its outputs are to each."""
 
 from __future__ import annotations
 
@@ -12,41 +12,27 @@ import torch
 from torch import Tensor
 
 from nearzip.bounds import Bound, NoPromise, Statistics
-from nearzip.calibrate.network import Runner
+from nearzip.calibrate.fit_biases import fit_biases
+from nearzip.calibrate.network import Predictor
 from nearzip.calibrate.rounding import Factor, round_matrix, triangular
 from nearzip.calibrate.sensitivity import Sensitivity
+from nearzip.calibrate.settings import Damping
 from nearzip.calibrate.steps import Cost, Steps
-from nearzip.calibrate.tuning import tune
 from nearzip.calibrate.uses import Piece
-from nearzip.errors import UsageError
+from nearzip.network.arrays import to_torch
 from nearzip.parallel import ordered_map
 from nearzip.recipes.rounding import half_spacing
 from nearzip.tensors import Array, is_float, round_to
-from nearzip.torch.arrays import to_torch
 
-__all__ = ["Calibration", "Damping", "Rounded", "floats_of"]
+__all__ = ["Rounded", "Rounder", "floats_of"]
 
-#: Beyond so many steps from its base a value is not worth calibrating, and float32 would not hold it.
-_MOST_STEPS = 1 << 24
-#: So much is rounding to the nearest.
-_MOST_DAMPING = 1e6
-
-
-@dataclass(frozen=True)
-class Damping:
-    """What is added to the diagonals of the second moments, as shares of their means."""
-
-    inputs: float = 0.1
-    gradients: float = 0.3
-
-    def __post_init__(self) -> None:
-        if not (0 < self.inputs <= _MOST_DAMPING and 0 < self.gradients <= _MOST_DAMPING):
-            raise UsageError(f"damping is positive and at most {_MOST_DAMPING:g}")
+#: A value farther from its base, in steps, is not calibrated: float32 could not represent it.
+_MAX_STEPS = 1 << 24
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """One result: what each tensor is rounded to, its step, and what it leaves of the network.
+    """A rounded network: its tensors, their steps, and its divergence from the original.
 
     Parameters
     ----------
@@ -54,7 +40,7 @@ class Rounded:
         In the tensors' own dtypes; those that are not rounded are not in it.
     steps : dict of str to float
     plain : dict of str to str
-        Tensors that were rounded without calibration, and why.
+        Tensors that were rounded without calibration, and the reason.
     divergence : float
         On the batches held back, per prediction.
     """
@@ -67,7 +53,7 @@ class Rounded:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One floating-point tensor of the module: values, base, and how far a value may go (inf: anywhere)."""
+    """One floating-point tensor of the module: values, base, and how far a value may move (inf: anywhere)."""
 
     values: Array
     base: Array | None
@@ -83,14 +69,14 @@ class _Tensor:
         else:
             reach = math.inf if tolerance.kind == "finite" else tolerance.value
         if math.isfinite(reach):
-            # Room for the rounding to the tensor's own dtype; what still is outside the codec patches.
+            # A margin for the rounding to the tensor's own dtype; the codec patches values that still exceed the bound.
             reach -= min(reach / 2, half_spacing(values.dtype, statistics.largest))
         start = 0.0 if base is None else base.astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):
             return _Tensor(values, base, reach, values.astype(np.float64) - start)
 
     def restored(self, levels: Array, step: float) -> Array:
-        """As a decoder will have them."""
+        """The values that a decoder will have."""
         start = 0.0 if self.base is None else self.base.astype(np.float64)
         return round_to(self.values.dtype, start + levels * step)
 
@@ -102,22 +88,22 @@ class _Tensor:
 
 
 @dataclass
-class Calibration:
-    """A network whose sensitivity is known. `round` can be called for any number of steps.
+class Rounder:
+    """Rounds a network whose sensitivity is known; `round` can be called for any number of steps.
 
     Parameters
     ----------
-    runner : Runner
+    predictor : Predictor
     sensitivity : Sensitivity
     tensors : dict of str to array
         Floating-point tensors of the network, by the names of its state; tied ones under their first name.
     base : mapping of str to array
-        What the reader holds, where it is of the same kind.
+        The tensors that the reader holds, where they have the same dtype and shape.
     bounds : mapping of str to Bound
         Of each tensor, kept against `tensors`; nothing is promised for those that it leaves out.
     """
 
-    runner: Runner
+    predictor: Predictor
     sensitivity: Sensitivity
     tensors: dict[str, Array]
     base: Mapping[str, Array]
@@ -133,11 +119,11 @@ class Calibration:
         self._plain = self._reasons()
         self._factors = self._factored()
         self.steps = Steps(self._costs())
-        n_held = max(1, len(self.runner.batches) // 4)
-        self._held = self.runner.batches[-n_held:]
-        self._learned = self.runner.batches[:-n_held] or self._held
-        with torch.no_grad(), self.runner.evaluating():
-            self._original = {id(batch): self.runner.predictions(batch) for batch in self.runner.batches}
+        n_held = max(1, len(self.predictor.batches) // 4)
+        self._held = self.predictor.batches[-n_held:]
+        self._learned = self.predictor.batches[:-n_held] or self._held
+        with torch.no_grad(), self.predictor.evaluating():
+            self._original = {id(batch): self.predictor.predictions(batch) for batch in self.predictor.batches}
 
     def _reasons(self) -> dict[str, str]:
         seen = {piece.name for piece in self.sensitivity.pieces}
@@ -178,10 +164,8 @@ class Calibration:
             costs[name] = Cost(math.log(curvature) if curvature > 0 else None, values.size, False)
         return costs
 
-    # one result
-
-    def round(self, step: float, tuned: bool = True) -> Rounded:
-        """All tensors rounded, for one step of the network."""
+    def round(self, step: float, fitted: bool = True) -> Rounded:
+        """Round all tensors, for one step of the network."""
         names = list(self._states)
         steps = {name: self._step(name, step) for name in self._carried}
         found = ordered_map(lambda name: self._levels(name, steps[name]), self._carried, self.threads)
@@ -197,14 +181,14 @@ class Calibration:
             **{name: "too far from its base for its step" for name in names if self._far(name, steps[name])},
         }
         rounded = Rounded(tensors, steps, plain, self._divergence(tensors))
-        if tuned:
-            candidate = self._tuned(rounded)
+        if fitted:
+            candidate = self.with_fitted_biases(rounded)
             if candidate.divergence < rounded.divergence:
                 return candidate
         return rounded
 
     def plain_steps(self, step: float) -> dict[str, float]:
-        """Every tensor's step as `round` would have it, or nearly so: by levels that are nearest to the values."""
+        """Every tensor's step, nearly as `round` chooses it: from the levels that are nearest to the values."""
         steps = {name: self._step(name, step) for name in self._carried}
         levels = [self._states[name].nearest(self._states[name].values, own) for name, own in steps.items()]
         price = _price(levels)
@@ -229,7 +213,7 @@ class Calibration:
         state = self._states[name]
         if name in self._plain or not state.difference.size:
             return False
-        return bool(np.abs(state.difference).max() >= _MOST_STEPS * step)
+        return bool(np.abs(state.difference).max() >= _MAX_STEPS * step)
 
     def _levels(self, name: str, step: float) -> Array:
         state = self._states[name]
@@ -247,20 +231,18 @@ class Calibration:
                 piece.put(torch.from_numpy(np.stack(rounded)), whole)
         return whole.numpy()
 
-    # what it leaves
-
     def _as_torch(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
-        device = next((p.device for p in self.runner.module.parameters()), torch.device("cpu"))
+        device = next((p.device for p in self.predictor.module.parameters()), torch.device("cpu"))
         return {name: to_torch(array).to(device) for name, array in arrays.items()}
 
     def _divergence(self, arrays: Mapping[str, Array]) -> float:
-        with self.runner.evaluating():
+        with self.predictor.evaluating():
             originals = [self._original[id(batch)] for batch in self._held]
-            return self.runner.mean_divergence(originals, self._held, self._as_torch(arrays))
+            return self.predictor.mean_divergence(originals, self._held, self._as_torch(arrays))
 
-    def _tuned(self, rounded: Rounded) -> Rounded:
-        """The same with biases and norms tuned, on their grids again."""
-        known = dict(self.runner.module.named_parameters())
+    def with_fitted_biases(self, rounded: Rounded) -> Rounded:
+        """The same with biases and norms fitted to the rounded weights, on their grids again."""
+        known = dict(self.predictor.module.named_parameters())
         names = [
             name
             for name, state in self._states.items()
@@ -273,13 +255,13 @@ class Calibration:
         def limited(name: str, values: Tensor) -> Tensor:
             state = self._states[name]
             original = torch.from_numpy(state.values.astype(np.float32)).to(values.device)
-            # Half a step more is rounded away.
-            room = max(0.0, state.reach - rounded.steps[name] / 2)
-            return values if math.isinf(room) else original + (values - original).clamp(-room, room)
+            # Rounding may add half a step.
+            margin = max(0.0, state.reach - rounded.steps[name] / 2)
+            return values if math.isinf(margin) else original + (values - original).clamp(-margin, margin)
 
-        with self.runner.evaluating():
+        with self.predictor.evaluating():
             originals = [self._original[id(batch)] for batch in self._learned]
-            found = tune(self.runner, originals, self._as_torch(rounded.tensors), names, limited)
+            found = fit_biases(self.predictor, originals, self._as_torch(rounded.tensors), names, limited)
         tensors = dict(rounded.tensors)
         for name, values in found.items():
             state, step = self._states[name], rounded.steps[name]
@@ -288,7 +270,7 @@ class Calibration:
 
 
 def _price(levels: list[Array]) -> float:
-    """Bits a value that half the step would cost: about their entropy where that is small, at most one."""
+    """Bits that half the step would cost for each value: about the entropy where that is small, at most one."""
     if not levels:
         return 1.0
     size = np.concatenate([np.minimum(np.abs(each), 63).astype(np.int64).reshape(-1) for each in levels])
@@ -298,5 +280,5 @@ def _price(levels: list[Array]) -> float:
 
 
 def floats_of(tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """Those that may be rounded."""
+    """The tensors that may be rounded: floating-point ones that are not empty."""
     return {name: array for name, array in tensors.items() if is_float(array.dtype) and array.size}

@@ -1,10 +1,10 @@
-"""As small as possible with at most so much lost, where weights may be rounded as the network says."""
+"""The smallest calibrated archive within an accuracy budget."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,41 +14,54 @@ from torch import nn
 from nearzip.api import archive_of, open_input
 from nearzip.bounds import Bound, Lossless, NoPromise, parse_bound
 from nearzip.budget import Assignment, CalibratedRounding, Choice, Plan, Trial
-from nearzip.budget.families import Bounds, Family
-from nearzip.budget.measure import Evaluate, Subject
+from nearzip.budget.budgets import MaxLoss
+from nearzip.budget.evaluators import Evaluate, evaluator_of, name_of
+from nearzip.budget.plan import CALIBRATE
 from nearzip.budget.search import search
-from nearzip.budget.trials import Runner, Watch, name_of
+from nearzip.budget.spaces import Bounds, Space
+from nearzip.budget.subject import Network, network_parts
+from nearzip.budget.trials import Runner, Watch
 from nearzip.budget.tune import check_tuned, evaluations_of, plan_of
-from nearzip.calibrate.calibration import Damping
-from nearzip.calibrate.compression import load
-from nearzip.calibrate.network import Forward, Output
-from nearzip.calibrate.prepared import How, Prepared, check_kept
+from nearzip.calibrate.api import load
+from nearzip.calibrate.prepared import Prepared
+from nearzip.calibrate.settings import Calibration, check_kept
 from nearzip.digests import digest
+from nearzip.network.arrays import digest_of
 from nearzip.parallel import number_of_threads
 from nearzip.recipes import Settings
 from nearzip.storage import Path_
 from nearzip.tensors import Checkpoint
-from nearzip.torch.arrays import digest_of
 
 __all__ = ["tune", "tune_checkpoint", "tune_file"]
 
 #: The divergence at which a search begins. On five networks the steps that kept 0.2 points of accuracy were 0.8 to 2.5
 #: times the one that is estimated for it.
 _START = 2e-3
-#: At so many times the largest difference, in steps of the network, every tensor's own step leaves only zeros.
+#: At this multiple of the largest difference, every tensor's own step leaves only zeros.
 _COARSEST = 128.0
 
 
 @dataclass(frozen=True)
-class _Steps(Family):
+class CalibratedNetwork(Network):
+    """A network whose candidates bring their tensors, rounded by its calibration."""
+
+    calibrated_by: str = ""
+
+    @property
+    def rounding(self) -> str:
+        return self.calibrated_by
+
+
+@dataclass(frozen=True)
+class _Steps(Space):
     """Steps of the network; a position is log2 of the step over `unit`.
 
-    The last one is not calibrated, unless there is a bound to keep: there every weight is zero, or its base's, which is
-    all that some updates need.
+    The last one is not calibrated, unless there is a bound to keep: it makes every weight zero, or its base's, which is
+    enough for some updates.
     """
 
     prepared: Prepared
-    subject: Subject
+    subject: Network
     unit: float
     low = -12.0
     start = 0.0
@@ -56,20 +69,20 @@ class _Steps(Family):
 
     @cached_property
     def high(self) -> float:  # type: ignore[override]
-        largest = self.prepared.calibration.largest_difference / self.unit
+        largest = self.prepared.rounder.largest_difference / self.unit
         return self.start + max(1, math.ceil(math.log2(max(_COARSEST * largest, 1.0))))
 
     @property
     def first(self) -> tuple[float, ...]:
-        return (self.high,) if self._ends and self.prepared.calibration.base else ()
+        return (self.high,) if self._ends and self.prepared.rounder.base else ()
 
     @property
     def _ends(self) -> bool:
-        return isinstance(self.prepared.how.bound, NoPromise)
+        return isinstance(self.prepared.bound, NoPromise)
 
     @cached_property
     def _end(self) -> Assignment:
-        """A bound beyond every value, of one digit: it is named in the fewest bytes."""
+        """A bound beyond every value, of one digit: it takes the fewest bytes in the archive."""
         bounds, specs = Bounds(Choice("nearzip"), "abs", self.subject), self.prepared.source.specs
         end, known = bounds.at(bounds.high), self.prepared.known
         exact = {name: Choice("nearzip") for name in specs if specs[name].is_float and name not in known}
@@ -82,10 +95,10 @@ class _Steps(Family):
         return self.prepared.assignment(step, self.prepared.round(step))
 
     def n_bytes(self, position: float) -> int:
-        """Of values rounded to the nearest level, which takes nearly as many."""
+        """Bytes of values rounded to the nearest level, which are nearly as many."""
         source = self.prepared.source
         settings = self.prepared.plain(self._step(position)).assignments(list(source.specs))
-        threads = self.prepared.calibration.threads
+        threads = self.prepared.rounder.threads
         return archive_of(source, self.prepared.base, Settings.of_plan(settings, source.specs), threads).nbytes
 
     @property
@@ -102,18 +115,16 @@ def tune(
     base: Mapping[str, Any] | None = None,
     *,
     evaluate: Evaluate,
-    max_loss: float | Mapping[str, float],
+    max_loss: MaxLoss,
     evaluations: int | None = None,
     bound: Bound | str | None = None,
-    tune: bool = True,
-    damping: Damping | None = None,
-    forward: Forward | None = None,
-    output: Output = "logits",
-    n_batches: int = 8,
+    calibration: Calibration | None = None,
     trials: Path_ | None = None,
     seed: int = 0,
+    confidence: float | None = None,
     threads: int | None = None,
     progress: Watch | None = None,
+    **separate: Any,
 ) -> Plan:
     """Find the step of the smallest calibrated archive within an accuracy budget.
 
@@ -121,9 +132,9 @@ def tune(
 
     Parameters
     ----------
-    module, batches, base, tune, damping, forward, output, n_batches, threads
-        As for `nearzip.calibrate.compress`. Batches are calibrated on, `evaluate` judges: give them different data.
-    evaluate, max_loss, evaluations, trials, seed, progress
+    module, batches, base, calibration, threads, **separate
+        As for `nearzip.calibrate.compress`. Calibrate on other data than `evaluate` scores.
+    evaluate, max_loss, evaluations, trials, seed, confidence, progress
         As for `nearzip.tune`; tensors are named as in `module.state_dict()`.
     bound : Bound or str
         A promise for every value that every trial keeps besides, absolute, relative or rms.
@@ -154,12 +165,13 @@ def tune(
     (True, True)
     """
     wanted = parse_bound(bound) if isinstance(bound, str) else bound
-    how = How(check_kept(wanted or NoPromise()), tune, damping or Damping(), forward, output, n_batches)
+    kept = check_kept(wanted or NoPromise())
+    calibration = Calibration.of(calibration, separate, "tune")
     source = Checkpoint.of(dict(module.state_dict()))
     reference = None if base is None else base if isinstance(base, Checkpoint) else Checkpoint.of(base)
     return tune_checkpoint(
-        source, reference, module, batches, how, evaluate, max_loss,
-        evaluations=evaluations, trials=trials, seed=seed, threads=threads, progress=progress,
+        source, reference, module, batches, calibration, kept, evaluate, max_loss,
+        evaluations=evaluations, trials=trials, seed=seed, confidence=confidence, threads=threads, progress=progress,
     )  # fmt: skip
 
 
@@ -168,30 +180,32 @@ def tune_checkpoint(
     base: Checkpoint | None,
     module: nn.Module,
     batches: Iterable[Any],
-    how: How,
+    calibration: Calibration,
+    bound: Bound,
     evaluate: Evaluate,
-    max_loss: float | Mapping[str, float],
+    max_loss: MaxLoss,
     *,
     evaluations: int | None = None,
     trials: Path_ | None = None,
     seed: int = 0,
+    confidence: float | None = None,
     threads: int | None = None,
     progress: Watch | None = None,
 ) -> Plan:
     """The same for a checkpoint of which `module` has some tensors or all; the others keep every bit."""
-    check_tuned(max_loss, seed)
+    check_tuned(max_loss, seed, confidence)
     most = evaluations_of(evaluations)
-    prepared = Prepared.of(source, base, module, batches, how, number_of_threads(threads))
-    arrays, held = dict(source.arrays()), None if base is None else dict(base.arrays())
-    subject = Subject.of(arrays, held, evaluate, seed, _identity(prepared))
-    runner = Runner(subject, max_loss, trials, progress)
+    prepared = Prepared.of(source, base, module, batches, calibration, bound, number_of_threads(threads))
+    arrays, held = network_parts(dict(source.arrays()), None if base is None else dict(base.arrays()))
+    subject = CalibratedNetwork(arrays, held, evaluator_of(evaluate), seed, _identity(prepared))
+    runner = Runner(subject, max_loss, trials, progress, confidence)
     runner.most = most
     # A divergence that is the budget is what a step can be estimated for.
-    family = _Steps(prepared, subject, prepared.step_for(runner.max_loss.get("kl") or _START))
-    chosen = runner.settled(lambda: search(runner, family, most))
+    space = _Steps(prepared, subject, prepared.step_for(runner.max_loss.get("kl") or _START))
+    chosen = runner.settled(lambda: search(runner, space, most))
     strategy = {"name": "nearzip", "knob": "step", "evaluations": most}
     versions = {"torch": torch.__version__}
-    return plan_of(runner, chosen, "nearzip", strategy, _rounding(chosen, how), versions)
+    return plan_of(runner, chosen, "nearzip", strategy, _made_by(chosen, calibration), versions)
 
 
 def tune_file(
@@ -201,40 +215,42 @@ def tune_file(
     module: nn.Module,
     batches: Iterable[Any],
     evaluate: Evaluate,
-    max_loss: float | Mapping[str, float],
+    max_loss: MaxLoss,
     *,
-    tune: bool = True,
-    damping: Damping | None = None,
-    forward: Forward | None = None,
-    output: Output = "logits",
-    n_batches: int = 8,
+    calibration: Calibration | None = None,
     **options: Any,
 ) -> Plan:
     """The same for a file of `module`'s weights, opened as `source`; they are loaded into it.
 
     `options`: as for `tune_checkpoint`.
     """
-    how = How(NoPromise(), tune, damping or Damping(), forward, output, n_batches)
+    calibration = calibration or Calibration()
     load(module, source, path)
     reference = None if base is None else open_input(base)
     try:
-        return tune_checkpoint(source, reference, module, batches, how, evaluate, max_loss, **options)
+        return tune_checkpoint(
+            source, reference, module, batches, calibration, NoPromise(), evaluate, max_loss, **options
+        )
     finally:
         if reference is not None:
             reference.close()
 
 
-def _rounding(chosen: Trial | None, how: How) -> CalibratedRounding | None:
-    """None if every bit is kept."""
+def _made_by(chosen: Trial | None, calibration: Calibration) -> dict[str, Any] | None:
+    """What made the plan; None if nothing is rounded: every bit is kept, or nothing of an update."""
     step = None if chosen is None else chosen.assignment.default.options.get("step")
     if step is None:
         return None
-    return CalibratedRounding(step, how.tune, how.damping.inputs, how.damping.gradients, how.n_batches)
+    damping = calibration.damping
+    rounding = CalibratedRounding(
+        step, calibration.fit_biases, damping.inputs, damping.gradients, calibration.n_batches
+    )
+    return {"name": CALIBRATE, **asdict(rounding)}
 
 
 def _identity(prepared: Prepared) -> str:
-    """Of what decides the rounding besides the weights and their steps: filed trials of another one are not taken."""
-    how = prepared.how
-    data = b"".join(digest_of(batch) for batch in prepared.calibration.runner.batches)
-    parts = (how.tune, how.damping, how.output, how.bound, how.forward and name_of(how.forward))
+    """Identity of everything that decides the rounding besides weights and steps: trials of another are not reused."""
+    own = prepared.calibration
+    data = b"".join(digest_of(batch) for batch in prepared.rounder.predictor.batches)
+    parts = (own.fit_biases, own.damping, own.output, prepared.bound, own.forward and name_of(own.forward))
     return f"calibrated {digest(data + repr(parts).encode()).hex()}"

@@ -1,6 +1,6 @@
-"""What a search turns: settings of one method in a row, from exact to small, at positions on a line.
+"""Search spaces: one method's settings, ordered from most accurate to smallest, at positions on a line.
 
-Along a bound one step to the right doubles it; along an option it is the next value.
+In a space of bounds, one step to the right doubles the bound; in a space of options, it takes the next value.
 """
 
 from __future__ import annotations
@@ -17,26 +17,37 @@ import numpy as np
 
 from nearzip.api import compress_quietly
 from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms, Update
-from nearzip.budget.measure import Subject
-from nearzip.budget.plan import Assignment, Choice
+from nearzip.budget.assignment import Assignment, Choice
+from nearzip.budget.subject import Network
 from nearzip.errors import UsageError
 from nearzip.recipes import recipe_type
 from nearzip.tensors import Array, is_float
 
-__all__ = ["Bounds", "Family", "Only", "Options", "family_of"]
+__all__ = ["Bounds", "Only", "Options", "Space", "space_of"]
 
-#: In the order in which they are tried on a method.
+#: Kinds of bound, in the order in which a method is asked for them.
 KINDS: dict[str, type[Absolute | PointwiseRelative | Relative | Rms | Update]] = {
     "abs": Absolute, "pwrel": PointwiseRelative, "rel": Relative, "rms": Rms, "upd": Update,
 }  # fmt: skip
 
 
-class Family(ABC):
-    """Settings in a row.
+class Space(ABC):
+    """Settings of one method, ordered.
 
-    `low`, `high`, `start`: positions: the most exact, the smallest file, where a search begins. Positions are multiples
-    of `grid`. `first`: positions that are tried before any other. `droppable`: whether the highest leaves a base as it
-    is. `exact`: a setting that loses nothing, or None.
+    Attributes
+    ----------
+    low, high : float
+        Positions of the most accurate setting and of the smallest file.
+    start : float
+        Where a search begins.
+    grid : float
+        Positions are multiples of it.
+    first : tuple of float
+        Positions that are tried before any other.
+    droppable : bool
+        Whether the setting at `high` leaves the base unchanged.
+    exact : Assignment or None
+        A setting that loses nothing.
     """
 
     low: float
@@ -54,10 +65,10 @@ class Family(ABC):
 
     @abstractmethod
     def at(self, position: float) -> Assignment:
-        """The setting there."""
+        """The setting at a position."""
 
     def n_bytes(self, position: float) -> int:
-        """Bytes of the archive there, or about as many, without evaluating: a quarter less for each step."""
+        """Estimated bytes of the archive at a position, without evaluating it: a quarter less for each step."""
         return max(1, round(1e9 * math.pow(0.75, position)))
 
     @property
@@ -66,8 +77,8 @@ class Family(ABC):
 
 
 @dataclass(frozen=True)
-class Only(Family):
-    """A method with nothing to turn."""
+class Only(Space):
+    """A method with one setting only."""
 
     choice: Choice
     low: float = 0.0
@@ -80,7 +91,7 @@ class Only(Family):
 
 
 @dataclass(frozen=True)
-class Options(Family):
+class Options(Space):
     """One option of a method, its values from the largest file to the smallest."""
 
     choice: Choice
@@ -103,17 +114,17 @@ class Options(Family):
 
 
 @dataclass(frozen=True)
-class Bounds(Family):
+class Bounds(Space):
     """Bounds of one kind; a position is log2 of the bound over `unit`.
 
     With absolute bounds, tensors without a base differ from each other:
 
     * A matrix has a share of the bound in proportion to the fourth root of its number of rows (outputs, channels) and
-      the eighth root of its number of values: the more units a layer has, the less an answer depends on each, so large
-      layers bear more error than small ones. What a squared error times these costs in divergence was the same within
-      a factor of four in three fully connected and small convolutional networks and the linear layers of a
-      transformer; not in its embeddings, which bear more, nor in the first layers of a deeper convolutional one, which
-      bear less. Updates were smaller with one bound for all.
+      the eighth root of its number of values: the more units a layer has, the less an output depends on each, so large
+      layers tolerate more error than small ones. The divergence caused by a squared error times these was the same
+      within a factor of four in three fully connected and small convolutional networks and the linear layers of a
+      transformer; not in its embeddings, which tolerate more, nor in the first layers of a deeper convolutional one,
+      which tolerate less. Updates were smaller with one bound for all.
     * A tensor of one dimension that is positive throughout (variances, scales of norms) stays so: a variance that is
       rounded to zero ruins a network. Finer bounds for biases and norms cost more than they gained on the networks that
       we measured.
@@ -121,7 +132,7 @@ class Bounds(Family):
 
     choice: Choice
     kind: str
-    subject: Subject
+    subject: Network
     grid = 1 / 16
 
     @cached_property
@@ -193,7 +204,7 @@ class Bounds(Family):
         return position + math.log2(self._shares.get(name, 1.0))
 
     def bears(self, name: str) -> float:
-        """Where a tensor's bound is believed to stand best, relative to a matrix of the same setting.
+        """The best position of a tensor's bound as estimated before any trial, relative to a matrix's.
 
         A matrix, and whatever has a base, where the setting has it. Vectors (biases, norms) have few rows and values,
         so a squared error costs more in them: as much as the rule for matrices says, on the networks that it is from.
@@ -250,7 +261,7 @@ class Bounds(Family):
 
     @cached_property
     def _shares(self) -> dict[str, float]:
-        """What the bound is multiplied by for each matrix without a base; their geometric mean over all values is 1.
+        """The factor of the bound for each matrix without a base; their geometric mean over all values is 1.
 
         In steps of the square root of two, so that tensors that are much alike keep sharing a bound.
         """
@@ -269,7 +280,7 @@ class Bounds(Family):
 
     @cached_property
     def _own(self) -> dict[str, float]:
-        """The finer bounds of tensors of one dimension that are positive throughout and have no base."""
+        """Finer bounds for tensors of one dimension that are positive throughout and have no base."""
         if self.kind != "abs":
             return {}
         alone = {name: facts for name, facts in self._facts.items() if name not in self.updates}
@@ -278,7 +289,7 @@ class Bounds(Family):
 
 @dataclass(frozen=True)
 class _Facts:
-    """Of the finite values of a tensor, or of its difference to a base."""
+    """Facts about the finite values of a tensor, or of its difference to a base."""
 
     rank: int
     n: int
@@ -306,15 +317,15 @@ def _within_range(bound: float) -> float:
 
 
 def _rounded_up(value: float) -> float:
-    """To one digit."""
+    """The value rounded up to one digit."""
     exponent = math.floor(math.log10(value))
     return float(f"{math.ceil(value / 10.0**exponent)}e{exponent}")
 
 
-def family_of(subject: Subject, method: str, options: Mapping[str, Any] | None, knob: str | None) -> Family:
-    """What can be turned about a method.
+def space_of(subject: Network, method: str, options: Mapping[str, Any] | None, knob: str | None) -> Space:
+    """The search space of a method.
 
-    `knob`: "abs", "rel", "pwrel", "rms" or "upd" to turn that bound, or an option in the recipe's `knobs`; None: the
+    `knob`: "abs", "rel", "pwrel", "rms" or "upd" to vary that bound, or an option in the recipe's `knobs`; None: the
     first kind of bound that it promises, else its first knob that the options do not hold, else nothing. Raises
     UsageError, UnknownMethodError.
     """
@@ -334,7 +345,7 @@ def family_of(subject: Subject, method: str, options: Mapping[str, Any] | None, 
 
 
 def promises(choice: Choice, bound: Bound) -> bool:
-    """Whether the method rounds to that bound, rather than refusing it or keeping every bit."""
+    """Whether the method rounds within that bound, rather than refusing it or keeping every bit."""
     try:
         return choice.recipe().resolve_bound(bound) == bound
     except UsageError:

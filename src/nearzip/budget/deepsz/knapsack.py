@@ -1,6 +1,6 @@
 """Which error bound for which layer: DeepSZ's Algorithm 2, a knapsack over losses on a grid.
 
-Jin et al., HPDC 2019, section 3.4. The readings that fill its gaps stand in docs/methods/deepsz.md.
+Jin et al., HPDC 2019, section 3.4. docs/methods/deepsz.md says how its gaps are filled.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ from nearzip.api import FileReport, archive_of, open_input
 from nearzip.archive import Archive, Progress, WriteReport, write_archive
 from nearzip.bounds import Bound, NoPromise, Statistics, parse_bound
 from nearzip.budget import Plan
-from nearzip.calibrate.calibration import Calibration, Damping, Rounded
-from nearzip.calibrate.network import Forward, Output
-from nearzip.calibrate.prepared import How, Prepared, check_kept
-from nearzip.calibrate.search import largest_step
+from nearzip.calibrate.largest_step import largest_step
+from nearzip.calibrate.prepared import Prepared
+from nearzip.calibrate.rounder import Rounded, Rounder
+from nearzip.calibrate.settings import Calibration, Damping, check_kept
 from nearzip.digests import checkpoint_id
 from nearzip.errors import UsageError
 from nearzip.files import write_checkpoint
@@ -58,11 +58,11 @@ def _check(step: float | None, kl: float | None, bound: Bound | str | None) -> B
     return check_kept(wanted)
 
 
-def _own_step(calibration: Calibration) -> float:
+def _own_step(rounder: Rounder) -> float:
     """Without a step: half of what the bound would allow a value, so that there is something to choose from."""
-    whole = sum((Statistics.of(array) for array in calibration.tensors.values()), Statistics())
+    whole = sum((Statistics.of(array) for array in rounder.tensors.values()), Statistics())
     # All tensors have one, but those that an update bound keeps exact.
-    tolerances = [bound.tolerance(whole) for bound in calibration.bounds.values()]
+    tolerances = [bound.tolerance(whole) for bound in rounder.bounds.values()]
     tolerance = next((each for each in tolerances if each.kind == "absolute"), None)
     if tolerance is None:
         raise UsageError("the bound leaves nothing to round; give a step")
@@ -73,7 +73,8 @@ def _own_step(calibration: Calibration) -> float:
 class _Request:
     """What both ways to compress are asked for."""
 
-    how: How
+    calibration: Calibration
+    bound: Bound
     step: float | None
     kl: float | None
     plan: Plan | None
@@ -86,20 +87,22 @@ class _Request:
         step: float | None,
         kl: float | None,
         bound: Bound | str | None,
-        how: Mapping[str, Any],
+        calibration: Calibration,
         threads: int | None,
         progress: Progress | None,
     ) -> _Request:
-        """`how`: as for `How`, without the bound. Raises UsageError for what does not go together."""
+        """Raises UsageError for what does not go together."""
         threads = number_of_threads(threads)
-        how = {**how, "damping": how["damping"] or Damping()}
         if plan is None:
-            return _Request(How(_check(step, kl, bound), **how), step, kl, None, threads, progress)
+            return _Request(calibration, _check(step, kl, bound), step, kl, None, threads, progress)
         found = plan.calibration
         assert found is not None
-        how |= {"tune": found.tune, "damping": Damping(found.inputs, found.gradients), "n_batches": found.n_batches}
-        kept = plan.chosen.assignment.default.bound or NoPromise()
-        return _Request(How(check_kept(kept), **how), found.step, None, plan, threads, progress)
+        calibration = replace(
+            calibration, fit_biases=found.fit_biases, damping=Damping(found.inputs, found.gradients),
+            n_batches=found.n_batches,
+        )  # fmt: skip
+        kept = check_kept(plan.chosen.assignment.default.bound or NoPromise())
+        return _Request(calibration, kept, found.step, None, plan, threads, progress)
 
     def written(self, n_bytes: int) -> Progress | None:
         """Progress of the part in which the archive is written."""
@@ -110,7 +113,7 @@ class _Request:
     ) -> tuple[Settings, Checkpoint, Rounded]:
         """Settings, what is stored in place of the source's tensors, and what is known of it."""
         gathered = _part(self.progress, source.n_bytes, 0.0, _GATHERED)
-        prepared = Prepared.of(source, base, module, batches, self.how, self.threads, gathered)
+        prepared = Prepared.of(source, base, module, batches, self.calibration, self.bound, self.threads, gathered)
         step, rounded = self._found(prepared)
         names = list(source.specs)
         settings = Settings.of_plan(prepared.assignment(step, rounded).assignments(names), names)
@@ -118,7 +121,7 @@ class _Request:
 
     def _found(self, prepared: Prepared) -> tuple[float, Rounded]:
         if self.kl is None:
-            step = self.step if self.step is not None else _own_step(prepared.calibration)
+            step = self.step if self.step is not None else _own_step(prepared.rounder)
             return step, prepared.round(step)
         return largest_step(prepared.step_for(self.kl), self.kl, prepared.round, lambda rounded: rounded.divergence)
 
@@ -157,16 +160,13 @@ def compress(
     kl: float | None = None,
     bound: Bound | str | None = None,
     plan: Plan | None = None,
-    tune: bool = True,
-    damping: Damping | None = None,
-    forward: Forward | None = None,
-    output: Output = "logits",
-    n_batches: int = 8,
+    calibration: Calibration | None = None,
     metadata: Mapping[str, str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    **separate: Any,
 ) -> Archive:
-    """Compress a network, rounding where its own answers on a few batches say that it matters least.
+    """Compress a network, rounding its weights where that changes its outputs on a few batches least.
 
     The archive is an ordinary one: it decodes without the network, the batches and PyTorch.
 
@@ -181,26 +181,21 @@ def compress(
         What the reader holds already; see `nearzip.compress`.
     step : float
         Distance between the levels of a weight, geometric mean over the network. Tensors get their own by how much the
-        answers depend on them.
+        outputs depend on them.
     kl : float
-        In place of a step: the most that the answers may diverge, KL(original || restored) in nats per prediction on
+        In place of a step: the most that the outputs may diverge, KL(original || restored) in nats per prediction on
         the batches held back; the coarsest step that keeps it is looked for.
     bound : Bound or str
         A promise for every value besides, absolute, relative or rms, kept against the module's own weights. On its own
         it also chooses the step. Without it nothing is promised for single values.
     plan : Plan
-        In place of all three: what `nearzip.calibrate.tune` found for the same module and batches. Its `tune`,
+        In place of all three: what `nearzip.calibrate.tune` found for the same module and batches. Its `fit_biases`,
         `damping` and `n_batches` are used. Warns if the archive is not the one that was measured. A plan that needs no
         calibration is applied as by `nearzip.compress`.
-    tune : bool
-        Whether biases and norms may follow the rounded weights, where that helps on the batches held back.
-    damping : Damping
-    forward : callable
-        From module and batch to predictions, if it is not ``module(batch)``.
-    output : "logits" or "values"
-        What the predictions' last dimension is: unnormalised logarithms of probabilities, or plain numbers.
-    n_batches : int
-        How many batches are taken, the first ones.
+    calibration : Calibration
+        How the network is called and its weights are rounded.
+    **separate
+        Its fields one by one, in its place: `forward`, `output`, `n_batches`, `damping`, `fit_biases`.
     metadata, threads, progress
         As in `nearzip.compress`.
 
@@ -221,11 +216,11 @@ def compress(
     >>> sorted(nz.decompress(archive.to_bytes()))
     ['0.bias', '0.weight', '2.bias', '2.weight']
     """
-    how = {"tune": tune, "damping": damping, "forward": forward, "output": output, "n_batches": n_batches}
+    calibration = Calibration.of(calibration, separate, "compress")
     if _is_ordinary(plan, step, kl, bound):
         state = dict(module.state_dict())
         return api.compress(state, base, plan=plan, metadata=metadata, threads=threads, progress=progress)
-    request = _Request.of(plan, step, kl, bound, how, threads, progress)
+    request = _Request.of(plan, step, kl, bound, calibration, threads, progress)
     source = Checkpoint.of(dict(module.state_dict()), metadata)
     reference = None if base is None else base if isinstance(base, Checkpoint) else Checkpoint.of(base)
     settings, targets, rounded = request.rounded(source, reference, module, batches)
@@ -252,25 +247,22 @@ def compress_file(
     kl: float | None = None,
     bound: Bound | str | None = None,
     plan: Plan | None = None,
-    tune: bool = True,
-    damping: Damping | None = None,
-    forward: Forward | None = None,
-    output: Output = "logits",
-    n_batches: int = 8,
+    calibration: Calibration | None = None,
     restored: Path | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
+    **separate: Any,
 ) -> FileReport:
     """Compress a checkpoint file of `module`'s weights, which are loaded into it. Tensors that the module does not have
     keep every bit. Parameters and errors are those of `compress` and `nearzip.compress_file`.
     """
-    how = {"tune": tune, "damping": damping, "forward": forward, "output": output, "n_batches": n_batches}
+    calibration = Calibration.of(calibration, separate, "compress_file")
     if _is_ordinary(plan, step, kl, bound):
         return api.compress_file(
             src, dst, base, plan=plan, restored=restored, force=force, threads=threads, progress=progress
         )
-    request = _Request.of(plan, step, kl, bound, how, threads, progress)
+    request = _Request.of(plan, step, kl, bound, calibration, threads, progress)
     for path in (dst, restored):
         if path is not None:
             check_free(path, force)
@@ -302,7 +294,7 @@ def compress_file(
 
 def load(module: nn.Module, source: Checkpoint, path: Path) -> None:
     """The file's weights into the module. Raises UsageError where they do not fit."""
-    from nearzip.torch.arrays import to_torch
+    from nearzip.network.arrays import to_torch
 
     state: dict[str, Tensor] = module.state_dict()
     missing = [name for name in state if name not in source.specs]

@@ -1,4 +1,4 @@
-"""How much each layer bears: DeepSZ's Algorithm 1, the assessment of error bounds one layer at a time.
+"""How much error each layer tolerates: DeepSZ's Algorithm 1, which assesses error bounds one layer at a time.
 
 Jin et al., HPDC 2019, section 3.3. The `return` of the printed algorithm belongs outside its loop over the layers.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from nearzip.budget.knapsack import Option
+from nearzip.budget.deepsz.knapsack import Option
 from nearzip.errors import UsageError
 
 __all__ = ["DISTORTION", "STARTS", "assess", "assess_layer", "check_starts"]
@@ -16,7 +16,7 @@ __all__ = ["DISTORTION", "STARTS", "assess", "assess_layer", "check_starts"]
 #: Layer and absolute error bound to the accuracy lost with that layer alone compressed, and its bytes.
 Test = Callable[[str, float], tuple[float, int]]
 
-#: The bounds that are tried first, in turn.
+#: The bounds that are tried first, in order.
 STARTS = (1e-3, 1e-2, 1e-1)
 #: Accuracy lost, as a share of 1, above which a network counts as distorted: 0.1 %.
 DISTORTION = 1e-3
@@ -50,7 +50,7 @@ def assess(
     Returns
     -------
     dict of layer to its options, by increasing bound
-        Those over `max_loss` stand there too, for the record.
+        Options over `max_loss` are included, for the record.
     """
     check_starts(starts)
     if not 0 <= max_loss < math.inf:
@@ -86,7 +86,7 @@ def assess_layer(
 
 
 def check_starts(starts: Sequence[float]) -> None:
-    """Raises UsageError for bounds that nothing can start from."""
+    """Raises UsageError for invalid starting bounds."""
     if not starts or any(not 0 < b < math.inf for b in starts) or list(starts) != sorted(set(starts)):
         raise UsageError(f"error bounds to start from are positive and increasing, not {list(starts)}")
 

@@ -1,22 +1,22 @@
-"""What DeepSZ's search measures of whole networks: choices of one option for each layer, from what layers did alone."""
+"""Which combined networks DeepSZ's search measures: one option for each layer, chosen by the layers' own tests."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from nearzip.budget.knapsack import Option, best_accuracy, smallest
+from nearzip.budget.deepsz.knapsack import Option, best_accuracy, smallest
 from nearzip.errors import BudgetError
 
 __all__ = ["UNTOUCHED", "believed", "finer_and_finer", "most_accurate"]
 
-#: An option's number that stands for the layer as it was.
+#: The bound of the option that keeps a layer unchanged.
 UNTOUCHED = 0.0
 #: The expected loss is cut by this factor while the combined network loses more than was expected.
 _BACK_OFF = 0.75
 #: Until it is a thousandth.
 _CUTS = 25
-#: How often the room for the layers is corrected by what the whole archive took.
+#: How often the bytes left for the layers are corrected by the size of the whole archive.
 _CORRECTIONS = 10
 
 #: The options of every layer, and one of each.
@@ -25,7 +25,7 @@ Chosen = dict[str, Option]
 
 
 def finer_and_finer(options: Layers, allowed: float) -> Iterator[Chosen]:
-    """What to measure while the combined network loses too much, each choice once, finer and finer.
+    """Choices to measure while the combined network loses too much, each once, with ever finer bounds.
 
     First the knapsack's, with the expected loss cut by a quarter each time. Options that lost nothing alone are free to
     it whatever is expected, so it comes to an end before the network is within the budget; from there on losses are
@@ -55,8 +55,8 @@ def most_accurate(options: Layers, max_bytes: int, size_of: Callable[[Chosen], i
     max_bytes : int
         Of the whole archive.
     size_of : callable
-        Bytes of the whole archive of a choice. It holds other tensors too, and layers share a header, so the room that
-        the knapsack has for the layers is corrected by how far the archive was off.
+        Bytes of the whole archive of a choice. It holds other tensors too, and layers share a header, so the
+        bytes that the knapsack may use are corrected by the difference to the archive.
 
     Raises
     ------
@@ -70,11 +70,11 @@ def most_accurate(options: Layers, max_bytes: int, size_of: Callable[[Chosen], i
             f"no choice of error bounds gets down to {max_bytes} bytes; the smallest reached takes {least}; allow more "
             "bytes, or more loss if it is limited"
         )
-    room = max_bytes - least + sum(option.n_bytes for option in best.values())
+    available = max_bytes - least + sum(option.n_bytes for option in best.values())
     tried = []
     for _ in range(_CORRECTIONS):
         try:
-            chosen = best_accuracy(options, max(0, room))
+            chosen = best_accuracy(options, max(0, available))
         except BudgetError:
             break
         if chosen in tried:
@@ -83,7 +83,7 @@ def most_accurate(options: Layers, max_bytes: int, size_of: Callable[[Chosen], i
         n_bytes = size_of(chosen)
         if n_bytes <= max_bytes and _expected(chosen) < _expected(best):
             best = chosen
-        room += max_bytes - n_bytes
+        available += max_bytes - n_bytes
     return best
 
 
@@ -107,7 +107,7 @@ def _believed(options: Sequence[Option], allowed: float) -> list[Option]:
 
 
 def _known(row: Sequence[Option]) -> list[Option]:
-    """Without those whose loss was no number."""
+    """Options whose loss was a number."""
     return [option for option in row if option.loss < math.inf]
 
 

@@ -1,8 +1,7 @@
-"""What trials say about trials not made yet: a smooth curve of expected usage, and noise of unknown size around it.
+"""Predicts the usage of settings from earlier trials: a smooth curve of expected usage with noise of unknown size.
 
-Accuracies are counts. On a few hundred samples what is lost goes up and down from one setting to the next by as much as
-a budget, a gain now and then among losses; a divergence scatters by a share of itself. Which of them a metric is shows
-in the trials.
+Accuracies are counts: on a few hundred samples, losses vary from one setting to the next by as much as a budget, with a
+gain here and there. A divergence varies by a share of itself. The trials show which kind a metric is.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ import numpy as np
 
 from nearzip.tensors import Array
 
-__all__ = ["Belief", "Model"]
+__all__ = ["Model", "Posterior"]
 
-#: Standard deviations of usage that are thought possible, and how likely: in budgets, and as a share of the usage.
+#: Standard deviations of usage and their prior weights: in budgets, and as a share of the usage.
 _ABSOLUTE = {0.03: 1.0, 0.25: 0.25, 0.5: 0.25, 1.0: 0.25, 2.0: 0.15, 4.0: 0.1}
 _RELATIVE = {0.05: 0.5, 0.15: 1.0, 0.3: 0.5, 0.6: 0.2}
-#: Beyond this usage everything is lost: how much more says nothing.
-_MOST = 64.0
-#: Trials farther from the budget than this, in log2 of usage, count for little: models hold only near it.
+#: Usage is clipped here: beyond it everything is lost, and the amount carries no information.
+_MAX_USAGE = 64.0
+#: Trials farther from the budget than this, in log2 of usage, have little weight: models hold only near it.
 _NEAR = 4.0
 _ROUNDS = 12
 #: Gauss-Hermite: nodes and weights for the mean over a normal distribution.
@@ -46,18 +45,18 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class _Noise:
-    """Usage scatters around what is expected by `absolute`, or by `relative` of it where that is more."""
+    """The standard deviation of usage: `absolute`, or `relative` times the expected usage where that is more."""
 
     absolute: float
     relative: float
 
     @property
     def likely(self) -> float:
-        """Before any trial, up to a factor."""
+        """Prior probability, up to a factor."""
         return _ABSOLUTE[self.absolute] * _RELATIVE[self.relative]
 
     def scaled(self, usage: Array) -> Array:
-        """Where usage scatters by 1 everywhere."""
+        """Usage on a scale on which its standard deviation is 1 everywhere."""
         return np.arcsinh(self.relative / self.absolute * usage) / self.relative
 
     def spread(self, usage: Array) -> Array:
@@ -67,7 +66,7 @@ class _Noise:
 
 @dataclass(frozen=True)
 class _Fit:
-    """The parameters' distribution after the trials, given one size of the noise."""
+    """The distribution of the parameters given the trials and one size of the noise."""
 
     noise: _Noise
     mean: Array
@@ -75,8 +74,8 @@ class _Fit:
     evidence: float
 
 
-class Belief:
-    """A model after some trials: parameters by Gauss-Newton steps, noise by how likely it makes the trials.
+class Posterior:
+    """A model given some trials: parameters fitted by Gauss-Newton steps, noise sizes weighted by their evidence.
 
     Parameters
     ----------
@@ -88,7 +87,7 @@ class Belief:
 
     def __init__(self, model: Model, settings: Array, usage: Sequence[float]):
         self._model = model
-        observed = np.array([min(u, _MOST) if math.isfinite(u) else _MOST for u in usage], np.float64)
+        observed = np.array([min(u, _MAX_USAGE) if math.isfinite(u) else _MAX_USAGE for u in usage], np.float64)
         noises = [_Noise(*sizes) for sizes in product(_ABSOLUTE, _RELATIVE)]
         fits = [_fit(model, noise, settings, observed) for noise in noises]
         most = max(fit.evidence for fit in fits)
@@ -108,7 +107,7 @@ class Belief:
         return np.asarray(_below(above) @ _WEIGHTS / _WEIGHTS.sum())
 
     def draw(self, generator: np.random.Generator) -> Array:
-        """Parameters as likely as they are believed to be."""
+        """Parameters drawn from the posterior."""
         weights = np.array([weight for weight, _ in self._weighted])
         fit = self._weighted[generator.choice(len(weights), p=weights / weights.sum())][1]
         drawn: Array = generator.multivariate_normal(fit.mean, fit.covariance, method="cholesky")
@@ -127,8 +126,8 @@ def _below(deviations: Array) -> Array:
 
 def _fit(model: Model, noise: _Noise, settings: Array, usage: Array) -> _Fit:
     precision = np.linalg.inv(model.covariance)
-    observed, lost = noise.scaled(usage), usage >= _MOST
-    # What scatters by more than the budget is no farther from it than that.
+    observed, lost = noise.scaled(usage), usage >= _MAX_USAGE
+    # Noise larger than the budget: trials within the noise count as near the budget.
     distance = np.log2(np.maximum(np.maximum(usage, noise.absolute), 2.0**-4) / max(1.0, noise.absolute))
     deviation = 1 + (distance / _NEAR) ** 2
     parameters = model.mean
@@ -151,7 +150,7 @@ def _fit(model: Model, noise: _Noise, settings: Array, usage: Array) -> _Fit:
 def _residuals(
     model: Model, noise: _Noise, settings: Array, parameters: Array, observed: Array, lost: Array
 ) -> tuple[Array, Array]:
-    """Observed minus expected, where usage scatters by 1, and the derivatives of what is expected."""
+    """Observed minus expected usage on the scale of `_Noise.scaled`, and the derivatives of the expected one."""
     logarithms, derivatives = model.log_usage(parameters, settings)
     expected = np.exp(np.clip(logarithms, -60, 60))
     residuals = observed - noise.scaled(expected)

@@ -10,25 +10,26 @@ from itertools import islice
 
 from nearzip.api import compress_quietly
 from nearzip.bounds import Lossless
-from nearzip.budget.assess import DISTORTION, STARTS, assess_layer, check_starts
-from nearzip.budget.choices import UNTOUCHED, Chosen, believed, finer_and_finer, most_accurate
-from nearzip.budget.families import KINDS, Bounds, Family
-from nearzip.budget.knapsack import Option
-from nearzip.budget.plan import Assignment, Choice, Trial
+from nearzip.budget.assignment import Assignment, Choice
+from nearzip.budget.deepsz.assess import DISTORTION, STARTS, assess_layer, check_starts
+from nearzip.budget.deepsz.choices import UNTOUCHED, Chosen, believed, finer_and_finer, most_accurate
+from nearzip.budget.deepsz.knapsack import Option
+from nearzip.budget.spaces import KINDS, Bounds, Space
+from nearzip.budget.trial import Trial
 from nearzip.budget.trials import Runner
 from nearzip.errors import BudgetError, UsageError
 from nearzip.tensors import is_float
 
 __all__ = ["DeepSzSearch"]
 
-#: What is not being assessed.
+#: The setting of layers that are not being assessed.
 _EXACT = Choice("nearzip", {}, Lossless())
 #: Layer and bound to loss and bytes.
 Known = dict[tuple[str, float], tuple[float, int]]
 
 
 class _NeedsTestError(Exception):
-    """Algorithm 1 asks for a test that was not made yet."""
+    """Algorithm 1 needs a test that was not made yet."""
 
     def __init__(self, bound: float):
         self.bound = bound
@@ -80,44 +81,44 @@ class DeepSzSearch:
 
     @property
     def ends(self) -> str:
-        """When a search is over."""
+        """How a search ends, for messages."""
         return (
             f"ends with its own algorithms, after at most most_tests={self.most_tests} tests of each layer and "
             f"most_combined={self.most_combined} combined networks"
         )
 
-    def search(self, runner: Runner, family: Family) -> Trial | None:
+    def search(self, runner: Runner, space: Space) -> Trial | None:
         """The smallest combined network within the budget; None if there is none.
 
         With `max_bytes` the one that loses least. Raises BudgetError if none is so small.
         """
-        if not isinstance(family, Bounds):
-            raise UsageError(f"the strategy 'deepsz' chooses error bounds; {family.at(0).default} has none to choose")
-        layers = [name for name, a in runner.subject.tensors.items() if a.ndim > 1 and is_float(a.dtype)]
+        if not isinstance(space, Bounds):
+            raise UsageError(f"the strategy 'deepsz' chooses error bounds; {space.at(0).default} has none to choose")
+        layers = [name for name, a in space.subject.tensors.items() if a.ndim > 1 and is_float(a.dtype)]
         if not layers:
             raise UsageError("the strategy 'deepsz' needs a floating-point tensor of two dimensions or more")
         if not runner.max_loss and len(runner.original) > 1:
             raise UsageError(f"evaluate returns {', '.join(sorted(runner.original))}: max_loss says which one counts")
-        options = self._assessed(runner, family, layers)
+        options = self._assessed(runner, space, layers)
         if self.max_bytes is None:
-            return self._combined(runner, family, options)
-        return self._small(runner, family, options, self.max_bytes)
+            return self._combined(runner, space, options)
+        return self._small(runner, space, options, self.max_bytes)
 
     # ---- Algorithm 1 -------------------------------------------------------------------------------------------
 
-    def _assessed(self, runner: Runner, family: Bounds, layers: Sequence[str]) -> dict[str, list[Option]]:
-        """Options of every layer. Layers are assessed beside each other, each from test to test."""
+    def _assessed(self, runner: Runner, space: Bounds, layers: Sequence[str]) -> dict[str, list[Option]]:
+        """Options of every layer. All layers are assessed in parallel, one test of each at a time."""
         known: Known = {}
         while True:
-            found = {layer: self._assess(runner, family, layer, known) for layer in layers}
+            found = {layer: self._assess(runner, space, layer, known) for layer in layers}
             needed = [(layer, bound) for layer, bound in found.items() if isinstance(bound, float)]
             if not needed:
-                return {n: [*o, self._untouched(runner, n)] for n, o in found.items() if isinstance(o, list)}
-            trials = runner.run([_one_layer(family, *test) for test in needed], "assess")
+                return {n: [*o, self._untouched(space, n)] for n, o in found.items() if isinstance(o, list)}
+            trials = runner.run([_one_layer(space, *test) for test in needed], "assess")
             for test, trial in zip(needed, trials, strict=True):
-                known[test] = (_loss(runner, trial), _layer_bytes(runner, family, *test))
+                known[test] = (_loss(runner, trial), _layer_bytes(space, *test))
 
-    def _assess(self, runner: Runner, family: Bounds, layer: str, known: Known) -> list[Option] | float:
+    def _assess(self, runner: Runner, space: Bounds, layer: str, known: Known) -> list[Option] | float:
         """Algorithm 1 for one layer on the tests known so far: its options, or the bound to be tested next."""
 
         def test(name: str, bound: float) -> tuple[float, int]:
@@ -127,36 +128,36 @@ class DeepSzSearch:
 
         distortion = 0.5 if _metric(runner) is None else self.distortion
         # Where no loss is too much, a bound that leaves nothing of the layer is the last one.
-        limits = (_allowed(runner), math.inf) if runner.max_loss else (sys.float_info.max, family.largest(layer))
+        limits = (_allowed(runner), math.inf) if runner.max_loss else (sys.float_info.max, space.largest(layer))
         try:
             return assess_layer(layer, test, limits[0], self.starts, distortion, self.most_tests, limits[1])
         except _NeedsTestError as missing:
             return missing.bound
 
-    def _untouched(self, runner: Runner, layer: str) -> Option:
-        return Option(UNTOUCHED, 0.0, _bytes(runner, layer, _EXACT))
+    def _untouched(self, space: Bounds, layer: str) -> Option:
+        return Option(UNTOUCHED, 0.0, _bytes(space, layer, _EXACT))
 
     # ---- Algorithm 2 -------------------------------------------------------------------------------------------
 
-    def _combined(self, runner: Runner, family: Bounds, options: Mapping[str, Sequence[Option]]) -> Trial | None:
-        """The first choice that keeps the budget; failing all, the best of what was measured on the way."""
+    def _combined(self, runner: Runner, space: Bounds, options: Mapping[str, Sequence[Option]]) -> Trial | None:
+        """The first choice within the budget; if there is none, the best of all trials."""
         for chosen in islice(finer_and_finer(options, _allowed(runner)), self.most_combined):
-            [trial] = runner.run([_network(family, chosen)], "combined")
+            [trial] = runner.run([_network(space, chosen)], "combined")
             if trial.fits:
                 return trial
         return runner.best
 
     def _small(
-        self, runner: Runner, family: Bounds, options: Mapping[str, Sequence[Option]], max_bytes: int
+        self, runner: Runner, space: Bounds, options: Mapping[str, Sequence[Option]], max_bytes: int
     ) -> Trial | None:
-        """Of all that was measured and is small enough, what loses least."""
-        subject = runner.subject
+        """Of all trials that are small enough, the one that loses least."""
+        subject = space.subject
         likely = believed(options, _allowed(runner) if runner.max_loss else None)
 
         def size_of(chosen: Chosen) -> int:
-            return compress_quietly(subject.tensors, subject.base, plan=_network(family, chosen)).nbytes
+            return compress_quietly(subject.tensors, subject.base, plan=_network(space, chosen)).nbytes
 
-        chosen = [_network(family, most_accurate(rows, max_bytes, size_of)) for rows in (options, likely)]
+        chosen = [_network(space, most_accurate(rows, max_bytes, size_of)) for rows in (options, likely)]
         runner.run(chosen[: self.most_combined], "combined")
         small = [trial for trial in runner.trials if trial.n_bytes <= max_bytes]
         best = min(small, key=lambda t: (not t.fits, _loss(runner, t), t.n_bytes), default=None)
@@ -170,17 +171,17 @@ class DeepSzSearch:
         return best
 
 
-def _network(family: Bounds, chosen: Mapping[str, Option]) -> Assignment:
-    bounds = {name: KINDS[family.kind](option.bound) for name, option in chosen.items() if option.bound != UNTOUCHED}
-    return Assignment(_EXACT, {name: family.choice.with_bound(bound) for name, bound in bounds.items()})
+def _network(space: Bounds, chosen: Mapping[str, Option]) -> Assignment:
+    bounds = {name: KINDS[space.kind](option.bound) for name, option in chosen.items() if option.bound != UNTOUCHED}
+    return Assignment(_EXACT, {name: space.choice.with_bound(bound) for name, bound in bounds.items()})
 
 
-def _one_layer(family: Bounds, layer: str, bound: float) -> Assignment:
-    return Assignment(_EXACT, {layer: family.choice.with_bound(KINDS[family.kind](bound))})
+def _one_layer(space: Bounds, layer: str, bound: float) -> Assignment:
+    return Assignment(_EXACT, {layer: space.choice.with_bound(KINDS[space.kind](bound))})
 
 
 def _metric(runner: Runner) -> str | None:
-    """The one that counts; None if there are several."""
+    """The only limited metric; None if there are several."""
     names = list(runner.max_loss or runner.original)
     return names[0] if len(names) == 1 else None
 
@@ -196,11 +197,11 @@ def _allowed(runner: Runner) -> float:
     return 1.0 if metric is None else runner.max_loss[metric]
 
 
-def _layer_bytes(runner: Runner, family: Bounds, layer: str, bound: float) -> int:
-    return _bytes(runner, layer, family.choice.with_bound(KINDS[family.kind](bound)))
+def _layer_bytes(space: Bounds, layer: str, bound: float) -> int:
+    return _bytes(space, layer, space.choice.with_bound(KINDS[space.kind](bound)))
 
 
-def _bytes(runner: Runner, layer: str, choice: Choice) -> int:
-    """Of an archive of that layer alone."""
-    subject = runner.subject
+def _bytes(space: Bounds, layer: str, choice: Choice) -> int:
+    """Bytes of an archive that holds only that layer."""
+    subject = space.subject
     return compress_quietly({layer: subject.tensors[layer]}, subject.base, plan=Assignment(choice)).nbytes

@@ -12,8 +12,8 @@ __all__ = ["largest_step"]
 
 T = TypeVar("T")
 
-_TRIES = 10
-#: Good enough, as a share of the target.
+_MAX_TRIES = 10
+#: A divergence of this share of the target is near enough.
 _NEAR = 0.9
 
 
@@ -27,7 +27,7 @@ def largest_step(
     first : float
         The step to begin with.
     target : float
-        Most divergence that is allowed.
+        The largest divergence allowed.
     attempt : callable
         From a step to a result.
     divergence : callable
@@ -36,12 +36,12 @@ def largest_step(
     Raises
     ------
     BudgetError
-        No step that was tried keeps below the target.
+        No step that was tried stays below the target.
     """
     low: tuple[float, float, T] | None = None
     high: tuple[float, float] | None = None
     step = first
-    for _ in range(_TRIES):
+    for _ in range(_MAX_TRIES):
         result = attempt(step)
         found = max(divergence(result), 1e-300)
         if found > target or math.isnan(found):
