@@ -1,4 +1,4 @@
-"""What is published: source archive and wheel install into clean environments; the hosting service's files are valid."""
+"""What is published: source archive and wheel install into clean environments; the service's files are valid."""
 
 from __future__ import annotations
 
