@@ -38,6 +38,7 @@ ROWS = (
     "budget",
     "store",
     "federated",
+    "flower",
     "torch",
     "calibrate",
     "testing",
