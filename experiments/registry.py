@@ -125,7 +125,7 @@ CLAIMS = {
 OTHERS = {"fuzz": ("The native decoders and the readers survive fuzzing", "tests/fuzz/run")}
 
 #: Commands that measure nothing.
-TOOLS = {"docs": "docs.writing", "train": "lab.train", "traces": "lab.trace_sets"}
+TOOLS = {"docs": "docs.writing", "train": "lab.train", "traces": "lab.trace_sets", "check_traces": "lab.traces"}
 #: Names from before one command wrote all pages.
 _OLD = dict.fromkeys(("page", "papers", "store_page", "tables", "training_page"), "docs.writing")
 
