@@ -17,6 +17,7 @@ from nearzip.calibrate.sensitivity import gather
 from nearzip.calibrate.settings import Calibration
 from nearzip.errors import UsageError
 from nearzip.tensors import Array, Checkpoint
+from nearzip.updates import absolute_bounds
 
 __all__ = ["Prepared"]
 
@@ -64,7 +65,8 @@ class Prepared:
         predictor = Predictor(module, batches, calibration.forward, calibration.output, calibration.n_batches)
         sensitivity = gather(predictor, progress=progress)
         same = _same_kind(base, tensors)
-        rounder = Rounder(predictor, sensitivity, tensors, same, bound, calibration.damping, threads)
+        bounds = absolute_bounds(source, base, bound, list(tensors), threads)
+        rounder = Rounder(predictor, sensitivity, tensors, same, bounds, calibration.damping, threads)
         return Prepared(source, base, rounder, ties, calibration, bound)
 
     @property

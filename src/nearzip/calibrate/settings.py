@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nearzip.bounds import Bound, Lossless, PointwiseRelative
+from nearzip.bounds import Bound, Lossless, PointwiseRelative, Update
 from nearzip.calibrate.network import Forward, Output
 from nearzip.errors import UsageError
 
@@ -87,6 +87,6 @@ class Calibration:
 
 def check_kept(bound: Bound) -> Bound:
     """The bound itself. Raises UsageError for one that calibrated rounding does not keep."""
-    if isinstance(bound, (Lossless, PointwiseRelative)):
-        raise UsageError(f"calibration keeps absolute, relative and rms bounds, not {bound}")
+    if isinstance(bound, (Lossless, PointwiseRelative)) or (isinstance(bound, Update) and bound.per != "network"):
+        raise UsageError(f"calibration keeps absolute, relative, rms and (per network) update bounds, not {bound}")
     return bound

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from nearzip.api import compress
+from nearzip.api import compress_quietly
 from nearzip.bounds import Lossless
 from nearzip.budget.assignment import Assignment, Choice
 from nearzip.budget.deepsz.assess import DISTORTION, STARTS, assess_layer, check_starts
@@ -155,7 +155,7 @@ class DeepSzSearch:
         likely = believed(options, _allowed(runner) if runner.max_loss else None)
 
         def size_of(chosen: Chosen) -> int:
-            return compress(subject.tensors, subject.base, plan=_network(space, chosen)).nbytes
+            return compress_quietly(subject.tensors, subject.base, plan=_network(space, chosen)).nbytes
 
         chosen = [_network(space, most_accurate(rows, max_bytes, size_of)) for rows in (options, likely)]
         runner.run(chosen[: self.most_combined], "combined")
@@ -204,4 +204,4 @@ def _layer_bytes(space: Bounds, layer: str, bound: float) -> int:
 def _bytes(space: Bounds, layer: str, choice: Choice) -> int:
     """Bytes of an archive that holds only that layer."""
     subject = space.subject
-    return compress({layer: subject.tensors[layer]}, subject.base, plan=Assignment(choice)).nbytes
+    return compress_quietly({layer: subject.tensors[layer]}, subject.base, plan=Assignment(choice)).nbytes
