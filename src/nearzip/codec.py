@@ -6,7 +6,7 @@ bytes are the pipeline's, and a patch: places and exact values of what decoding 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -83,28 +83,44 @@ def encode_block(
         If the patched block is still outside (a fault in a stage, never the data's).
     """
     target = pipeline.target(values, context)
-    best = _encode(target, context, pipeline, tolerances, given)
-    if best.n_patched * _MANY_PATCHES > context.n:
-        exact = _encode(target, context, exact_pipeline(pipeline.needs_base), [EXACT] * len(context.parts))
-        best = min(best, exact, key=lambda block: block.n_bytes)
-    if best.n_bytes <= _TINY:
-        return best
-    if without is not None and given is None and any(promising(target, context, best.pipeline, [without])):
-        best = min(best, _encode(target, context, without, tolerances), key=lambda block: block.n_bytes)
-    return best if fallback == "never" else _or_exact(best, target if fallback == "values" else best.restored, context)
+    first = _encode(target, context, pipeline, tolerances, given)
+    if first.n_patched * _MANY_PATCHES > context.n:
+        first = _smaller(first, _encode(target, context, exact_pipeline(pipeline.needs_base), _exactly(context)))
+    if first.n_bytes <= _TINY:
+        return first
+    others: dict[Pipeline, Sequence[Tolerance]] = {}
+    if without is not None and given is None:
+        others[without] = tolerances
+    if fallback == "never":
+        return _smallest(first, target, context, others)
+    floats = is_float(context.dtype)
+    others.update(dict.fromkeys(exact_pipelines(context.base is not None, floats), _exactly(context)))
+    wanted = target if fallback == "values" else first.restored
+    best = _smallest(first, wanted, context, others)
+    if may_repeat(wanted, best.n_bytes):
+        best = _smaller(best, _encode(wanted, context, REPEATS, _exactly(context)))
+    if best.n_bytes > wanted.nbytes + _TINY:
+        best = _encode(wanted, context, STORED, _exactly(context))
+    return best if best is first else replace(best, n_false=first.n_false)
 
 
-def _or_exact(block: EncodedBlock, values: Array, context: Context) -> EncodedBlock:
-    """`block`, or values coded exactly if that is smaller."""
-    best, exact = block, [EXACT] * len(context.parts)
-    others = [p for p in exact_pipelines(context.base is not None, is_float(context.dtype)) if p != block.pipeline]
-    for other in promising(values, context, block.pipeline, others):
-        best = min(best, _encode(values, context, other, exact), key=lambda block: block.n_bytes)
-    if may_repeat(values, best.n_bytes):
-        best = min(best, _encode(values, context, REPEATS, exact), key=lambda block: block.n_bytes)
-    if best.n_bytes > values.nbytes + _TINY:
-        best = _encode(values, context, STORED, exact)
-    return best if best is block else replace(best, n_false=block.n_false)
+def _exactly(context: Context) -> list[Tolerance]:
+    return [EXACT] * len(context.parts)
+
+
+def _smaller(one: EncodedBlock, other: EncodedBlock) -> EncodedBlock:
+    return min(one, other, key=lambda block: block.n_bytes)
+
+
+def _smallest(
+    first: EncodedBlock, values: Array, context: Context, others: Mapping[Pipeline, Sequence[Tolerance]]
+) -> EncodedBlock:
+    """`first`, or values under another pipeline that keeps its own tolerances, if that is smaller."""
+    best = first
+    candidates = [pipeline for pipeline in others if pipeline != first.pipeline]
+    for other in promising(values, context, first.pipeline, first.n_bytes, candidates):
+        best = _smaller(best, _encode(values, context, other, others[other]))
+    return best
 
 
 def _encode(
