@@ -24,8 +24,8 @@ __all__ = ["EncodedBlock", "decode_block", "decode_sparse_block", "encode_block"
 
 #: With more patches than one in this many values, coding the block exactly is tried as well.
 _MANY_PATCHES = 64
-#: Bytes of a block that is not worth another attempt.
-_TINY = 16
+#: Bytes that another coding has to save: its stages stand in the index.
+_MARGIN = 32
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,9 @@ def encode_block(
     target = pipeline.target(values, context)
     first = _encode(target, context, pipeline, tolerances, given)
     if first.n_patched * _MANY_PATCHES > context.n:
-        first = _smaller(first, _encode(target, context, exact_pipeline(pipeline.needs_base), _exactly(context)))
-    if first.n_bytes <= _TINY:
+        exact = _encode(target, context, exact_pipeline(pipeline.needs_base), _exactly(context))
+        first = min(first, exact, key=lambda block: block.n_bytes)
+    if not context.n or first.n_bytes <= _MARGIN:
         return first
     others: dict[Pipeline, Sequence[Tolerance]] = {}
     if without is not None and given is None:
@@ -99,7 +100,7 @@ def encode_block(
     best = _smallest(first, wanted, context, others)
     if may_repeat(wanted, best.n_bytes):
         best = _smaller(best, _encode(wanted, context, REPEATS, _exactly(context)))
-    if best.n_bytes > wanted.nbytes + _TINY:
+    if best.n_bytes > wanted.nbytes + _MARGIN:
         best = _encode(wanted, context, STORED, _exactly(context))
     return best if best is first else replace(best, n_false=first.n_false)
 
@@ -109,7 +110,7 @@ def _exactly(context: Context) -> list[Tolerance]:
 
 
 def _smaller(one: EncodedBlock, other: EncodedBlock) -> EncodedBlock:
-    return min(one, other, key=lambda block: block.n_bytes)
+    return other if other.n_bytes + _MARGIN < one.n_bytes else one
 
 
 def _smallest(

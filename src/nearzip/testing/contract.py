@@ -22,6 +22,7 @@ import numpy as np
 from nearzip.archive import Reader, WriteReport, write_archive
 from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms, Statistics, violations
 from nearzip.errors import CorruptError, Error, UnknownMethodError, UsageError
+from nearzip.layout import draft_segments
 from nearzip.recipes import Recipe, Setting, Settings
 from nearzip.stages import (
     BYTES,
@@ -363,12 +364,13 @@ def _check_network(
     data, kept, report = _write(recipe, bound, tensors, base, 1)
     _require(_write(recipe, bound, tensors, base, 2)[0] == data, recipe, case, "other bytes with other threads")
     _require(recipe.uses_base or report.index.base_id is None, recipe, case, "needs a base that it does not use")
-    pipelines = {spec.name: s.blocks[0].pipeline for s in report.index.segments for spec in s.tensors if s.blocks}
+    source, reference = Checkpoint.of(tensors), None if base is None or not recipe.uses_base else Checkpoint.of(base)
+    drafts = draft_segments(source, reference, list(tensors), Settings(Setting(recipe, bound)), 1)
+    pipelines = {spec.name: draft.pipeline for draft in drafts for spec in draft.tensors}
     for name, array in tensors.items():
         flat = np.ascontiguousarray(array).reshape(-1)
         # Promises of pruning methods count from what is left: a share of the tensor's values.
-        pipeline = pipelines.get(report.index.aliases.get(name, name))
-        target = flat if pipeline is None else pipeline.target(flat, Context.alone(flat))
+        target = pipelines[name].target(flat, Context.alone(flat))
         outside = violations(target, kept[name].reshape(-1), _tolerance(bound, flat))
         _require(not outside.size, recipe, f"{case}, {name}", f"values {outside[:5].tolist()} are outside the bound")
     reference = None if report.index.base_id is None or base is None else Checkpoint.of(base)
