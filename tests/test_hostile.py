@@ -57,7 +57,7 @@ class Evil:
 
 def good() -> tuple[dict[str, Any], bytes]:
     """An archive of three tensors, one of them tied, as JSON and blocks."""
-    w = np.ones((3, 4), np.float32)
+    w = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
     archive = nz.compress({"w": w, "n": np.arange(5), "tied": w}, metadata={"a": "b"}, threads=1)
     return unseal(archive.to_bytes())
 
