@@ -11,6 +11,7 @@ import functools
 import math
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import zstandard
@@ -18,7 +19,7 @@ import zstandard
 from nearzip.stages import Chain, Context, ContextDelta, OrderedBits, Pipeline, Rans, RawBytes, Sparse, Zstd
 from nearzip.tensors import Array, bits_of, is_float
 
-__all__ = ["REPEATS", "STORED", "exact_pipeline", "exact_pipelines", "may_repeat", "promising"]
+__all__ = ["REPEATS", "STORED", "exact_pipeline", "exact_pipelines", "is_far", "may_repeat", "promising", "stands_out"]
 
 #: Values as they are.
 STORED = Pipeline((RawBytes(),))
@@ -34,7 +35,8 @@ _SAMPLE, _RUNS = 1024, 8
 _NEAR = 1.25
 #: Exact values, or differences to a base, take at least this share of their entropy on the sample.
 _OF_ENTROPY = 0.6
-#: Fewer bits a value than this are rounded values, close to their entropy; exact ones have no less.
+#: Where an entropy coder took fewer bits than this for a value of 32 or more, values were rounded, and exact ones have
+#: no less entropy. Of narrow types, differences coded in context of the base's exponents may take less.
 _FEW_BITS = 2.0
 #: Values of which nearly all differ, and that are this much closer to the base than to zero, are coded against it.
 _DISTINCT, _CLOSE = 0.9, 0.25
@@ -43,9 +45,31 @@ _MANY_ZEROS = 0.25
 
 #: Repeats are looked for in all of a block up to `_WHOLE` bytes, else in runs from all over it.
 _WHOLE, _RUN_BYTES = 128 << 10, 16 << 10
-#: Levels of zstd that look for repeats one after the other, in how many runs, and how small what they make has to be
-#: beside the best other coding for the search to go on: on noise, the first takes a tenth of the second's time.
-_SEARCHES = ((-1, 2, 1.15), (3, 4, 0.99))
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A level of zstd that looks for repeats in so many runs, and how small what it makes has to be to go on.
+
+    At most `near` times the best other coding; or, because zstd 19 makes a small part of what is well structured, at
+    most `structured` of the bytes and `times` the best other coding.
+    """
+
+    level: int
+    n_runs: int
+    near: float
+    structured: float
+    times: float
+
+
+#: One after the other: on noise, the first takes a tenth of the second's time.
+_SEARCHES = (_Search(-1, 2, 1.15, 0.3, math.inf), _Search(3, 4, 0.99, 0.15, 2.0))
+#: A tensor of at least so many bytes, of which zstd's fastest leaves no more than this share on a run, gets a block of
+#: its own: what makes it small would not suit its neighbours.
+_LEAST_APART, _APART_RUN, _APART = 64 << 10, 8 << 10, 0.8
+#: A tensor of that size is coded without its base if, of so many values, no more than this share are within a tenth of
+#: the base's: 3 % are if the two have nothing to do with each other.
+_LOOKS, _FEW_NEAR, _NEAR_BASE = 256, 0.06, 0.1
 #: Every so many words of eight bytes are compared with each other: what repeats far apart mostly does so after a
 #: multiple of a KiB, and touching more of a block's memory would show in the time that lossless coding takes.
 _STRIDE = 128
@@ -88,7 +112,7 @@ def promising(
     sample = _Sample(values, context.base)
     limit = None
     for other in others:
-        if sample.rules_out(other, 8 * n_bytes / context.n):
+        if sample.rules_out(other, 8 * n_bytes / context.n, pipeline):
             continue
         if limit is None:
             limit = _NEAR * len(pipeline.encode(sample.values, sample.context))
@@ -103,9 +127,10 @@ class _Sample:
         self.values = _sampled(values)
         self.context = Context.alone(self.values, None if base is None else _sampled(base))
 
-    def rules_out(self, other: Pipeline, bits: float) -> bool:
-        """Whether a candidate surely takes more than so many bits a value."""
-        if other in (exact_pipeline(False), exact_pipeline(True), _ZEROS) and bits < _FEW_BITS:
+    def rules_out(self, other: Pipeline, bits: float, pipeline: Pipeline) -> bool:
+        """Whether a candidate surely takes more than the so many bits a value that `pipeline` took."""
+        few = bits < _FEW_BITS and isinstance(pipeline.stages[-1], Rans) and self.values.itemsize >= 4
+        if few and other in (exact_pipeline(False), exact_pipeline(True), _ZEROS):
             return True
         if other is _ZEROS:
             return _zeros(self.values) < _MANY_ZEROS
@@ -165,12 +190,38 @@ def may_repeat(values: Array, n_bytes: int) -> bool:
     """Whether `REPEATS` may code values, shape (n,), in fewer than `n_bytes`: faster levels of zstd on some of them."""
     raw = np.ascontiguousarray(values).view(np.uint8)
     share = n_bytes / raw.size
-    if all(_packed(_runs(raw, n_runs), level) <= near * share for level, n_runs, near in _SEARCHES):
+    if all(_goes_on(raw, share, search) for search in _SEARCHES):
         return True
     if raw.size <= _WHOLE or share < _LEAST_FAR or _distinct(raw) > share:
         return False
-    level, _, near = _SEARCHES[-1]
-    return _packed([raw], level) <= near * share
+    careful = _SEARCHES[-1]
+    return _packed([raw], careful.level) <= careful.near * share
+
+
+def _goes_on(raw: Array, share: float, search: _Search) -> bool:
+    packed = _packed(_runs(raw, search.n_runs), search.level)
+    return packed <= search.near * share or packed <= min(search.structured, search.times * share)
+
+
+def stands_out(values: Array) -> bool:
+    """Whether a tensor smaller than a block should not share one with others."""
+    raw = values.reshape(-1).view(np.uint8)
+    if raw.size < _LEAST_APART:
+        return False
+    start = (raw.size - _APART_RUN) // 2
+    run = raw[start : start + _APART_RUN]
+    return _packed([run], _SEARCHES[0].level) <= _APART and bool(run.any())
+
+
+def is_far(values: Array, base: Array) -> bool:
+    """Whether a tensor smaller than a block is so far from its base that this is of no use, by some of its values."""
+    if values.nbytes < _LEAST_APART:
+        return False
+    step = values.size // _LOOKS
+    with np.errstate(invalid="ignore", over="ignore"):
+        x, b = (each.reshape(-1)[::step][:_LOOKS].astype(np.float32) for each in (values, base))
+        near = np.abs(x - b) <= _NEAR_BASE * np.abs(x)
+    return int(np.count_nonzero(near)) <= _FEW_NEAR * _LOOKS
 
 
 def _runs(raw: Array, n: int) -> list[Array]:

@@ -146,27 +146,21 @@ def _base(rng: np.random.Generator, tensors: Mapping[str, Array]) -> dict[str, A
 
 # ---- methods and bounds ----------------------------------------------------------------------------------------
 
+_STEP = {"step": 1e-3}
+_OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
+    "nearzip": ({}, {}, {}, {"finer": 0}, _STEP, {**_STEP, "unbiased": True}, {**_STEP, "lattice": True}),
+    "delta-dnn": ({}, {"mode": "relative"}, {"backend": "rle+zstd"}),
+    "qd-compressor": ({}, {"bits": 8}, {"variant": "delta-first"}, {"variant": "global"}),
+    "lc-checkpoint": ({}, {"bits": 6}),
+    "zstd": ({}, {"level": 3}),
+}
+
 
 def _options(rng: np.random.Generator, method: str, tensors: Mapping[str, Array]) -> dict[str, Any]:
-    choices: dict[str, list[dict[str, Any]]] = {
-        "nearzip": [
-            {},
-            {},
-            {},
-            {"finer": 0},
-            {"step": 1e-3},
-            {"step": 1e-3, "unbiased": True},
-            {"step": 1e-3, "lattice": True},
-        ],
-        "delta-dnn": [{}, {"mode": "relative"}, {"backend": "rle+zstd"}],
-        "qd-compressor": [{}, {"bits": 8}, {"variant": "delta-first"}, {"variant": "global"}],
-        "lc-checkpoint": [{}, {"bits": 6}],
-        "zstd": [{}, {"level": 3}],
-    }
     if recipe_type(method).fallback == "restored":
-        some = [{}, {"keep": 0.3}, {"keep": {next(iter(tensors)): 0.2, "*": 1.0}}]
-    else:
-        some = choices.get(method, [{}])
+        pruning: tuple[dict[str, Any], ...] = ({}, {"keep": 0.3}, {"keep": {next(iter(tensors)): 0.2, "*": 1.0}})
+        return pruning[rng.integers(len(pruning))]
+    some = _OPTIONS.get(method, ({},))
     return some[rng.integers(len(some))]
 
 
