@@ -19,7 +19,17 @@ import zstandard
 from nearzip.stages import Chain, Context, ContextDelta, OrderedBits, Pipeline, Rans, RawBytes, Sparse, Zstd
 from nearzip.tensors import Array, bits_of, is_float
 
-__all__ = ["REPEATS", "STORED", "exact_pipeline", "exact_pipelines", "is_far", "may_repeat", "promising", "stands_out"]
+__all__ = [
+    "LEAST_APART",
+    "REPEATS",
+    "STORED",
+    "exact_pipeline",
+    "exact_pipelines",
+    "is_far",
+    "may_repeat",
+    "promising",
+    "stands_out",
+]
 
 #: Values as they are.
 STORED = Pipeline((RawBytes(),))
@@ -66,7 +76,7 @@ class _Search:
 _SEARCHES = (_Search(-1, 2, 1.15, 0.3, math.inf), _Search(3, 4, 0.99, 0.15, 2.0))
 #: A tensor of at least so many bytes, of which zstd's fastest leaves no more than this share on a run, gets a block of
 #: its own: what makes it small would not suit its neighbours.
-_LEAST_APART, _APART_RUN, _APART = 64 << 10, 8 << 10, 0.8
+LEAST_APART, _APART_RUN, _APART = 64 << 10, 8 << 10, 0.8
 #: A tensor of that size is coded without its base if, of so many values, no more than this share are within a tenth of
 #: the base's: 3 % are if the two have nothing to do with each other.
 _LOOKS, _FEW_NEAR, _NEAR_BASE = 256, 0.06, 0.1
@@ -204,19 +214,15 @@ def _goes_on(raw: Array, share: float, search: _Search) -> bool:
 
 
 def stands_out(values: Array) -> bool:
-    """Whether a tensor smaller than a block should not share one with others."""
+    """Whether a tensor of `LEAST_APART` bytes or more, but less than a block, should not share one with others."""
     raw = values.reshape(-1).view(np.uint8)
-    if raw.size < _LEAST_APART:
-        return False
     start = (raw.size - _APART_RUN) // 2
     run = raw[start : start + _APART_RUN]
     return _packed([run], _SEARCHES[0].level) <= _APART and bool(run.any())
 
 
 def is_far(values: Array, base: Array) -> bool:
-    """Whether a tensor smaller than a block is so far from its base that this is of no use, by some of its values."""
-    if values.nbytes < _LEAST_APART:
-        return False
+    """Whether a tensor of such a size is so far from its base that this is of no use, by some of its values."""
     step = values.size // _LOOKS
     with np.errstate(invalid="ignore", over="ignore"):
         x, b = (each.reshape(-1)[::step][:_LOOKS].astype(np.float32) for each in (values, base))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nearzip.bounds import EXACT, Bound, NoPromise, Statistics, Tolerance
-from nearzip.choice import exact_pipeline, is_far, stands_out
+from nearzip.choice import LEAST_APART, exact_pipeline, is_far, stands_out
 from nearzip.digests import PIECE_BYTES
 from nearzip.errors import UsageError
 from nearzip.parallel import ordered_map
@@ -139,7 +139,7 @@ def _draft(
         member = (spec, plan.tolerance)
         n_bytes = spec.n_bytes
         whole = plan.alone or (recipe.whole_tensors and spec.is_float)
-        if whole or n_bytes >= recipe.group_bytes or (apart and stands_out(source.read(spec.name))):
+        if whole or n_bytes >= recipe.group_bytes or (apart and _stands_out(source, spec)):
             cut = recipe.cut_tensors and not whole
             size = recipe.group_bytes if cut else _one_block(n_bytes)
             yield _gathered([member], plan.pipeline, with_base, size, recipe)
@@ -195,9 +195,13 @@ def _far(source: Checkpoint, base: Checkpoint | None, names: list[str], setting:
     """Tensors that share blocks and whose bases are of no use. In a block of its own, both ways are tried."""
     if base is None or setting.recipe.fallback == "restored" or isinstance(setting.bound, NoPromise):
         return set()
-    shared = [name for name in names if source.spec(name).n_bytes < setting.recipe.group_bytes]
-    with_base = [name for name in shared if _has_base(source.spec(name), base)]
-    return {name for name in with_base if is_far(source.read(name), base.read(name))}
+    sizes = range(LEAST_APART, setting.recipe.group_bytes)
+    shared = [name for name in names if source.spec(name).n_bytes in sizes and _has_base(source.spec(name), base)]
+    return {name for name in shared if is_far(source.read(name), base.read(name))}
+
+
+def _stands_out(source: Checkpoint, spec: TensorSpec) -> bool:
+    return spec.n_bytes >= LEAST_APART and stands_out(source.read(spec.name))
 
 
 def _has_base(spec: TensorSpec, base: Checkpoint | None) -> bool:
