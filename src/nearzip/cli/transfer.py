@@ -196,7 +196,7 @@ def _compress_text(report: FileReport, output: str, restored: str | None, second
         ("others", others_text(index.method)),
         ("divergence", None if report.write.divergence is None else f"{report.write.divergence:.3g} nats a prediction"),
         ("not calibrated", some([f"{name} ({why})" for name, why in report.write.plain.items()])),
-        ("smaller", report.write.choices_text or None),
+        ("smaller coding", report.write.choices_text or None),
         ("alone", some([f"{name} ({why})" for name, why in report.write.alone.items()])),
         ("gone", some(index.gone)),
         ("false", some([f"{name}: {n:,} zeros come back as weights"
