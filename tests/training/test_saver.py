@@ -388,6 +388,15 @@ def test_a_program_that_ends_without_close(tmp_path, how):
         assert nz.Store(tmp_path / "run").checkout()["model/weight"].shape == (300, 300)
 
 
+def test_a_step_without_a_bound_rounds_parameters(tmp_path):
+    network = nn.Linear(30, 40)
+    with Saver(tmp_path / "s", options={"step": 0.01}) as saver:
+        saver.save(network, None, step=0)
+    weights = Saver(tmp_path / "s").store.checkout("latest")["model/weight"]
+    off = abs(weights - network.weight.detach().numpy()).max()
+    assert 0 < off <= 0.0051
+
+
 def test_exact_buffers_that_equal_rounded_parameters_stay_exact(tmp_path):
     network = nn.BatchNorm2d(64)
     with Saver(tmp_path / "s", bound="rms:0.05") as saver:
