@@ -1,5 +1,7 @@
 """nearzip compresses neural networks and the updates between their versions within a bound, and proves it kept.
 
+Examples
+--------
 >>> import numpy as np, nearzip as nz
 >>> old = {"w": np.arange(8, dtype=np.float32)}
 >>> new = {"w": old["w"] + np.float32(0.01)}
@@ -11,7 +13,7 @@ True
 from nearzip import errors
 from nearzip.api import compress, compress_file, decompress, decompress_file, methods, open
 from nearzip.archive import Archive, Reader
-from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms
+from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms, Update
 from nearzip.budget import Plan, tune
 from nearzip.comparison import Comparison, compare
 from nearzip.limits import Limits
@@ -31,6 +33,7 @@ __all__ = [
     "Relative",
     "Rms",
     "Store",
+    "Update",
     "__version__",
     "compare",
     "compress",

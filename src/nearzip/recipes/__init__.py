@@ -15,8 +15,10 @@ from nearzip.recipes.foreign import BloscRecipe, Sz3Recipe, ZfpRecipe
 from nearzip.recipes.lc_checkpoint import LcCheckpoint
 from nearzip.recipes.nearzip import Nearzip
 from nearzip.recipes.qd_compressor import QdCompressor
+from nearzip.recipes.qsgd import Qsgd
 from nearzip.recipes.retrain import Hold, Retrain
 from nearzip.recipes.settings import Setting, Settings
+from nearzip.recipes.sparse_updates import Sbc, Stc, TopK
 from nearzip.recipes.weightless import Weightless
 
 __all__ = [
@@ -42,6 +44,10 @@ _BUILT_IN: tuple[type[Recipe], ...] = (
     DeepSzNearzip,
     DeepCompression,
     Weightless,
+    TopK,
+    Sbc,
+    Stc,
+    Qsgd,
     Sz3Recipe,
     ZfpRecipe,
     BloscRecipe,
