@@ -12,6 +12,8 @@ from nearzip.recipes import recipe_types
 from nearzip.tensors import DTYPES
 from nearzip.testing.pairs import usable_methods
 
+pytestmark = pytest.mark.filterwarnings("ignore::nearzip.errors.UpdateLostWarning")
+
 RNG = np.random.default_rng(0)
 N = 1 << 15
 

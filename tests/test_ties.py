@@ -11,6 +11,7 @@ import nearzip as nz
 from nearzip.bounds import Statistics, violations
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.filterwarnings("ignore::nearzip.errors.UpdateLostWarning")
 
 
 def round_trip(content, folder, **how):

@@ -25,6 +25,7 @@ class _SparseUpdate(Unpromised):
     whole_tensors = True
     knobs: ClassVar[Mapping[str, Sequence[Any]]] = {"keep": _KEEPS}
 
+    fallback = "restored"
     keep: float = 0.01
 
     def __post_init__(self) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms
+from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms, Update
 from nearzip.errors import UsageError
 from nearzip.recipes import Settings, recipe_type, recipe_types
+from nearzip.recipes.pruning import PruningRecipe
 from nearzip.tensors import DTYPES, Array, is_float
 
 __all__ = ["Pair", "random_pair", "usable_methods"]
@@ -56,7 +57,7 @@ def random_pair(seed: int, method: str | None = None) -> Pair:
     methods = usable_methods()
     method = method or ("nearzip" if rng.random() < 0.4 else methods[rng.integers(len(methods))])
     options = _options(rng, method, tensors)
-    return Pair(seed, tensors, base, method, options, _bounds(rng, method, options, tensors))
+    return Pair(seed, tensors, base, method, options, _bounds(rng, method, options, tensors, base))
 
 
 # ---- tensors ---------------------------------------------------------------------------------------------------
@@ -157,7 +158,7 @@ _OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
 
 
 def _options(rng: np.random.Generator, method: str, tensors: Mapping[str, Array]) -> dict[str, Any]:
-    if recipe_type(method).fallback == "restored":
+    if issubclass(recipe_type(method), PruningRecipe):
         pruning: tuple[dict[str, Any], ...] = ({}, {"keep": 0.3}, {"keep": {next(iter(tensors)): 0.2, "*": 1.0}})
         return pruning[rng.integers(len(pruning))]
     some = _OPTIONS.get(method, ({},))
@@ -165,13 +166,17 @@ def _options(rng: np.random.Generator, method: str, tensors: Mapping[str, Array]
 
 
 def _bounds(
-    rng: np.random.Generator, method: str, options: Mapping[str, Any], tensors: Mapping[str, Array]
+    rng: np.random.Generator,
+    method: str,
+    options: Mapping[str, Any],
+    tensors: Mapping[str, Array],
+    base: Mapping[str, Array] | None,
 ) -> Bound | dict[str, Bound] | None:
     """One that the method can keep, or several by pattern and name."""
     recipe = recipe_type(method).from_options(options)
     able = []
     for _ in range(6):
-        bound = _bound(rng)
+        bound = _bound(rng, base is not None and recipe.uses_base)
         try:
             Settings.by_pattern(recipe, {"*": bound}, tensors)
             able.append(bound)
@@ -186,7 +191,9 @@ def _bounds(
     return several | ({"*.bias.*": able[1]} if any(".bias." in name for name in tensors if name != own) else {})
 
 
-def _bound(rng: np.random.Generator) -> Bound:
+def _bound(rng: np.random.Generator, with_base: bool) -> Bound:
     e = 10.0 ** rng.uniform(-7, -1)
-    bounds = (Lossless(), Absolute(e), Absolute(e), Relative(e), PointwiseRelative(e), Rms(e))
+    bounds: tuple[Bound, ...] = (Lossless(), Absolute(e), Absolute(e), Relative(e), PointwiseRelative(e), Rms(e))
+    if with_base:
+        bounds += (Update(10 * e), Update(10 * e, per="tensor"))
     return bounds[rng.integers(len(bounds))]
