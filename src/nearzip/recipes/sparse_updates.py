@@ -23,9 +23,9 @@ class _SparseUpdate(Unpromised):
     """What the three share: the share of each tensor's values that is kept, of the difference where there is a base."""
 
     whole_tensors = True
+    fallback = "restored"
     knobs: ClassVar[Mapping[str, Sequence[Any]]] = {"keep": _KEEPS}
 
-    fallback = "restored"
     keep: float = 0.01
 
     def __post_init__(self) -> None:
