@@ -93,6 +93,10 @@ CLAIMS = {
         "Bounds are kept, as another implementation checks in rational numbers",
         "claims.trust.bound_truth", ("bound_truth",), "--arrays 100000",
     ),
+    "promises": Claim(
+        "Every tensor keeps its own bound by every way in, and no archive is larger than what is at hand",
+        "claims.trust.promises", ("promises",),
+    ),
     "damage": Claim(
         "No change of any byte of an archive gives wrong values; hostile files take no memory",
         "claims.trust.damage", ("damage",),

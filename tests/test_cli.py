@@ -122,6 +122,15 @@ def test_tensors_coded_alone_and_gone_are_named(files: Path):
     assert "layer.bias" in result.stdout
 
 
+def test_codings_that_are_smaller_than_what_was_asked_are_named(files: Path):
+    rng = np.random.default_rng(5)
+    save_file({"w": rng.normal(size=(64, 64)).astype(np.float16)}, "half.safetensors")
+    result = good("compress", "half.safetensors", "-o", "h.nz", "--bound", "abs:1e-7")
+    assert "smaller coding  1 exactly" in result.stdout
+    report = json.loads(good("compress", "half.safetensors", "-o", "i.nz", "--bound", "abs:1e-7", "--json").stdout)
+    assert report["choices"] == {"w": "exact"}
+
+
 def test_keep_going_leaves_out_damaged_tensors_and_warns(files: Path):
     big = {name: rng.normal(size=(1100, 1000)).astype(np.float32) for name in ("one", "two")}
     nz.compress(big).save("big.nz")

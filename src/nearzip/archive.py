@@ -107,11 +107,16 @@ CHOICES = {
 }
 
 
-def _choices(draft: Draft, entries: Sequence[BlockEntry]) -> dict[str, str]:
+def _choices(draft: Draft, entries: Sequence[BlockEntry], base: Checkpoint | None) -> dict[str, str]:
     """The choice for each tensor of a segment, if most of its blocks were coded otherwise than drafted."""
     taken = {draft.without: "no-base", REPEATS: "repeats", STORED: "stored", draft.pipeline: ""}
     choice = Counter(taken.get(entry.pipeline, "exact") for entry in entries).most_common(1)[0][0]
-    return {spec.name: choice for spec in draft.tensors} if choice else {}
+    far = not choice and not draft.with_base and draft.uses_base and base is not None
+    return {
+        spec.name: choice or "no-base"
+        for spec in draft.tensors
+        if choice or (far and base is not None and spec.same_kind(base.specs.get(spec.name)))
+    }
 
 
 def _pieces(block: Block, values: Array) -> list[list[bytes]]:
@@ -230,7 +235,7 @@ def write_archive(
                 theirs = base_assembler.digests()
                 base_contents.update(zip((spec.name for spec in draft.tensors), theirs, strict=True))
                 base_digest = digest(b"".join(theirs))
-            choices.update(_choices(draft, entries))
+            choices.update(_choices(draft, entries, base))
             segments.append(
                 Segment(draft.tensors, draft.block_bytes, tuple(entries), digest(b"".join(own)), base_digest)
             )

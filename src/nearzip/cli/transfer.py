@@ -223,6 +223,7 @@ def _compress_document(report: FileReport, output: str, restored: str | None, se
         "update_kept": None if report.write.update_kept is None else report.write.update_kept.to_json(),
         "patched_values": report.write.n_patched,
         "coded_alone": report.write.alone,
+        "choices": report.write.choices,
         "false_positives": report.write.false_positives,
         "divergence": report.write.divergence,
         "not_calibrated": report.write.plain,
@@ -247,6 +248,7 @@ def _compress_text(report: FileReport, output: str, restored: str | None, second
         ("others", others_text(index.method)),
         ("divergence", None if report.write.divergence is None else f"{report.write.divergence:.3g} nats a prediction"),
         ("not calibrated", some([f"{name} ({why})" for name, why in report.write.plain.items()])),
+        ("smaller coding", report.write.choices_text or None),
         ("alone", some([f"{name} ({why})" for name, why in report.write.alone.items()])),
         ("gone", some(index.gone)),
         ("false", some([f"{name}: {n:,} zeros come back as weights"

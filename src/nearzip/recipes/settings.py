@@ -25,7 +25,7 @@ class Setting:
     @staticmethod
     def of(recipe: Recipe, bound: Bound | None = None) -> Setting:
         """None: the method's own bound. Raises UsageError if it cannot promise `bound`."""
-        if isinstance(bound, NoPromise) and recipe.promises:
+        if isinstance(bound, NoPromise) and recipe.promises and recipe.resolve_bound(None) != bound:
             raise UsageError(f"{recipe.name} keeps a bound; name one, such as abs:1e-3")
         return Setting(recipe, recipe.resolve_bound(bound))
 
