@@ -7,7 +7,7 @@ import sys
 _SAME = (
     "agreement", "bound_truth", "budget", "damage", "damage_peers", "deepsz", "delta_dnn", "fidelity", "lattices",
     "lossless", "memory", "page", "papers", "qd_compressor", "rates", "repeat", "size", "speed", "store",
-    "store_faults", "store_page", "tables", "throughput", "trace_times", "train", "transmission",
+    "store_faults", "store_fire", "store_page", "tables", "throughput", "trace_times", "train", "transmission",
 )  # fmt: skip
 #: docs/resume.md.
 _TRAINING = ("feedback", "feedback_time", "resume", "save_cost", "save_memory", "training_page")
