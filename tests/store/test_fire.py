@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import store_fire
+from experiments.claims.store import store_fire
 
 
 @pytest.mark.parametrize("kind", ["disk", pytest.param("s3", marks=pytest.mark.long)])
@@ -33,7 +33,7 @@ def test_a_store_under_fire(kind, request):
         "3",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    root = Path(store_fire.__file__).parent.parent
+    root = Path(store_fire.__file__).parents[3]
     run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     found = json.loads(run.stdout)
