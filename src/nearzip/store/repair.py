@@ -168,7 +168,7 @@ class Repairer:
 
     def _from_objects(self, number: int, known: Mapping[int, Manifest]) -> tuple[Manifest, str] | None:
         """A version can be told from its objects, but for what was said of it."""
-        found = self._labelled(number)
+        found = self._labelled(number, known)
         for manifest in self._told(number, found, known):
             checked = self._checked(manifest)
             if checked is not None:
@@ -178,12 +178,16 @@ class Repairer:
             self.partial[number] = sorted(found)
         return None
 
-    def _labelled(self, number: int) -> dict[str, tuple[Part, Index, Label]]:
+    def _labelled(self, number: int, known: Mapping[int, Manifest]) -> dict[str, tuple[Part, Index, Label]]:
         """Sound objects that were written for a version; later versions may have taken tensors from them."""
         if not self.backend.can_list:
             return {}
         found: dict[str, tuple[Part, Index, Label]] = {}
+        # An object that a version takes whole was written for that version.
+        others = {part.object for manifest in known.values() for part in manifest.parts if part.names is None}
         for entry in self.backend.list("objects"):
+            if entry.name in others:
+                continue
             try:
                 part = Part(entry.name, entry.n_bytes)
                 with open_part(self.backend, part, None, Limits(output_bytes=1 << 62), 1) as reader:
