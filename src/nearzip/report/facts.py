@@ -10,6 +10,7 @@ import numpy as np
 
 from nearzip.api import open_input
 from nearzip.bounds import NoPromise, Statistics, Tolerance
+from nearzip.container import Index
 from nearzip.errors import Error, UsageError
 from nearzip.limits import Limits
 from nearzip.store import Store, Version
@@ -18,7 +19,7 @@ from nearzip.store.chain import Progress, open_part, stream
 from nearzip.store.graph import needed_objects
 from nearzip.store.keep import kept, parse_rules
 from nearzip.store.log import version_rows
-from nearzip.store.manifest import Manifest
+from nearzip.store.manifest import Manifest, Part
 from nearzip.store.promises import bound_of, committed_bounds
 from nearzip.store.settings import StoreSettings
 from nearzip.tensors import Array, Checkpoint, is_float
@@ -235,7 +236,7 @@ def _errors(store: Store, selector: str, path: str | os.PathLike[str]) -> Iterab
 
 def _errors_of(store: Store, number: int, original: Checkpoint, path: str) -> list[ErrorRow]:
     rows = []
-    bounds = committed_bounds(store._backend, store._versions.get(number))
+    bounds = committed_bounds(store._versions.get(number), lambda part: _index(store._backend, part))
     with stream(store._backend, store._versions, number) as restored:
         lacking = set(restored.specs) ^ set(original.specs)
         if lacking:
@@ -249,6 +250,11 @@ def _errors_of(store: Store, number: int, original: Checkpoint, path: str) -> li
             tolerance = _tolerance(bounds.get(name), values)
             rows.append(_error(number, name, tolerance, values.reshape(-1), theirs.reshape(-1)))
     return rows
+
+
+def _index(backend: Backend, part: Part) -> Index:
+    with open_part(backend, part, None, Limits(output_bytes=1 << 62), 1) as reader:
+        return reader.index
 
 
 def _tolerance(bound: str | None, values: Array) -> Tolerance:
