@@ -73,6 +73,10 @@ CLAIMS = {
         "A store survives crashes, full disks and failing backends",
         "claims.store.store_faults", ("store_faults",),
     ),
+    "store_fire": Claim(
+        "A store whose writers, readers, pruners and repairers are killed at random for an hour loses nothing",
+        "claims.store.store_fire", ("store_fire",), "--record",
+    ),
     "transmission": Claim(
         "A client that pulls updates waits less than one that fetches networks",
         "claims.store.transmission", ("transmission",), _DATA,

@@ -17,6 +17,7 @@ from nearzip.cli.transfer import force_option, kept_text, options_of, threads_op
 from nearzip.errors import CorruptError
 from nearzip.store import Store, VerifyReport, Version
 from nearzip.store.selectors import is_selector
+from nearzip.store.sharded import INDEX, is_sharded, prune_sharded
 
 __all__ = ["store"]
 
@@ -283,6 +284,8 @@ def prune(
     """
     if not keep:
         raise click.UsageError("say what to keep, such as --keep last:5 --keep tagged, or --keep all")
+    if is_sharded(url):
+        return _prune_sharded(url, keep, drop, dry_run, timeout, threads, as_json)
     opened = Store(url, threads=threads)
     with progress("store prune", as_json, "versions") as callback:
         report = opened.prune(keep, drop, dry_run=dry_run, timeout=timeout, progress=callback)
@@ -301,6 +304,37 @@ def prune(
             (f"{would}freed", f"{human_bytes(report.n_freed)}, {report.n_objects} objects"),
         ]))  # fmt: skip
     return 1 if report.skipped else 0
+
+
+def _prune_sharded(
+    url: str,
+    keep: Sequence[str],
+    drop: Sequence[int],
+    dry_run: bool,
+    timeout: float,
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """Prune a folder that torch.distributed.checkpoint saves into."""
+    reports = prune_sharded(url, keep, drop, dry_run=dry_run, timeout=timeout, threads=threads)
+    index = reports[INDEX]
+    skipped = [f"{name}: {text}" for name, report in reports.items() for text in report.skipped]
+    n_freed, n_objects = sum(r.n_freed for r in reports.values()), sum(r.n_objects for r in reports.values())
+    for text in skipped:
+        warn(text)
+    if as_json:
+        print_json("store prune", {
+            "url": url, **vars(index), "n_freed": n_freed, "n_objects": n_objects, "skipped": skipped,
+            "stores": {name: vars(report) for name, report in reports.items()},
+        })  # fmt: skip
+    else:
+        would = "would be " if dry_run else ""
+        show(facts([
+            ("kept", f"{len(index.kept)} checkpoints: {_numbered(list(index.kept))}"),
+            ("dropped", f"{len(index.dropped)} checkpoints{f': {_numbered(index.dropped)}' if index.dropped else ''}"),
+            (f"{would}freed", f"{human_bytes(n_freed)}, {n_objects} objects in {len(reports)} stores"),
+        ]))  # fmt: skip
+    return 1 if skipped else 0
 
 
 def _numbered(numbers: Sequence[int]) -> str:

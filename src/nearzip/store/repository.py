@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import io
 import os
@@ -147,9 +148,7 @@ class Store:
             found = self._read_settings()
         except NotFoundError:
             if not create:
-                raise NotFoundError(
-                    f"{self.url}: no store here; make one with 'nearzip store init {self.url}' (create=True)"
-                ) from None
+                raise NotFoundError(f"{self.url}: {self._instead()}") from None
             return self._make(wanted)
         for name, value in wanted.items():
             if getattr(found, name) != value:
@@ -158,6 +157,16 @@ class Store:
                     f"the store's with 'nearzip store configure'"
                 )
         return found
+
+    def _instead(self) -> str:
+        """What is here in place of a store."""
+        with contextlib.suppress(Error):
+            self._backend.read(f"index/{PATH}", MOST_DOCUMENT_BYTES)
+            return (
+                "no store, but a folder that torch.distributed.checkpoint saves into: the store "
+                f"{self.url}/index lists its checkpoints, and 'nearzip store prune {self.url}' drops some"
+            )
+        return f"no store here; make one with 'nearzip store init {self.url}' (create=True)"
 
     def _read_settings(self) -> StoreSettings:
         data = self._backend.read(PATH, MOST_DOCUMENT_BYTES)
@@ -191,6 +200,12 @@ class Store:
     def bound(self) -> str | Mapping[str, str] | None:
         """As the command line spells it."""
         return self.settings.bound
+
+    def with_policy(self, policy: Policy | str) -> Store:
+        """The same store, whose versions the returned object chains by another policy; the store's own stays."""
+        other = copy.copy(self)
+        other.settings = dataclasses.replace(self.settings, policy=parse_policy(policy))
+        return other
 
     def __repr__(self) -> str:
         return f"<nearzip.Store {self.url}>"
@@ -521,7 +536,7 @@ class Store:
         with contextlib.ExitStack() as lock:
             base, steps = (None, {}) if latest is None else self._shard_base(source, latest)
             encoder = Encoder(self._backend, on_grid(settings, steps), self._threads, progress)
-            label = Label(number, session=session, rank=rank, ranks=ranks)
+            label = Label(number, session=session, rank=rank, ranks=ranks, base=latest)
             with encoder.object(source, label, base, self._hold, staged=True) as done:
                 lock.enter_context(self._backend.committing(timeout))
             assert done.report is not None
