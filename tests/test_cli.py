@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
 
 import nearzip as nz
-from nearzip import storage
+from nearzip import fileio
 from nearzip.cli import cli
 from nearzip.cli.console import human_bytes, safe
 
@@ -365,9 +365,9 @@ class _FullDisk(io.FileIO):
 
 def _fill_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Leave no room for files of that name."""
-    roomy = storage._NamingFile
+    roomy = fileio._NamingFile
     full = type("_FullNamingFile", (roomy, _FullDisk), {})
-    monkeypatch.setattr(storage, "_NamingFile", lambda path, to: (full if name in str(path) else roomy)(path, to))
+    monkeypatch.setattr(fileio, "_NamingFile", lambda path, to: (full if name in str(path) else roomy)(path, to))
 
 
 @pytest.mark.parametrize("output", ["out.safetensors", "out.npz", "out.pt"])

@@ -13,17 +13,18 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from nearzip import _core
+from nearzip.attached import attached_names
 from nearzip.codec import decode_block, decode_sparse_block, encode_block, time_block
 from nearzip.container import BlockEntry, Index, Segment, Source, Writable, Writer, read_index
 from nearzip.digests import content_id, digest, join_pieces, part_digests, tensor_digest
 from nearzip.errors import CorruptError, LimitError, NotFoundError, UsageError, WrongBaseError
+from nearzip.fileio import atomic_file
 from nearzip.layout import Block, Draft, block_context, block_values, draft_segments, find_ties, segment_blocks
 from nearzip.limits import Limits
 from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.recipes import Settings
 from nearzip.sparse_forms import sparse_in
 from nearzip.stages import Context, DecodeTimes, Pipeline, SparseValues
-from nearzip.storage import atomic_file
 from nearzip.tensors import Array, Checkpoint, TensorSpec, bits_of, room_for
 from nearzip.version import __version__
 
@@ -149,6 +150,7 @@ def write_archive(
     """
     threads = number_of_threads(threads)
     _check_writable(source)
+    settings = settings.with_bytes(_uncorrelated(source, base))
     if not any(setting.recipe.uses_base for setting in settings.distinct(source.specs)):
         base = None
     ties = _common_ties(find_ties(source), targets)
@@ -245,6 +247,21 @@ def _check_writable(source: Checkpoint) -> None:
             raise UsageError(f"tensor {name!r} has {len(spec.shape)} dimensions; an archive holds up to {limits.rank}")
 
 
+def _uncorrelated(source: Checkpoint, base: Checkpoint | None) -> list[str]:
+    """Attached bytes that the base does not hold nearly as they are: differences would hide their repeats."""
+    attached = attached_names(source.tree)
+    return [
+        name for name in source.specs if name in attached and (base is None or not _nearly_equal(source, base, name))
+    ]
+
+
+def _nearly_equal(source: Checkpoint, base: Checkpoint, name: str) -> bool:
+    spec = source.specs[name]
+    if not spec.same_kind(base.specs.get(name)) or not spec.n_elements:
+        return False
+    return float(np.mean(source.read(name) == base.read(name))) > 0.99
+
+
 def _inverted(aliases: Mapping[str, str]) -> dict[str, list[str]]:
     """Aliases by the tensor that they stand for."""
     found: dict[str, list[str]] = {}
@@ -337,14 +354,16 @@ class Reader(Mapping[str, Array]):
         self._check_size(limits)
         self._segment_of = {spec.name: s for s in self.index.segments for spec in s.tensors}
         self._cached: tuple[Segment, dict[str, Array]] | None = None
+        #: Tensors that are bytes of files; found by name, but not listed.
+        self._attached = attached_names(self.index.tree)
 
     # mapping
 
     def __iter__(self) -> Iterator[str]:
-        return (spec.name for spec in self.index.tensors)
+        return (spec.name for spec in self.index.tensors if spec.name not in self._attached)
 
     def __len__(self) -> int:
-        return len(self.index.tensors)
+        return sum(1 for _ in self)
 
     def __contains__(self, name: object) -> bool:
         return name in self._segment_of or name in self.index.aliases

@@ -9,7 +9,7 @@ import numpy as np
 
 from nearzip.comparison import Comparison
 from nearzip.errors import UsageError, missing_extra
-from nearzip.storage import atomic_file, check_free
+from nearzip.fileio import atomic_file, check_free
 
 __all__ = ["check_plot", "draw_comparison", "import_figure", "save_figure"]
 

@@ -13,8 +13,8 @@ from nearzip.archive import WriteReport
 from nearzip.bounds import Bound, parse_bound
 from nearzip.budget.documents import Kinds, as_dict, fields, number, numbers, read_document, text
 from nearzip.errors import CorruptError, NewerFormatError, UnknownMethodError, UsageError
+from nearzip.fileio import Path_, atomic_file
 from nearzip.recipes import Recipe, recipe_type
-from nearzip.storage import Path_, atomic_file
 from nearzip.tensors import Array
 from nearzip.version import __version__
 

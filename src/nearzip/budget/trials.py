@@ -17,7 +17,7 @@ from nearzip.budget.documents import as_dict, fields, numbers, read_document
 from nearzip.budget.measure import Outcome, Subject, evaluate_original, identity_of, losses_of, measure, usage_of
 from nearzip.budget.plan import Assignment, Choice, Trial, trial_key
 from nearzip.errors import CorruptError, Error, UsageError
-from nearzip.storage import Path_, atomic_file, naming_errors
+from nearzip.fileio import Path_, atomic_file, naming_errors
 
 __all__ = ["Runner", "Status", "Watch", "check_budgets", "n_workers"]
 

@@ -17,7 +17,7 @@ from nearzip.budget.plan import CalibratedRounding, Plan, Trial
 from nearzip.budget.search import EVALUATIONS, search
 from nearzip.budget.trials import Runner, Watch, check_budgets
 from nearzip.errors import BudgetError, UsageError
-from nearzip.storage import Path_
+from nearzip.fileio import Path_
 from nearzip.version import __version__
 
 __all__ = ["STRATEGIES", "check_tuned", "evaluations_of", "parameters_of", "plan_of", "tune"]

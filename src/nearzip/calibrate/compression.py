@@ -20,12 +20,12 @@ from nearzip.calibrate.calibration import Damping, Rounded
 from nearzip.calibrate.network import Forward, Output
 from nearzip.calibrate.prepared import How, Prepared, check_kept
 from nearzip.calibrate.search import largest_step
+from nearzip.checkpoints import write_checkpoint
 from nearzip.digests import checkpoint_id
 from nearzip.errors import UsageError
-from nearzip.files import write_checkpoint
+from nearzip.fileio import atomic_file, check_free, naming_errors
 from nearzip.parallel import number_of_threads
 from nearzip.recipes import Settings
-from nearzip.storage import atomic_file, check_free, naming_errors
 from nearzip.tensors import Array, Checkpoint
 
 __all__ = ["compress", "compress_file", "load"]

@@ -24,9 +24,9 @@ from nearzip.calibrate.compression import load
 from nearzip.calibrate.network import Forward, Output
 from nearzip.calibrate.prepared import How, Prepared, check_kept
 from nearzip.digests import digest
+from nearzip.fileio import Path_
 from nearzip.parallel import number_of_threads
 from nearzip.recipes import Settings
-from nearzip.storage import Path_
 from nearzip.tensors import Checkpoint
 from nearzip.torch.arrays import digest_of
 

@@ -21,7 +21,7 @@ from nearzip.cli.functions import load_function
 from nearzip.cli.running import common_options, showing_warnings
 from nearzip.cli.transfer import force_option, options_of
 from nearzip.errors import missing_extra
-from nearzip.storage import check_free
+from nearzip.fileio import check_free
 from nearzip.tensors import Array
 
 __all__ = ["tune"]

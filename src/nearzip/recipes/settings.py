@@ -11,6 +11,7 @@ from typing import Any
 from nearzip.bounds import Bound, NoPromise
 from nearzip.errors import UsageError
 from nearzip.recipes.base import Recipe
+from nearzip.recipes.baselines import ZstdRecipe
 
 __all__ = ["Setting", "Settings"]
 
@@ -43,6 +44,13 @@ class Settings:
 
     def __getitem__(self, name: str) -> Setting:
         return self.by_name.get(name, self.default)
+
+    def with_bytes(self, names: Iterable[str]) -> Settings:
+        """The same, but for tensors that are bytes of files: texts, mostly, which a dictionary coder serves best."""
+        names = list(names)
+        if not names:
+            return self
+        return Settings(self.default, {**self.by_name, **dict.fromkeys(names, Setting.of(ZstdRecipe()))})
 
     def distinct(self, names: Iterable[str]) -> dict[Setting, list[str]]:
         """The settings of some tensors, and the tensors of each, in order."""

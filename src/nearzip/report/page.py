@@ -10,8 +10,8 @@ from importlib import resources
 from typing import Any
 
 from nearzip.errors import missing_extra
+from nearzip.fileio import atomic_file, check_free
 from nearzip.report.facts import StoreFacts, gather
-from nearzip.storage import atomic_file, check_free
 from nearzip.store import Store, Version
 from nearzip.store.chain import Progress
 from nearzip.texts import human_bytes, safe

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nearzip.checkpoints import check_writable, open_checkpoint, write_checkpoint
 from nearzip.digests import checkpoint_id, content_id, tensor_digest
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, UsageError
-from nearzip.files import check_writable, open_checkpoint, write_checkpoint
+from nearzip.fileio import naming_errors, replace_file, through_links
 from nearzip.limits import Limits
-from nearzip.storage import naming_errors
 from nearzip.store.backend import Backend
 from nearzip.store.chain import Progress
 from nearzip.store.download import Cache, Tally
 from nearzip.store.http import HttpBackend
-from nearzip.store.local import Disk, LocalBackend
+from nearzip.store.local import LocalBackend
 from nearzip.store.repository import Store
 from nearzip.store.route import Held, Route, find_held, plan_route, updated
 from nearzip.store.selectors import Selector
@@ -148,7 +148,7 @@ def pull(
     """
     if type(connections) is not int or not 1 <= connections <= 64:
         raise UsageError(f"connections is a number from 1 to 64, not {connections!r}")
-    target = Path(to)
+    target = through_links(to)
     check_writable(target, {})
     store = Store(url, storage_options=storage_options, limits=limits, threads=threads)
     job = _Pull(store, target, force, connections, max_download, progress)
@@ -265,8 +265,7 @@ class _Pull:
             # What was fetched has the digests that the host names; it can only be the host that is wrong.
             raise type(error)(f"{self._store.url}: version {route.target.number} cannot be restored: {error}") from None
         with naming_errors("write", self._target):
-            os.replace(made, self._target)
-            Disk().sync_folder(str(self._target.absolute().parent))
+            replace_file(made, self._target)
 
     def _report(self, route: Route, tally: Tally, n_described: int, done: bool) -> PullReport:
         objects = route.objects

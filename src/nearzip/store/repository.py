@@ -16,13 +16,13 @@ import numpy as np
 
 from nearzip.api import PlanLike, open_input
 from nearzip.archive import write_archive
+from nearzip.checkpoints import check_writable, write_checkpoint
 from nearzip.digests import content_id, tensor_digest
 from nearzip.errors import BusyError, CorruptError, Error, LimitError, NotFoundError, UsageError
-from nearzip.files import check_writable, write_checkpoint
+from nearzip.fileio import atomic_file, naming_errors
 from nearzip.limits import Limits
 from nearzip.recipes import recipe_type
 from nearzip.recipes.settings import Settings
-from nearzip.storage import atomic_file, naming_errors
 from nearzip.store.backend import Backend
 from nearzip.store.chain import Progress, open_part, restore, stream
 from nearzip.store.commit import Draft, Encoder, Held, now

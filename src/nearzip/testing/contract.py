@@ -23,6 +23,7 @@ from nearzip.archive import Reader, WriteReport, write_archive
 from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms, Statistics, violations
 from nearzip.errors import CorruptError, Error, UnknownMethodError, UsageError
 from nearzip.recipes import Recipe, Setting, Settings
+from nearzip.sources import BytesSource
 from nearzip.stages import (
     BYTES,
     FLOATS,
@@ -38,7 +39,6 @@ from nearzip.stages import (
     stage_types,
 )
 from nearzip.stages.registry import read_chains
-from nearzip.storage import BytesSource
 from nearzip.tensors import DTYPES, Array, Checkpoint, is_float
 
 __all__ = ["check_recipe", "check_stage", "examples_of", "odd_layers", "trouble"]

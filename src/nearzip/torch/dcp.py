@@ -33,7 +33,7 @@ from torch.futures import Future
 
 from nearzip.bounds import Bound, parse_bound
 from nearzip.errors import CorruptError, NotFoundError, UsageError
-from nearzip.storage import is_url
+from nearzip.sources import is_url
 from nearzip.store import Store
 from nearzip.tensors import Array
 from nearzip.torch.arrays import to_torch

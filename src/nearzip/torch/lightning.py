@@ -12,7 +12,7 @@ import torch
 
 from nearzip.bounds import Bound, parse_bound
 from nearzip.errors import CorruptError, UsageError, missing_extra
-from nearzip.storage import atomic_file, naming_errors
+from nearzip.fileio import atomic_file, naming_errors
 from nearzip.tensors import Array
 from nearzip.torch.arrays import to_torch
 from nearzip.torch.moments import Moments

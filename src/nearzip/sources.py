@@ -1,35 +1,27 @@
-"""Bytes on disk and elsewhere: files written whole or not at all, and random access for readers."""
+"""Random access to the bytes of an archive: in memory, in a file, behind a URL."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
-import secrets
 import threading
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 
-from nearzip.errors import Error, MissingExtraError, NotFoundError, TruncatedError, UsageError, missing_extra
+from nearzip.errors import Error, MissingExtraError, TruncatedError, UsageError, missing_extra
+from nearzip.fileio import Path_, naming_errors
 
 __all__ = [
     "BytesSource",
     "FileSource",
     "RemoteSource",
-    "atomic_file",
     "extra_for",
     "is_url",
-    "naming_errors",
     "open_source",
 ]
 
 #: Extras that bring fsspec's driver for a URL's scheme.
 _EXTRAS = {"http": "http", "https": "http", "s3": "s3", "gs": "gcs", "gcs": "gcs"}
-
-Path_ = str | os.PathLike[str]
 
 
 def is_url(place: Any) -> bool:
@@ -40,95 +32,6 @@ def is_url(place: Any) -> bool:
 def extra_for(scheme: str, url: str) -> MissingExtraError:
     """The error for a URL whose driver is not installed."""
     return missing_extra(f"fsspec's driver for {scheme}", _EXTRAS.get(scheme, "all"), url)
-
-
-@contextlib.contextmanager
-def naming_errors(verb: str, path: Path_) -> Iterator[None]:
-    """Turn the operating system's errors into ours, with the path and what was attempted."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise NotFoundError(f"{os.fspath(path)}: no such file or directory") from None
-    except IsADirectoryError:
-        raise UsageError(f"{os.fspath(path)}: is a directory, not a file") from None
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
-        raise Error(f"{os.fspath(path)}: cannot {verb}: {reason}") from None
-
-
-def _sync_directory(path: Path) -> None:
-    if os.name == "nt":  # Windows cannot open directories, and its renames are journaled
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def check_free(path: Path_, force: bool) -> Path:
-    """The path to write to. Raises UsageError if something is there already, unless `force`."""
-    target = Path(path)
-    with naming_errors("write", path):
-        if target.is_dir():
-            raise UsageError(f"{target}: is a directory; give a file name")
-        if not force and os.path.lexists(target):
-            raise UsageError(f"{target}: exists already; choose another name or use --force (force=True)")
-        if not target.parent.is_dir():
-            raise NotFoundError(f"{target.parent}: no such directory")
-    return target
-
-
-class _NamingFile(io.FileIO):
-    """A new file whose failures name `target`, whatever else is being written around it."""
-
-    def __init__(self, temporary: Path, target: Path):
-        super().__init__(temporary, "xb")
-        self._target = target
-
-    def write(self, data: Any) -> int:
-        with naming_errors("write", self._target):
-            return super().write(data)
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path_, force: bool = False) -> Iterator[BinaryIO]:
-    """A file that appears under its name when the block ends without an error, complete and on disk; else nothing.
-
-    Raises
-    ------
-    UsageError
-        `path` exists and `force` is not given (also if it appears meanwhile).
-    Error
-        The disk is full or fails; nothing is left behind.
-    """
-    target = check_free(path, force)
-    # 40 characters are at most 160 bytes; a name may have 255.
-    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")
-    try:
-        with naming_errors("write", target):
-            with io.BufferedWriter(_NamingFile(temporary, target)) as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            _put_in_place(temporary, target, force)
-            _sync_directory(target.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _put_in_place(temporary: Path, target: Path, force: bool) -> None:
-    if force:
-        os.replace(temporary, target)
-        return
-    try:
-        os.link(temporary, target)  # fails if the name was taken meanwhile, unlike a rename
-    except FileExistsError:
-        raise UsageError(f"{target}: exists already; choose another name or use --force (force=True)") from None
-    except OSError:  # a file system without links
-        check_free(target, force)
-        os.replace(temporary, target)
 
 
 class BytesSource:
