@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
 from nearzip import _core
 from nearzip.attached import attached_names
+from nearzip.bounds import EXACT
 from nearzip.codec import decode_block, decode_sparse_block, encode_block, time_block
 from nearzip.container import BlockEntry, Index, Segment, Source, Writable, Writer, read_index
 from nearzip.digests import content_id, digest, join_pieces, part_digests, tensor_digest
@@ -24,7 +26,7 @@ from nearzip.limits import Limits
 from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.recipes import Settings
 from nearzip.sparse_forms import sparse_in
-from nearzip.stages import Context, DecodeTimes, Pipeline, SparseValues
+from nearzip.stages import Context, DecodeTimes, Pipeline, RawBytes, SparseValues
 from nearzip.tensors import Array, Checkpoint, TensorSpec, bits_of, room_for
 from nearzip.version import __version__
 
@@ -164,6 +166,7 @@ def write_archive(
     false_positives: dict[str, int] = {}
     n_patched = done_bytes = 0
     drafts = draft_segments(source, base, names, settings, threads)
+    floor = _Floor.of(source, base, ties)
     assembler = base_assembler = _Assembler(())
 
     for done in ordered_map(lambda task: _encode(task, source, base, targets), _tasks(drafts), threads):
@@ -171,7 +174,10 @@ def write_archive(
         if done.task.first:
             entries = []
             assembler, base_assembler = _Assembler(draft.tensors), _Assembler(draft.tensors)
-        entries.append(writer.add_block(done.payload, done.pipeline))
+        payload, pipeline = done.payload, done.pipeline
+        if not draft.with_base and floor.is_too_small(done.restored.nbytes, writer.n_bytes + sum(map(len, payload))):
+            payload, pipeline = _stored(done)
+        entries.append(writer.add_block(payload, pipeline))
         assembler.add(done.restored if keep else None, done.pieces)
         n_patched += done.n_patched
         if done.pipeline.errs_on_zeros:
@@ -213,7 +219,56 @@ def write_archive(
         writer=f"nearzip {__version__}",
     )
     alone = _coded_alone(source, base, ties, settings)
-    return WriteReport(index, writer.finish(index), n_patched, contents, alone, false_positives)
+    n_bytes = writer.finish(index)
+    floor.check(n_bytes)
+    return WriteReport(index, n_bytes, n_patched, contents, alone, false_positives)
+
+
+@dataclass
+class _Floor:
+    """How small an archive may become: readers refuse a large result from few bytes unless their base has its shape.
+
+    Blocks of a network that is constant (zeros, fresh moments) shrink to nothing. So that readers with the default
+    limits accept what was written, one block in a thousand is stored as it is. Nothing else of the archive changes.
+    """
+
+    needed: int
+    counted: int
+
+    #: Readers take `Limits.EXPANSION`; the rest is a margin for what is coded after the last large block.
+    EXPANSION: ClassVar[int] = 1000
+    #: Larger blocks are not stored: those of methods that never cut a tensor.
+    MAX_BLOCK: ClassVar[int] = 64 << 20
+
+    @staticmethod
+    def of(source: Checkpoint, base: Checkpoint | None, ties: Mapping[str, str]) -> _Floor:
+        held = base.specs if base else {}
+        new = {name: spec.n_bytes for name, spec in source.specs.items() if not spec.same_kind(held.get(name))}
+        return _Floor(sum(new.values()), sum(n_bytes for name, n_bytes in new.items() if name in ties))
+
+    def is_too_small(self, n_decoded: int, n_written: int) -> bool:
+        """Whether a block of so many bytes must be stored as it is; `n_written` is the archive's length with it."""
+        self.counted += n_decoded
+        if self.needed <= Limits.FREE_BYTES or n_decoded > self.MAX_BLOCK:
+            return False
+        return self.counted > Limits.FREE_BYTES // 2 and n_written * self.EXPANSION < self.counted
+
+    def check(self, n_bytes: int) -> None:
+        """Warn of what readers will refuse all the same."""
+        if self.needed > Limits().allowed_output(n_bytes):
+            warnings.warn(
+                f"{self.needed} bytes of tensors take {n_bytes}: readers refuse that unless they are told to trust it "
+                "(--max-output, Limits(output_bytes=...))",
+                stacklevel=3,
+            )
+
+
+def _stored(done: _Done) -> tuple[tuple[bytes, bytes], Pipeline]:
+    """A block's bytes without compression, and the pipeline that reads them."""
+    pipeline = Pipeline((RawBytes(),))
+    context = Context(done.restored.dtype, done.task.block.parts, None, done.task.block.grids)
+    encoded = encode_block(done.restored, context, pipeline, [EXACT] * len(context.parts))
+    return encoded.pieces, encoded.pipeline
 
 
 def _common_ties(ties: dict[str, str], targets: Checkpoint | None) -> dict[str, str]:

@@ -220,6 +220,11 @@ class Writer:
         self._offset = 0
         self._write(self._header)
 
+    @property
+    def n_bytes(self) -> int:
+        """Length of what was written so far."""
+        return self._offset
+
     def _write(self, data: bytes) -> None:
         self._stream.write(data)
         self._offset += len(data)
