@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import dataclasses
 import os
@@ -17,7 +18,7 @@ from nearzip.checkpoints import open_checkpoint, write_checkpoint
 from nearzip.container import Memory, is_archive
 from nearzip.digests import checkpoint_id
 from nearzip.errors import CorruptError, Error, UsageError
-from nearzip.fileio import Output, atomic_file, check_outputs, naming_errors, spooled_input
+from nearzip.fileio import Output, atomic_file, check_outputs, is_stream, naming_errors, spooled_input
 from nearzip.limits import Limits
 from nearzip.recipes import Recipe, Retrain, Setting, Settings, recipe_type, recipe_types
 from nearzip.sources import open_source
@@ -226,14 +227,15 @@ def _separate(tensors: dict[str, Array], aliases: Mapping[str, str]) -> None:
 
 
 def open(
-    archive: Archive | bytes | Path,
+    archive: Archive | bytes | Path | BinaryIO,
     base: Mapping[str, Any] | Checkpoint | None = None,
     limits: Limits | None = None,
     *,
     threads: int | None = None,
 ) -> Reader:
-    """Open an archive (bytes, path, or a URL that fsspec reads) without decoding it: a mapping of lazy tensors.
+    """Open an archive without decoding it: a mapping of lazy tensors.
 
+    `archive` is bytes, a path, a binary stream, or a URL that fsspec reads.
     Raises CorruptError, NewerFormatError or LimitError if its index cannot be trusted, NotFoundError if it is not
     there. Use as a context manager.
     """
@@ -246,7 +248,7 @@ def open(
 
 
 def decompress(
-    archive: Archive | bytes | Path,
+    archive: Archive | bytes | Path | BinaryIO,
     base: Mapping[str, Any] | None = None,
     limits: Limits | None = None,
     *,
@@ -257,7 +259,7 @@ def decompress(
 
     Parameters
     ----------
-    archive : Archive, bytes, path or URL
+    archive : Archive, bytes, path, URL or binary stream
     base : mapping of str to array
         What the archive was made against, if anything; ignored if it needs none.
     limits : Limits
@@ -299,6 +301,9 @@ def open_input(path: Path | BinaryIO, limits: Limits | None = None) -> Checkpoin
     """
     if not isinstance(path, (str, os.PathLike)):
         return _open_stream(path, limits)
+    if is_stream(path):
+        with naming_errors("read", path), builtins.open(path, "rb") as stream:
+            return _open_stream(stream, limits)
     if not is_archive(path):
         return open_checkpoint(path)
     reader = open(path, limits=limits)
@@ -321,7 +326,7 @@ def _open_stream(stream: BinaryIO, limits: Limits | None) -> Checkpoint:
 def compress_file(
     src: Path | BinaryIO,
     dst: Output,
-    base: Path | None = None,
+    base: Path | BinaryIO | None = None,
     method: str = "nearzip",
     bound: BoundLike | Mapping[str, BoundLike] = None,
     plan: PlanLike | None = None,
@@ -379,9 +384,9 @@ def compress_file(
 
 
 def decompress_file(
-    src: Path,
+    src: Archive | bytes | Path | BinaryIO,
     dst: Output,
-    base: Path | None = None,
+    base: Path | BinaryIO | None = None,
     limits: Limits | None = None,
     *,
     keep_going: bool = False,
@@ -394,7 +399,7 @@ def decompress_file(
 
     Parameters
     ----------
-    src : path, URL, bytes or Archive
+    src : path, URL, bytes, binary stream or Archive
     dst : path or binary stream
         Its ending names the format; streams get .safetensors, or what `ending` says. What the format cannot hold is
         left out with a warning.
@@ -418,9 +423,7 @@ def decompress_file(
             damage: dict[str, Error] = dict(reader.damage()) if keep_going else {}
             specs = {spec.name: spec for spec in reader.index.tensors if spec.name not in damage}
             if damage and not specs:
-                raise CorruptError(
-                    f"{os.fspath(src)}: no tensor can be read; the first error: {next(iter(damage.values()))}"
-                )
+                raise CorruptError(f"no tensor can be read; the first error: {next(iter(damage.values()))}")
             tree = None if damage else reader.index.tree
             read = keeping_last(reader.__getitem__)
             with write_checkpoint(dst, specs, reader.metadata(), tree, force, read, ending) as writer:

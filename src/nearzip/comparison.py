@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from nearzip.api import open_input
+from nearzip.attached import without_attached
 from nearzip.bounds import Statistics
 from nearzip.errors import UsageError
+from nearzip.fileio import size_on_disk
 from nearzip.stages.ranges import Levels
 from nearzip.tensors import Array, Checkpoint, TensorSpec, bits_of, dtype_of, is_float
 
@@ -224,7 +226,7 @@ def _opened(place: Any) -> Iterator[tuple[Checkpoint, int]]:
     else:
         checkpoint = open_input(place)
         try:
-            yield checkpoint, os.stat(place).st_size
+            yield without_attached(checkpoint), size_on_disk(place) or checkpoint.n_bytes
         finally:
             checkpoint.close()
 

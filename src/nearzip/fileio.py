@@ -24,6 +24,7 @@ __all__ = [
     "check_outputs",
     "is_stream",
     "naming_errors",
+    "refuse_terminal",
     "replace_file",
     "size_on_disk",
     "spooled_input",
@@ -155,8 +156,12 @@ def _status(place: Any) -> os.stat_result | None:
     return None
 
 
+_STANDARD = {"<stdout>": "standard output", "<stdin>": "standard input"}
+
+
 def _name_of(place: Any) -> str:
-    return str(os.fspath(place) if isinstance(place, (str, os.PathLike)) else getattr(place, "name", "stream"))
+    name = str(os.fspath(place) if isinstance(place, (str, os.PathLike)) else getattr(place, "name", "stream"))
+    return _STANDARD.get(name, name)
 
 
 def _is_below(path: Path_, folder: Path_) -> bool:
@@ -179,11 +184,12 @@ class _NamingFile(io.FileIO):
 
 
 @contextlib.contextmanager
-def atomic_file(path: Output, force: bool = False) -> Iterator[BinaryIO]:
+def atomic_file(path: Output, force: bool = False, text: bool = False) -> Iterator[BinaryIO]:
     """A file that appears under its name when the block ends without an error, complete and on disk; else nothing.
 
     What is overwritten keeps its permissions and, where that is allowed, its owner; a symbolic link stays one and the
-    file that it points to is replaced. Open streams, pipes and character devices get the bytes when the block ends.
+    file that it points to is replaced. Open streams, pipes and character devices get the bytes when the block ends;
+    a terminal gets `text` only.
 
     Raises
     ------
@@ -193,7 +199,7 @@ def atomic_file(path: Output, force: bool = False) -> Iterator[BinaryIO]:
         The disk is full or fails; nothing is left behind.
     """
     if is_stream(path):
-        with _spooled(path) as spool:
+        with _spooled(path, text) as spool:
             yield spool
         return
     path = cast(Path_, path)
@@ -216,7 +222,7 @@ def atomic_file(path: Output, force: bool = False) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _spooled(output: Output) -> Iterator[BinaryIO]:
+def _spooled(output: Output, text: bool) -> Iterator[BinaryIO]:
     """A temporary file whose bytes go to a stream when the block ends: writers seek, and a failure writes nothing."""
     name = _name_of(output)
     with tempfile.TemporaryFile(prefix="nearzip-") as spool:
@@ -224,8 +230,8 @@ def _spooled(output: Output) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, spool)
             spool.seek(0)
         with naming_errors("write", name), _opened(output) as stream:
-            if hasattr(stream, "isatty") and stream.isatty():
-                raise UsageError(f"{name}: is a terminal; give a file name, or redirect the output")
+            if not text:
+                refuse_terminal(stream)
             shutil.copyfileobj(spool, stream, 1 << 20)
             stream.flush()
 
@@ -233,7 +239,7 @@ def _spooled(output: Output) -> Iterator[BinaryIO]:
 def spooled_input(stream: BinaryIO, stack: contextlib.ExitStack) -> str:
     """A temporary file with what is left of a stream; `stack` removes it."""
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nearzip-"))
-    path = os.path.join(folder, os.path.basename(_name_of(stream).strip("<>")) or "stream")
+    path = os.path.join(folder, os.path.basename(_name_of(stream)) or "stream")
     with naming_errors("copy to a temporary file", _name_of(stream)), open(path, "xb") as copy:
         shutil.copyfileobj(stream, copy, 1 << 20)
     return path
@@ -272,6 +278,12 @@ def replace_file(temporary: Path, target: Path) -> None:
         os.close(handle)
     os.replace(temporary, target)
     sync_folder(target.absolute().parent)
+
+
+def refuse_terminal(stream: BinaryIO) -> None:
+    """Raise UsageError for a stream that ends on a screen: bytes of a file would garble it."""
+    if hasattr(stream, "isatty") and stream.isatty():
+        raise UsageError(f"{_name_of(stream)}: is a terminal; give a file name, or redirect the output")
 
 
 def _keep_mode(target: Path, handle: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,12 @@ def import_figure(extra: str, purpose: str) -> Any:
     return Figure
 
 
-def check_plot(path: str, force: bool) -> None:
-    """Refuse a plot that could not be written before any work is done."""
+def check_plot(path: str, force: bool, inputs: Iterable[str] = ()) -> None:
+    """Refuse a plot that could not be written, or would overwrite an input, before any work is done."""
     if os.path.splitext(path)[1].lower() not in _ENDINGS:
         raise UsageError(f"{path}: unknown ending for a plot; use one of {', '.join(_ENDINGS)}")
     import_figure("plot", f"{path}: a plot")
-    check_free(path, force)
+    check_free(path, force, inputs)
 
 
 def save_figure(figure: Any, path: str | os.PathLike[str], force: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import fsspec
 
 from nearzip.errors import Error, MissingExtraError, TruncatedError, UsageError, missing_extra
-from nearzip.fileio import Path_, naming_errors
+from nearzip.fileio import Path_, is_stream, naming_errors
 
 __all__ = [
     "BytesSource",
@@ -111,11 +111,19 @@ class RemoteSource:
 
 
 def open_source(place: Any) -> BytesSource | FileSource | RemoteSource:
-    """Random access to bytes, a local path or a URL."""
+    """Random access to bytes, a local path, a URL, or what a binary stream gives."""
     if isinstance(place, (bytes, bytearray, memoryview)):
         return BytesSource(place)
     if is_url(place):
         return RemoteSource(place)
     if isinstance(place, (str, os.PathLike)):
-        return FileSource(place)
-    raise UsageError(f"an archive is bytes, a path or a URL, not {type(place).__name__}")
+        return _read_whole(place) if is_stream(place) else FileSource(place)
+    if hasattr(place, "read"):
+        return BytesSource(place.read())
+    raise UsageError(f"an archive is bytes, a path, a URL or a binary stream, not {type(place).__name__}")
+
+
+def _read_whole(path: Path_) -> BytesSource:
+    """What a pipe gives: an archive is read from its end."""
+    with naming_errors("read", path), open(path, "rb") as stream:
+        return BytesSource(stream.read(), os.fspath(path))

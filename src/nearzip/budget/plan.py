@@ -13,7 +13,7 @@ from nearzip.archive import WriteReport
 from nearzip.bounds import Bound, parse_bound
 from nearzip.budget.documents import Kinds, as_dict, fields, number, numbers, read_document, text
 from nearzip.errors import CorruptError, NewerFormatError, UnknownMethodError, UsageError
-from nearzip.fileio import Path_, atomic_file
+from nearzip.fileio import Output, Path_, atomic_file
 from nearzip.recipes import Recipe, recipe_type
 from nearzip.tensors import Array
 from nearzip.version import __version__
@@ -374,9 +374,9 @@ class Plan:
             "trials": [trial.to_json() for trial in self.trials],
         }
 
-    def save(self, path: Path_, force: bool = False) -> None:
+    def save(self, path: Output, force: bool = False) -> None:
         """Write the plan, whole or not at all. Raises UsageError if the file exists, unless `force`."""
-        with atomic_file(path, force=force) as stream:
+        with atomic_file(path, force=force, text=True) as stream:
             stream.write(json.dumps(self.to_json(), indent=1, allow_nan=False).encode() + b"\n")
 
     @staticmethod

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from torch import Tensor, nn
@@ -23,7 +23,8 @@ from nearzip.calibrate.search import largest_step
 from nearzip.checkpoints import write_checkpoint
 from nearzip.digests import checkpoint_id
 from nearzip.errors import UsageError
-from nearzip.fileio import atomic_file, check_free, naming_errors
+from nearzip.fileio import Output as Destination
+from nearzip.fileio import atomic_file, check_outputs, naming_errors
 from nearzip.parallel import number_of_threads
 from nearzip.recipes import Settings
 from nearzip.tensors import Array, Checkpoint
@@ -239,11 +240,11 @@ def _note(report: WriteReport, rounded: Rounded) -> None:
 
 
 def compress_file(
-    src: Path,
-    dst: Path,
+    src: Path | BinaryIO,
+    dst: Destination,
     module: nn.Module,
     batches: Iterable[Any],
-    base: Path | None = None,
+    base: Path | BinaryIO | None = None,
     *,
     step: float | None = None,
     kl: float | None = None,
@@ -254,7 +255,7 @@ def compress_file(
     forward: Forward | None = None,
     output: Output = "logits",
     n_batches: int = 8,
-    restored: Path | None = None,
+    restored: Destination | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -268,9 +269,7 @@ def compress_file(
             src, dst, base, plan=plan, restored=restored, force=force, threads=threads, progress=progress
         )
     request = _Request.of(plan, step, kl, bound, how, threads, progress)
-    for path in (dst, restored):
-        if path is not None:
-            check_free(path, force)
+    check_outputs([dst, restored], [src, base], force)
     source = open_input(src)
     reference = None if base is None else open_input(base)
     try:
@@ -281,10 +280,12 @@ def compress_file(
             if restored is None:
                 report = write_archive(source, reference, settings, stream, None, request.threads, written, targets)
             else:
-                with write_checkpoint(restored, source.specs, source.metadata, source.tree, force) as writer:
+                with write_checkpoint(
+                    restored, source.specs, source.metadata, source.tree, force, source.read
+                ) as writer:
                     keep = writer.write
                     report = write_archive(source, reference, settings, stream, keep, request.threads, written, targets)
-                    with naming_errors("write", dst):
+                    with naming_errors("write", str(dst)):
                         stream.flush()
                         os.fsync(stream.fileno())
         _note(report, rounded)
@@ -296,18 +297,16 @@ def compress_file(
     return FileReport(source.n_bytes, report.n_bytes, report)
 
 
-def load(module: nn.Module, source: Checkpoint, path: Path) -> None:
+def load(module: nn.Module, source: Checkpoint, path: Path | BinaryIO) -> None:
     """The file's weights into the module. Raises UsageError where they do not fit."""
     from nearzip.torch.arrays import to_torch
 
     state: dict[str, Tensor] = module.state_dict()
     missing = [name for name in state if name not in source.specs]
     if missing:
-        raise UsageError(f"{os.fspath(path)}: has no tensor {missing[0]!r}, which the network to calibrate with has")
+        raise UsageError(f"{path}: has no tensor {missing[0]!r}, which the network to calibrate with has")
     for name, value in state.items():
         spec = source.spec(name)
         if tuple(value.shape) != spec.shape:
-            raise UsageError(
-                f"{os.fspath(path)}: {name!r} has shape {list(spec.shape)}, the network's {list(value.shape)}"
-            )
+            raise UsageError(f"{path}: {name!r} has shape {list(spec.shape)}, the network's {list(value.shape)}")
     module.load_state_dict({name: to_torch(np.asarray(source.read(name))) for name in state})

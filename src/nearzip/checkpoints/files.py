@@ -12,7 +12,7 @@ from nearzip.checkpoints.base import CheckpointWriter, Format
 from nearzip.checkpoints.embedded import tree_kind
 from nearzip.checkpoints.registry import BY_NAME, format_for, format_of
 from nearzip.checkpoints.values import load_tree, other_values
-from nearzip.fileio import Output, Path_, atomic_file, naming_errors
+from nearzip.fileio import Output, Path_, atomic_file, is_stream, naming_errors
 from nearzip.tensors import Array, Checkpoint, TensorSpec
 
 __all__ = ["check_writable", "open_checkpoint", "write_checkpoint"]
@@ -47,14 +47,14 @@ class _Plan:
         read: Callable[[str], Array] | None,
         ending: str | None,
     ):
-        named = isinstance(path, (str, os.PathLike))
         self.name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else getattr(path, "name", "stream")
         if read is not None:
             tree, long_name = full_tree(tree, read)
             specs = {name: spec for name, spec in specs.items() if name != long_name}
         kind = tree_kind(tree)
-        place = path if named and ending is None else f"stream{ending or '.safetensors'}"
-        self.format: Format = format_for(place, kind)  # type: ignore[arg-type]
+        if is_stream(path) and ending is None:
+            ending = ".safetensors"
+        self.format: Format = format_for(self.name if ending is None else f"file{ending}", kind)
         self.lost: list[str] = []
         if self.format.name not in (kind, "embedded"):
             attached = set(files_of(tree).get("attached", ()))

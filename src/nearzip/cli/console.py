@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 from rich import box
@@ -20,13 +20,18 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Table
 from rich.text import Text
 
+from nearzip.errors import UsageError
+from nearzip.fileio import Output, refuse_terminal
 from nearzip.texts import human_bytes, safe
 
 __all__ = [
     "Bar",
+    "check_streams",
     "facts",
     "hint",
     "human_bytes",
+    "input_of",
+    "output_of",
     "print_json",
     "print_json_line",
     "progress",
@@ -51,10 +56,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def print_json(command: str, document: Mapping[str, Any]) -> None:
-    """The one document on stdout."""
+def print_json(command: str, document: Mapping[str, Any], err: bool = False) -> None:
+    """The one document on stdout; on stderr (`err`) where stdout carries data."""
     whole = {"message_type": "summary", "command": command, **document}
-    click.echo(json.dumps(_plain(whole), indent=2, allow_nan=False))
+    click.echo(json.dumps(_plain(whole), indent=2, allow_nan=False), err=err)
 
 
 def print_json_line(document: Mapping[str, Any]) -> None:
@@ -62,26 +67,58 @@ def print_json_line(document: Mapping[str, Any]) -> None:
     click.echo(json.dumps(_plain(document), allow_nan=False), err=True)
 
 
-def _console() -> Console:
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=False)
-
-
-def show(*items: Any) -> None:
-    """Print on stdout. Strings are taken to be safe already."""
-    console = _console()
+def show(*items: Any, err: bool = False) -> None:
+    """Print to stdout, or to stderr (`err`) where stdout carries data. Strings are taken to be safe already."""
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=False, stderr=err)
     for item in items:
         if isinstance(item, str):
-            click.echo(item)
+            click.echo(item, err=err)
         else:
             console.print(item)
 
 
+# ---- streams ---------------------------------------------------------------------------------------------------
+
+#: Names of stdout: what else is printed must not end up in the data.
+_STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+
+
+def output_of(name: str) -> Output:
+    """Where data goes: "-" is stdout. Raises UsageError if that is a terminal."""
+    if name not in _STDOUT:
+        return name
+    stream = sys.stdout.buffer
+    refuse_terminal(stream)
+    return stream
+
+
+def input_of(name: str) -> str | BinaryIO:
+    """Where data comes from: "-" is stdin. Raises UsageError if that is a terminal."""
+    if name != "-":
+        return name
+    if sys.stdin.isatty():
+        raise UsageError("standard input is a terminal; give a file name, or redirect the input")
+    return sys.stdin.buffer
+
+
+def check_streams(inputs: Iterable[str | None] = (), outputs: Iterable[str | None] = ()) -> bool:
+    """Whether stdout carries data. Raises UsageError for two inputs or two outputs called "-"."""
+    n_in, n_out = sum(name == "-" for name in inputs), sum(name in _STDOUT for name in outputs)
+    if n_in > 1 or n_out > 1:
+        raise UsageError(f"'-' is given for two {'inputs' if n_in > 1 else 'outputs'}; name a file for one of them")
+    return n_out == 1
+
+
+# ---- messages --------------------------------------------------------------------------------------------------
+
+
 def hint(text: str) -> None:
-    """Talk, on stderr."""
+    """Print a message to stderr."""
     click.echo(f"nearzip: {safe(text)}", err=True)
 
 
 def warn(text: str) -> None:
+    """Print a warning to stderr."""
     click.echo(f"nearzip: warning: {safe(text)}", err=True)
 
 

@@ -186,7 +186,7 @@ def compare(
     Reads .safetensors, .pt, .pth, .bin, .npz, and .nz archives that need no base.
     """
     if plot is not None:
-        check_plot(plot, force)
+        check_plot(plot, force, [a, b])
     with progress("compare", as_json, "values") as callback:
         found = nearzip.compare(a, b, bits=bits, progress=callback)
     if plot is not None:

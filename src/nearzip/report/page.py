@@ -10,8 +10,9 @@ from importlib import resources
 from typing import Any
 
 from nearzip.errors import missing_extra
-from nearzip.fileio import atomic_file, check_free
+from nearzip.fileio import atomic_file, check_outputs
 from nearzip.report.facts import StoreFacts, gather
+from nearzip.sources import is_url
 from nearzip.store import Store, Version
 from nearzip.store.chain import Progress
 from nearzip.texts import human_bytes, safe
@@ -54,7 +55,7 @@ def write_report(
         The file exists, and `force` was not given.
     """
     environment = _environment()
-    check_free(path, force)
+    check_outputs([path], [*(originals or {}).values(), *([] if is_url(store.url) else [store.url])], force)
     facts = gather(store, originals, rules, newest, progress)
     page = _rendered(environment, facts)
     with atomic_file(path, force=force) as stream:

@@ -16,13 +16,15 @@ import numpy as np
 
 from nearzip.api import PlanLike, open_input
 from nearzip.archive import write_archive
+from nearzip.attached import without_attached
 from nearzip.checkpoints import check_writable, write_checkpoint
 from nearzip.digests import content_id, tensor_digest
 from nearzip.errors import BusyError, CorruptError, Error, LimitError, NotFoundError, UsageError
-from nearzip.fileio import atomic_file, naming_errors
+from nearzip.fileio import Output, atomic_file, check_outputs, naming_errors
 from nearzip.limits import Limits
 from nearzip.recipes import recipe_type
 from nearzip.recipes.settings import Settings
+from nearzip.sources import is_url
 from nearzip.store.backend import Backend
 from nearzip.store.chain import Progress, open_part, restore, stream
 from nearzip.store.commit import Draft, Encoder, Held, now
@@ -270,8 +272,8 @@ class Store:
 
     def _codec(self, source: Checkpoint, plan: PlanLike | None) -> Settings:
         if plan is None:
-            return self.settings.codec(source.specs)
-        names = list(source.specs)
+            return self.settings.codec(without_attached(source).specs)
+        names = list(without_attached(source).specs)
         return Settings.of_plan(plan.assignments(names), names)
 
     def _try_commit(
@@ -685,18 +687,22 @@ class Store:
     def checkout_file(
         self,
         selector: Selector,
-        path: str | os.PathLike[str],
+        path: Output,
         *,
         force: bool = False,
         progress: Progress | None = None,
     ) -> int:
-        """Write a version to a checkpoint file (.safetensors, .pt, .npz), tensor by tensor; returns its number."""
+        """Write a version to a checkpoint file or a binary stream, tensor by tensor; returns its number.
+
+        The ending names the format. Raises UsageError for a path that is part of the store.
+        """
         number = self.resolve(selector)
         manifest = self._checked(number)
         with stream(self._backend, self._versions, number, self._limits, self._threads) as version:
-            check_writable(path, version.specs)
+            check_outputs([path], self._own_files(), force)
+            check_writable(path, version.specs, version.tree, version.read)
             contents, done = {}, 0
-            with write_checkpoint(path, version.specs, version.metadata, version.tree, force) as writer:
+            with write_checkpoint(path, version.specs, version.metadata, version.tree, force, version.read) as writer:
                 for name, array in version.arrays():
                     writer.write(name, array)
                     contents[name] = tensor_digest(array)
@@ -709,6 +715,10 @@ class Store:
                         f"run 'nearzip store verify {self.url}'"
                     )
         return number
+
+    def _own_files(self) -> list[str]:
+        """Where the store is, if that is a folder here: no output may overwrite it."""
+        return [] if is_url(self.url) else [self.url]
 
     def specs(self, selector: Selector = "latest") -> dict[str, TensorSpec]:
         """Names, dtypes and shapes of a version's tensors, from its indexes alone. Raises as `checkout` does."""
@@ -754,6 +764,7 @@ class Store:
             self.checkout_file(row.number, os.path.join(folder, names[-1]), force=force)
             if progress:
                 progress(i + 1, len(rows))
+        check_outputs([os.path.join(folder, "log.json")], self._own_files(), force)
         with atomic_file(os.path.join(folder, "log.json"), force=force) as stream:
             stream.write(log_json(rows))
         return names
