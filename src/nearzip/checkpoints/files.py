@@ -109,6 +109,7 @@ def write_checkpoint(
     force: bool = False,
     read: Callable[[str], Array] | None = None,
     ending: str | None = None,
+    quiet: bool = False,
 ) -> Iterator[CheckpointWriter]:
     """A writer for the format that the ending names. The file appears when the block ends, whole or not at all.
 
@@ -123,6 +124,8 @@ def write_checkpoint(
         Gives attached tensors before their turn; needed where `tree` may be stored as one.
     ending : str
         Of the format, in place of the path's own. For streams: .safetensors by default.
+    quiet : bool
+        Do not warn.
 
     Raises
     ------
@@ -135,4 +138,5 @@ def write_checkpoint(
         plan.format.writing(stream, plan.specs, metadata or {}, plan.tree) as writer,
     ):
         yield _Some(writer, plan.specs)
-    plan.warn()
+    if not quiet:
+        plan.warn()

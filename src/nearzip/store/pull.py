@@ -288,7 +288,9 @@ class _Pull:
 def _write_checked(path: Path, version: Checkpoint, route: Route) -> None:
     check_writable(path, version.specs, version.tree, version.read)
     contents = {}
-    with write_checkpoint(path, version.specs, version.metadata, version.tree, True, version.read) as writer:
+    with write_checkpoint(
+        path, version.specs, version.metadata, version.tree, True, version.read, quiet=True
+    ) as writer:
         for name, array in version.arrays():
             writer.write(name, array)
             contents[name] = tensor_digest(array)
