@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
 from nearzip.archive import Archive, Progress, Reader, WriteReport, write_archive
-from nearzip.attached import without_attached
+from nearzip.attached import described, without_attached
 from nearzip.bounds import Bound, parse_bound
 from nearzip.checkpoints import open_checkpoint, write_checkpoint
 from nearzip.container import Memory, is_archive
@@ -216,7 +216,8 @@ def _retrained(
     recipe.check_names(network.specs)
     prepared = recipe.prepare(dict(network.arrays()), retrain)
     rest = {name: source.read(name) for name in source.specs if name not in network.specs}
-    return dataclasses.replace(Checkpoint.of({**prepared, **rest}, source.metadata, source.tree), close=source.close)
+    made = Checkpoint.of({**prepared, **rest})
+    return dataclasses.replace(source, specs=made.specs, read=made.read)
 
 
 def _separate(tensors: dict[str, Array], aliases: Mapping[str, str]) -> None:
@@ -241,7 +242,7 @@ def open(
     """
     source = open_source(archive.data if isinstance(archive, Archive) else archive)
     try:
-        return Reader(source, None if base is None else _checkpoint(base), limits, threads)
+        return Reader(source, None if base is None else _checkpoint(base), limits, threads, list_attached=False)
     except BaseException:
         source.close()
         raise
@@ -312,7 +313,7 @@ def open_input(path: Path | BinaryIO, limits: Limits | None = None) -> Checkpoin
         reader.close()
         raise UsageError(f"{os.fspath(path)}: is an update; decompress it with its base first")
     read = keeping_last(reader.__getitem__)
-    return Checkpoint(specs, read, reader.metadata(), reader.index.tree, close=reader.close)
+    return described(Checkpoint(specs, read, reader.metadata(), reader.index.tree, close=reader.close))
 
 
 def _open_stream(stream: BinaryIO, limits: Limits | None) -> Checkpoint:
@@ -357,7 +358,8 @@ def compress_file(
         As for `compress`, whose errors are raised. Outputs are written whole or not at all.
     """
     _check_arguments(method, bound, plan, options)
-    check_outputs([dst, restored], [src, base], force)
+    check_outputs([dst], [src, base, restored], force)
+    check_outputs([restored], [src, base, dst], force, folders=True)
     opened = open_input(src)
     reference = None if base is None else open_input(base)
     try:
@@ -416,7 +418,7 @@ def decompress_file(
     UsageError
         `dst` exists and `force` is not given, is an input, or cannot hold the tensors.
     """
-    check_outputs([dst], [src, base], force)
+    check_outputs([dst], [src, base], force, folders=True)
     reference = None if base is None else open_input(base, limits)
     try:
         with open(src, reference, limits, threads=threads) as reader:

@@ -152,7 +152,7 @@ def write_archive(
     """
     threads = number_of_threads(threads)
     _check_writable(source)
-    settings = settings.with_bytes(_uncorrelated(source, base))
+    settings = settings.with_exact(source.exact).with_bytes(_uncorrelated(source, base))
     if not any(setting.recipe.uses_base for setting in settings.distinct(source.specs)):
         base = None
     ties = _common_ties(find_ties(source), targets)
@@ -304,9 +304,10 @@ def _check_writable(source: Checkpoint) -> None:
 
 def _uncorrelated(source: Checkpoint, base: Checkpoint | None) -> list[str]:
     """Attached bytes that the base does not hold nearly as they are: differences would hide their repeats."""
-    attached = attached_names(source.tree)
     return [
-        name for name in source.specs if name in attached and (base is None or not _nearly_equal(source, base, name))
+        name
+        for name in source.specs
+        if name in source.attached and (base is None or not _nearly_equal(source, base, name))
     ]
 
 
@@ -400,6 +401,7 @@ class Reader(Mapping[str, Array]):
         base: Checkpoint | None = None,
         limits: Limits | None = None,
         threads: int | None = None,
+        list_attached: bool = True,
     ):
         self._source = source
         self._base = base
@@ -409,13 +411,13 @@ class Reader(Mapping[str, Array]):
         self._check_size(limits)
         self._segment_of = {spec.name: s for s in self.index.segments for spec in s.tensors}
         self._cached: tuple[Segment, dict[str, Array]] | None = None
-        #: Tensors that are bytes of files; found by name, but not listed.
-        self._attached = attached_names(self.index.tree)
+        #: Tensors that are bytes of files: found by name, but not listed.
+        self._hidden = frozenset[str]() if list_attached else attached_names(self.index.tree)
 
     # mapping
 
     def __iter__(self) -> Iterator[str]:
-        return (spec.name for spec in self.index.tensors if spec.name not in self._attached)
+        return (spec.name for spec in self.index.tensors if spec.name not in self._hidden)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

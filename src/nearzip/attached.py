@@ -16,7 +16,15 @@ import numpy as np
 from nearzip.errors import CorruptError
 from nearzip.tensors import Array, Checkpoint, TensorSpec
 
-__all__ = ["attached_names", "attached_tree", "files_of", "full_tree", "with_long_tree", "without_attached"]
+__all__ = [
+    "attached_names",
+    "attached_tree",
+    "described",
+    "files_of",
+    "full_tree",
+    "with_long_tree",
+    "without_attached",
+]
 
 PREFIX = '{"files":'
 #: Longer documents are stored as a tensor: the index of an archive must stay small.
@@ -49,15 +57,27 @@ def attached_names(tree: str | None) -> frozenset[str]:
 
 def without_attached(checkpoint: Checkpoint) -> Checkpoint:
     """The tensors of the network alone. Raises CorruptError."""
-    names = attached_names(checkpoint.tree)
+    names = checkpoint.attached
     if not names:
         return checkpoint
     specs = {name: spec for name, spec in checkpoint.specs.items() if name not in names}
-    return replace(checkpoint, specs=specs, tree=None)
+    return replace(checkpoint, specs=specs, tree=None, attached=frozenset())
+
+
+def described(checkpoint: Checkpoint) -> Checkpoint:
+    """The same checkpoint, with what its tree says of its tensors. Raises CorruptError."""
+    content = files_of(checkpoint.tree)
+    if not content:
+        return checkpoint
+    exact = content.get("exact", ())
+    if not isinstance(exact, (list, tuple)) or not all(isinstance(name, str) for name in exact):
+        raise CorruptError("the description of the files is damaged")
+    return replace(checkpoint, attached=frozenset(content["attached"]), exact=frozenset(exact))
 
 
 def with_long_tree(checkpoint: Checkpoint) -> Checkpoint:
-    """The same checkpoint; a tree that is too long for an index becomes an attached tensor."""
+    """The same checkpoint, described; a tree that is too long for an index becomes an attached tensor."""
+    checkpoint = described(checkpoint)
     tree = checkpoint.tree
     if tree is None or len(tree) <= _LONG:
         return checkpoint
@@ -70,8 +90,9 @@ def with_long_tree(checkpoint: Checkpoint) -> Checkpoint:
     def read(wanted: str) -> Array:
         return raw if wanted == name else checkpoint.read(wanted)
 
-    short = attached_tree([*files_of(tree).get("attached", ()), name], {"tree": name})
-    return replace(checkpoint, specs=specs, read=read, tree=short)
+    exact = {"exact": sorted(checkpoint.exact)} if checkpoint.exact else {}
+    short = attached_tree([*sorted(checkpoint.attached), name], {"tree": name, **exact})
+    return described(replace(checkpoint, specs=specs, read=read, tree=short))
 
 
 def full_tree(tree: str | None, read: Callable[[str], Array]) -> tuple[str | None, str | None]:

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -20,12 +20,15 @@ __all__ = [
     "Output",
     "Path_",
     "atomic_file",
+    "atomic_folder",
+    "check_folder",
     "check_free",
     "check_outputs",
     "is_stream",
     "naming_errors",
     "refuse_terminal",
     "replace_file",
+    "replace_folder",
     "size_on_disk",
     "spooled_input",
     "sync_folder",
@@ -86,8 +89,8 @@ def is_stream(output: Output) -> bool:
     return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
 
 
-def check_free(path: Path_, force: bool, inputs: Iterable[Any] = ()) -> Path:
-    """The path to write to.
+def check_free(path: Path_, force: bool, inputs: Iterable[Any] = (), folders: bool = False) -> Path:
+    """The path to write to; with `folders`, perhaps an existing folder, of which no more is asked here.
 
     Raises
     ------
@@ -99,8 +102,12 @@ def check_free(path: Path_, force: bool, inputs: Iterable[Any] = ()) -> Path:
     """
     target = Path(path)
     with naming_errors("write", path):
+        inputs = list(inputs)
         if target.is_dir():
-            raise UsageError(f"{target}: is a directory; give a file name")
+            if not folders:
+                raise UsageError(f"{target}: is a directory; give a file name")
+            _refuse_folder(target, inputs)
+            return target
         _refuse_inputs(path, inputs)
         if is_stream(path):
             return target
@@ -115,7 +122,9 @@ def check_free(path: Path_, force: bool, inputs: Iterable[Any] = ()) -> Path:
     return target
 
 
-def check_outputs(outputs: Iterable[Output | None], inputs: Iterable[Any] = (), force: bool = False) -> None:
+def check_outputs(
+    outputs: Iterable[Output | None], inputs: Iterable[Any] = (), force: bool = False, folders: bool = False
+) -> None:
     """`check_free` for all outputs, which must also differ from each other. None stands for no output or input."""
     inputs, seen = list(inputs), set[str]()
     for output in outputs:
@@ -124,7 +133,7 @@ def check_outputs(outputs: Iterable[Output | None], inputs: Iterable[Any] = (), 
         if not isinstance(output, (str, os.PathLike)):
             _refuse_inputs(output, inputs)
             continue
-        check_free(output, force, inputs)
+        check_free(output, force, inputs, folders)
         real = os.path.realpath(output)
         if real in seen and not is_stream(output):
             raise UsageError(f"{os.fspath(output)}: is given for two outputs; choose another name for one of them")
@@ -148,6 +157,16 @@ def _refuse_inputs(output: Output, inputs: Iterable[Any]) -> None:
             )
         if stat.S_ISDIR(theirs.st_mode) and isinstance(output, (str, os.PathLike)) and _is_below(output, given):
             raise UsageError(f"{name}: is part of the input {_name_of(given)}; choose a name outside it")
+
+
+def _refuse_folder(target: Path, inputs: Iterable[Any]) -> None:
+    """Raise UsageError if a folder to be replaced is an input, holds one, or is in one."""
+    for given in inputs:
+        if not isinstance(given, (str, os.PathLike)) or not os.path.exists(given):
+            continue
+        real = Path(os.path.realpath(target))
+        if real == Path(os.path.realpath(given)) or _is_below(given, target) or _is_below(target, given):
+            raise UsageError(f"{target}: is, holds or is part of the input {os.fspath(given)}; choose another name")
 
 
 def _status(place: Any) -> os.stat_result | None:
@@ -219,6 +238,74 @@ def atomic_file(path: Output, force: bool = False, text: bool = False) -> Iterat
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path_, files: Collection[str], force: bool = False) -> Iterator[Path]:
+    """A folder that appears under its name when the block ends without an error, with all files in it; else nothing.
+
+    Parameters
+    ----------
+    path : path
+        An empty folder may be there.
+    files : collection of str
+        What will be in the folder: relative paths.
+    force : bool
+        Replace a folder in which nothing but such files is.
+
+    Raises
+    ------
+    UsageError
+        Something is there already, and `force` is not given or other files would be lost.
+    """
+    target = through_links(path)
+    check_folder(target, files, force)
+    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")
+    try:
+        with naming_errors("write", path):
+            temporary.mkdir()
+            yield temporary
+            for folder in (Path(each[0]) for each in os.walk(temporary)):
+                sync_folder(folder)
+            replace_folder(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_folder(target: Path, files: Collection[str], force: bool) -> None:
+    """Raise UsageError if a folder of `files` cannot be put at `target` (see `atomic_folder`)."""
+    if not target.absolute().parent.is_dir():
+        raise NotFoundError(f"{target.parent}: no such directory")
+    if not os.path.lexists(target):
+        return
+    if not target.is_dir():
+        raise UsageError(f"{target}: is a file, and a folder is to be written; choose another name")
+    present = {each.relative_to(target).as_posix() for each in target.rglob("*") if not each.is_dir()}
+    if present and not force:
+        raise UsageError(f"{target}: exists already; choose another name or use --force (force=True)")
+    others = sorted(present - set(files))
+    if others:
+        raise UsageError(
+            f"{target}: holds {others[0]!r}, which is not in the archive and would be lost; choose another name"
+        )
+
+
+def replace_folder(temporary: Path, target: Path) -> None:
+    """Put a complete folder in the place of another, which is removed."""
+    target = through_links(target)
+    if target.is_dir():
+        shutil.copymode(target, temporary)
+        old = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.old")
+        os.rename(target, old)
+        try:
+            os.rename(temporary, target)
+        except BaseException:
+            os.rename(old, target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(temporary, target)
+    sync_folder(target.absolute().parent)
 
 
 @contextlib.contextmanager

@@ -311,6 +311,10 @@ class Checkpoint:
     read: Callable[[str], Array]
     metadata: Mapping[str, str] = field(default_factory=dict)
     tree: str | None = None
+    #: Tensors that are bytes of files, not numbers of a network (see `attached`).
+    attached: frozenset[str] = frozenset()
+    #: Tensors that keep every bit unless a bound or a plan names them: the state of an optimizer beside its network.
+    exact: frozenset[str] = frozenset()
     #: Called when nobody reads any more.
     close: Callable[[], None] = lambda: None
 

@@ -2,6 +2,7 @@
 
 from nearzip.checkpoints.base import CheckpointWriter, Format
 from nearzip.checkpoints.files import check_writable, open_checkpoint, write_checkpoint
+from nearzip.checkpoints.folder import files_in
 from nearzip.checkpoints.registry import ENDINGS, FORMATS
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "CheckpointWriter",
     "Format",
     "check_writable",
+    "files_in",
     "open_checkpoint",
     "write_checkpoint",
 ]

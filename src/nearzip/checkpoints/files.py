@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from nearzip.attached import files_of, full_tree, with_long_tree
 from nearzip.checkpoints.base import CheckpointWriter, Format
 from nearzip.checkpoints.embedded import tree_kind
-from nearzip.checkpoints.registry import BY_NAME, format_for, format_of
+from nearzip.checkpoints.folder import Member, is_folder, members_of, open_folder
+from nearzip.checkpoints.registry import BY_NAME, format_for, format_of, formats_by_ending
 from nearzip.checkpoints.values import load_tree, other_values
+from nearzip.checkpoints.writing import check_members, writing_folder
+from nearzip.errors import UsageError
 from nearzip.fileio import Output, Path_, atomic_file, is_stream, naming_errors
 from nearzip.tensors import Array, Checkpoint, TensorSpec
 
@@ -29,10 +32,8 @@ def open_checkpoint(path: Path_) -> Checkpoint:
         The file is damaged, truncated or empty.
     """
     with naming_errors("read", path):
-        if os.path.isdir(path):
-            raise IsADirectoryError
         name = os.fspath(path)
-        return with_long_tree(format_of(name).open(name))
+        return with_long_tree(open_folder(name) if is_folder(name) else format_of(name).open(name))
 
 
 class _Plan:
@@ -51,14 +52,25 @@ class _Plan:
         if read is not None:
             tree, long_name = full_tree(tree, read)
             specs = {name: spec for name, spec in specs.items() if name != long_name}
+        self.format: Format
+        self.lost: list[str]
+        self.members: list[Member] | None = None
+        members = members_of(tree, specs)
+        if members is not None:
+            if self._is_for_folder(path, ending):
+                self.members, self.specs, self.tree, self.lost = members, dict(specs), tree, []
+                check_members(members, self.specs, self.name)
+                return
+        elif os.path.isdir(self.name) and not is_stream(path):
+            raise UsageError(f"{self.name}: is a directory; give a file name")
         kind = tree_kind(tree)
         if is_stream(path) and ending is None:
             ending = ".safetensors"
-        self.format: Format = format_for(self.name if ending is None else f"file{ending}", kind)
-        self.lost: list[str] = []
+        self.format = format_for(self.name if ending is None else f"file{ending}", kind)
+        self.lost = []
         if self.format.name not in (kind, "embedded"):
             attached = set(files_of(tree).get("attached", ()))
-            self.lost += [f"the rest of the {kind} file"] if kind else sorted(attached)
+            self.lost += [f"the rest of the {kind} file"] if kind else sorted(map(_file_name, attached))
             specs = {name: spec for name, spec in specs.items() if name not in attached}
             tree = None if attached or files_of(tree) else tree
             if self.format.name != BY_NAME["PyTorch"].name:
@@ -66,8 +78,14 @@ class _Plan:
                 tree = None
         if self.format.name != "safetensors":
             self.lost += [f"metadata {key!r}" for key in metadata if key != "format"]
-        self.specs, self.tree = specs, tree
+        self.specs, self.tree = dict(specs), tree
         self.format.check(self.name, specs, tree)
+
+    def _is_for_folder(self, path: Output, ending: str | None) -> bool:
+        """Whether a name is that of a folder: one is there, or it does not end as files of tensors do."""
+        if is_stream(path) or ending is not None:
+            return False
+        return os.path.isdir(self.name) or not formats_by_ending(self.name)
 
     def warn(self) -> None:
         """Say what the format cannot hold."""
@@ -76,6 +94,10 @@ class _Plan:
             noun = "value is" if len(self.lost) == 1 else "values are"
             message = f"{self.name}: this format holds tensors only; {len(self.lost)} other {noun} left out: {shown}"
             warnings.warn(message, stacklevel=4)
+
+
+def _file_name(attached: str) -> str:
+    return attached.removeprefix("nearzip:file/")
 
 
 class _Some:
@@ -133,6 +155,10 @@ def write_checkpoint(
         The ending is not known, the format cannot hold the tensors, or the file exists.
     """
     plan = _Plan(path, specs, metadata or {}, tree, read, ending)
+    if plan.members is not None:
+        with writing_folder(plan.name, plan.members, plan.specs, force) as folder_writer:
+            yield _Some(folder_writer, plan.specs)
+        return
     with (
         atomic_file(path, force=force) as stream,
         plan.format.writing(stream, plan.specs, metadata or {}, plan.tree) as writer,

@@ -12,7 +12,7 @@ from nearzip.checkpoints.safetensors import Safetensors
 from nearzip.checkpoints.script import TORCHSCRIPT
 from nearzip.errors import CorruptError, UsageError
 
-__all__ = ["ENDINGS", "FORMATS", "format_for", "format_of"]
+__all__ = ["BY_NAME", "ENDINGS", "FORMATS", "format_for", "format_of", "read_head", "recognized"]
 
 #: Every format, those that are told by more of the content first.
 FORMATS: tuple[Format, ...] = (TORCHSCRIPT, PyTorch(), Npz(), Npy(), Safetensors())
@@ -58,16 +58,21 @@ def format_of(path: str) -> Format:
     head = read_head(path)
     if not head:
         raise CorruptError(f"{path}: the file is empty")
-    refuse_pointers(path, head)
-    for each in FORMATS:
-        if each.recognizes(path, head):
-            return each
+    found = recognized(path, head)
+    if found is not None:
+        return found
     by_name = formats_by_ending(path)
     if by_name:
         return by_name[-1]  # whose reader says what is wrong
     raise UsageError(
         f"{path}: is no checkpoint that is known, and has an unknown ending; known are {', '.join(known_endings())}"
     )
+
+
+def recognized(path: str, head: bytes) -> Format | None:
+    """The format that a file's content shows. Raises UsageError for what stands in the place of a file."""
+    refuse_pointers(path, head)
+    return next((each for each in FORMATS if each.recognizes(path, head)), None)
 
 
 def ending_of(path: str | os.PathLike[str]) -> str:

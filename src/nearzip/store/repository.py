@@ -16,7 +16,7 @@ import numpy as np
 
 from nearzip.api import PlanLike, open_input
 from nearzip.archive import write_archive
-from nearzip.attached import without_attached
+from nearzip.attached import attached_names, without_attached
 from nearzip.checkpoints import check_writable, write_checkpoint
 from nearzip.digests import content_id, tensor_digest
 from nearzip.errors import BusyError, CorruptError, Error, LimitError, NotFoundError, UsageError
@@ -668,7 +668,10 @@ class Store:
             Something that it needs is damaged; nothing wrong is ever returned.
         """
         number = self.resolve(selector)
-        return self._restore(number, names, progress)
+        arrays = self._restore(number, names, progress)
+        # Of a folder that was committed, the tensors; `checkout_file` also writes its other files.
+        hidden = attached_names(self._checked(number).tree) if names is None else ()
+        return {name: array for name, array in arrays.items() if name not in hidden}
 
     def _restore(
         self, number: int, names: Sequence[str] | None = None, progress: Progress | None = None
