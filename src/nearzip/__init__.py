@@ -10,11 +10,12 @@ True
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from typing import TYPE_CHECKING, Any
+#: Not from `typing`, which takes longer to import than all of this; type checkers know the name.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from nearzip import errors
     from nearzip.api import compress, compress_file, decompress, decompress_file, methods, open
     from nearzip.archive import Archive, Reader
@@ -68,6 +69,8 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
+    import importlib.util
+
     if name in _HOME_OF:
         found = getattr(importlib.import_module(f"nearzip.{_HOME_OF[name]}"), name)
     elif not name.startswith("__") and importlib.util.find_spec(f"nearzip.{name}") is not None:

@@ -116,7 +116,10 @@ def check_free(path: Path_, force: bool, inputs: Iterable[Any] = (), folders: bo
         if not force and os.path.lexists(target):
             raise UsageError(f"{target}: exists already; choose another name or use --force (force=True)")
         # The parent of what a link points to, even if that is not there yet.
-        parent = through_links(target).parent
+        real = through_links(target)
+        if real.is_symlink():
+            raise UsageError(f"{target}: is a symbolic link that leads back to itself")
+        parent = real.parent
         if not parent.is_dir():
             raise NotFoundError(f"{parent}: no such directory")
     return target

@@ -8,9 +8,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from types import FrameType
-from typing import Any
+
+#: Not from `typing`, which takes long to import; type checkers know the name.
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["cli", "main"]
 
@@ -29,10 +33,12 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Entry point of `nearzip`. Ends the process with the exit code."""
-    handled = threading.current_thread() is threading.main_thread()
-    if handled:
+    try:
         signal.signal(signal.SIGINT, _leave)
         signal.signal(signal.SIGTERM, _terminate)  # unwinds, so that no part of a file is left behind
+        handled = True
+    except ValueError:  # not in the main thread
+        handled = False
     for stream in (sys.stdout, sys.stderr):
         # Names that the terminal cannot show are no reason to fail.
         if hasattr(stream, "reconfigure"):

@@ -11,18 +11,17 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
 from nearzip.errors import UsageError
 from nearzip.fileio import Output, refuse_terminal
 from nearzip.texts import human_bytes, safe
+
+if TYPE_CHECKING:  # Rich takes long to import, and few commands draw a table
+    from rich.progress import Progress
+    from rich.table import Table
 
 __all__ = [
     "Bar",
@@ -69,12 +68,13 @@ def print_json_line(document: Mapping[str, Any]) -> None:
 
 def show(*items: Any, err: bool = False) -> None:
     """Print to stdout, or to stderr (`err`) where stdout carries data. Strings are taken to be safe already."""
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=False, stderr=err)
     for item in items:
         if isinstance(item, str):
             click.echo(item, err=err)
         else:
-            console.print(item)
+            from rich.console import Console
+
+            Console(highlight=False, markup=False, emoji=False, soft_wrap=False, stderr=err).print(item)
 
 
 # ---- streams ---------------------------------------------------------------------------------------------------
@@ -131,6 +131,10 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
 
 def rows_table(columns: Mapping[str, str], rows: Iterable[Iterable[object]]) -> Table:
     """A table; `columns` maps headings to "left" or "right". The first column gives way where space is short."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
     for i, (heading, side) in enumerate(columns.items()):
         first = i == 0
@@ -184,18 +188,26 @@ class Bar:
     def __init__(self, command: str, unit: str):
         self._command = command
         self._start = time.monotonic()
-        self._amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+        self._unit = unit
         self._progress: Progress | None = None
 
     def __call__(self, done: int, total: int, note: str | None = None) -> None:
         if self._progress is None and time.monotonic() - self._start < _PATIENCE:
             return
         if self._progress is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), self._amount, TimeRemainingColumn())
-            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._progress.add_task(self._command, total=total)
-            self._progress.start()
+            self._progress = self._begun(total)
         self._progress.update(self._task, completed=done, total=total, description=note or self._command)
+
+    def _begun(self, total: int) -> Progress:
+        from rich import progress as bars
+        from rich.console import Console
+
+        amount = bars.DownloadColumn() if self._unit == "bytes" else bars.MofNCompleteColumn()
+        columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), amount, bars.TimeRemainingColumn())
+        begun = bars.Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = begun.add_task(self._command, total=total)
+        begun.start()
+        return begun
 
     def stop(self) -> None:
         if self._progress is not None:
