@@ -67,6 +67,8 @@ class _Plan:
         if is_stream(path) and ending is None:
             ending = ".safetensors"
         self.format = format_for(self.name if ending is None else f"file{ending}", kind)
+        if self.format.name == kind:  # which also holds what else was in the file
+            self.format = BY_NAME["embedded"]
         self.lost = []
         if self.format.name not in (kind, "embedded"):
             attached = set(files_of(tree).get("attached", ()))

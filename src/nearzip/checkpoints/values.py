@@ -34,8 +34,10 @@ Node = dict[str, Any]
 
 #: Deeper nesting is refused, on both sides. Python's own recursion limit is not far.
 MAX_DEPTH = 100
-#: Values that are neither tensors nor containers; more would take too much memory.
+#: More values would take too much memory.
 MAX_NODES = 5_000_000
+#: How often containers may be referred to, in all, and for each of them: few that hold each other stand for very many.
+_MAX_REFERENCES, _REFERENCES_EACH = 50_000, 20
 #: From this length on, a sequence of integers is one node (Python's random state has 625).
 _MANY = 16
 _FACTORIES = {"list": list, "dict": dict, "int": int, "float": float, "set": set, "str": str, "": None}
@@ -61,7 +63,8 @@ class Tree:
         self._is_leaf = leaf
         self._memory = memory
         self._first: dict[Any, str] = {}
-        self._n_nodes = 0
+        self._n_nodes = self._n_containers = 0
+        self._containers: set[int] = set()
 
     def of(self, value: Any) -> str | None:
         """The document as text; None for a plain dict of tensors.
@@ -100,6 +103,7 @@ class Tree:
         if depth > MAX_DEPTH or self._n_nodes > MAX_NODES:
             what = f"is nested more than {MAX_DEPTH} deep" if depth > MAX_DEPTH else f"has over {MAX_NODES} values"
             raise UsageError(f"{self._path}: {name[:80]!r} {what}; save the state_dict alone")
+        self._count(value)
         if self._is_leaf(value):
             return self._tensor(value, name)
         if isinstance(value, np.ndarray):
@@ -114,6 +118,14 @@ class Tree:
             items = [self.node(item, f"{name}.{i}", depth + 1) for i, item in enumerate(value)]
             return {"S" if isinstance(value, set) else "F": items}
         return self._scalar(value, name)
+
+    def _count(self, value: Any) -> None:
+        if not isinstance(value, (dict, list, tuple, set, frozenset)):
+            return
+        self._n_containers += 1
+        self._containers.add(id(value))
+        if self._n_containers > _MAX_REFERENCES + _REFERENCES_EACH * len(self._containers):
+            raise UsageError(f"{self._path}: its values refer to each other over and over; save the state_dict alone")
 
     def _dict(self, value: Any, name: str, depth: int) -> Node:
         pairs = self._pairs(value, name, depth)
