@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from nearzip.attached import files_of, full_tree, with_long_tree
 from nearzip.checkpoints.base import CheckpointWriter, Format
@@ -72,7 +72,7 @@ class _Plan:
         self.lost = []
         if self.format.name not in (kind, "embedded"):
             attached = set(files_of(tree).get("attached", ()))
-            self.lost += [f"the rest of the {kind} file"] if kind else sorted(map(_file_name, attached))
+            self.lost += [f"the rest of the {kind} file"] if kind else _file_names(attached)
             specs = {name: spec for name, spec in specs.items() if name not in attached}
             tree = None if attached or files_of(tree) else tree
             if self.format.name != BY_NAME["PyTorch"].name:
@@ -98,8 +98,10 @@ class _Plan:
             warnings.warn(message, stacklevel=4)
 
 
-def _file_name(attached: str) -> str:
-    return attached.removeprefix("nearzip:file/")
+def _file_names(attached: Collection[str]) -> list[str]:
+    """Files of a folder, but for those that only say which shard a tensor is in."""
+    names = sorted(name.removeprefix("nearzip:file/") for name in attached)
+    return [name for name in names if not name.endswith(".index.json")]
 
 
 class _Some:

@@ -56,7 +56,7 @@ class Settings:
         names = list(names)
         if not names:
             return self
-        return Settings(self.default, {**self.by_name, **dict.fromkeys(names, Setting.of(ZstdRecipe()))})
+        return Settings(self.default, {**self.by_name, **dict.fromkeys(names, Setting.of(ZstdRecipe(level=12)))})
 
     def distinct(self, names: Iterable[str]) -> dict[Setting, list[str]]:
         """The settings of some tensors, and the tensors of each, in order."""
