@@ -6,7 +6,8 @@ import contextlib
 import copy
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, ClassVar, Literal, TypeVar
@@ -16,18 +17,20 @@ import numpy as np
 from nearzip import _core
 from nearzip.attached import attached_names
 from nearzip.bounds import EXACT
+from nearzip.choice import REPEATS, STORED
 from nearzip.codec import decode_block, decode_sparse_block, encode_block, time_block
 from nearzip.container import BlockEntry, Index, Segment, Source, Writable, Writer, read_index
 from nearzip.digests import content_id, digest, join_pieces, part_digests, tensor_digest
 from nearzip.errors import CorruptError, LimitError, NotFoundError, UsageError, WrongBaseError
 from nearzip.fileio import atomic_file
-from nearzip.layout import Block, Draft, block_context, block_values, draft_segments, find_ties, segment_blocks
+from nearzip.layout import Block, Draft, block_context, block_values, draft_segments, segment_blocks
 from nearzip.limits import Limits
 from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.recipes import Settings
 from nearzip.sparse_forms import sparse_in
-from nearzip.stages import Context, DecodeTimes, Pipeline, RawBytes, SparseValues
-from nearzip.tensors import Array, Checkpoint, TensorSpec, bits_of, room_for
+from nearzip.stages import Context, DecodeTimes, Pipeline, SparseValues
+from nearzip.tensors import Array, Checkpoint, TensorSpec, room_for
+from nearzip.ties import find_ties
 from nearzip.version import __version__
 
 __all__ = ["Archive", "Reader", "TensorReport", "write_archive"]
@@ -76,10 +79,34 @@ class WriteReport:
     alone: dict[str, str] = field(default_factory=dict)
     #: For tensors in a filter that errs on zeros: how many zeros a reader gets back as weights.
     false_positives: dict[str, int] = field(default_factory=dict)
+    #: Tensors that took fewer bytes in another way than the method's own, and which: a key of `CHOICES`.
+    choices: dict[str, str] = field(default_factory=dict)
     #: Calibrated archives: tensors that were rounded without calibration, and why.
     plain: dict[str, str] = field(default_factory=dict)
     #: Calibrated archives: of the answers on the batches held back, in nats per prediction.
     divergence: float | None = None
+
+    @property
+    def choices_text(self) -> str:
+        """How many tensors were coded in which other way; empty if none was."""
+        counts = Counter(self.choices.values())
+        return ", ".join(f"{counts[choice]} {text}" for choice, text in CHOICES.items() if counts[choice])
+
+
+#: Ways to code a tensor that take the place of the method's own where they are smaller.
+CHOICES = {
+    "no-base": "without the base",
+    "exact": "exactly",
+    "repeats": "exactly, by their repeats",
+    "stored": "as they are",
+}
+
+
+def _choices(draft: Draft, entries: Sequence[BlockEntry]) -> dict[str, str]:
+    """The choice for each tensor of a segment, if most of its blocks were coded otherwise than drafted."""
+    taken = {draft.without: "no-base", REPEATS: "repeats", STORED: "stored", draft.pipeline: ""}
+    choice = Counter(taken.get(entry.pipeline, "exact") for entry in entries).most_common(1)[0][0]
+    return {spec.name: choice for spec in draft.tensors} if choice else {}
 
 
 def _pieces(block: Block, values: Array) -> list[list[bytes]]:
@@ -155,7 +182,7 @@ def write_archive(
     settings = settings.with_exact(source.exact).with_bytes(_uncorrelated(source, base))
     if not any(setting.recipe.uses_base for setting in settings.distinct(source.specs)):
         base = None
-    ties = _common_ties(find_ties(source), targets)
+    ties = find_ties(source, settings, targets)
     tied_to = _inverted(ties)
     names = [name for name in source.specs if name not in ties]
     writer = Writer(stream)
@@ -164,6 +191,7 @@ def write_archive(
     base_contents: dict[str, bytes] = {}
     entries: list[BlockEntry] = []
     false_positives: dict[str, int] = {}
+    choices: dict[str, str] = {}
     n_patched = done_bytes = 0
     drafts = draft_segments(source, base, names, settings, threads)
     floor = _Floor.of(source, base, ties)
@@ -180,7 +208,7 @@ def write_archive(
         entries.append(writer.add_block(payload, pipeline))
         assembler.add(done.restored if keep else None, done.pieces)
         n_patched += done.n_patched
-        if done.pipeline.errs_on_zeros:
+        if draft.pipeline.errs_on_zeros:
             false_positives[draft.tensors[0].name] = done.n_false
         done_bytes += done.restored.nbytes
         if draft.with_base:
@@ -189,10 +217,12 @@ def write_archive(
             own = assembler.digests()
             contents.update(zip((spec.name for spec in draft.tensors), own, strict=True))
             base_digest = None
-            if draft.with_base:
+            # A base that no block needs is not asked for.
+            if draft.with_base and any(entry.pipeline.needs_base for entry in entries):
                 theirs = base_assembler.digests()
                 base_contents.update(zip((spec.name for spec in draft.tensors), theirs, strict=True))
                 base_digest = digest(b"".join(theirs))
+            choices.update(_choices(draft, entries))
             segments.append(
                 Segment(draft.tensors, draft.block_bytes, tuple(entries), digest(b"".join(own)), base_digest)
             )
@@ -220,8 +250,8 @@ def write_archive(
     )
     alone = _coded_alone(source, base, ties, settings)
     n_bytes = writer.finish(index)
-    floor.check(n_bytes)
-    return WriteReport(index, n_bytes, n_patched, contents, alone, false_positives)
+    floor.check(n_bytes, index)
+    return WriteReport(index, n_bytes, n_patched, contents, alone, false_positives, choices)
 
 
 @dataclass
@@ -253,11 +283,12 @@ class _Floor:
             return False
         return self.counted > Limits.FREE_BYTES // 2 and n_written * self.EXPANSION < self.counted
 
-    def check(self, n_bytes: int) -> None:
+    def check(self, n_bytes: int, index: Index) -> None:
         """Warn of what readers will refuse all the same."""
-        if self.needed > Limits().allowed_output(n_bytes):
+        needed = self.needed if index.base_id is not None else index.n_bytes
+        if needed > Limits().allowed_output(n_bytes):
             warnings.warn(
-                f"{self.needed} bytes of tensors take {n_bytes}: readers refuse that unless they are told to trust it "
+                f"{needed} bytes of tensors take {n_bytes}: readers refuse that unless they are told to trust it "
                 "(--max-output, Limits(output_bytes=...))",
                 stacklevel=3,
             )
@@ -265,18 +296,9 @@ class _Floor:
 
 def _stored(done: _Done) -> tuple[tuple[bytes, bytes], Pipeline]:
     """A block's bytes without compression, and the pipeline that reads them."""
-    pipeline = Pipeline((RawBytes(),))
     context = Context(done.restored.dtype, done.task.block.parts, None, done.task.block.grids)
-    encoded = encode_block(done.restored, context, pipeline, [EXACT] * len(context.parts))
+    encoded = encode_block(done.restored, context, STORED, [EXACT] * len(context.parts))
     return encoded.pieces, encoded.pipeline
-
-
-def _common_ties(ties: dict[str, str], targets: Checkpoint | None) -> dict[str, str]:
-    """Those that are ties of the targets as well."""
-    if targets is None:
-        return ties
-    read = targets.read
-    return {name: to for name, to in ties.items() if np.array_equal(bits_of(read(name)), bits_of(read(to)))}
 
 
 def _method_json(settings: Settings, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
@@ -356,7 +378,7 @@ def _encode(task: _Task, source: Checkpoint, base: Checkpoint | None, targets: C
         context = stack.enter_context(block_context(block, base if draft.with_base else None))
         wanted = None if targets is None else stack.enter_context(block_values(targets, block))
         values = stack.enter_context(block_values(source, block))
-        encoded = encode_block(values, context, draft.pipeline, draft.tolerances, wanted)
+        encoded = encode_block(values, context, draft.pipeline, draft.tolerances, wanted, draft.without, draft.fallback)
         return _Done(
             task,
             encoded.pieces,
@@ -737,4 +759,6 @@ class Archive:
 
     def __repr__(self) -> str:
         n = len(self.report.index.tensors)
-        return f"<nearzip.Archive of {n} tensors, {self.nbytes} bytes, ratio {self.ratio:.2f}>"
+        choices = self.report.choices_text
+        smaller = f"; smaller than asked: {choices}" if choices else ""
+        return f"<nearzip.Archive of {n} tensors, {self.nbytes} bytes, ratio {self.ratio:.2f}{smaller}>"

@@ -23,6 +23,7 @@ _COMMANDS = {
     "tune": ("tuning", "tune"),
     "inspect": ("looking", "inspect"),
     "compare": ("looking", "compare"),
+    "certify": ("certify", "certify"),
     "methods": ("looking", "methods"),
     "store": ("store", "store"),
     "demo": ("demo", "demo"),
