@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nearzip import errors
     from nearzip.api import compress, compress_file, decompress, decompress_file, methods, open
     from nearzip.archive import Archive, Reader
-    from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms
+    from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms, Update
     from nearzip.budget.plan import Plan
     from nearzip.budget.tune import tune
     from nearzip.comparison import Comparison, compare
@@ -43,6 +43,7 @@ __all__ = [
     "Relative",
     "Rms",
     "Store",
+    "Update",
     "__version__",
     "compare",
     "compress",
@@ -60,7 +61,7 @@ __all__ = [
 _HOMES = {
     "api": ("compress", "compress_file", "decompress", "decompress_file", "methods", "open"),
     "archive": ("Archive", "Reader"),
-    "bounds": ("Absolute", "Bound", "Lossless", "PointwiseRelative", "Relative", "Rms"),
+    "bounds": ("Absolute", "Bound", "Lossless", "PointwiseRelative", "Relative", "Rms", "Update"),
     "budget": ("Plan", "tune"),
     "comparison": ("Comparison", "compare"),
     "limits": ("Limits",),

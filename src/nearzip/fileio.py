@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from nearzip.errors import Error, NotFoundError, UsageError
+from nearzip.errors import Error, MissingFileError, UsageError
 
 __all__ = [
     "Output",
@@ -45,8 +45,10 @@ def naming_errors(verb: str, path: Path_) -> Iterator[None]:
     """Turn the operating system's errors into ours, with the path and what was attempted."""
     try:
         yield
+    except Error:
+        raise
     except FileNotFoundError:
-        raise NotFoundError(f"{os.fspath(path)}: no such file or directory") from None
+        raise MissingFileError(f"{os.fspath(path)}: no such file or directory") from None
     except IsADirectoryError:
         raise UsageError(f"{os.fspath(path)}: is a directory, not a file") from None
     except BrokenPipeError:
@@ -121,7 +123,7 @@ def check_free(path: Path_, force: bool, inputs: Iterable[Any] = (), folders: bo
             raise UsageError(f"{target}: is a symbolic link that leads back to itself")
         parent = real.parent
         if not parent.is_dir():
-            raise NotFoundError(f"{parent}: no such directory")
+            raise MissingFileError(f"{parent}: no such directory")
     return target
 
 
@@ -278,7 +280,7 @@ def atomic_folder(path: Path_, files: Collection[str], force: bool = False) -> I
 def check_folder(target: Path, files: Collection[str], force: bool) -> None:
     """Raise UsageError if a folder of `files` cannot be put at `target` (see `atomic_folder`)."""
     if not target.absolute().parent.is_dir():
-        raise NotFoundError(f"{target.parent}: no such directory")
+        raise MissingFileError(f"{target.parent}: no such directory")
     if not os.path.lexists(target):
         return
     if not target.is_dir():

@@ -14,7 +14,7 @@ import numpy as np
 
 from nearzip.checkpoints.base import CheckpointWriter, mapped, naming_file
 from nearzip.checkpoints.pytorch import zip_names
-from nearzip.errors import CorruptError, UsageError
+from nearzip.errors import CorruptError, Error, UsageError
 from nearzip.tensors import Array, Checkpoint, TensorSpec, as_array, dtype_of, keeping_last
 
 __all__ = ["Npy", "Npz"]
@@ -78,7 +78,7 @@ class Npz:
                     specs[name] = _header(path, name, stream)[0]
         except BaseException as error:
             zipped.close()
-            if isinstance(error, _DAMAGE):
+            if isinstance(error, _DAMAGE) and not isinstance(error, Error):
                 raise CorruptError(f"{path}: not a readable .npz file: {error}") from None
             raise
 
@@ -86,6 +86,8 @@ class Npz:
             try:
                 with zipped.open(members[name]) as stream:
                     return as_array(name, np.lib.format.read_array(stream, allow_pickle=False))
+            except Error:
+                raise
             except (OSError, *_DAMAGE) as error:
                 raise CorruptError(f"{path}: array {name!r}: {error}") from None
 
@@ -130,6 +132,8 @@ class Npy:
             with open(path, "rb") as stream:
                 spec, dtype, fortran = _header(path, "array", stream)
                 start = stream.tell()
+        except Error:
+            raise
         except _DAMAGE as error:
             raise CorruptError(f"{path}: not a readable .npy file: {error}") from None
         raw = mapped(path)[start:]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import weakref
+from collections.abc import Mapping
 from typing import Any
 
 from nearzip.store import Store
 
-__all__ = ["StoreLike", "open_store", "prune_store"]
+__all__ = ["StoreLike", "commit_quietly", "open_store", "prune_store"]
+
+_LOG = logging.getLogger("nearzip")
+_TOLD: weakref.WeakSet[Store] = weakref.WeakSet()
 
 StoreLike = Store | str | os.PathLike[str]
 
@@ -15,6 +21,18 @@ StoreLike = Store | str | os.PathLike[str]
 def open_store(store: StoreLike, **settings: Any) -> Store:
     """An open store as it is; a path or URL opened, and made if nothing is there. Raises what `Store` raises."""
     return store if isinstance(store, Store) else Store(store, create=True, **settings)
+
+
+def commit_quietly(store: Store, arrays: Mapping[str, Any], **said: Any) -> int:
+    """Commit. A lost update is logged, once for each store, and never warned of: a training may run for days, and one
+    that turns warnings into errors must not end for it.
+    """
+    version = store.commit(arrays, warn=False, **said)
+    text = None if store.update_kept is None else store.update_kept.warning()
+    if text and store not in _TOLD:
+        _TOLD.add(store)
+        _LOG.warning("%s: version %d: %s", store.url, version, text)
+    return version
 
 
 def prune_store(store: Store, keep: str | None) -> None:
