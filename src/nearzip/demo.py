@@ -25,11 +25,11 @@ import numpy as np
 
 from nearzip.api import compress_quietly, decompress
 from nearzip.bounds import Absolute, Bound, Lossless
+from nearzip.checkpoints import open_checkpoint, write_checkpoint
 from nearzip.comparison import compare
 from nearzip.errors import BoundError, CorruptError, Error, NotFoundError, missing_extra
-from nearzip.files import open_checkpoint, write_checkpoint
+from nearzip.fileio import atomic_file, check_free, naming_errors
 from nearzip.plots import import_figure, save_figure
-from nearzip.storage import atomic_file, check_free, naming_errors
 from nearzip.tensors import Array, Checkpoint
 from nearzip.version import __version__
 

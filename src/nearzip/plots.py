@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from nearzip.comparison import Comparison
 from nearzip.errors import UsageError, missing_extra
-from nearzip.storage import atomic_file, check_free
+from nearzip.fileio import atomic_file, check_free
 
 __all__ = ["check_plot", "draw_comparison", "import_figure", "save_figure"]
 
@@ -25,12 +26,12 @@ def import_figure(extra: str, purpose: str) -> Any:
     return Figure
 
 
-def check_plot(path: str, force: bool) -> None:
-    """Check that a plot can be written, before any work is done."""
+def check_plot(path: str, force: bool, inputs: Iterable[str] = ()) -> None:
+    """Check that a plot can be written and would not overwrite an input, before any work is done."""
     if os.path.splitext(path)[1].lower() not in _ENDINGS:
         raise UsageError(f"{path}: unknown ending for a plot; use one of {', '.join(_ENDINGS)}")
     import_figure("plot", f"{path}: a plot")
-    check_free(path, force)
+    check_free(path, force, inputs)
 
 
 def save_figure(figure: Any, path: str | os.PathLike[str], force: bool) -> None:

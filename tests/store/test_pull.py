@@ -11,8 +11,8 @@ import pytest
 
 import nearzip as nz
 from nearzip import errors
+from nearzip.checkpoints import open_checkpoint
 from nearzip.cli import cli
-from nearzip.files import open_checkpoint
 from store.helpers import history, memory_url, network, same, updated
 from store.hosts import nginx, python_host, serving
 

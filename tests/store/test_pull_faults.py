@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import nearzip as nz
-from nearzip import errors, storage
-from nearzip.files import open_checkpoint
+from nearzip import errors, fileio
+from nearzip.checkpoints import open_checkpoint
 from nearzip.store import http
 from nearzip.store.documents import seal
 from store.helpers import history
@@ -158,7 +158,7 @@ class _Counting:
 def _instrument(patch, counting):
     for name in _OPERATIONS:
         patch.setattr(os, name, counting.wrap(getattr(os, name)))
-    patch.setattr(storage._NamingFile, "write", counting.wrap(storage._NamingFile.write))
+    patch.setattr(fileio._NamingFile, "write", counting.wrap(fileio._NamingFile.write))
     append = sys.modules["nearzip.store.download"]._append
 
     def stepwise(stream, blocks, tally, stop):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nearzip.errors import CorruptError, LimitError
-from nearzip.storage import Path_, naming_errors
+from nearzip.fileio import Path_, naming_errors
 
 __all__ = ["Kinds", "as_dict", "fields", "number", "numbers", "read_document", "text"]
 

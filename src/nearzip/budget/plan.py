@@ -14,8 +14,8 @@ from nearzip.budget.documents import Kinds, fields, number, numbers, read_docume
 from nearzip.budget.intervals import Interval, Verdict, check_confidence
 from nearzip.budget.trial import Trial, finite
 from nearzip.errors import CorruptError, NewerFormatError, UnknownMethodError, UsageError
+from nearzip.fileio import Output, Path_, atomic_file
 from nearzip.recipes import Recipe
-from nearzip.storage import Path_, atomic_file
 
 __all__ = ["CalibratedRounding", "Plan"]
 
@@ -241,9 +241,9 @@ class Plan:
             "trials": [trial.to_json() for trial in self.trials],
         }
 
-    def save(self, path: Path_, force: bool = False) -> None:
+    def save(self, path: Output, force: bool = False) -> None:
         """Write the plan, whole or not at all. Raises UsageError if the file exists, unless `force`."""
-        with atomic_file(path, force=force) as stream:
+        with atomic_file(path, force=force, text=True) as stream:
             stream.write(json.dumps(self.to_json(), indent=1, allow_nan=False).encode() + b"\n")
 
     @staticmethod

@@ -20,7 +20,7 @@ from nearzip.budget.jobs import in_parallel, n_workers
 from nearzip.budget.subject import Outcome, Subject
 from nearzip.budget.trial import Trial, trial_key
 from nearzip.errors import CorruptError, NotShownError, UsageError
-from nearzip.storage import Path_, atomic_file, naming_errors
+from nearzip.fileio import Path_, atomic_file, naming_errors
 
 __all__ = ["Runner", "Status", "Watch"]
 

@@ -21,7 +21,7 @@ from nearzip.budget.subject import Network
 from nearzip.budget.trial import Trial
 from nearzip.budget.trials import Runner, Watch
 from nearzip.errors import BudgetError, NotShownError, UsageError
-from nearzip.storage import Path_
+from nearzip.fileio import Path_
 from nearzip.version import __version__
 
 __all__ = ["STRATEGIES", "check_tuned", "evaluations_of", "parameters_of", "plan_of", "tune"]

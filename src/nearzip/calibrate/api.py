@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from torch import Tensor, nn
@@ -20,12 +20,13 @@ from nearzip.calibrate.largest_step import largest_step
 from nearzip.calibrate.prepared import Prepared
 from nearzip.calibrate.rounder import Rounded, Rounder
 from nearzip.calibrate.settings import Calibration, Damping, check_kept
+from nearzip.checkpoints import write_checkpoint
 from nearzip.digests import checkpoint_id
 from nearzip.errors import UsageError
-from nearzip.files import write_checkpoint
+from nearzip.fileio import Output as Destination
+from nearzip.fileio import atomic_file, check_outputs, naming_errors
 from nearzip.parallel import number_of_threads
 from nearzip.recipes import Settings
-from nearzip.storage import atomic_file, check_free, naming_errors
 from nearzip.tensors import Checkpoint
 
 __all__ = ["compress", "compress_file", "load"]
@@ -237,18 +238,18 @@ def _note(report: WriteReport, rounded: Rounded) -> None:
 
 
 def compress_file(
-    src: Path,
-    dst: Path,
+    src: Path | BinaryIO,
+    dst: Destination,
     module: nn.Module,
     batches: Iterable[Any],
-    base: Path | None = None,
+    base: Path | BinaryIO | None = None,
     *,
     step: float | None = None,
     kl: float | None = None,
     bound: Bound | str | None = None,
     plan: Plan | None = None,
     calibration: Calibration | None = None,
-    restored: Path | None = None,
+    restored: Destination | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -263,9 +264,7 @@ def compress_file(
             src, dst, base, plan=plan, restored=restored, force=force, threads=threads, progress=progress
         )
     request = _Request.of(plan, step, kl, bound, calibration, threads, progress)
-    for path in (dst, restored):
-        if path is not None:
-            check_free(path, force)
+    check_outputs([dst, restored], [src, base], force)
     source = open_input(src)
     reference = None if base is None else open_input(base)
     try:
@@ -276,10 +275,12 @@ def compress_file(
             if restored is None:
                 report = write_archive(source, reference, settings, stream, None, request.threads, written, targets)
             else:
-                with write_checkpoint(restored, source.specs, source.metadata, source.tree, force) as writer:
+                with write_checkpoint(
+                    restored, source.specs, source.metadata, source.tree, force, source.read
+                ) as writer:
                     keep = writer.write
                     report = write_archive(source, reference, settings, stream, keep, request.threads, written, targets)
-                    with naming_errors("write", dst):
+                    with naming_errors("write", str(dst)):
                         stream.flush()
                         os.fsync(stream.fileno())
         _note(report, rounded)
@@ -292,18 +293,16 @@ def compress_file(
     return FileReport(source.n_bytes, report.n_bytes, report)
 
 
-def load(module: nn.Module, source: Checkpoint, path: Path) -> None:
+def load(module: nn.Module, source: Checkpoint, path: Path | BinaryIO) -> None:
     """The file's weights into the module. Raises UsageError where they do not fit."""
     from nearzip.network.arrays import to_torch
 
     state: dict[str, Tensor] = module.state_dict()
     missing = [name for name in state if name not in source.specs]
     if missing:
-        raise UsageError(f"{os.fspath(path)}: has no tensor {missing[0]!r}, which the network to calibrate with has")
+        raise UsageError(f"{path}: has no tensor {missing[0]!r}, which the network to calibrate with has")
     for name, value in state.items():
         spec = source.spec(name)
         if tuple(value.shape) != spec.shape:
-            raise UsageError(
-                f"{os.fspath(path)}: {name!r} has shape {list(spec.shape)}, the network's {list(value.shape)}"
-            )
+            raise UsageError(f"{path}: {name!r} has shape {list(spec.shape)}, the network's {list(value.shape)}")
     module.load_state_dict({name: to_torch(np.asarray(source.read(name))) for name in state})

@@ -26,10 +26,10 @@ from nearzip.calibrate.api import load
 from nearzip.calibrate.prepared import Prepared
 from nearzip.calibrate.settings import Calibration, check_kept
 from nearzip.digests import digest
+from nearzip.fileio import Path_
 from nearzip.network.arrays import digest_of
 from nearzip.parallel import number_of_threads
 from nearzip.recipes import Settings
-from nearzip.storage import Path_
 from nearzip.tensors import Checkpoint
 
 __all__ = ["tune", "tune_checkpoint", "tune_file"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import click
 
@@ -12,6 +12,7 @@ from nearzip.api import FileReport, open_input
 from nearzip.budget import Plan
 from nearzip.cli.functions import load_function
 from nearzip.errors import Error, UsageError
+from nearzip.fileio import Output
 
 __all__ = ["calibrated_file", "calibrated_plan", "calibration_options"]
 
@@ -35,7 +36,13 @@ def calibration_options(function: F) -> F:
 
 
 def calibrated_file(
-    new: str, output: str, base: str | None, calibrate: str, step: float | None, kl: float | None, **more: Any
+    new: str | BinaryIO,
+    output: Output,
+    base: str | BinaryIO | None,
+    calibrate: str,
+    step: float | None,
+    kl: float | None,
+    **more: Any,
 ) -> FileReport:
     """Compress a file with the module, batches and options that the user's function returns."""
     from nearzip.calibrate import compress_file

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from nearzip.cli.console import facts, hint, human_bytes, print_json, progress, safe, show, warn
+from nearzip.cli.console import (
+    check_streams,
+    facts,
+    hint,
+    human_bytes,
+    output_of,
+    print_json,
+    progress,
+    safe,
+    show,
+    warn,
+)
 from nearzip.cli.running import common_options, showing_warnings
 from nearzip.cli.transfer import force_option, kept_text, options_of, threads_option
 from nearzip.errors import CorruptError
+from nearzip.fileio import size_on_disk
 from nearzip.store import Store, VerifyReport, Version
 from nearzip.store.selectors import is_selector
 from nearzip.store.sharded import INDEX, is_sharded, prune_sharded
@@ -232,26 +243,30 @@ def _log_row(row: Version) -> tuple[object, ...]:
 @force_option
 @threads_option
 @common_options
-def checkout(place: str, output: str, force: bool, threads: int | None, as_json: bool) -> None:
-    """Restore a version to .safetensors, .pt or .npz.
+def checkout(place: str, output: str, force: bool, threads: int | None, as_json: bool) -> int:
+    """Restore a version to a file of the format that it was made from, or to .safetensors, .pt or .npz; - is stdout.
 
     SELECTOR is latest (the default), a number, tag:NAME, step=N, best:METRIC (the largest) or min:METRIC.
     """
     started = time.perf_counter()
     url, selector = split_selector(place)
+    on_stdout = check_streams(outputs=[output])
     opened = Store(url, threads=threads)
-    with progress("store checkout", as_json) as callback:
-        number = opened.checkout_file(selector or "latest", output, force=force, progress=callback)
+    with showing_warnings() as warned, progress("store checkout", as_json) as callback:
+        number = opened.checkout_file(selector or "latest", output_of(output), force=force, progress=callback)
     seconds = time.perf_counter() - started
-    n_bytes = os.stat(output).st_size
+    n_bytes = None if on_stdout else size_on_disk(output)
     if as_json:
         print_json("store checkout", {
             "url": url, "version": number, "output": output, "bytes_out": n_bytes, "seconds": seconds,
-        })  # fmt: skip
+            "warnings": warned,
+        }, err=on_stdout)  # fmt: skip
     else:
         show(facts([
-            ("wrote", output), ("version", number), ("size", human_bytes(n_bytes)), ("time", f"{seconds:.2f} s"),
-        ]))  # fmt: skip
+            ("wrote", output), ("version", number), ("size", None if n_bytes is None else human_bytes(n_bytes)),
+            ("time", f"{seconds:.2f} s"),
+        ]), err=on_stdout)  # fmt: skip
+    return 1 if warned else 0
 
 
 @store.command()

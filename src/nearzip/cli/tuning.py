@@ -12,16 +12,27 @@ from typing import Any
 import click
 
 from nearzip.api import open_input
+from nearzip.attached import without_attached
 from nearzip.budget import STRATEGIES, Plan, Status, Trial
 from nearzip.budget import tune as find_plan
 from nearzip.budget.tune import parameters_of
 from nearzip.cli.calibrating import calibrated_plan
-from nearzip.cli.console import Bar, facts, human_bytes, print_json, print_json_line, rows_table, show
+from nearzip.cli.console import (
+    Bar,
+    check_streams,
+    facts,
+    human_bytes,
+    output_of,
+    print_json,
+    print_json_line,
+    rows_table,
+    show,
+)
 from nearzip.cli.functions import load_function
 from nearzip.cli.running import common_options, showing_warnings
 from nearzip.cli.transfer import force_option, options_of
 from nearzip.errors import missing_extra
-from nearzip.storage import check_free
+from nearzip.fileio import check_outputs
 from nearzip.tensors import Array
 
 __all__ = ["tune"]
@@ -106,7 +117,8 @@ def tune(
     """
     if calibrate is not None and (method != "nearzip" or settings or knob or strategy != "nearzip"):
         raise click.UsageError("--calibrate is for the method and the strategy nearzip, without --set and --knob")
-    check_free(output, force)
+    on_stdout = check_streams(outputs=[output])
+    check_outputs([output_of(output)], [new, base], force)
     started = time.perf_counter()
     how = parameters_of(strategy, options_of(parameters, "--strategy-set", "KEY=VALUE"))
     if not max_losses and "max_bytes" not in how:
@@ -125,12 +137,14 @@ def tune(
                 _arrays(new), None if base is None else _arrays(base), method, function, max_loss,
                 options=options_of(settings), knob=knob, strategy=strategy, **search, **how,
             )  # fmt: skip
-    plan.save(output, force=force)
+    plan.save(output_of(output), force=force)
     seconds = time.perf_counter() - started
     if as_json:
-        print_json("tune", {"output": output, "seconds": seconds, "warnings": warned, "plan": plan.to_json()})
+        print_json(
+            "tune", {"output": output, "seconds": seconds, "warnings": warned, "plan": plan.to_json()}, err=on_stdout
+        )
     else:
-        show(_table(plan), "", _summary(plan, output, seconds))
+        show(_table(plan), "", _summary(plan, output, seconds), err=on_stdout)
     return 1 if warned else 0
 
 
@@ -160,7 +174,7 @@ def _number(text: str) -> float | str:
 
 def _arrays(path: str) -> dict[str, Array]:
     with contextlib.closing(open_input(path)) as checkpoint:
-        return {name: array.copy() for name, array in checkpoint.arrays()}
+        return {name: array.copy() for name, array in without_attached(checkpoint).arrays()}
 
 
 @contextlib.contextmanager

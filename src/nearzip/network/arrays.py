@@ -9,16 +9,12 @@ import numpy as np
 import torch
 
 from nearzip.digests import digest
-from nearzip.tensors import Array, as_array
+from nearzip.tensors import Array, as_array, dtype_name
 
 __all__ = ["digest_of", "to_torch"]
 
-#: What NumPy does not know itself goes by way of integers of the same width.
-_BY_BITS = {
-    "bfloat16": (np.int16, torch.bfloat16),
-    "float8_e4m3fn": (np.uint8, torch.float8_e4m3fn),
-    "float8_e5m2": (np.uint8, torch.float8_e5m2),
-}
+#: Types that NumPy does not have pass as integers of the same width.
+_INTEGERS = {1: np.uint8, 2: np.int16, 4: np.int32}
 
 
 def to_torch(array: Array | torch.Tensor, copy: bool = True) -> torch.Tensor:
@@ -36,11 +32,10 @@ def to_torch(array: Array | torch.Tensor, copy: bool = True) -> torch.Tensor:
     if not copy and not array.flags.writeable:
         copy = True  # torch knows no read-only tensors
     array = np.array(array, order="C", copy=True) if copy else np.asarray(array, order="C")
-    by_bits = _BY_BITS.get(array.dtype.name)
-    if by_bits is None:
+    if array.dtype.isbuiltin == 1:
         return torch.from_numpy(array)
-    bits, dtype = by_bits
-    return torch.from_numpy(array.view(bits)).view(dtype)
+    dtype = getattr(torch, dtype_name(array.dtype))
+    return torch.from_numpy(array.view(_INTEGERS[array.itemsize])).view(dtype)
 
 
 def digest_of(batch: Any) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 
 from nearzip.container import load_json
 from nearzip.errors import CorruptError, NotFoundError
-from nearzip.storage import is_url
+from nearzip.sources import is_url
 from nearzip.store.documents import MOST_DOCUMENT_BYTES
 from nearzip.store.maintenance import PruneReport
 from nearzip.store.place import open_backend

@@ -15,8 +15,8 @@ from typing import Any
 
 from nearzip import api
 from nearzip.bounds import Bound, NoPromise, Statistics, Update, violations
+from nearzip.checkpoints import write_checkpoint
 from nearzip.errors import UpdateLostWarning
-from nearzip.files import write_checkpoint
 from nearzip.layout import draft_segments
 from nearzip.recipes import Settings, recipe_type
 from nearzip.recipes.nearzip import Nearzip

@@ -14,11 +14,11 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from nearzip.bounds import Bound, Lossless, NoPromise, Statistics, Update, violations
+from nearzip.network.arrays import to_torch
 from nearzip.recipes import recipe_type
 from nearzip.tensors import Array, as_array, is_float
 from nearzip.testing.pairs import Pair
 from nearzip.torch import Saver
-from nearzip.torch.arrays import to_torch
 from nearzip.torch.dcp import NearzipReader, NearzipWriter
 from nearzip.torch.plans import FINER
 

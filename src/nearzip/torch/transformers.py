@@ -15,8 +15,8 @@ import torch
 
 from nearzip.bounds import Bound, parse_bound
 from nearzip.errors import CorruptError, NotFoundError, UsageError, missing_extra
+from nearzip.fileio import atomic_file
 from nearzip.network.arrays import to_torch
-from nearzip.storage import atomic_file
 from nearzip.store import Store
 from nearzip.tensors import Array
 from nearzip.torch.background import Background
