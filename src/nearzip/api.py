@@ -17,7 +17,7 @@ from nearzip.errors import CorruptError, Error, UsageError
 from nearzip.files import check_writable, open_checkpoint, write_checkpoint
 from nearzip.limits import Limits
 from nearzip.recipes import Recipe, Retrain, Setting, Settings, recipe_type, recipe_types
-from nearzip.storage import atomic_file, check_free, naming_errors, open_source
+from nearzip.storage import atomic_file, check_free, naming_errors, naming_memory, open_source
 from nearzip.tensors import Array, Checkpoint, check_text, keeping_last
 
 __all__ = ["PlanLike", "compress", "compress_file", "decompress", "decompress_file", "methods", "open"]
@@ -263,9 +263,9 @@ def decompress(
     WrongBaseError
         The base is missing or another one.
     CorruptError, TruncatedError, NewerFormatError, LimitError
-        The archive is damaged, cut short, too new, or larger than the limits.
+        The archive is damaged, cut short, too new, or larger than the limits or the memory that the process can get.
     """
-    with open(archive, base, limits, threads=threads) as reader:
+    with naming_memory("all tensors together"), open(archive, base, limits, threads=threads) as reader:
         tensors = dict(reader.stream(progress=progress))
         _separate(tensors, reader.index.aliases)
         return {name: tensors[name] for name in reader}

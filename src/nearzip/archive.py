@@ -23,7 +23,7 @@ from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.recipes import Settings
 from nearzip.sparse_forms import sparse_in
 from nearzip.stages import Context, DecodeTimes, Pipeline, SparseValues
-from nearzip.storage import atomic_file
+from nearzip.storage import atomic_file, naming_memory
 from nearzip.tensors import Array, Checkpoint, TensorSpec, bits_of, room_for
 from nearzip.version import __version__
 
@@ -333,7 +333,8 @@ class Reader(Mapping[str, Array]):
         self._base = base
         self._threads = number_of_threads(threads)
         limits = limits or Limits()
-        self.index = read_index(source, limits)
+        with naming_memory(source.name):
+            self.index = read_index(source, limits)
         self._check_size(limits)
         self._segment_of = {spec.name: s for s in self.index.segments for spec in s.tensors}
         self._cached: tuple[Segment, dict[str, Array]] | None = None
@@ -559,7 +560,7 @@ class Reader(Mapping[str, Array]):
         if digest(payload) != entry.digest:
             raise CorruptError(f"{where}: the file is damaged here (checksum differs)")
         base = self._base_for(segment) if segment.base_digest is not None else None
-        with block_context(block, base) as context:
+        with naming_memory(where), block_context(block, base) as context:
             try:
                 return decode(payload, context, entry.pipeline)
             except CorruptError as error:
@@ -591,20 +592,26 @@ class Reader(Mapping[str, Array]):
         )
         results = ordered_map(self._decode_block, work, self._threads)
         for segment in segments:
-            assembler, base_assembler = _Assembler(segment.tensors), _Assembler(segment.tensors)
-            for _ in segment.blocks:
-                values, pieces, base_pieces = next(results)
-                assembler.add(values, pieces)
-                if segment.base_digest is not None:
-                    base_assembler.add(None, base_pieces)
-            if segment.base_digest is not None:
-                self._compare_base(segment, base_assembler)
-            own = assembler.digests()
+            with naming_memory(f"{self._source.name}: {segment.label}"):
+                assembler = self._assemble(segment, results)
+                own = assembler.digests()
             if digest(b"".join(own)) != segment.digest:
                 raise CorruptError(f"{self._source.name}: {segment.label}: decoded values differ from what was written")
             if digests is not None:
                 digests.update(zip((spec.name for spec in segment.tensors), own, strict=True))
             yield list(assembler.tensors())
+
+    def _assemble(self, segment: Segment, results: Iterator[tuple[Array, Any, Any]]) -> _Assembler:
+        """The tensors of a segment from its decoded blocks. Raises WrongBaseError."""
+        assembler, base_assembler = _Assembler(segment.tensors), _Assembler(segment.tensors)
+        for _ in segment.blocks:
+            values, pieces, base_pieces = next(results)
+            assembler.add(values, pieces)
+            if segment.base_digest is not None:
+                base_assembler.add(None, base_pieces)
+        if segment.base_digest is not None:
+            self._compare_base(segment, base_assembler)
+        return assembler
 
 
 class Archive:

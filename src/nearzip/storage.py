@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from nearzip.errors import Error, MissingExtraError, NotFoundError, TruncatedError, UsageError, missing_extra
+from nearzip.errors import Error, LimitError, MissingExtraError, NotFoundError, TruncatedError, UsageError, missing_extra
 
 __all__ = [
     "BytesSource",
@@ -23,6 +23,7 @@ __all__ = [
     "extra_for",
     "is_url",
     "naming_errors",
+    "naming_memory",
     "open_source",
 ]
 
@@ -54,6 +55,16 @@ def naming_errors(verb: str, path: Path_) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
         raise Error(f"{os.fspath(path)}: cannot {verb}: {reason}") from None
+
+
+@contextlib.contextmanager
+def naming_memory(where: str) -> Iterator[None]:
+    """Turn a MemoryError into a LimitError that says where."""
+    try:
+        yield
+    except MemoryError as error:
+        said = f" ({str(error)[:200]})" if str(error) else ""
+        raise LimitError(f"{where}: too little memory{said}; give the process more, or use fewer threads") from None
 
 
 def _sync_directory(path: Path) -> None:
