@@ -26,11 +26,11 @@ THREADS, CHILDREN, DESCRIPTORS = 8, 1, 6
 
 
 @functools.cache
-def sample(method: str) -> tuple[bytes, dict[str, np.ndarray]]:
+def sample(method: str, rows: int = 48) -> tuple[bytes, dict[str, np.ndarray]]:
     """An archive of several segments, so that some blocks are still decoded when another is found damaged."""
     draws = np.random.default_rng(1)
     old = {
-        "w": draws.normal(0, 0.05, (48, 40)).astype(np.float32),
+        "w": draws.normal(0, 0.05, (rows, 40)).astype(np.float32),
         "b": draws.normal(0, 0.1, 64).astype(np.float16),
         "d": draws.normal(0, 0.1, 300),
         "n": np.arange(7),
@@ -47,22 +47,22 @@ def skip_if_missing(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_damage_upon_damage_leaves_little_behind(method: str) -> None:
     skip_if_missing(method)
-    data, base = sample(method)
-    found = storm(random_damage(data, 300), base, threads=4)
+    data, base = sample(method, rows=900)  # large enough for threads
+    found = storm(random_damage(data, 120), base, threads=4)
     assert not found.unnamed
-    assert found.outcomes.total() == 300
-    assert found.outcomes["CorruptError"] > 100
+    assert found.outcomes.total() == 120
+    assert found.outcomes["CorruptError"] > 40
     assert found.more_threads <= THREADS
     assert found.more_children <= CHILDREN
     assert found.more_descriptors <= DESCRIPTORS
 
 
 def test_storms_in_several_threads_at_once() -> None:
-    data, base = sample("nearzip")
+    data, base = sample("nearzip", rows=900)
     began = Held.now().threads
     results: list[Any] = []
     callers = [
-        threading.Thread(target=lambda seed=seed: results.append(storm(random_damage(data, 150, seed), base, threads=3)))
+        threading.Thread(target=lambda seed=seed: results.append(storm(random_damage(data, 60, seed), base, threads=3)))
         for seed in range(4)
     ]
     for caller in callers:
@@ -140,7 +140,7 @@ def prepare(folder: Path, method: str, count: int) -> None:
 
 def smallest_limit(folder: Path) -> int:
     """Bytes of addresses in which a sound archive decodes, and no less, to 4 MiB."""
-    fails, works = 0, 128
+    fails, works = 0, 64
     while in_little_memory(folder, works << 20, 0) is None:
         fails, works = works, 2 * works
     while works - fails > 4:
@@ -156,7 +156,7 @@ linux_only = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="t
 
 
 @linux_only
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["nearzip", "lzma", "blosc", "sz3"])
 def test_a_storm_in_little_memory(method: str, tmp_path: Path) -> None:
     skip_if_missing(method)
     prepare(tmp_path, method, 100)

@@ -31,6 +31,8 @@ __all__ = ["Archive", "Reader", "TensorReport", "write_archive"]
 
 T = TypeVar("T")
 
+#: Bytes of tensors below which threads cost more than they save.
+_THREADS_FROM = 128 << 10
 #: Called with bytes done and bytes in all.
 Progress = Callable[[int, int], None]
 #: Takes each restored tensor as soon as it is complete.
@@ -590,7 +592,8 @@ class Reader(Mapping[str, Array]):
                 zip(segment.blocks, segment_blocks(segment.tensors, segment.block_bytes), strict=True)
             )
         )
-        results = ordered_map(self._decode_block, work, self._threads)
+        n_bytes = sum(spec.n_bytes for segment in segments for spec in segment.tensors)
+        results = ordered_map(self._decode_block, work, 1 if n_bytes < _THREADS_FROM else self._threads)
         for segment in segments:
             with naming_memory(f"{self._source.name}: {segment.label}"):
                 assembler = self._assemble(segment, results)

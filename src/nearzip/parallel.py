@@ -12,6 +12,11 @@ from typing import Any, Generic, TypeVar
 
 from nearzip.errors import UsageError
 
+try:
+    import resource
+except ImportError:  # Windows has no limit of addresses
+    resource = None  # type: ignore[assignment]
+
 __all__ = ["default_threads", "number_of_threads", "ordered_map"]
 
 T = TypeVar("T")
@@ -59,6 +64,8 @@ class _Pool:
 #: wait for it. Accessed with `append` and `popleft` only, which need no lock: see `_give_back`.
 _kept: deque[_Pool] = deque()
 _MAX_IDLE = 2
+#: Addresses that a thread takes with its stack and the C library's heap for it, and what must be left for the work itself.
+_THREAD_BYTES, _WORK_BYTES = 80 << 20, 128 << 20
 #: With so many pools still busy with abandoned work, a call works in its own thread and starts no more of them.
 #: Otherwise a thousand damaged archives, each abandoned at its first bad block, would leave a thousand pools behind.
 _MAX_BUSY = 2
@@ -87,9 +94,27 @@ def _take(n_threads: int) -> ThreadPoolExecutor | None:
     if fitting:
         _kept.extend(fitting[:-1])
         return fitting[-1].executor  # the one that served last: its threads have their memory
-    if len(busy) >= _MAX_BUSY:
+    if len(busy) >= _MAX_BUSY or not _can_afford(n_threads):
         return None
     return ThreadPoolExecutor(n_threads, thread_name_prefix="nearzip")
+
+
+def _can_afford(n_threads: int) -> bool:
+    """Whether a limit of addresses (`ulimit -v`) leaves enough for so many threads.
+
+    Where it does not, a thread may fail while it begins, and whoever started it waits for ever (CPython up to 3.12).
+    """
+    if resource is None:
+        return True
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return True
+    try:
+        with open("/proc/self/statm") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:  # no Linux
+        return True
+    return used + n_threads * _THREAD_BYTES + _WORK_BYTES <= limit
 
 
 def _give_back(pool: _Pool) -> None:
@@ -139,8 +164,8 @@ class _Task(Generic[T, R]):
             self._run()
 
     def result(self) -> R:
-        if os.getpid() != self._process and not self.future.done():
-            return self._function(self._item)  # the threads stayed behind in the process that was forked
+        if not self.ended and os.getpid() != self._process:
+            return self._function(self._item)  # its thread stayed behind in the process that was forked
         return self.future.result()
 
 
@@ -153,8 +178,8 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) ->
     """`map` on a thread pool; at most `threads` + 2 results wait to be taken, so memory stays bounded.
 
     The work must release the GIL to gain. Closing the iterator early abandons what has not begun, and does not wait for
-    what has. However many iterators are abandoned, few threads exist at a time; where the system starts no thread, the
-    calling one does the work.
+    what has. However many iterators are abandoned, few threads exist at a time; where the system or a limit of addresses
+    allows no more of them, the calling one does the work.
     """
     items = iter(items)
     begin = list(itertools.islice(items, 2))
@@ -165,8 +190,14 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) ->
         yield from map(function, items)
         return
     waiting: deque[_Task[T, R]] = deque()
+    process = os.getpid()
     try:
         for item in items:
+            if os.getpid() != process:  # forked meanwhile, without the threads
+                yield from (task.result() for task in waiting)
+                yield function(item)
+                waiting.clear()
+                continue
             waiting.append(_Task(function, item))
             waiting[-1].start(executor)
             if len(waiting) > threads + 1:
@@ -174,4 +205,5 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) ->
         while waiting:
             yield waiting.popleft().result()
     finally:
-        _give_back(_Pool(threads, executor, _abandon(waiting)))
+        if os.getpid() == process:
+            _give_back(_Pool(threads, executor, _abandon(waiting)))

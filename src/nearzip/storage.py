@@ -13,7 +13,15 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from nearzip.errors import Error, LimitError, MissingExtraError, NotFoundError, TruncatedError, UsageError, missing_extra
+from nearzip.errors import (
+    Error,
+    LimitError,
+    MissingExtraError,
+    NotFoundError,
+    TruncatedError,
+    UsageError,
+    missing_extra,
+)
 
 __all__ = [
     "BytesSource",

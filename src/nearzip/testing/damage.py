@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import base64
 import collections
+import contextlib
 import enum
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,17 +145,15 @@ class Held:
 
     @staticmethod
     def now() -> Held:
-        tasks = Path("/proc/self/task")
-        if not tasks.is_dir():
+        try:
+            tasks, descriptors = os.listdir("/proc/self/task"), len(os.listdir("/proc/self/fd"))
+        except OSError:
             return Held(threading.active_count(), 0, 0)
-        n_threads, children = 0, 0
-        for task in tasks.iterdir():
-            try:
-                children += len((task / "children").read_text().split())
-                n_threads += 1
-            except OSError:  # it ended meanwhile
-                continue
-        return Held(n_threads, children, len(os.listdir("/proc/self/fd")))
+        children = 0
+        for task in tasks:
+            with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/children") as file:  # it may have ended
+                children += len(file.read().split())
+        return Held(len(tasks), children, descriptors)
 
 
 @dataclass
