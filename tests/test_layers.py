@@ -11,10 +11,12 @@ import nearzip
 
 ROOT = Path(nearzip.__file__).parent
 
-#: From the ground up. `parallel` and `layout` stand below the container because they know nothing of bytes; `plots` is
+#: From the ground up. `layout` stands below the container because it knows nothing of bytes; `plots` is
 #: drawn by the demo alone.
 ROWS = (
     "errors",
+    "caching",
+    "parallel",
     "limits",
     "version",
     "texts",
@@ -24,7 +26,6 @@ ROWS = (
     "stages",
     "codec",
     "recipes",
-    "parallel",
     "layout",
     "storage",
     "container",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nearzip.bounds import EXACT, Bound, Statistics, Tolerance
+from nearzip.caching import cached_property
 from nearzip.codec import exact_pipeline
 from nearzip.digests import PIECE_BYTES
 from nearzip.errors import UsageError
@@ -41,13 +41,13 @@ class Block:
     start: int
     stop: int
 
-    @functools.cached_property
+    @cached_property
     def parts(self) -> tuple[int, ...]:
         if len(self.tensors) == 1:
             return (self.stop - self.start,)
         return tuple(spec.n_elements for spec in self.tensors)
 
-    @functools.cached_property
+    @cached_property
     def grids(self) -> tuple[Grid, ...]:
         """Where each part lies in its tensor."""
         return tuple(Grid.of(spec.shape, self.start) for spec in self.tensors)

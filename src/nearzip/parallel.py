@@ -1,14 +1,19 @@
-"""Ordered, bounded parallelism: results in the order of their inputs, few of them in memory, few threads in all."""
+"""Ordered, bounded parallelism: results in the order of their inputs, few of them in memory, few threads in all.
+
+And a lock that a forked process finds free.
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
+import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from nearzip.errors import UsageError
 
@@ -17,7 +22,7 @@ try:
 except ImportError:  # Windows has no limit of addresses
     resource = None  # type: ignore[assignment]
 
-__all__ = ["default_threads", "number_of_threads", "ordered_map"]
+__all__ = ["ForkSafeLock", "default_threads", "number_of_threads", "ordered_map"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,6 +47,36 @@ def number_of_threads(wanted: int | None) -> int:
     return wanted
 
 
+class ForkSafeLock:
+    """`threading.Lock` for a `with` block, which is free in a forked process whatever other threads held it.
+
+    A fork copies locks as they are, but not the threads that would release them.
+    """
+
+    _all: ClassVar[weakref.WeakSet[ForkSafeLock]] = weakref.WeakSet()
+
+    def __init__(self) -> None:
+        self._lock = self._held = threading.Lock()
+        self._all.add(self)
+
+    def __enter__(self) -> None:
+        lock = self._lock
+        lock.acquire()
+        self._held = lock
+
+    def __exit__(self, *details: object) -> None:
+        # What was acquired: if this thread forked in between, the child has another one by now.
+        self._held.release()
+
+    @classmethod
+    def _after_fork(cls) -> None:
+        for lock in list(cls._all):
+            lock._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=ForkSafeLock._after_fork)
+
 #: Filled when a task has ended. Not its future, which would keep the result in memory.
 _Ended = list[bool]
 
@@ -64,7 +99,7 @@ class _Pool:
 #: wait for it. Accessed with `append` and `popleft` only, which need no lock: see `_give_back`.
 _kept: deque[_Pool] = deque()
 _MAX_IDLE = 2
-#: Addresses that a thread takes with its stack and the C library's heap for it, and what must be left for the work itself.
+#: Addresses that a thread takes with its stack and its heap of the C library, and what must be left for the work.
 _THREAD_BYTES, _WORK_BYTES = 80 << 20, 128 << 20
 #: With so many pools still busy with abandoned work, a call works in its own thread and starts no more of them.
 #: Otherwise a thousand damaged archives, each abandoned at its first bad block, would leave a thousand pools behind.
@@ -178,8 +213,8 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) ->
     """`map` on a thread pool; at most `threads` + 2 results wait to be taken, so memory stays bounded.
 
     The work must release the GIL to gain. Closing the iterator early abandons what has not begun, and does not wait for
-    what has. However many iterators are abandoned, few threads exist at a time; where the system or a limit of addresses
-    allows no more of them, the calling one does the work.
+    what has. However many iterators are abandoned, few threads exist at a time. Where the system or a limit of
+    addresses allows no more of them, the calling thread does the work.
     """
     items = iter(items)
     begin = list(itertools.islice(items, 2))

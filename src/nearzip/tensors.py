@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nearzip.errors import NotFoundError, UsageError
+from nearzip.parallel import ForkSafeLock
 
 __all__ = [
     "DTYPES",
@@ -235,7 +236,7 @@ def keeping_last(read: Callable[[str], Array]) -> Callable[[str], Array]:
 
     Threads take turns.
     """
-    lock = threading.Lock()
+    lock = ForkSafeLock()
     kept: list[tuple[str, Array]] = []
 
     def read_once(name: str) -> Array:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from nearzip.budget.curves import GRID, Curves, groups_of
 from nearzip.budget.families import Bounds
 from nearzip.budget.plan import Assignment, Trial
 from nearzip.budget.trials import Runner, n_workers
+from nearzip.caching import cached_property
 from nearzip.tensors import Array
 
 __all__ = ["refine"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from nearzip.budget.families import Bounds, Family
 from nearzip.budget.plan import Trial
 from nearzip.budget.refine import refine
 from nearzip.budget.trials import Runner, n_workers
+from nearzip.caching import cached_property
 from nearzip.tensors import Array
 
 __all__ = ["EVALUATIONS", "search"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from nearzip.budget.measure import Evaluate, Subject
 from nearzip.budget.search import search
 from nearzip.budget.trials import Runner, Watch, name_of
 from nearzip.budget.tune import check_tuned, evaluations_of, plan_of
+from nearzip.caching import cached_property
 from nearzip.calibrate.calibration import Damping
 from nearzip.calibrate.compression import load
 from nearzip.calibrate.network import Forward, Output
@@ -55,7 +55,7 @@ class _Steps(Family):
     grid = 1 / 16
 
     @cached_property
-    def high(self) -> float:  # type: ignore[override]
+    def high(self) -> float:
         largest = self.prepared.calibration.largest_difference / self.unit
         return self.start + max(1, math.ceil(math.log2(max(_COARSEST * largest, 1.0))))
 

@@ -8,7 +8,6 @@ nothing else: whatever more it needs, `encode` puts into `side`.
 from __future__ import annotations
 
 import enum
-import functools
 import math
 import sys
 import typing
@@ -18,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from nearzip.caching import cached_property
 from nearzip.errors import CorruptError, UsageError
 from nearzip.tensors import Array, round_to
 
@@ -135,7 +135,7 @@ class Context:
     def n(self) -> int:
         return sum(self.parts)
 
-    @functools.cached_property
+    @cached_property
     def laid_parts(self) -> tuple[Any, ...]:
         """Parts as the native core takes them: with their grids, where these are known."""
         if len(self.grids) != len(self.parts) or self.dtype.kind == "c":

@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import os
 import random
 import secrets
 import tempfile
@@ -39,6 +40,8 @@ _READ_ONLY = ("http", "https")
 
 #: fsspec's memory has no exclusive creation between threads; they take turns, store by store.
 _memory_locks: dict[str, Any] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_memory_locks.clear)  # a thread that held one is not in the child
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nearzip.budget.trials import name_of
+from nearzip.caching import cached_property
 from nearzip.digests import digest
 from nearzip.errors import UsageError
 from nearzip.tensors import as_array
