@@ -24,8 +24,10 @@ ROWS = (
     "digests",
     "bounds",
     "stages",
+    "choice",
     "codec",
     "recipes",
+    "ties",
     "layout",
     "storage",
     "container",
@@ -36,11 +38,13 @@ ROWS = (
     "comparison",
     "budget",
     "store",
+    "federated",
     "torch",
     "calibrate",
     "testing",
     "plots",
     "report",
+    "correctness",
     "demo",
     "cli",
 )
@@ -88,7 +92,19 @@ def test_every_module_has_a_row(path):
 
 
 def test_there_are_no_circles_inside_packages():
-    for package in ("stages", "recipes", "budget", "store", "torch", "calibrate", "testing", "report", "cli"):
+    for package in (
+        "stages",
+        "recipes",
+        "budget",
+        "store",
+        "federated",
+        "torch",
+        "calibrate",
+        "testing",
+        "report",
+        "correctness",
+        "cli",
+    ):
         graph = {
             f"{package}.{path.stem}": {name for name in imports_of(path) if name.startswith(f"{package}.")}
             for path in (ROOT / package).glob("*.py")

@@ -1,5 +1,7 @@
 """nearzip compresses neural networks and the updates between their versions within a bound, and proves it kept.
 
+Examples
+--------
 >>> import numpy as np, nearzip as nz
 >>> old = {"w": np.arange(8, dtype=np.float32)}
 >>> new = {"w": old["w"] + np.float32(0.01)}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -13,18 +14,20 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from nearzip import _core
+from nearzip.choice import REPEATS, STORED
 from nearzip.codec import decode_block, decode_sparse_block, encode_block, time_block
 from nearzip.container import BlockEntry, Index, Segment, Source, Writable, Writer, read_index
 from nearzip.digests import content_id, digest, join_pieces, part_digests, tensor_digest
 from nearzip.errors import CorruptError, LimitError, NotFoundError, UsageError, WrongBaseError
-from nearzip.layout import Block, Draft, block_context, block_values, draft_segments, find_ties, segment_blocks
+from nearzip.layout import Block, Draft, block_context, block_values, draft_segments, segment_blocks
 from nearzip.limits import Limits
 from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.recipes import Settings
 from nearzip.sparse_forms import sparse_in
 from nearzip.stages import Context, DecodeTimes, Pipeline, SparseValues
 from nearzip.storage import atomic_file, naming_memory
-from nearzip.tensors import Array, Checkpoint, TensorSpec, bits_of, room_for
+from nearzip.tensors import Array, Checkpoint, TensorSpec, room_for
+from nearzip.ties import find_ties
 from nearzip.version import __version__
 
 __all__ = ["Archive", "Reader", "TensorReport", "write_archive"]
@@ -75,10 +78,34 @@ class WriteReport:
     alone: dict[str, str] = field(default_factory=dict)
     #: For tensors in a filter that errs on zeros: how many zeros a reader gets back as weights.
     false_positives: dict[str, int] = field(default_factory=dict)
+    #: Tensors that took fewer bytes in another way than the method's own, and which: a key of `CHOICES`.
+    choices: dict[str, str] = field(default_factory=dict)
     #: Calibrated archives: tensors that were rounded without calibration, and why.
     plain: dict[str, str] = field(default_factory=dict)
     #: Calibrated archives: of the answers on the batches held back, in nats per prediction.
     divergence: float | None = None
+
+    @property
+    def choices_text(self) -> str:
+        """How many tensors were coded in which other way; empty if none was."""
+        counts = Counter(self.choices.values())
+        return ", ".join(f"{counts[choice]} {text}" for choice, text in CHOICES.items() if counts[choice])
+
+
+#: Ways to code a tensor that take the place of the method's own where they are smaller.
+CHOICES = {
+    "no-base": "without the base",
+    "exact": "exactly",
+    "repeats": "exactly, by their repeats",
+    "stored": "as they are",
+}
+
+
+def _choices(draft: Draft, entries: Sequence[BlockEntry]) -> dict[str, str]:
+    """The choice for each tensor of a segment, if most of its blocks were coded otherwise than drafted."""
+    taken = {draft.without: "no-base", REPEATS: "repeats", STORED: "stored", draft.pipeline: ""}
+    choice = Counter(taken.get(entry.pipeline, "exact") for entry in entries).most_common(1)[0][0]
+    return {spec.name: choice for spec in draft.tensors} if choice else {}
 
 
 def _pieces(block: Block, values: Array) -> list[list[bytes]]:
@@ -153,7 +180,7 @@ def write_archive(
     _check_writable(source)
     if not any(setting.recipe.uses_base for setting in settings.distinct(source.specs)):
         base = None
-    ties = _common_ties(find_ties(source), targets)
+    ties = find_ties(source, settings, targets)
     tied_to = _inverted(ties)
     names = [name for name in source.specs if name not in ties]
     writer = Writer(stream)
@@ -162,6 +189,7 @@ def write_archive(
     base_contents: dict[str, bytes] = {}
     entries: list[BlockEntry] = []
     false_positives: dict[str, int] = {}
+    choices: dict[str, str] = {}
     n_patched = done_bytes = 0
     drafts = draft_segments(source, base, names, settings, threads)
     assembler = base_assembler = _Assembler(())
@@ -174,7 +202,7 @@ def write_archive(
         entries.append(writer.add_block(done.payload, done.pipeline))
         assembler.add(done.restored if keep else None, done.pieces)
         n_patched += done.n_patched
-        if done.pipeline.errs_on_zeros:
+        if draft.pipeline.errs_on_zeros:
             false_positives[draft.tensors[0].name] = done.n_false
         done_bytes += done.restored.nbytes
         if draft.with_base:
@@ -183,10 +211,12 @@ def write_archive(
             own = assembler.digests()
             contents.update(zip((spec.name for spec in draft.tensors), own, strict=True))
             base_digest = None
-            if draft.with_base:
+            # A base that no block needs is not asked for.
+            if draft.with_base and any(entry.pipeline.needs_base for entry in entries):
                 theirs = base_assembler.digests()
                 base_contents.update(zip((spec.name for spec in draft.tensors), theirs, strict=True))
                 base_digest = digest(b"".join(theirs))
+            choices.update(_choices(draft, entries))
             segments.append(
                 Segment(draft.tensors, draft.block_bytes, tuple(entries), digest(b"".join(own)), base_digest)
             )
@@ -213,15 +243,7 @@ def write_archive(
         writer=f"nearzip {__version__}",
     )
     alone = _coded_alone(source, base, ties, settings)
-    return WriteReport(index, writer.finish(index), n_patched, contents, alone, false_positives)
-
-
-def _common_ties(ties: dict[str, str], targets: Checkpoint | None) -> dict[str, str]:
-    """Those that are ties of the targets as well."""
-    if targets is None:
-        return ties
-    read = targets.read
-    return {name: to for name, to in ties.items() if np.array_equal(bits_of(read(name)), bits_of(read(to)))}
+    return WriteReport(index, writer.finish(index), n_patched, contents, alone, false_positives, choices)
 
 
 def _method_json(settings: Settings, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
@@ -285,7 +307,7 @@ def _encode(task: _Task, source: Checkpoint, base: Checkpoint | None, targets: C
         context = stack.enter_context(block_context(block, base if draft.with_base else None))
         wanted = None if targets is None else stack.enter_context(block_values(targets, block))
         values = stack.enter_context(block_values(source, block))
-        encoded = encode_block(values, context, draft.pipeline, draft.tolerances, wanted)
+        encoded = encode_block(values, context, draft.pipeline, draft.tolerances, wanted, draft.without, draft.fallback)
         return _Done(
             task,
             encoded.pieces,
@@ -671,4 +693,6 @@ class Archive:
 
     def __repr__(self) -> str:
         n = len(self.report.index.tensors)
-        return f"<nearzip.Archive of {n} tensors, {self.nbytes} bytes, ratio {self.ratio:.2f}>"
+        choices = self.report.choices_text
+        smaller = f"; smaller than asked: {choices}" if choices else ""
+        return f"<nearzip.Archive of {n} tensors, {self.nbytes} bytes, ratio {self.ratio:.2f}{smaller}>"

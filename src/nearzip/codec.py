@@ -6,32 +6,26 @@ bytes are the pipeline's, and a patch: places and exact values of what decoding 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
 from nearzip import _core
 from nearzip.bounds import EXACT, Tolerance, violations
+from nearzip.choice import REPEATS, STORED, exact_pipeline, exact_pipelines, may_repeat, promising
 from nearzip.errors import BoundError, CorruptError
-from nearzip.stages import Coded, Context, ContextDelta, DecodeTimes, OrderedBits, Pipeline, Rans, Sparse, SparseValues
+from nearzip.stages import Coded, Context, DecodeTimes, Pipeline, Sparse, SparseValues
 from nearzip.stages.base import check_booleans, get_varint, put_varint
-from nearzip.tensors import Array, bits_of
+from nearzip.tensors import Array, bits_of, is_float
 
 __all__ = ["EncodedBlock", "decode_block", "decode_sparse_block", "encode_block", "exact_pipeline", "time_block"]
 
 #: With more patches than one in this many values, coding the block exactly is tried as well.
 _MANY_PATCHES = 64
-
-
-@functools.cache
-def exact_pipeline(with_base: bool) -> Pipeline:
-    """Bit-exact coding of any dtype: differences of order-preserving integers, or exponents and mantissas apart."""
-    if with_base:
-        return Pipeline((ContextDelta(),))
-    return Pipeline((OrderedBits(), Rans("planes")))
+#: Bytes of a block that is not worth another attempt.
+_TINY = 16
 
 
 @dataclass(frozen=True)
@@ -60,10 +54,12 @@ def encode_block(
     pipeline: Pipeline,
     tolerances: Sequence[Tolerance],
     given: Array | None = None,
+    without: Pipeline | None = None,
+    fallback: Literal["values", "restored", "never"] = "never",
 ) -> EncodedBlock:
-    """Encode, decode in memory, compare, patch.
+    """Encode, decode in memory, compare, patch; keep the smallest of the codings that may be taken.
 
-    Compared is with the pipeline's target: the values themselves, or what is left of them after pruning.
+    Values are compared with the pipeline's target: the values themselves, or what is left of them after pruning.
 
     Parameters
     ----------
@@ -76,6 +72,10 @@ def encode_block(
     given : array, shape (n,), or None
         What the pipeline is given in place of `values`, chosen by somebody who knows what the values are for. The
         tolerances are kept against `values` all the same.
+    without : Pipeline or None
+        Does what `pipeline` does, without a base.
+    fallback : "values", "restored" or "never"
+        What may be coded exactly where that is smaller: the target; what the pipeline restores; neither.
 
     Raises
     ------
@@ -83,11 +83,28 @@ def encode_block(
         If the patched block is still outside (a fault in a stage, never the data's).
     """
     target = pipeline.target(values, context)
-    first = _encode(target, context, pipeline, tolerances, given)
-    if first.n_patched * _MANY_PATCHES <= context.n:
-        return first
-    exact = _encode(target, context, exact_pipeline(pipeline.needs_base), [EXACT] * len(context.parts))
-    return min(first, exact, key=lambda block: block.n_bytes)
+    best = _encode(target, context, pipeline, tolerances, given)
+    if best.n_patched * _MANY_PATCHES > context.n:
+        exact = _encode(target, context, exact_pipeline(pipeline.needs_base), [EXACT] * len(context.parts))
+        best = min(best, exact, key=lambda block: block.n_bytes)
+    if best.n_bytes <= _TINY:
+        return best
+    if without is not None and given is None and any(promising(target, context, best.pipeline, [without])):
+        best = min(best, _encode(target, context, without, tolerances), key=lambda block: block.n_bytes)
+    return best if fallback == "never" else _or_exact(best, target if fallback == "values" else best.restored, context)
+
+
+def _or_exact(block: EncodedBlock, values: Array, context: Context) -> EncodedBlock:
+    """`block`, or values coded exactly if that is smaller."""
+    best, exact = block, [EXACT] * len(context.parts)
+    others = [p for p in exact_pipelines(context.base is not None, is_float(context.dtype)) if p != block.pipeline]
+    for other in promising(values, context, block.pipeline, others):
+        best = min(best, _encode(values, context, other, exact), key=lambda block: block.n_bytes)
+    if may_repeat(values, best.n_bytes):
+        best = min(best, _encode(values, context, REPEATS, exact), key=lambda block: block.n_bytes)
+    if best.n_bytes > values.nbytes + _TINY:
+        best = _encode(values, context, STORED, exact)
+    return best if best is block else replace(best, n_false=block.n_false)
 
 
 def _encode(

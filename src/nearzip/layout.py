@@ -15,22 +15,27 @@ from nearzip.codec import exact_pipeline
 from nearzip.digests import PIECE_BYTES
 from nearzip.errors import UsageError
 from nearzip.parallel import ordered_map
-from nearzip.recipes import Setting, Settings, TensorPlan, TensorView
+from nearzip.recipes import Fallback, Recipe, Setting, Settings, TensorPlan, TensorView
 from nearzip.stages import Context, Grid, Pipeline
 from nearzip.tensors import Array, Checkpoint, TensorSpec, borrowed_room, dtype_of
 
-__all__ = ["Block", "Draft", "block_context", "block_values", "draft_segments", "find_ties", "segment_blocks"]
+__all__ = ["Block", "Draft", "block_context", "block_values", "draft_segments", "segment_blocks"]
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A segment before it is coded: its tensors, how, what is promised for each, and whether a base takes part."""
+    """A segment before it is coded: its tensors, how, what is promised for each, and whether a base takes part.
+
+    `without` and `fallback`: what else may code it; see `encode_block`.
+    """
 
     tensors: tuple[TensorSpec, ...]
     pipeline: Pipeline
     tolerances: tuple[Tolerance, ...]
     with_base: bool
     block_bytes: int
+    without: Pipeline | None
+    fallback: Fallback
 
 
 @dataclass(frozen=True)
@@ -80,29 +85,6 @@ def block_context(block: Block, base: Checkpoint | None) -> Iterator[Context]:
         return
     with block_values(base, block) as values:
         yield Context(dtype, block.parts, values, block.grids)
-
-
-#: Bytes at either end of a tensor that are compared before all of it.
-_END = 256
-
-
-def find_ties(source: Checkpoint) -> dict[str, str]:
-    """Tensors that equal an earlier one bit for bit: name to the earlier name. They are stored once."""
-    seen: dict[tuple[object, ...], list[str]] = {}
-    ties = {}
-    for spec in source.specs.values():
-        if not spec.n_elements:
-            continue
-        flat = source.read(spec.name).reshape(-1).view(np.uint8)
-        # Cheap first: few equal tensors share their first and last bytes.
-        key = (spec.dtype, spec.shape, flat[:_END].tobytes(), flat[-_END:].tobytes())
-        for other in seen.setdefault(key, []):
-            if np.array_equal(flat, source.read(other).reshape(-1).view(np.uint8)):
-                ties[spec.name] = other
-                break
-        else:
-            seen[key].append(spec.name)
-    return ties
 
 
 def _survey(source: Checkpoint, names: list[str], bound: Bound, threads: int) -> dict[str, Statistics]:
@@ -157,26 +139,28 @@ def _draft(
         whole = plan.alone or (recipe.whole_tensors and spec.is_float)
         if whole or n_bytes >= recipe.group_bytes:
             cut = recipe.cut_tensors and not whole
-            yield _gathered([member], plan.pipeline, with_base, recipe.group_bytes if cut else _one_block(n_bytes))
+            size = recipe.group_bytes if cut else _one_block(n_bytes)
+            yield _gathered([member], plan.pipeline, with_base, size, recipe)
             continue
         key = (spec.dtype, plan.pipeline, with_base)
         group = groups.get(key)
         if group is None:
             group = groups[key] = _Group()
         elif group.n_bytes + n_bytes > recipe.group_bytes:
-            yield _gathered(group.members, plan.pipeline, with_base, recipe.group_bytes)
+            yield _gathered(group.members, plan.pipeline, with_base, recipe.group_bytes, recipe)
             group.members, group.n_bytes = [], 0
         group.members.append(member)
         group.n_bytes += n_bytes
     for (_, pipeline, with_base), group in groups.items():
-        yield _gathered(group.members, pipeline, with_base, recipe.group_bytes)
+        yield _gathered(group.members, pipeline, with_base, recipe.group_bytes, recipe)
 
 
 def _gathered(
-    members: list[tuple[TensorSpec, Tolerance]], pipeline: Pipeline, with_base: bool, block_bytes: int
+    members: list[tuple[TensorSpec, Tolerance]], pipeline: Pipeline, with_base: bool, block_bytes: int, recipe: Recipe
 ) -> Draft:
     specs, tolerances = zip(*members, strict=True)
-    return Draft(specs, pipeline, tolerances, with_base, block_bytes)
+    without = recipe.without_base(pipeline) if pipeline.needs_base else None
+    return Draft(specs, pipeline, tolerances, with_base, block_bytes, without, recipe.fallback)
 
 
 def _one_block(n_bytes: int) -> int:

@@ -1,5 +1,7 @@
 """Rounding where the network's own answers say that it matters least. Needs the extra `torch`.
 
+Examples
+--------
 >>> import torch
 >>> from nearzip import calibrate
 >>> network = torch.nn.Linear(4, 3)

@@ -9,6 +9,7 @@ from types import FrameType
 
 import click
 
+from nearzip.cli.certify import certify
 from nearzip.cli.demo import demo
 from nearzip.cli.looking import compare, inspect, methods
 from nearzip.cli.pulling import pull
@@ -33,7 +34,7 @@ def cli() -> None:
     """
 
 
-for command in (compress, decompress, tune, inspect, compare, methods, store, demo):
+for command in (compress, decompress, tune, inspect, compare, certify, methods, store, demo):
     cli.add_command(command)
 store.add_command(pull)
 store.add_command(report)

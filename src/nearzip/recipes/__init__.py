@@ -6,7 +6,7 @@ import functools
 from importlib.metadata import entry_points
 
 from nearzip.errors import UnknownMethodError
-from nearzip.recipes.base import Recipe, TensorPlan, TensorView, Unpromised
+from nearzip.recipes.base import Fallback, Recipe, TensorPlan, TensorView, Unpromised
 from nearzip.recipes.baselines import GzipRecipe, LzmaRecipe, ZstdRecipe
 from nearzip.recipes.deep_compression import DeepCompression
 from nearzip.recipes.deepsz import DeepSz, DeepSzNearzip
@@ -15,11 +15,14 @@ from nearzip.recipes.foreign import BloscRecipe, Sz3Recipe, ZfpRecipe
 from nearzip.recipes.lc_checkpoint import LcCheckpoint
 from nearzip.recipes.nearzip import Nearzip
 from nearzip.recipes.qd_compressor import QdCompressor
+from nearzip.recipes.qsgd import Qsgd
 from nearzip.recipes.retrain import Hold, Retrain
 from nearzip.recipes.settings import Setting, Settings
+from nearzip.recipes.sparse_updates import Sbc, Stc, TopK
 from nearzip.recipes.weightless import Weightless
 
 __all__ = [
+    "Fallback",
     "Hold",
     "Recipe",
     "Retrain",
@@ -41,6 +44,10 @@ _BUILT_IN: tuple[type[Recipe], ...] = (
     DeepSzNearzip,
     DeepCompression,
     Weightless,
+    TopK,
+    Sbc,
+    Stc,
+    Qsgd,
     Sz3Recipe,
     ZfpRecipe,
     BloscRecipe,

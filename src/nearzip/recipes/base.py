@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -18,7 +18,10 @@ from nearzip.recipes.retrain import Retrain
 from nearzip.stages import Pipeline
 from nearzip.tensors import Array
 
-__all__ = ["Recipe", "TensorPlan", "TensorView", "Unpromised"]
+__all__ = ["Fallback", "Recipe", "TensorPlan", "TensorView", "Unpromised"]
+
+
+Fallback = Literal["values", "restored", "never"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,9 @@ class Recipe(ABC):
     group_bytes: ClassVar[int] = 4 << 20
     cut_tensors: ClassVar[bool] = True
     whole_tensors: ClassVar[bool] = False
+    #: What may be stored in place of the method's coding where it is smaller: the exact "values"; exactly what the
+    #: method restores ("restored"), if that is not meant to be the tensor itself; or nothing ("never").
+    fallback: ClassVar[Fallback] = "values"
     #: Options that trade size for accuracy, each with values from the largest file to the smallest: what `nearzip.tune`
     #: may turn. Without bounds it turns the first.
     knobs: ClassVar[Mapping[str, Sequence[Any]]] = {}
@@ -103,6 +109,17 @@ class Recipe(ABC):
 
     def exact_pipeline(self, with_base: bool) -> Pipeline | None:
         """For integers, booleans and complex numbers; None: as `codec.exact_pipeline` does."""
+        return None
+
+    def without_base(self, pipeline: Pipeline) -> Pipeline | None:
+        """A pipeline that keeps the promise of `pipeline` without a base, or None."""
+        return pipeline.without_base()
+
+    def by_name(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Hashable:
+        """What the options say of one tensor by its name. Tensors may be equal and share their bytes only if this is.
+
+        `shapes`: of all floating-point tensors that share this recipe and bound, in order.
+        """
         return None
 
     def check_names(self, names: Iterable[str]) -> None:  # noqa: B027
@@ -154,6 +171,10 @@ class Unpromised(Recipe):
             f"{self.name} promises nothing against its input, so it cannot keep {bound}; leave the bound out and set "
             f"its options ({settings}), or take a method that keeps bounds"
         )
+
+    def without_base(self, pipeline: Pipeline) -> Pipeline | None:
+        # With nothing promised, what rounding of differences gives cannot be had from the values.
+        return None
 
 
 def _convert(method: str, name: str, hint: Any, value: Any) -> Any:

@@ -17,6 +17,7 @@ class _RawRecipe(Recipe):
     """Raw bytes through one compressor."""
 
     uses_base = False
+    fallback = "never"
     group_bytes = 16 << 20
 
     compressor: ClassVar[type[Stage]]

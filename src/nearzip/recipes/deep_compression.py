@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -65,6 +65,9 @@ class DeepCompression(Unpromised, PruningRecipe):
         """Most shared values of a layer: 2^bits."""
         default = BITS_CONVOLUTIONAL if is_convolutional(shape) else BITS_LINEAR
         return 1 << int((self.bits[name] if self.bits else None) or default)
+
+    def by_name(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Hashable:
+        return self.share(name, shapes[name]), self.clusters(name, shapes[name])
 
     def plan(self, tensor: TensorView, bound: Bound) -> TensorPlan:
         keep = self.share(tensor.name, tensor.shape)

@@ -76,6 +76,7 @@ class BloscRecipe(Recipe):
 
     name = "blosc"
     needs = ("blosc2",)
+    fallback = "never"
     group_bytes = 16 << 20
 
     filter: Literal["SHUFFLE", "BITSHUFFLE"] = "SHUFFLE"
@@ -91,6 +92,9 @@ class BloscRecipe(Recipe):
 
     def plan(self, tensor: TensorView, bound: Bound) -> TensorPlan:
         return TensorPlan(self._pipeline(tensor.dtype.itemsize, tensor.with_base), EXACT)
+
+    def without_base(self, pipeline: Pipeline) -> Pipeline | None:
+        return Pipeline((RawBytes(), pipeline.stages[-1]))
 
     def exact_pipeline(self, with_base: bool) -> Pipeline:
         return self._pipeline(DTYPES["int64"].itemsize, with_base)

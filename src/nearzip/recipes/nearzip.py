@@ -87,6 +87,10 @@ class Nearzip(Recipe):
         for tensor in views:
             yield self._planned(tensor, bound, parts.get(tensor.shape, 1.0))
 
+    def without_base(self, pipeline: Pipeline) -> Pipeline | None:
+        # A gain belongs to the difference that it was found for.
+        return None if self.unbiased else pipeline.without_base()
+
     def _parts(self, tensors: Sequence[TensorView], bound: Bound) -> dict[tuple[int, ...], float]:
         """By shape: which part of the network's step a small tensor gets, where that is not all of it."""
         if len(tensors) < 2 or not self.finer:

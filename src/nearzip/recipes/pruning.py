@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -50,6 +50,7 @@ class PruningRecipe(Recipe):
     """
 
     uses_base = False
+    fallback = "restored"
     knobs: ClassVar[Mapping[str, Sequence[Any]]] = {"keep": KEPT}
 
     keep: ByName | None = None
@@ -66,6 +67,9 @@ class PruningRecipe(Recipe):
         if self.keep is None:
             return KEEP_CONVOLUTIONAL if is_convolutional(shape) else KEEP_LINEAR
         return self.keep[name]
+
+    def by_name(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Hashable:
+        return self.share(name, shapes[name])
 
     def check_names(self, names: Iterable[str]) -> None:
         if self.keep is not None:

@@ -97,6 +97,10 @@ class QdCompressor(Unpromised):
             stages = (*self._quantized(view, bits, base_range), SymbolBytes(), _BACKENDS[self.backend])
             yield TensorPlan(Pipeline(stages), bound.tolerance(view.own))
 
+    def without_base(self, pipeline: Pipeline) -> Pipeline | None:
+        # Levels are the same with a base and without, unless the difference is what is quantized.
+        return None if self.variant == "delta-first" else pipeline.without_base()
+
     def _widths(self, views: list[TensorView]) -> list[int]:
         if self.bits is not None:
             return [self.bits] * len(views)

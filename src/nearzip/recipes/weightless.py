@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from nearzip.bounds import Bound, NoPromise, Statistics
@@ -57,6 +57,9 @@ class Weightless(Unpromised, PruningRecipe):
             largest = max(shares, key=lambda name: math.prod(shapes[name]), default=None)
             return {} if largest is None else {largest: shares[largest]}
         return {name: share for name, share in shares.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
+
+    def by_name(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Hashable:
+        return self.filtered(shapes).get(name)
 
     def plan(self, tensor: TensorView, bound: Bound) -> TensorPlan:
         return next(self.plan_all([tensor], bound))

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from nearzip.errors import missing_extra
+from nearzip.report.engine import environment, number
 from nearzip.report.facts import StoreFacts, gather
 from nearzip.storage import atomic_file, check_free
 from nearzip.store import Store, Version
 from nearzip.store.chain import Progress
-from nearzip.texts import human_bytes, safe
+from nearzip.texts import human_bytes
 from nearzip.version import __version__
 
 __all__ = ["render", "write_report"]
@@ -53,10 +53,10 @@ def write_report(
     UsageError
         The file exists, and `force` was not given.
     """
-    environment = _environment()
+    engine = environment()
     check_free(path, force)
     facts = gather(store, originals, rules, newest, progress)
-    page = _rendered(environment, facts)
+    page = _rendered(engine, facts)
     with atomic_file(path, force=force) as stream:
         stream.write(page.encode("utf-8", "backslashreplace"))
     return facts
@@ -64,30 +64,17 @@ def write_report(
 
 def render(facts: StoreFacts) -> str:
     """The page. Raises MissingExtraError."""
-    return _rendered(_environment(), facts)
-
-
-def _environment() -> Any:
-    try:
-        import jinja2
-    except ImportError:
-        raise missing_extra("jinja2", "report", "a report") from None
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters.update(size=human_bytes, shown=safe, number=_number, percent=_percent)
-    return environment
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}"
+    return _rendered(environment(), facts)
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %" if math.isfinite(share) else "broken"
 
 
-def _rendered(environment: Any, facts: StoreFacts) -> str:
+def _rendered(engine: Any, facts: StoreFacts) -> str:
+    engine.filters.update(percent=_percent)
     text = (resources.files("nearzip.report") / "store.html").read_text("utf-8")
-    return str(environment.from_string(text).render(
+    return str(engine.from_string(text).render(
         facts=facts,
         version=__version__,
         charts=_charts(facts),
@@ -105,7 +92,7 @@ def _charts(facts: StoreFacts) -> dict[str, Any]:
         "stored": svg.bars("Bytes stored for each version", live),
         "total": svg.lines("Bytes in all", _totals(live), human_bytes, log=True),
         "chains": svg.chains("Chains", facts.rows),
-        "metrics": {name: svg.lines(name, [svg.Series(name, _points(live, name))], _number)
+        "metrics": {name: svg.lines(name, [svg.Series(name, _points(live, name))], number)
                     for name in metrics[:_METRICS]},
         "more_metrics": metrics[_METRICS:],
         "tensors": svg.shares("Space by tensor", _tensor_bars(facts)),

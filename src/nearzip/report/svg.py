@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from nearzip.store import Version
 from nearzip.texts import human_bytes, safe
 
-__all__ = ["Drawing", "Series", "bars", "chains", "lines", "shares"]
+__all__ = ["Drawing", "Interval", "Series", "bars", "chains", "intervals", "lines", "shares"]
 
 _WIDTH, _LEFT, _RIGHT = 880, 76, 12
 #: Versions that are drawn one by one, points of a line, characters of a tensor's name.
@@ -214,3 +214,44 @@ def shares(title: str, items: Sequence[tuple[str, float, str]], limit: float | N
 def _beside(end: float, line: float | None) -> float:
     """Where words start that stand behind a bar, and not across a line."""
     return (line if line is not None and end <= line < end + 60 else end) + 6
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A row of `intervals`: a value, its interval and its limit. `kind` is a class of the page: good, bad, open."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    limit: float
+    words: str
+    kind: str
+
+
+def intervals(title: str, rows: Sequence[Interval], shown: Callable[[float], str]) -> Drawing:
+    """One row an interval: a dot at the value, a line over the interval, a tick at the limit; zero is marked."""
+    if not rows:
+        return Drawing("")
+    left, right, height = 240.0, _WIDTH - 110.0, 20.0
+    low = min(0.0, *(min(row.low, row.value) for row in rows))
+    high = max(0.0, *(max(row.high, row.limit) for row in rows))
+    x, bottom = _Scale(low, high, left, right), len(rows) * height + 6
+    parts = []
+    for tick in x.ticks(6):
+        parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="0" y2="{bottom:.0f}"/>')
+        parts.append(_text(x(tick), bottom + 16, shown(tick), "x"))
+    parts.append(f'<line class="link" x1="{x(0.0):.1f}" x2="{x(0.0):.1f}" y1="0" y2="{bottom:.0f}"/>')
+    for i, row in enumerate(rows):
+        y = 3 + (i + 0.5) * height
+        name = safe(row.name)
+        short = name if len(name) <= _NAME else "…" + name[1 - _NAME :]
+        parts += [
+            _text(left - 8, y + 4, short, "name"),
+            f'<line class="range {row.kind}" x1="{x(row.low):.1f}" x2="{x(row.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>',
+            f'<line class="limit" x1="{x(row.limit):.1f}" x2="{x(row.limit):.1f}" y1="{y - 8:.1f}" y2="{y + 8:.1f}"/>',
+            f'<circle class="dot {row.kind}" cx="{x(row.value):.1f}" cy="{y:.1f}" r="4">'
+            f"<title>{html.escape(name)}: {html.escape(safe(row.words))}</title></circle>",
+            _text(right + 12, y + 4, row.words, "value"),
+        ]
+    return _drawing(title, bottom + 22, parts)

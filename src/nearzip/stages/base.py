@@ -199,6 +199,10 @@ class Stage(ABC):
     def needs_base(self) -> bool:
         return False
 
+    def without_base(self) -> tuple[Stage, ...] | None:
+        """Stages that do the same for values without a base; None: there are none."""
+        return None if self.needs_base else (self,)
+
     def decode_sparse(self, coded: Coded, context: Context) -> SparseValues | None:
         """As `decode`, but only what may differ from zero; None from stages that know no such places."""
         return None
@@ -416,6 +420,12 @@ class Pipeline(Chain):
                 break
             values = stage.encode(values, context).floats
         return values
+
+    def without_base(self) -> Pipeline | None:
+        """The same stages for values without a base; None where one of them has no such form."""
+        parts = [stage.without_base() for stage in self.stages]
+        known = [part for part in parts if part is not None]
+        return Pipeline(tuple(stage for part in known for stage in part)) if len(known) == len(parts) else None
 
     @property
     def errs_on_zeros(self) -> bool:

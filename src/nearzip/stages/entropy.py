@@ -12,12 +12,26 @@ from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import BYTES, SYMBOLS, Coded, Context, Stage
 from nearzip.tensors import Array, room_for
 
-__all__ = ["Rans"]
+__all__ = ["Rans", "symbol_code", "symbol_type"]
 
 #: What stands in a file for int32 symbols; unsigned ones are their width.
 SIGNED = b"i"
 _TYPES = {SIGNED: np.dtype(np.int32), **{bytes([w]): np.dtype(f"u{w}") for w in (1, 2, 4, 8)}}
 _CODES = {dtype: code for code, dtype in _TYPES.items()}
+
+
+def symbol_code(dtype: np.dtype[Any]) -> bytes:
+    """The byte that names a type of symbols. Raises UsageError for others than int32 and unsigned integers."""
+    if dtype not in _CODES:
+        raise UsageError(f"symbols are {dtype}; entropy coders take int32 and unsigned integers")
+    return _CODES[dtype]
+
+
+def symbol_type(code: bytes) -> np.dtype[Any]:
+    """The type of symbols that a byte names. Raises CorruptError."""
+    if code not in _TYPES:
+        raise CorruptError("symbols of an unknown type")
+    return _TYPES[code]
 
 
 @dataclass(frozen=True)
@@ -45,14 +59,11 @@ class Rans(Stage):
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         parts = _parts(context, value.size)
         symbols = np.ascontiguousarray(value)
-        if symbols.dtype not in _CODES:
-            raise UsageError(f"symbols are {symbols.dtype}; rans takes int32 and unsigned integers")
-        return Coded(_core.encode_symbols(symbols, parts, self.split == "planes"), _CODES[symbols.dtype])
+        code = symbol_code(symbols.dtype)
+        return Coded(_core.encode_symbols(symbols, parts, self.split == "planes"), code)
 
     def decode(self, coded: Coded, context: Context) -> Array:
-        dtype = _TYPES.get(coded.side)
-        if dtype is None:
-            raise CorruptError("symbols of an unknown type")
+        dtype = symbol_type(coded.side)
         n = context.n * (2 if context.dtype.kind == "c" else 1)
         out = room_for(n, dtype)
         try:

@@ -10,6 +10,7 @@ import numpy as np
 from nearzip import _core
 from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Coded, Context, Stage, check_booleans
+from nearzip.stages.entropy import Rans
 from nearzip.stages.quantize import QuantizeDelta, UniformStep, refuse_exact, require_rounded
 from nearzip.tensors import Array, bits_of, is_float, mantissa_bits, room_for
 
@@ -49,6 +50,9 @@ class SubtractBase(Stage):
         with np.errstate(invalid="ignore", over="ignore"):
             total: Array = base.astype(np.float64) + coded.floats
         return total
+
+    def without_base(self) -> tuple[Stage, ...]:
+        return ()
 
     def fuse(self, after: Stage) -> Stage | None:
         return QuantizeDelta(after.step, after.spacing) if isinstance(after, UniformStep) else None
@@ -98,6 +102,9 @@ class OrderedDelta(Stage):
     def needs_base(self) -> bool:
         return True
 
+    def without_base(self) -> tuple[Stage, ...]:
+        return (OrderedBits(),)
+
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         if context is None:
             raise UsageError("ordered-delta needs a base")
@@ -140,6 +147,9 @@ class ContextDelta(Stage):
     @property
     def needs_base(self) -> bool:
         return True
+
+    def without_base(self) -> tuple[Stage, ...]:
+        return OrderedBits(), Rans("planes")
 
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         if context is None:

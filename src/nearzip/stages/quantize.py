@@ -286,6 +286,9 @@ class LogStep(Stage):
     def needs_base(self) -> bool:
         return self.delta
 
+    def without_base(self) -> tuple[Stage, ...]:
+        return (LogStep(self.eps, delta=False),)
+
     def _reference(self, n: int, context: Context | None) -> Array:
         if not self.delta:
             return np.ones(n, np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -102,6 +103,9 @@ class RangeQuantize(Stage):
     @property
     def needs_base(self) -> bool:
         return self.delta
+
+    def without_base(self) -> tuple[Stage, ...]:
+        return (dataclasses.replace(self, delta=False, base_low=0.0, base_high=0.0),)
 
     @property
     def _symbol(self) -> np.dtype[Any]:

@@ -15,15 +15,18 @@ from nearzip.stages.e8 import E8Step
 from nearzip.stages.entropy import Rans
 from nearzip.stages.external import Gzip, Lzma, Zstd
 from nearzip.stages.foreign import Blosc, Sz3, Zfp
+from nearzip.stages.golomb import Golomb
 from nearzip.stages.huffman import Huffman
 from nearzip.stages.predict import ContextDelta, OrderedBits, OrderedDelta, SubtractBase
 from nearzip.stages.prune import Prune
+from nearzip.stages.qsgd import StochasticLevels
 from nearzip.stages.quantize import LogStep, UniformStep
 from nearzip.stages.ranges import RangeQuantize
 from nearzip.stages.runs import PackIntegers, RawBytes, RunLengths, SymbolBytes
 from nearzip.stages.smallest import SmallestOf
 from nearzip.stages.sparse import Sparse
 from nearzip.stages.stepped import StepThenBits
+from nearzip.stages.top_mean import TopMean
 
 __all__ = ["BUILT_IN", "pipeline_from_json", "read_chains", "stage_types"]
 
@@ -37,6 +40,8 @@ BUILT_IN: tuple[type[Stage], ...] = (
     E8Step,
     RangeQuantize,
     ExponentBuckets,
+    TopMean,
+    StochasticLevels,
     Prune,
     Codebook,
     Bloomier,
@@ -49,6 +54,7 @@ BUILT_IN: tuple[type[Stage], ...] = (
     SymbolBytes,
     Rans,
     Huffman,
+    Golomb,
     Gzip,
     Lzma,
     Zstd,

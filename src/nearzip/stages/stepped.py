@@ -52,6 +52,9 @@ class StepThenBits(Stage):
     def needs_base(self) -> bool:
         return self.delta
 
+    def without_base(self) -> tuple[Stage, ...]:
+        return (StepThenBits(self.step),)
+
     @property
     def _steps(self) -> UniformStep | QuantizeDelta:
         return QuantizeDelta(self.step, self.step) if self.delta else UniformStep(self.step)

@@ -8,7 +8,7 @@ as long as the bound allows it and it is not much finer than needed. A finer ste
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 from nearzip.bounds import Bound
@@ -32,7 +32,7 @@ class _OnGrid(Recipe):
         self._recipe = recipe
         self._steps = steps
         # What the archive says of the method is the recipe's own.
-        for name in ("name", "uses_base", "promises", "group_bytes", "cut_tensors", "whole_tensors"):
+        for name in ("name", "uses_base", "promises", "fallback", "group_bytes", "cut_tensors", "whole_tensors"):
             object.__setattr__(self, name, getattr(recipe, name))
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -52,6 +52,12 @@ class _OnGrid(Recipe):
 
     def exact_pipeline(self, with_base: bool) -> Pipeline | None:
         return self._recipe.exact_pipeline(with_base)
+
+    def without_base(self, pipeline: Pipeline) -> Pipeline | None:
+        return self._recipe.without_base(pipeline)
+
+    def by_name(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Hashable:
+        return self._recipe.by_name(name, shapes)
 
     def plan(self, tensor: TensorView, bound: Bound) -> TensorPlan:
         return self._moved(tensor, self._recipe.plan(tensor, bound))

@@ -53,8 +53,6 @@ class TrainingState:
         Name to torch tensor or array. As `capture` gives it they are live: the training goes on changing them.
     document : dict
         Step, metrics, the optimizer's groups, and so on; `trees` says how nested values stand in it.
-    parameters : frozenset of str
-        Which of the model's tensors are parameters (the others are buffers).
     """
 
     tensors: dict[str, Any]

@@ -1,0 +1,190 @@
+"""How an update is coded: which tensors are rounded, by which step or method, and which are sent exactly."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nearzip.bounds import EXACT, Bound, Rms, Statistics, parse_bound
+from nearzip.codec import exact_pipeline
+from nearzip.digests import checkpoint_id
+from nearzip.errors import UsageError
+from nearzip.federated.message import BLOCK_BYTES, Group, whole_block
+from nearzip.layout import draft_segments
+from nearzip.recipes import Setting, Settings, recipe_type
+from nearzip.recipes.nearzip import Nearzip
+from nearzip.tensors import Array, Checkpoint, TensorSpec
+
+__all__ = ["EXACT_NAMES", "UpdateCoding", "applied", "as_model", "model_id", "updates"]
+
+#: Tensors with fewer values than this take a finer step: they cost little, and a value of them matters more.
+_SMALL = 1000
+#: By this factor.
+_FINER = 8.0
+#: Buffers whose values must stay what they are: a running variance that is rounded below zero gives NaN.
+EXACT_NAMES = ("*running_mean", "*running_var", "*num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class UpdateCoding:
+    """How the floats of an update are coded.
+
+    Parameters
+    ----------
+    method : str
+        "nearzip": one coarse step for the whole update, entropy-coded. "lossless": every bit of the trained model.
+        Else a method of `nearzip.methods()`, applied to the update as a network of its own: topk, sbc, stc ...
+    bound : str or Bound
+        For "nearzip": `rms:c`, each value within c times the root mean square of the whole update, or `abs:e`.
+    options : mapping
+        The method's own.
+    exact : sequence of str
+        Names or patterns of tensors that are sent exactly, besides integers.
+    """
+
+    method: str = "nearzip"
+    bound: Bound | str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    exact: Sequence[str] = EXACT_NAMES
+
+    def __post_init__(self) -> None:
+        if self.method == "lossless":
+            if self.bound is not None or self.options:
+                raise UsageError("method 'lossless' takes neither a bound nor options")
+            return
+        bound = parse_bound(self.bound) if isinstance(self.bound, str) else self.bound
+        if self.method == "nearzip":
+            bound = bound or Rms(2.0)
+            if bound.key not in ("rms", "abs"):
+                raise UsageError(f"a federated update takes a bound such as rms:2 or abs:1e-3, not {bound}")
+            object.__setattr__(self, "bound", bound)
+        else:
+            object.__setattr__(self, "bound", Setting.of(self._recipe(), bound).bound)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        bound = None if self.method == "lossless" else str(self.bound)
+        return {"method": self.method, "bound": bound, "options": dict(self.options), "exact": list(self.exact)}
+
+    @staticmethod
+    def from_json(document: Any) -> UpdateCoding:
+        """Raises UsageError, KeyError, TypeError for what `to_json` did not write."""
+        bound = document["bound"]
+        return UpdateCoding(
+            document["method"], None if bound == "no promise" else bound, document["options"], tuple(document["exact"])
+        )
+
+    def _recipe(self) -> Any:
+        return recipe_type(self.method).from_options(dict(self.options))
+
+    def is_exact(self, spec: TensorSpec) -> bool:
+        """Whether a tensor is sent exactly."""
+        if self.method == "lossless" or not spec.is_float:
+            return True
+        return any(fnmatch.fnmatchcase(spec.name, pattern) for pattern in self.exact)
+
+    def groups(self, update: Checkpoint, base: Checkpoint) -> list[Group]:
+        """Groups for all tensors of the base; `update` holds the float32 updates of those that are not exact."""
+        found: list[Group] = []
+        if update.specs:
+            for settings, names in self._settings(update):
+                for draft in draft_segments(update, None, names, settings, 1):
+                    n_bytes = sum(spec.n_bytes for spec in draft.tensors)
+                    size = BLOCK_BYTES if draft.block_bytes == BLOCK_BYTES else whole_block(n_bytes)
+                    found.append(Group(draft.tensors, draft.pipeline, draft.tolerances, size, False))
+        exact: dict[str, list[TensorSpec]] = {}
+        for _, spec in sorted(base.specs.items()):
+            if spec.name not in update.specs:
+                exact.setdefault(spec.dtype, []).append(spec)
+        for specs in exact.values():
+            found += [_exact_group(group) for group in _runs(specs)]
+        return found
+
+    def _settings(self, update: Checkpoint) -> list[tuple[Settings, list[str]]]:
+        if self.method != "nearzip":
+            assert not isinstance(self.bound, str)
+            return [(Settings(Setting.of(self._recipe(), self.bound)), list(update.specs))]
+        large = [name for name, spec in update.specs.items() if spec.n_elements >= _SMALL] or list(update.specs)
+        step = self._step(update, large)
+        small = [name for name in update.specs if name not in set(large)]
+        both = [(step, large), (step / _FINER, small)]
+        return [(Settings(Setting.of(Nearzip(step=s, finer=0.0))), names) for s, names in both if names]
+
+    def _step(self, update: Checkpoint, names: Sequence[str]) -> float:
+        assert isinstance(self.bound, Bound)
+        if self.bound.key == "abs":
+            half = float(self.bound.value)  # type: ignore[attr-defined]
+        else:
+            total = sum((Statistics.of(update.read(name)) for name in names), Statistics())
+            half = float(self.bound.value) * total.rms  # type: ignore[attr-defined]
+        # Rounded down to float32, so that the step takes four bytes and the bound still holds; never to zero.
+        step = float(np.float32(2 * half * (1 - 2**-22)))
+        return step if 0 < step < math.inf else float(np.float32(1e-30))
+
+
+def _exact_group(specs: Sequence[TensorSpec]) -> Group:
+    return Group(tuple(specs), exact_pipeline(True), (EXACT,) * len(specs), BLOCK_BYTES, True)
+
+
+def _runs(specs: Sequence[TensorSpec]) -> list[list[TensorSpec]]:
+    """Small tensors of one dtype together, up to a block; a large one by itself."""
+    found: list[list[TensorSpec]] = []
+    size = math.inf
+    for spec in specs:
+        if size + spec.n_bytes > BLOCK_BYTES:
+            found.append([])
+            size = 0
+        found[-1].append(spec)
+        size += spec.n_bytes
+    return found
+
+
+def as_model(tensors: Mapping[str, Any]) -> Checkpoint:
+    """A model that is held: contiguous arrays of its own, that nobody else writes to."""
+    source = Checkpoint.of(tensors)
+    return Checkpoint.of({name: np.array(source.read(name)) for name in source.specs})
+
+
+def model_id(model: Checkpoint) -> bytes:
+    """Identity of names, dtypes, shapes and content, 16 bytes."""
+    return bytes.fromhex(checkpoint_id(model))
+
+
+def check_same(model: Checkpoint, held: Checkpoint) -> None:
+    """Raise UsageError where names, shapes or dtypes differ from the model that is held."""
+    for name in held.specs:
+        if name not in model.specs:
+            raise UsageError(f"tensor {name!r} is missing; the model held has it")
+    for name, spec in model.specs.items():
+        other = held.specs.get(name)
+        if not spec.same_kind(other):
+            is_there = "has no such tensor" if other is None else f"has it as {other.dtype} {list(other.shape)}"
+            raise UsageError(f"tensor {name!r} is {spec.dtype} {list(spec.shape)}; the model held {is_there}")
+
+
+def updates(trained: Checkpoint, held: Checkpoint, names: Sequence[str]) -> dict[str, Array]:
+    """trained - held in float32, whatever the model's dtype: in bfloat16 small updates would vanish."""
+    return {
+        name: np.subtract(trained.read(name), held.read(name), dtype=np.float32, casting="unsafe")
+        if held.spec(name).dtype in ("float32", "float64")
+        else trained.read(name).astype(np.float32) - held.read(name).astype(np.float32)
+        for name in names
+    }
+
+
+def applied(held: Checkpoint, decoded: Mapping[str, Array], exact: frozenset[str]) -> dict[str, Array]:
+    """The model after an update: the same bits on both sides, because both add the same float32 values."""
+    found = {}
+    for name, spec in held.specs.items():
+        if name in exact:
+            found[name] = decoded[name]
+            continue
+        old = held.read(name)
+        wide = np.float64 if spec.dtype == "float64" else np.float32
+        found[name] = (old.astype(wide) + decoded[name].astype(wide)).astype(old.dtype)
+    return found

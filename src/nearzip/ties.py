@@ -1,0 +1,130 @@
+"""Which tensors share their bytes: equal ones, as far as each keeps what is promised for it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from nearzip.bounds import Statistics, Tolerance
+from nearzip.recipes import Setting, Settings
+from nearzip.tensors import Array, Checkpoint
+
+__all__ = ["find_ties"]
+
+#: Bytes at either end of a tensor that are compared before all of it.
+_END = 256
+
+
+def find_ties(source: Checkpoint, settings: Settings, targets: Checkpoint | None = None) -> dict[str, str]:
+    """Tensors that are not coded themselves: name to the name of the equal tensor that is.
+
+    Tensors that are equal bit for bit share their bytes if they are coded alike, or if the promise made for one
+    includes what is promised for the other. An exact copy of a rounded tensor is stored exactly and serves both.
+
+    Parameters
+    ----------
+    source : Checkpoint
+    settings : Settings
+    targets : Checkpoint or None
+        As in `write_archive`; what shares its bytes has equal targets, too.
+    """
+
+    @functools.cache
+    def shapes() -> _Shapes:
+        specs = source.specs
+        return {
+            setting: {name: specs[name].shape for name in names if specs[name].is_float}
+            for setting, names in settings.distinct(specs).items()
+        }
+
+    ties: dict[str, str] = {}
+    for names in _equal(source):
+        ties.update(_shared(names, source, settings, shapes))
+    if targets is None:
+        return ties
+    return {name: to for name, to in ties.items() if np.array_equal(_bytes(targets, name), _bytes(targets, to))}
+
+
+def _bytes(source: Checkpoint, name: str) -> Array:
+    raw: Array = source.read(name).reshape(-1).view(np.uint8)
+    return raw
+
+
+def _equal(source: Checkpoint) -> Iterator[list[str]]:
+    """Names of tensors of one dtype and shape that are equal bit for bit, several at a time, each in order."""
+    groups: dict[tuple[object, ...], list[list[str]]] = {}
+    for spec in source.specs.values():
+        if not spec.n_elements:
+            continue
+        flat = _bytes(source, spec.name)
+        # Cheap first: few equal tensors share their first and last bytes.
+        key = (spec.dtype, spec.shape, flat[:_END].tobytes(), flat[-_END:].tobytes())
+        alike = groups.setdefault(key, [])
+        for group in alike:
+            if np.array_equal(flat, _bytes(source, group[0])):
+                group.append(spec.name)
+                break
+        else:
+            alike.append([spec.name])
+    for alike in groups.values():
+        yield from (group for group in alike if len(group) > 1)
+
+
+@dataclass(frozen=True)
+class _Coding:
+    """Equal tensors that are coded alike, and what is promised; None if exact values would not do for them."""
+
+    names: tuple[str, ...]
+    promise: Tolerance | None
+
+    @property
+    def strictness(self) -> tuple[int, float]:
+        """Orders codings so that one comes before those whose promises it includes."""
+        return (len(_KINDS), 0.0) if self.promise is None else (_KINDS.index(self.promise.kind), self.promise.value)
+
+    def includes(self, other: _Coding) -> bool:
+        """Whether what keeps this promise keeps the other's."""
+        if self.promise is None or other.promise is None:
+            return False
+        if self.promise.kind == "exact":
+            return True
+        return self.promise.kind == other.promise.kind != "finite" and self.promise.value <= other.promise.value
+
+
+_KINDS = ("exact", "absolute", "pointwise", "finite")
+
+#: Shapes of all floating-point tensors of a setting, by name.
+_Shapes = Mapping[Setting, Mapping[str, tuple[int, ...]]]
+
+
+def _shared(names: list[str], source: Checkpoint, settings: Settings, shapes: Callable[[], _Shapes]) -> dict[str, str]:
+    """Ties among equal tensors."""
+    if not source.spec(names[0]).is_float:
+        return dict.fromkeys(names[1:], names[0])  # exact under every method
+    codings = sorted(_codings(names, source, settings, shapes), key=lambda coding: coding.strictness)
+    ties: dict[str, str] = {}
+    kept: list[_Coding] = []
+    for coding in codings:
+        cover = next((other for other in kept if other.includes(coding)), coding)
+        if cover is coding:
+            kept.append(coding)
+        ties.update({name: cover.names[0] for name in coding.names if name != cover.names[0]})
+    return ties
+
+
+def _codings(names: list[str], source: Checkpoint, settings: Settings, shapes: Callable[[], _Shapes]) -> list[_Coding]:
+    alike: dict[tuple[Setting, Hashable], list[str]] = {}
+    for name in names:
+        setting = settings[name]
+        alike.setdefault((setting, setting.recipe.by_name(name, shapes()[setting])), []).append(name)
+    if len(alike) == 1:
+        return [_Coding(tuple(names), None)]
+    statistics = Statistics.of(source.read(names[0]))
+    return [_Coding(tuple(own), _promise(setting, statistics)) for (setting, _), own in alike.items()]
+
+
+def _promise(setting: Setting, statistics: Statistics) -> Tolerance | None:
+    return None if setting.recipe.fallback == "restored" else setting.bound.tolerance(statistics)

@@ -1,0 +1,395 @@
+"""Rounds between clients and a server: the same bits on both sides, nothing lost, small messages."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from nearzip.errors import CorruptError, Error, UsageError, WrongBaseError
+from nearzip.federated import Client, Server
+from nearzip.federated.coding import as_model, model_id
+from nearzip.federated.message import read_message
+
+METHODS = ["nearzip", "lossless", "qd-compressor", "zstd", "topk", "sbc", "stc", "qsgd"]
+
+
+def network(seed=0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    return {
+        "fc1.weight": rng.normal(0, 0.05, (40, 60)).astype(dtype), "fc1.bias": rng.normal(0, 0.05, 40).astype(dtype),
+        "bn.running_var": rng.random(40).astype(dtype), "bn.num_batches_tracked": np.array(7),
+        "fc2.weight": rng.normal(0, 0.05, (40, 40)).astype(dtype), "fc2.bias": np.zeros(40, dtype),
+    }  # fmt: skip
+
+
+def trained(model, seed, scale=1e-3):
+    rng = np.random.default_rng(seed)
+    found = {}
+    for name, value in model.items():
+        if value.dtype.kind in "iu":
+            found[name] = value + 1
+        else:
+            found[name] = (value.astype("f4") + rng.laplace(0, scale, value.shape).astype("f4")).astype(value.dtype)
+    return found
+
+
+def same(one, other):
+    return list(one) == list(other) and all(
+        one[name].dtype == other[name].dtype and np.array_equal(one[name], other[name]) for name in one
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_client_holds_what_the_server_records(method, dtype):
+    server = Server(network(dtype=dtype), method)
+    clients = {f"c{i}": Client(method) for i in range(3)}
+    for turn in range(4):
+        for i, (node, client) in enumerate(clients.items()):
+            model = client.receive(server.broadcast(node))
+            assert same(model, server.model)
+            server.accept(node, client.send(trained(model, 10 * turn + i)))
+        server.average(dict.fromkeys(clients, 1.0))
+    assert server.round == 4
+    assert int(server.model["bn.num_batches_tracked"]) == 11
+
+
+def test_lossless_is_the_plain_average():
+    server = Server(network(), "lossless")
+    weights = {"a": 3.0, "b": 1.0}
+    sent = {}
+    for i, node in enumerate(weights):
+        client = Client("lossless")
+        sent[node] = trained(client.receive(server.broadcast(node)), i)
+        update = server.accept(node, client.send(sent[node]))
+        assert same(dict(update), sent[node])
+    model = server.average(weights)
+    for name, value in model.items():
+        mean = sum(weights[node] / 4 * sent[node][name].astype(np.float64) for node in weights)
+        assert np.array_equal(
+            value, np.rint(mean).astype(value.dtype) if value.dtype.kind == "i" else mean.astype("f4")
+        )
+
+
+def test_the_bound_holds_for_the_whole_update():
+    server, client = Server(network()), Client(bound="rms:0.5", residual="exact")
+    model = client.receive(server.broadcast("a"))
+    wanted = trained(model, 1)
+    update = server.accept("a", client.send(wanted))
+    large = [name for name in model if name.endswith("weight")]
+    changes = np.concatenate([(wanted[name] - model[name]).ravel() for name in large]).astype(np.float64)
+    errors = np.concatenate([(wanted[name] - update[name]).ravel() for name in large])
+    assert np.abs(errors).max() <= 0.5 * np.sqrt(np.mean(changes**2)) * 1.001
+    assert np.array_equal(update["bn.running_var"], wanted["bn.running_var"])
+
+
+@pytest.mark.parametrize("residual", ["exact", "nearzip", "qd-compressor", "lc-checkpoint"])
+def test_what_one_update_leaves_out_comes_with_the_next(residual):
+    """A constant small update is below the step of every round; its sum arrives all the same."""
+    model = {"w": np.zeros((50, 50), np.float32)}
+    server, client = Server(model, "lossless"), Client(bound="abs:0.01", residual=residual)
+    for _ in range(40):
+        held = client.receive(server.broadcast("a"))
+        server.accept("a", client.send({"w": held["w"] + np.float32(0.001)}))
+        server.average({"a": 1.0})
+    assert abs(float(server.model["w"].mean()) - 0.04) < 0.015
+    dropped_server, dropped = Server(model, "lossless"), Client(bound="abs:0.01", residual=None)
+    for _ in range(40):
+        held = dropped.receive(dropped_server.broadcast("a"))
+        dropped_server.accept("a", dropped.send({"w": held["w"] + np.float32(0.001)}))
+        dropped_server.average({"a": 1.0})
+    assert float(np.abs(dropped_server.model["w"]).max()) == 0.0
+
+
+def test_a_lost_reply_is_sent_again():
+    model = {"w": np.zeros((50, 50), np.float32)}
+    target = np.random.default_rng(0).laplace(0, 1e-3, (50, 50)).astype("f4")
+    server, client = Server(model, "lossless"), Client(residual="exact")
+    held = client.receive(server.broadcast("a"))
+    client.send({"w": held["w"] + target})  # never arrives
+    server.update(server.model)
+    held = client.receive(server.broadcast("a"))
+    server.accept("a", client.send(held))  # nothing learned since
+    arrived = server.average({"a": 1.0})["w"] + client_residual(client)["w"]
+    assert np.abs(arrived - target).max() < 1e-8
+
+
+def client_residual(client):
+    client.to_bytes()  # waits for the residual to be stored
+    return client._residual.load(["w"])
+
+
+def test_an_acknowledged_reply_is_not_sent_twice():
+    model = {"w": np.zeros((50, 50), np.float32)}
+    server, client = Server(model, "lossless"), Client(residual="exact")
+    target = np.random.default_rng(0).laplace(0, 1e-3, (50, 50)).astype("f4")
+    held = client.receive(server.broadcast("a"))
+    server.accept("a", client.send({"w": held["w"] + target}))
+    server.average({"a": 1.0})
+    held = client.receive(server.broadcast("a"))
+    left = client_residual(client)["w"]
+    assert np.abs(held["w"] + left - target).max() < 1e-8
+
+
+# ---- sizes -------------------------------------------------------------------------------------------------------
+
+
+def test_the_frame_is_small():
+    """At most 48 bytes and one byte a tensor beyond the blocks."""
+    shapes = {
+        "fc1.w": (300, 784),
+        "fc1.b": (300,),
+        "fc2.w": (100, 300),
+        "fc2.b": (100,),
+        "out.w": (10, 100),
+        "out.b": (10,),
+    }
+    model = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    server, client = Server(model), Client()
+    held = client.receive(server.broadcast("a"))
+    data = client.send(trained(held, 0))
+    base = as_model(held)
+    message = read_message(data, base, model_id(base))
+    payload = sum(len(block) for _, _, block in message.work())
+    assert len(data) - payload <= 48 + len(shapes)
+
+
+def test_a_coarse_update_takes_under_half_a_bit_a_value():
+    model = {"w": np.zeros((512, 512), np.float32)}
+    server, client = Server(model), Client(bound="rms:2")
+    data = client.send(trained(client.receive(server.broadcast("a")), 0))
+    assert 8 * len(data) / 512**2 < 0.45
+
+
+# ---- catching up -------------------------------------------------------------------------------------------------
+
+
+def test_a_client_that_missed_rounds_gets_the_updates_between():
+    server, one, late = Server(network()), Client(), Client()
+    late.receive(server.broadcast("late"))
+    server.accept("late", late.send(late.model))
+    for turn in range(3):
+        held = one.receive(server.broadcast("one"))
+        server.accept("one", one.send(trained(held, turn)))
+        server.average({"one": 1.0})
+    data = server.broadcast("late")
+    assert len(data) < len(server.broadcast("stranger"))
+    assert same(late.receive(data), server.model)
+
+
+def test_all_clients_of_one_version_get_the_same_bytes():
+    server = Server(network())
+    clients = {node: Client() for node in "abc"}
+    for i, (node, client) in enumerate(clients.items()):
+        server.accept(node, client.send(trained(client.receive(server.broadcast(node)), i)))
+    server.average(dict.fromkeys(clients, 1.0))
+    assert len({server.broadcast(node) for node in clients}) == 1
+
+
+def test_a_client_without_its_state_asks_for_a_keyframe():
+    server, client = Server(network()), Client()
+    server.accept("a", client.send(trained(client.receive(server.broadcast("a")), 0)))
+    server.average({"a": 1.0})
+    fresh = Client()
+    with pytest.raises(WrongBaseError, match="keyframe"):
+        fresh.receive(server.broadcast("a"))
+    server.forget("a")
+    assert same(fresh.receive(server.broadcast("a")), server.model)
+
+
+def test_state_survives_a_restart_in_another_process(tmp_path):
+    server, client = Server(network()), Client(residual="qd-compressor")
+    server.accept("a", client.send(trained(client.receive(server.broadcast("a")), 0)))
+    server.average({"a": 1.0})
+    (tmp_path / "server").write_bytes(server.to_bytes())
+    (tmp_path / "client").write_bytes(client.to_bytes())
+    code = (
+        "from pathlib import Path; from nearzip.federated import Client, Server\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "server = Server.from_bytes((folder / 'server').read_bytes())\n"
+        "client = Client.from_bytes((folder / 'client').read_bytes())\n"
+        "model = client.receive(server.broadcast('a'))\n"
+        "model['bn.num_batches_tracked'] = model['bn.num_batches_tracked'] + 1\n"
+        "(folder / 'reply').write_bytes(client.send(model))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    model = client.receive(server.broadcast("a"))
+    here = client.send({**model, "bn.num_batches_tracked": model["bn.num_batches_tracked"] + 1})
+    assert (tmp_path / "reply").read_bytes() == here
+    assert server.accept("a", here).n_bytes == len(here)
+
+
+@pytest.mark.parametrize("cut", [0.1, 0.5, 0.99])
+def test_damaged_state_is_named(cut):
+    client = Client()
+    client.receive(Server(network()).broadcast("a"))
+    state = client.to_bytes()
+    with pytest.raises(CorruptError):
+        Client.from_bytes(state[: int(cut * len(state))])
+
+
+# ---- hostile replies ---------------------------------------------------------------------------------------------
+
+
+def hostile(honest, held, rng):
+    """Replies that nobody honest sends."""
+    yield b""
+    yield b"\0" * 100
+    yield honest[:-1]
+    yield honest[: len(honest) // 2]
+    yield honest + b"\0"
+    yield bytes(rng.integers(0, 256, 500, dtype=np.uint8))
+    for at in rng.integers(0, len(honest), 30):
+        flipped = bytearray(honest)
+        flipped[at] ^= 1 << rng.integers(8)
+        yield bytes(flipped)
+    for bad in (np.nan, np.inf, -np.inf):
+        poisoned = {name: np.array(value) for name, value in held.items()}
+        poisoned["fc1.weight"][3, 5] = bad
+        yield sent(held, poisoned)
+    other = {**held, "fc1.weight": held["fc1.weight"] + 1}
+    yield sent(other, other)
+
+
+def sent(held, model):
+    """A lossless reply made without the client's own checks."""
+    from nearzip.federated.coding import UpdateCoding
+    from nearzip.federated.message import pack
+    from nearzip.tensors import Checkpoint
+
+    base, none = as_model(held), Checkpoint.of({})
+    return pack(UpdateCoding("lossless").groups(none, base), none, Checkpoint.of(model), base, model_id(base))[0]
+
+
+def test_hostile_replies_are_named_and_change_nothing():
+    rng = np.random.default_rng(0)
+    clean, server = Server(network()), Server(network())
+    honest = {}
+    for i, node in enumerate("abc"):
+        client = Client()
+        honest[node] = client.send(trained(client.receive(clean.broadcast(node)), i))
+        server.broadcast(node)
+        clean.accept(node, honest[node])
+    for data in hostile(honest["a"], server.model, rng):
+        server.broadcast("evil")
+        with pytest.raises(Error):
+            server.accept("evil", data)
+    for node, data in honest.items():
+        server.accept(node, data)
+    weights = dict.fromkeys("abc", 1.0)
+    assert same(server.average(weights), clean.average(weights))
+
+
+def test_a_finite_giant_is_left_out_by_its_norm():
+    server = Server(network())
+    for i, node in enumerate(["a", "b", "c", "evil"]):
+        client = Client("lossless")
+        model = trained(client.receive(server.broadcast(node)), i)
+        if node == "evil":
+            model["fc1.weight"] = model["fc1.weight"] + np.float32(1e30)
+        server.accept(node, client.send(model))
+    model = server.average(dict.fromkeys(["a", "b", "c", "evil"], 1.0))
+    assert list(server.rejected) == ["evil"]
+    assert np.abs(model["fc1.weight"]).max() < 1
+
+
+def test_replays_and_strangers_are_refused():
+    server, client = Server(network()), Client()
+    with pytest.raises(UsageError, match="was sent no model"):
+        server.accept("a", b"x")
+    reply = client.send(trained(client.receive(server.broadcast("a")), 0))
+    server.accept("a", reply)
+    with pytest.raises(UsageError, match="replied already"):
+        server.accept("a", reply)
+    server.average({"a": 1.0})
+    server.broadcast("a")
+    with pytest.raises(WrongBaseError):
+        server.accept("a", reply)
+
+
+@pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf"), 1e30])
+def test_weights_are_checked(weight):
+    server, client = Server(network()), Client()
+    server.accept("a", client.send(trained(client.receive(server.broadcast("a")), 0)))
+    with pytest.raises(UsageError, match="the weight of node 'a'"):
+        server.average({"a": weight})
+
+
+def test_wrong_tensors_are_named():
+    client = Client()
+    model = client.receive(Server(network()).broadcast("a"))
+    with pytest.raises(UsageError, match=r"tensor 'fc2\.bias' is missing"):
+        client.send({name: value for name, value in model.items() if name != "fc2.bias"})
+    with pytest.raises(UsageError, match=r"\[3\]; the model held has it as float32 \[40\]"):
+        client.send({**model, "fc2.bias": np.zeros(3, np.float32)})
+    with pytest.raises(UsageError, match="is not finite"):
+        client.send({**model, "fc2.weight": np.full((40, 40), np.nan, np.float32)})
+
+
+# ---- any schedule ------------------------------------------------------------------------------------------------
+
+
+class Rounds(RuleBasedStateMachine):
+    """Clients that miss rounds, lose replies, restart, or lose their state, in any order."""
+
+    def __init__(self):
+        super().__init__()
+        self.server = Server({"w": np.zeros((20, 20), np.float32), "b": np.zeros(5, np.float32), "n": np.array(0)})
+        self.clients = {i: Client() for i in range(3)}
+        self.current: set[int] = set()
+        self.seed = 0
+
+    @rule(node=st.integers(0, 2))
+    def receive(self, node):
+        try:
+            model = self.clients[node].receive(self.server.broadcast(node))
+        except WrongBaseError:
+            self.server.forget(node)
+            model = self.clients[node].receive(self.server.broadcast(node))
+        assert same(model, self.server.model)
+        self.current.add(node)
+
+    @precondition(lambda self: self.current)
+    @rule(lost=st.booleans(), data=st.data())
+    def reply(self, lost, data):
+        node = data.draw(st.sampled_from(sorted(self.current)))
+        self.seed += 1
+        reply = self.clients[node].send(trained(self.clients[node].model, self.seed))
+        if not lost and node not in self.server._replies:
+            self.server.broadcast(node)
+            self.server.accept(node, reply)
+
+    @precondition(lambda self: self.server._replies)
+    @rule()
+    def average(self):
+        self.server.average(dict.fromkeys(self.server._replies, 1.0))
+        self.current.clear()
+
+    @rule()
+    def restart_server(self):
+        self.server = Server.from_bytes(self.server.to_bytes())
+
+    @rule(node=st.integers(0, 2))
+    def restart_client(self, node):
+        self.clients[node] = Client.from_bytes(self.clients[node].to_bytes())
+
+    @rule(node=st.integers(0, 2))
+    def lose_client(self, node):
+        self.clients[node] = Client()
+        self.current.discard(node)
+
+    @invariant()
+    def residuals_are_finite(self):
+        assert all(np.isfinite(value).all() for value in self.server._left.values())
+
+
+TestRounds = Rounds.TestCase
+TestRounds.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
