@@ -5,8 +5,8 @@ import sys
 
 #: Command: the module whose `main` it is.
 _SAME = (
-    "agreement", "bound_truth", "budget", "damage", "damage_peers", "damaged_many", "deepsz", "delta_dnn", "fidelity", "lattices",
-    "lossless", "memory", "page", "papers", "qd_compressor", "rates", "repeat", "size", "speed", "store",
+    "agreement", "bound_truth", "budget", "damage", "damage_peers", "damaged_many", "deepsz", "delta_dnn", "fidelity",
+    "lattices", "lossless", "memory", "page", "papers", "qd_compressor", "rates", "repeat", "size", "speed", "store",
     "store_faults", "store_page", "tables", "throughput", "trace_times", "train", "transmission",
 )  # fmt: skip
 #: docs/resume.md.

@@ -1,8 +1,8 @@
 """Five thousand damaged archives of every method, one after the other in one process of little memory.
 
 The long form of `tests/test_storm.py`, written down with its circumstances: for each method the smallest limit of
-addresses in which sound archives decode, the errors by name, and the threads, child processes and open files beyond those
-at the start.
+addresses in which sound archives decode, the errors by name, and the threads, child processes and open files beyond
+those at the start.
 """
 
 from __future__ import annotations

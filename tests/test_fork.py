@@ -113,8 +113,6 @@ def locks_of_ours() -> list[threading.Lock]:
 
 
 def test_no_property_has_a_lock() -> None:
-    import nearzip.budget
-    import nearzip.store
 
     assert not locks_of_ours()
 

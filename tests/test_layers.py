@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ ROOT = Path(nearzip.__file__).parent
 #: drawn by the demo alone.
 ROWS = (
     "errors",
+    "plugins",
     "caching",
     "parallel",
     "limits",
@@ -91,6 +94,12 @@ def test_every_module_has_a_row(path):
     assert first in ROWS or first in ("__init__", "__main__"), f"{path.name} has no row in {Path(__file__).name}"
 
 
+def test_the_map_of_the_package_is_that_of_its_modules():
+    script = Path(__file__).parents[1] / "scripts" / "map"
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
 def test_there_are_no_circles_inside_packages():
     for package in (
         "stages",
@@ -106,8 +115,10 @@ def test_there_are_no_circles_inside_packages():
         "cli",
     ):
         graph = {
-            f"{package}.{path.stem}": {name for name in imports_of(path) if name.startswith(f"{package}.")}
-            for path in (ROOT / package).glob("*.py")
+            ".".join(path.relative_to(ROOT).with_suffix("").parts): {
+                name for name in imports_of(path) if name.startswith(f"{package}.")
+            }
+            for path in (ROOT / package).rglob("*.py")
             if path.name not in EXCEPTED
         }
         while graph:
@@ -148,9 +159,6 @@ def test_nothing_runs_code_from_a_file(path):
 
 
 def test_importing_nearzip_needs_no_heavy_package():
-    import subprocess
-    import sys
-
     code = (
         "import sys, nearzip\n"
         "heavy = {'torch', 'matplotlib', 'sklearn', 'click', 'rich'} & set(sys.modules)\n"

@@ -16,7 +16,7 @@ from nearzip.digests import checkpoint_id
 from nearzip.errors import CorruptError, Error, UsageError
 from nearzip.files import check_writable, open_checkpoint, write_checkpoint
 from nearzip.limits import Limits
-from nearzip.recipes import Recipe, Retrain, Setting, Settings, recipe_type, recipe_types
+from nearzip.recipes import Recipe, Retrain, Setting, Settings, broken_recipes, recipe_type, recipe_types
 from nearzip.storage import atomic_file, check_free, naming_errors, naming_memory, open_source
 from nearzip.tensors import Array, Checkpoint, check_text, keeping_last
 
@@ -33,14 +33,15 @@ class PlanLike(Protocol):
 
 
 def methods() -> dict[str, str]:
-    """Name and one-line description of every method, plug-ins' included.
+    """Name and one-line description of every method, plug-ins' included; for one that cannot be loaded, its error.
 
     Examples
     --------
     >>> print(methods()["lzma"])
     Baseline: LZMA2 on raw bytes, lossless.
     """
-    return {name: recipe.summary() for name, recipe in recipe_types().items()}
+    summaries = {name: recipe.summary() for name, recipe in recipe_types().items()}
+    return summaries | {name: str(error) for name, error in broken_recipes().items()}
 
 
 BoundLike = Bound | str | None

@@ -44,6 +44,7 @@ class TopK(_SparseUpdate):
     """
 
     name = "topk"
+    stability = "experimental"
 
     def plan(self, tensor: TensorView, bound: Bound) -> TensorPlan:
         sparse = Sparse(Chain((OrderedBits(), Rans("planes"))), Chain((Rans(),)), gap_bits=32, fill=False)
@@ -59,6 +60,7 @@ class Stc(_SparseUpdate):
     """
 
     name = "stc"
+    stability = "experimental"
 
     coder: Literal["golomb", "rans"] = "golomb"
 
@@ -74,6 +76,7 @@ class Sbc(_SparseUpdate):
     """
 
     name = "sbc"
+    stability = "experimental"
 
     coder: Literal["golomb", "rans"] = "golomb"
 
