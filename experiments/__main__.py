@@ -3,25 +3,17 @@
 import importlib
 import sys
 
-#: Command: the module whose `main` it is.
-_SAME = (
-    "agreement", "bound_truth", "budget", "damage", "damage_peers", "damaged_many", "deepsz", "delta_dnn", "fidelity",
-    "lattices", "lossless", "memory", "page", "papers", "qd_compressor", "rates", "repeat", "size", "speed", "store",
-    "store_faults", "store_page", "tables", "throughput", "trace_times", "train", "transmission",
-)  # fmt: skip
-#: docs/resume.md.
-_TRAINING = ("feedback", "feedback_time", "resume", "save_cost", "save_memory", "training_page")
-COMMANDS = dict(zip(_SAME + _TRAINING, _SAME + _TRAINING, strict=True)) | {
-    "traces": "trace_sets",
-    "calibration": "calibration",
-    "tried": "tried",
-}
+from experiments.registry import CLAIMS, COMMANDS, REMOVED, TOOLS
 
 
 def main() -> None:
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
-        raise SystemExit(f"usage: bench NAME [options], NAME one of: {', '.join(COMMANDS)}")
-    importlib.import_module(f"experiments.{COMMANDS[sys.argv[1]]}").main(sys.argv[2:])
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in REMOVED:
+        raise SystemExit(f"bench {name} was removed: {REMOVED[name]}")
+    if name not in COMMANDS:
+        raise SystemExit(f"usage: bench NAME [options], NAME one of: {', '.join([*TOOLS, *CLAIMS])}")
+    module, _, function = COMMANDS[name].partition(":")
+    getattr(importlib.import_module(f"experiments.{module}"), function or "main")(sys.argv[2:])
 
 
 main()

@@ -15,8 +15,8 @@ from idx import write_mnist
 
 torch = pytest.importorskip("torch", reason="the experiments need PyTorch")
 
-from experiments import data, sampling, schedules, trace_sets, traces, train, training  # noqa: E402
-from experiments.networks import NETWORKS, data_of  # noqa: E402
+from experiments.lab import data, sampling, schedules, trace_sets, traces, train, training  # noqa: E402
+from experiments.lab.networks import NETWORKS, data_of  # noqa: E402
 
 rng = np.random.default_rng(3)
 
@@ -198,7 +198,7 @@ def test_parameters_and_shape(name: str):
 
 
 def test_stochastic_depth_drops_whole_samples_in_training_only():
-    from experiments.networks.inverted import _DropSample
+    from experiments.lab.networks.inverted import _DropSample
 
     torch.manual_seed(0)
     drop, x = _DropSample(0.5), torch.ones(64, 2, 3, 3)

@@ -17,8 +17,10 @@ ROOT = Path(nearzip.__file__).parent
 #: drawn by the demo alone.
 ROWS = (
     "errors",
+    "strictjson",
     "plugins",
     "caching",
+    "buffers",
     "parallel",
     "limits",
     "version",
@@ -42,6 +44,7 @@ ROWS = (
     "budget",
     "store",
     "federated",
+    "flower",
     "torch",
     "calibrate",
     "testing",
@@ -126,6 +129,72 @@ def test_there_are_no_circles_inside_packages():
             assert free, f"these import each other: {', '.join(sorted(graph))}"
             for module in free:
                 del graph[module]
+
+
+# ---- experiments -----------------------------------------------------------------------------------------------
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+#: Part of `experiments`: what it may import besides itself. Below `claims` and `papers`, every folder is a part.
+PARTS = {"lab": set(), "claims": {"lab"}, "papers": {"lab"}, "docs": {"lab", "claims", "papers", "registry"}}
+
+
+def part_of(module: str) -> str:
+    """`claims.bits` of `claims.bits.rates`; `lab` of everything in it."""
+    names = module.split(".")
+    return ".".join(names[:2]) if names[0] in ("claims", "papers") else names[0]
+
+
+def experiments_imported(path: Path) -> set[str]:
+    """Modules of `experiments` that a file of it imports, wherever in the file, without the package's name."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                is_module = (EXPERIMENTS.parent / f"{name.replace('.', '/')}.py").is_file()
+                found.add(name if is_module else node.module)
+    return {name.removeprefix("experiments.") for name in found if name.startswith("experiments.")}
+
+
+EXPERIMENT_FILES = {
+    ".".join(path.relative_to(EXPERIMENTS).with_suffix("").parts): path
+    for path in sorted(EXPERIMENTS.rglob("*.py"))
+    if path.parent != EXPERIMENTS
+}
+
+
+@pytest.mark.parametrize("module", EXPERIMENT_FILES)
+def test_experiments_import_one_way(module):
+    """Claims and papers import the lab, the documentation imports all of them, and no claim imports another."""
+    own = part_of(module)
+    for imported in experiments_imported(EXPERIMENT_FILES[module]):
+        other = part_of(imported)
+        allowed = other == own or other.split(".")[0] in PARTS[own.split(".")[0]]
+        assert allowed, f"experiments: {module} imports {imported}"
+
+
+def test_there_are_no_circles_in_experiments():
+    graph = {
+        module: {name for name in experiments_imported(path) if name in EXPERIMENT_FILES}
+        for module, path in EXPERIMENT_FILES.items()
+    }
+    while graph:
+        free = [module for module, needed in graph.items() if not needed & set(graph)]
+        assert free, f"these import each other: {', '.join(sorted(graph))}"
+        for module in free:
+            del graph[module]
+
+
+def test_every_command_has_its_module():
+    from experiments.registry import COMMANDS
+
+    for name, target in COMMANDS.items():
+        module, _, function = target.partition(":")
+        names = {node.name for node in ast.parse(EXPERIMENT_FILES[module].read_text()).body
+                 if isinstance(node, ast.FunctionDef)}  # fmt: skip
+        assert (function or "main") in names, f"bench {name}"
 
 
 # ---- what no module of ours may call ---------------------------------------------------------------------------

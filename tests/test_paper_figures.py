@@ -1,4 +1,4 @@
-"""What is made of measured points for the papers' tables: Algorithm 1's choice, pages from results."""
+"""What is made of measured points for the papers' tables: Algorithm 1's choice, the rules of DeepSZ's."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from experiments import delta_dnn
-from experiments.record import RESULTS
+from experiments.papers.delta_dnn import measure as delta_dnn
 
 
 def _point(eps: float, ratio: float, change: float) -> dict[str, float]:
@@ -68,7 +67,7 @@ def test_the_mean_lies_half_way_and_keeps_counts():
 
 
 def test_entropies_of_figure_4():
-    from experiments import qd_compressor
+    from experiments.papers.qd import measure as qd_compressor
 
     old = {"w": np.linspace(-1, 1, 256, dtype=np.float32)}
     new = {"w": old["w"].copy()}
@@ -88,21 +87,12 @@ def test_improved_epochs_follow_each_other(tmp_path):
     assert found == [("001", "002", 2), ("002", "004", 4)]
 
 
-@pytest.mark.skipif(not (RESULTS / "delta_dnn.json").is_file(), reason="not measured yet")
-def test_the_page_is_what_the_result_says(monkeypatch, tmp_path):
-    from experiments import delta_dnn_page
-
-    monkeypatch.setattr(delta_dnn_page, "_IMAGES", tmp_path)
-    text = delta_dnn_page.page(json.loads((RESULTS / "delta_dnn.json").read_text()))
-    assert text == (RESULTS.parent.parent / "docs" / "papers" / "delta-dnn.md").read_text()
-
-
 # ---- DeepSZ ----------------------------------------------------------------------------------------------------
 
 
 def test_two_arrays_count_paddings():
     """5 bytes for each weight, and for each 256 zeros beyond a byte's reach."""
-    from experiments import deepsz_case
+    from experiments.papers.deepsz import case as deepsz_case
 
     weights = np.zeros((2, 1000), np.float32)
     weights[0, [0, 256]], weights[1, 999] = 1, 1
@@ -111,15 +101,15 @@ def test_two_arrays_count_paddings():
 
 
 def test_the_smallest_step_that_fits_is_chosen():
-    from experiments import deepsz_rule
+    from experiments.papers.deepsz import rule as deepsz_rule
 
     steps = {"paper": {"deepsz": {"bytes": 900}}, "5 %": {"deepsz": {"bytes": 500}}, "3 %": {"deepsz": None}}
     assert deepsz_rule.chosen_step(steps, "deepsz") == "5 %"
     assert deepsz_rule.chosen_step({"3 %": steps["3 %"]}, "deepsz") is None
 
 
-def test_a_paired_loss_knows_only_of_answers_that_changed():
-    from experiments.pruning import paired
+def test_a_paired_loss_counts_only_predictions_that_changed():
+    from experiments.papers.deepsz.pruning import paired
 
     before = np.repeat([True, False], [9800, 200])
     after = before.copy()
@@ -131,8 +121,8 @@ def test_a_paired_loss_knows_only_of_answers_that_changed():
     assert paired(before, before).error == 0
 
 
-class _FakeJudge:
-    """10 000 answers, of which the more are wrong the further two layers are from their originals."""
+class _FakeEvaluator:
+    """10 000 predictions; more of them are wrong the farther two layers are from their originals."""
 
     def __init__(self, original):
         self.original = original
@@ -147,13 +137,15 @@ class _FakeJudge:
 
 
 def test_what_tune_chooses_keeps_the_loss_and_its_margin():
-    from experiments import deepsz_case, deepsz_rule, pruning
+    from experiments.papers.deepsz import case as deepsz_case
+    from experiments.papers.deepsz import pruning
+    from experiments.papers.deepsz import rule as deepsz_rule
 
     rng = np.random.default_rng(0)
     original = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in
                 (("5.weight", (50, 60)), ("7.weight", (10, 50)))}  # fmt: skip
-    judge = _FakeJudge(original)
-    case = deepsz_case.Case(pruning.SUBJECTS["lenet-5"], original, judge, judge)
+    evaluator = _FakeEvaluator(original)
+    case = deepsz_case.Case(pruning.SUBJECTS["lenet-5"], original, evaluator, evaluator)
     free = deepsz_rule.tuned(case, original, "deepsz-nearzip", 0.004, 0.0)
     assert 0 < free["validation_loss"] <= 0.004
     careful = deepsz_rule.tuned(case, original, "deepsz-nearzip", 0.004, 10.0)
@@ -167,7 +159,7 @@ def test_what_tune_chooses_keeps_the_loss_and_its_margin():
 
 
 def test_combinations_spread_expected_losses_evenly():
-    from experiments import deepsz_figures
+    from experiments.papers.deepsz import figures as deepsz_figures
 
     losses = {"a": [0.0, 0.002, 0.005, 0.009, 0.014, 0.02], "b": [-0.001, 0.001, 0.003, 0.008, 0.013, 0.019]}
     found = deepsz_figures.combinations(losses)
@@ -180,7 +172,8 @@ def test_combinations_spread_expected_losses_evenly():
 
 def test_retraining_leaves_what_stands_in_front_and_holds_zeros(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
-    from experiments import data, pruning
+    from experiments.lab import data
+    from experiments.papers.deepsz import pruning
 
     monkeypatch.setenv("NEARZIP_CACHE", str(tmp_path))
     generator = torch.Generator().manual_seed(0)
@@ -192,42 +185,9 @@ def test_retraining_leaves_what_stands_in_front_and_holds_zeros(tmp_path, monkey
     assert np.array_equal(before.tensors["0.weight"], after.tensors["0.weight"])
     assert not np.array_equal(before.tensors["5.bias"], after.tensors["5.bias"])
     assert (after.tensors["5.weight"] != 0).mean() == pytest.approx(0.08, abs=1e-4)
-    judge = pruning.Judge(subject, split)
-    assert judge(after.tensors) == pytest.approx(
+    evaluator = pruning.Evaluator(subject, split)
+    assert evaluator(after.tensors) == pytest.approx(
         float((pruning.load(subject, after.tensors)(split.inputs).argmax(-1) == split.targets).double().mean())
     )
     again = pruning.pruned(subject, images)["paper"]
     assert all(np.array_equal(a, again.tensors[name]) for name, a in after.tensors.items())
-
-
-@pytest.mark.skipif(not (RESULTS / "qd_compressor.json").is_file(), reason="not measured yet")
-def test_the_page_of_qd_compressor_is_what_the_result_says(monkeypatch, tmp_path):
-    from experiments import qd_page
-
-    monkeypatch.setattr(qd_page, "_IMAGES", tmp_path)
-    text = qd_page.page(json.loads((RESULTS / "qd_compressor.json").read_text()))
-    assert text == (RESULTS.parent.parent / "docs" / "papers" / "qd-compressor.md").read_text()
-
-
-@pytest.mark.skipif(not (RESULTS / "deepsz.json").is_file(), reason="not measured yet")
-def test_the_page_of_deepsz_is_what_the_result_says(monkeypatch, tmp_path):
-    from experiments import deepsz_page
-
-    monkeypatch.setattr(deepsz_page, "_IMAGES", tmp_path)
-    text = deepsz_page.page(json.loads((RESULTS / "deepsz.json").read_text()))
-    assert text == (RESULTS.parent.parent / "docs" / "papers" / "deepsz.md").read_text()
-
-
-def _filled() -> list[tuple[str, str]]:
-    from experiments import method_tables
-
-    return list(method_tables.TABLES)
-
-
-@pytest.mark.parametrize(("page", "name"), _filled())
-def test_tables_of_the_methods_are_what_the_results_say(page, name):
-    from experiments import method_tables
-
-    text = (RESULTS.parent.parent / "docs" / "methods" / f"{page}.md").read_text()
-    inside = text.split(f"<!-- {name}:begin -->\n")[1].split(f"\n<!-- {name}:end -->")[0]
-    assert inside == method_tables.TABLES[page, name]()

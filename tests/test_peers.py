@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import nearzip as nz
-from experiments.curves import bits_at, gap
-from experiments.peers import METHODS, PEERS, Peer
-from experiments.peers.base import Flat
-from experiments.peers.environments import is_here
-from experiments.peers.excp import k_means
+from experiments.lab.curves import bits_at, gap
+from experiments.lab.peers import METHODS, PEERS, Peer
+from experiments.lab.peers.base import Flat
+from experiments.lab.peers.environments import is_here
+from experiments.lab.peers.excp import k_means
 
 UNIT = 1e-3
 KINDS = METHODS + PEERS
@@ -64,7 +64,7 @@ def test_every_method_of_the_package_is_in_the_bench() -> None:
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux tells")
 def test_what_a_child_process_computes_counts() -> None:
     pytest.importorskip("pysz")
-    from experiments.peers import worker
+    from experiments.lab.peers import worker
 
     values = {"w": np.random.default_rng(0).normal(0, 1, 200_000).astype(np.float32)}
     nz.compress(values, method="sz3")  # the child is there
@@ -105,8 +105,8 @@ def test_k_means_gives_ascending_centres_within_the_values(n_values: int, n: int
 
 def test_divergence_of_a_network_from_itself_is_zero() -> None:
     pytest.importorskip("torch")
-    from experiments.evaluate import Evaluator, characters
-    from experiments.networks import NETWORKS
+    from experiments.lab.evaluate import Evaluator, characters
+    from experiments.lab.networks import NETWORKS
 
     alphabet = "".join(chr(48 + i) for i in range(65))
     text = "".join(np.random.default_rng(0).choice(list(alphabet), 20_000)) + alphabet

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-TEXTS = [*sorted(ROOT.glob("*.md")), *PAGES]
+TEXTS = [*sorted(ROOT.glob("*.md")), ROOT / "experiments" / "README.md", *PAGES]
 #: Made by `scripts/docs_hooks.py`.
 GENERATED = {"changelog.md", "contributing.md", "security.md", "reference/command-line.md"}
 

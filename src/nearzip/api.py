@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from nearzip.archive import Archive, Progress, Reader, WriteReport, write_archive
 from nearzip.bounds import Bound, parse_bound
-from nearzip.container import Memory
+from nearzip.buffers import WriteBuffer
 from nearzip.digests import checkpoint_id
 from nearzip.errors import CorruptError, Error, UsageError
 from nearzip.files import check_writable, open_checkpoint, write_checkpoint
@@ -190,7 +190,7 @@ def archive_of(
 ) -> Archive:
     """An archive in memory. `targets` as in `write_archive`."""
     restored: dict[str, Array] = {}
-    stream = Memory(source.n_bytes)
+    stream = WriteBuffer(source.n_bytes)
     report = write_archive(source, base, settings, stream, restored.__setitem__, threads, progress, targets)
     _separate(restored, report.index.aliases)
     return Archive(stream.written(), {name: restored[name] for name in source.specs}, report)

@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from nearzip import _core
+import nearzip._core as _core
+from nearzip.buffers import buffer_for
 from nearzip.choice import REPEATS, STORED
 from nearzip.codec import decode_block, decode_sparse_block, encode_block, time_block
 from nearzip.container import BlockEntry, Index, Segment, Source, Writable, Writer, read_index
@@ -26,7 +27,7 @@ from nearzip.recipes import Settings
 from nearzip.sparse_forms import sparse_in
 from nearzip.stages import Context, DecodeTimes, Pipeline, SparseValues
 from nearzip.storage import atomic_file, naming_memory
-from nearzip.tensors import Array, Checkpoint, TensorSpec, room_for
+from nearzip.tensors import Array, Checkpoint, TensorSpec
 from nearzip.ties import find_ties
 from nearzip.version import __version__
 
@@ -148,7 +149,7 @@ class _Assembler:
             self._values = values
             return
         if self._values is None:
-            self._values = room_for(n, values.dtype)
+            self._values = buffer_for(n, values.dtype)
         self._values[self._n_values : self._n_values + values.size] = values
         self._n_values += values.size
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from nearzip import _core
+import nearzip._core as _core
 from nearzip.errors import UsageError
 from nearzip.tensors import Array, bits_of, is_float
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nearzip import _core
+import nearzip._core as _core
 from nearzip.bounds import EXACT, Tolerance, violations
 from nearzip.choice import REPEATS, STORED, exact_pipeline, exact_pipelines, may_repeat, promising
 from nearzip.errors import BoundError, CorruptError

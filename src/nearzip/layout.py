@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nearzip.bounds import EXACT, Bound, Statistics, Tolerance
+from nearzip.buffers import borrowed_buffer
 from nearzip.caching import cached_property
 from nearzip.codec import exact_pipeline
 from nearzip.digests import PIECE_BYTES
@@ -17,7 +18,7 @@ from nearzip.errors import UsageError
 from nearzip.parallel import ordered_map
 from nearzip.recipes import Fallback, Recipe, Setting, Settings, TensorPlan, TensorView
 from nearzip.stages import Context, Grid, Pipeline
-from nearzip.tensors import Array, Checkpoint, TensorSpec, borrowed_room, dtype_of
+from nearzip.tensors import Array, Checkpoint, TensorSpec, dtype_of
 
 __all__ = ["Block", "Draft", "block_context", "block_values", "draft_segments", "segment_blocks"]
 
@@ -72,7 +73,7 @@ def block_values(source: Checkpoint, block: Block) -> Iterator[Array]:
         yield source.read(block.tensors[0].name).reshape(-1)[block.start : block.stop]
         return
     arrays = [source.read(spec.name).reshape(-1) for spec in block.tensors]
-    with borrowed_room(block.stop - block.start, dtype_of(block.tensors[0].dtype)) as room:
+    with borrowed_buffer(block.stop - block.start, dtype_of(block.tensors[0].dtype)) as room:
         yield np.concatenate(arrays, out=room)
 
 

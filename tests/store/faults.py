@@ -194,6 +194,12 @@ class ModelDisk:
         self.synced_folders.add(path)
         self.synced_folders |= {other for other in self.folders if self._split(other)[0] == path}
 
+    def stamp(self, path: str) -> int:
+        raise FileNotFoundError
+
+    def set_stamp(self, path: str, stamp: int) -> None:
+        """Locks are not modelled."""
+
     def read(self, path: str, most: int) -> bytes:
         return bytes(self._file(path).data[:most])
 

@@ -10,7 +10,7 @@ import pytest
 import nearzip as nz
 from nearzip.files import open_checkpoint
 
-transmission = pytest.importorskip("experiments.transmission")
+transmission = pytest.importorskip("experiments.claims.store.transmission")
 
 
 def test_a_link_carries_and_counts(tmp_path):

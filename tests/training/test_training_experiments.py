@@ -6,18 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import (
-    feedback,
-    feedback_page,
-    feedback_time,
-    resume,
-    resume_cases,
-    resume_sizes,
-    save_cost,
-    save_memory,
-    training_page,
-)  # fmt: skip
-from experiments.data import Dataset, Split
+from experiments.claims.resume import cases, resume, save_cost, save_memory, sizes
+from experiments.docs import resume as resume_page
+from experiments.docs.papers import feedback as feedback_page
+from experiments.docs.pictures import qd as qd_pictures
+from experiments.lab.data import Dataset, Split
+from experiments.papers.qd import feedback
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +32,9 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_resume(noise, optimizer, monkeypatch):
-    monkeypatch.setattr(resume_sizes, "ZSTD_LEVEL", 1)
+    monkeypatch.setattr(sizes, "ZSTD_LEVEL", 1)
     monkeypatch.setitem(resume.LEVELS, optimizer, resume.LEVELS[optimizer][::4])
-    case = resume_cases.Case("lenet-300-100", optimizer, 1e-3, 6, 20, 2, 2, batch=64)
+    case = cases.Case("lenet-300-100", optimizer, 1e-3, 6, 20, 2, 2, batch=64)
     result, written = {}, []
     assert not resume.measure(case, noise, 2, result, lambda: written.append(1), deadline=0)
     assert len(written) == len(result["rows"]) == 1
@@ -49,36 +43,36 @@ def test_resume(noise, optimizer, monkeypatch):
     assert result["rows"][0] is begun
     assert len(written) == len(result["rows"]) == len(resume.trials(case))
     assert result["parameters"] == 266_610
-    sizes = [row["bytes"]["whole"] for row in result["rows"]]
-    assert max(sizes) < result["sizes"]["exact"]["whole"]
-    assert sizes[0] > sizes[len(resume.LEVELS[optimizer]) - 1]
+    n_bytes = [row["bytes"]["whole"] for row in result["rows"]]
+    assert max(n_bytes) < result["sizes"]["exact"]["whole"]
+    assert n_bytes[0] > n_bytes[len(resume.LEVELS[optimizer]) - 1]
     for row in result["rows"]:
         assert row["bytes"]["whole"] >= row["bytes"]["weights"] + row["bytes"]["optimizer"]
         assert row["original"] == result["rows"][0]["original"]
-    text = training_page.resume({"cases": {"x": result}, **CIRCUMSTANCES}, draw=False)
+    text = resume_page.context({"cases": {"x": result}, **CIRCUMSTANCES}, {"networks": {}, **CIRCUMSTANCES})["details"]
     assert text.count("\n| rms:") == len(resume.LEVELS[optimizer])
     assert resume.fresh(result, case, 2) is result
     assert resume.fresh(result, case, 3) == {}
 
 
 def test_excp_keeps_moments_where_weights_move(noise, monkeypatch):
-    monkeypatch.setattr(resume_sizes, "ZSTD_LEVEL", 1)
-    case = resume_cases.Case("lenet-300-100", "adamw", 1e-3, 6, 20, 2, 2, batch=64)
-    chain = resume_cases.to_crash(case, noise)
-    restored, sizes = resume_sizes.excp_like(chain, 1.0)
+    monkeypatch.setattr(sizes, "ZSTD_LEVEL", 1)
+    case = cases.Case("lenet-300-100", "adamw", 1e-3, 6, 20, 2, 2, batch=64)
+    chain = cases.to_crash(case, noise)
+    restored, n_bytes = sizes.excp_like(chain, 1.0)
     assert set(restored.tensors) == set(chain[-1].tensors)
     name = "1.weight"
     first, second = (restored.tensors[f"optimizer/{name}/{key}"] for key in ("exp_avg", "exp_avg_sq"))
     assert len(np.unique(first)) <= 16
     assert (second >= 0).all()
     assert 0.01 < np.count_nonzero(first) / first.size < 0.5
-    assert sizes["whole"] < resume_sizes.exact_bytes(chain[-1])["exact"]["whole"] / 8
+    assert n_bytes["whole"] < sizes.exact_bytes(chain[-1])["exact"]["whole"] / 8
 
 
 def test_the_coarsest_level_is_one_that_all_finer_ones_lead_to():
     rows = [{"equivalent": same} for same in (True, True, False, True)]
-    assert training_page.smallest(rows) is rows[1]
-    assert training_page.smallest(rows[2:]) is None
+    assert resume_page.smallest(rows) is rows[1]
+    assert resume_page.smallest(rows[2:]) is None
 
 
 CIRCUMSTANCES = {
@@ -86,7 +80,7 @@ CIRCUMSTANCES = {
 }  # fmt: skip
 
 
-def test_feedback(noise, tmp_path, monkeypatch):
+def test_feedback(noise):
     setting = feedback.Setting("lenet-300-100", epochs=4, batch=128, images=256)
     result, written = {}, []
     assert not feedback.measure(setting, noise, 1, result, lambda: written.append(1), deadline=0)
@@ -96,11 +90,11 @@ def test_feedback(noise, tmp_path, monkeypatch):
     assert set(result["recovery"]) == set(feedback.METHODS)
     assert set(result["recovery"]["nearzip"]) == {"1-1", "2-2", "3-3", "4-4", "1-2", "3-4"}
     assert len(result["recovery"]["nearzip"]["1-2"]["bytes"]) == 2
-    monkeypatch.setattr(feedback_page, "_IMAGES", tmp_path)
-    text = feedback_page.page({"networks": {"lenet-300-100": result}, **CIRCUMSTANCES})
-    for title in ("Table 3", "Table 6", "Figure 11", "Table 9", "Table 10"):
-        assert title in text
-    assert (tmp_path / "qd-figure-11.png").is_file()
+    measured = {"networks": {"lenet-300-100": result}, **CIRCUMSTANCES}
+    found = feedback_page.context(measured, {"networks": {}, **CIRCUMSTANCES})
+    for name in ("table_3", "table_6", "figure_11"):
+        assert "lenet-300-100" in found[name]
+    assert len(qd_pictures.draw_accuracy(measured).axes) == 1
 
 
 def test_phases_are_quarters_and_halves():
@@ -110,7 +104,7 @@ def test_phases_are_quarters_and_halves():
 
 
 def test_time_of_the_parts(noise):
-    found = feedback_time.measure(feedback.Setting("lenet-300-100", batch=64, images=None), noise)
+    found = feedback.measure_times(feedback.Setting("lenet-300-100", batch=64, images=None), noise)
     assert {"Training", "Store", "Quan", "LZMA Comp.", "LZMA Decomp.", "Restore"} <= set(found)
     assert found["LZMA Comp."] > 0
     assert found["LZMA Decomp."] > 0
@@ -122,7 +116,7 @@ def test_cost_of_a_save():
     assert found["tensors"] == 6
     assert found["snapshot_bytes"] >= 12 * found["parameters"]
     assert found["blocked"] > 0
-    text = training_page.cost({"networks": {"x": found}, **CIRCUMSTANCES})
+    text = resume_page.cost({"networks": {"x": found}, **CIRCUMSTANCES})
     assert "\n| x | 0.0 M | 0.1 | 6 |" in text
 
 
@@ -131,5 +125,5 @@ def test_memory_of_a_save():
     assert row["parameters"] == 1 << 20
     assert row["snapshot"] >= 12 << 20
     assert row["beyond"] == max(row[n] for n in ("first", "second", "third")) - row["before"] - row["snapshot"]
-    text = training_page.memory({"bound": "rms:0.05", "rows": [row], **CIRCUMSTANCES})
+    text = resume_page.memory({"bound": "rms:0.05", "rows": [row], **CIRCUMSTANCES})
     assert "\n| 1 M | 13 | 13 |" in text

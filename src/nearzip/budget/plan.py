@@ -11,10 +11,11 @@ from typing import Any
 
 from nearzip.archive import WriteReport
 from nearzip.bounds import Bound, parse_bound
-from nearzip.budget.documents import Kinds, as_dict, fields, number, numbers, read_document, text
+from nearzip.budget.documents import read_document
 from nearzip.errors import CorruptError, NewerFormatError, UnknownMethodError, UsageError
 from nearzip.recipes import Recipe, recipe_type
 from nearzip.storage import Path_, atomic_file
+from nearzip.strictjson import Kinds, as_dict, fields, number, numbers, text
 from nearzip.tensors import Array
 from nearzip.version import __version__
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nearzip.budget.documents import as_dict, fields, numbers, read_document
+from nearzip.budget.documents import read_document
 from nearzip.budget.measure import Outcome, Subject, evaluate_original, identity_of, losses_of, measure, usage_of
 from nearzip.budget.plan import Assignment, Choice, Trial, trial_key
 from nearzip.caching import cached_property
 from nearzip.errors import CorruptError, Error, UsageError
 from nearzip.storage import Path_, atomic_file, naming_errors
+from nearzip.strictjson import as_dict, fields, numbers
 
 __all__ = ["Runner", "Status", "Watch", "check_budgets", "n_workers"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -159,9 +160,8 @@ def _coded(version: Version) -> str:
 
 def version_document(version: Version) -> dict[str, Any]:
     """A row of the log for --json."""
-    return {
-        "version": version.number, **{k: v for k, v in vars(version).items() if k != "number"}, "ratio": version.ratio,
-    }  # fmt: skip
+    ratio = version.ratio if math.isfinite(version.ratio) else None
+    return {"version": version.number, **{k: v for k, v in vars(version).items() if k != "number"}, "ratio": ratio}
 
 
 @store.command()

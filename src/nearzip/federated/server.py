@@ -150,6 +150,11 @@ class Server:
         """A client lost what it held: it gets a keyframe next."""
         self._confirmed.pop(node, None)
 
+    def confirm(self, node: Node) -> None:
+        """A client answered what it was sent last: it holds that model. `accept` does this by itself."""
+        if self._sent.get(node) == self._held_id:
+            self._confirmed[node] = self._held_id
+
     def _chain(self, known: bytes) -> list[Part] | None:
         """Updates from a model to the newest; None where they are not all kept."""
         if known == self._held_id:

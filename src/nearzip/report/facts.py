@@ -9,16 +9,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nearzip.api import open_input
-from nearzip.bounds import Statistics, Tolerance
+from nearzip.bounds import NoPromise, Statistics, Tolerance
 from nearzip.errors import Error, UsageError
 from nearzip.limits import Limits
 from nearzip.store import Store, Version
 from nearzip.store.backend import Backend
 from nearzip.store.chain import Progress, open_part, stream
+from nearzip.store.graph import needed_objects
 from nearzip.store.keep import kept, parse_rules
 from nearzip.store.log import version_rows
-from nearzip.store.maintenance import needed_objects
 from nearzip.store.manifest import Manifest
+from nearzip.store.promises import bound_of, committed_bounds
 from nearzip.store.settings import StoreSettings
 from nearzip.tensors import Array, is_float
 
@@ -143,7 +144,7 @@ def gather(
     """
     backend, versions = store._backend, store._versions
     versions.forget()
-    manifests = {manifest.number: manifest for manifest in versions.all()}
+    manifests = versions.snapshot()
     live = [manifest for manifest in manifests.values() if manifest.pruned is None]
     # An empty store has nothing that is needed.
     n_stored = sum(needed_objects(manifests)[0].values())
@@ -225,16 +226,22 @@ def _errors(store: Store, selector: str, path: str | os.PathLike[str]) -> Iterab
                     f"{os.fspath(path)}: is not what version {number} was made of: they differ in tensor "
                     f"{min(lacking)!r}"
                 )
-            codec = store.settings.codec(original.specs)
+            bounds = committed_bounds(store._backend, store._versions.get(number))
             for name, spec in original.specs.items():
                 values, theirs = original.read(name), restored.read(name)
                 if not spec.same_kind(restored.specs[name]):
                     raise UsageError(f"{os.fspath(path)}: tensor {name!r} has another dtype or shape in {number}")
-                exact = Tolerance("exact")
-                tolerance = codec[name].bound.tolerance(Statistics.of(values)) if is_float(values.dtype) else exact
-                yield _error(number, name, tolerance, values.reshape(-1), theirs.reshape(-1))
+                yield _error(number, name, _tolerance(bounds.get(name), values), values.reshape(-1), theirs.reshape(-1))
     finally:
         original.close()
+
+
+def _tolerance(bound: str | None, values: Array) -> Tolerance:
+    """What was promised of a tensor when it was committed."""
+    if not is_float(values.dtype):
+        return Tolerance("exact")
+    known = None if bound is None else bound_of(bound)
+    return (NoPromise() if known is None else known).tolerance(Statistics.of(values))
 
 
 def _error(number: int, name: str, tolerance: Tolerance, original: Array, restored: Array) -> ErrorRow:

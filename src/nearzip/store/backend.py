@@ -62,6 +62,9 @@ class Backend(Protocol):
     def create(self, path: str, data: bytes) -> bool:
         """Write a file, whole and durable, unless there is one: compare and create. False if there was one."""
 
+    def claim(self, path: str, data: bytes) -> bool:
+        """As `create`, for lock files: exclusive on every file system, but neither durable nor seen whole at once."""
+
     def replace(self, path: str, data: bytes, durable: bool = True) -> None:
         """Write a file, whole, in place of what is there; durable after `settle`, if it is to be."""
 
@@ -71,8 +74,8 @@ class Backend(Protocol):
     def new_object(self, staged: bool = False) -> AbstractContextManager[ObjectSink]:
         """A sink; when the block ends without an error, the object is complete under its name."""
 
-    def delete(self, path: str) -> None:
-        """Remove a file; nothing happens if there is none."""
+    def delete(self, path: str) -> bool:
+        """Remove a file; False if there was none."""
 
     def list(self, folder: str) -> list[Entry]:
         """The files of a folder. Empty if there is no such folder."""
@@ -84,7 +87,16 @@ class Backend(Protocol):
         """Held while a version is committed. Raises BusyError after `timeout` seconds."""
 
     def maintaining(self, timeout: float) -> AbstractContextManager[None]:
-        """Held while versions are re-encoded or dropped: nobody else does. Raises BusyError."""
+        """Held while versions are re-encoded or dropped: nobody else does. Raises BusyError.
+
+        Where the lock is a lease that was lost meanwhile, whatever would change a file raises BusyError.
+        """
+
+    def changed(self) -> bool:
+        """Whether another process maintained the store since this was last asked; asked while a lock is held."""
+
+    def now(self) -> float:
+        """Seconds since 1970 by the clock that sets `Entry.modified`, as far as it is known."""
 
     def sweep_litter(self) -> int:
         """Remove what writers that ended early left behind, while `maintaining`. How many files."""

@@ -19,6 +19,7 @@ from nearzip.recipes.settings import Settings
 from nearzip.store.backend import Backend, Stored
 from nearzip.store.chain import Progress
 from nearzip.store.grid import last_steps
+from nearzip.store.labels import Label
 from nearzip.store.manifest import Manifest, Part
 from nearzip.tensors import Array, Checkpoint, TensorSpec
 from nearzip.version import __version__
@@ -139,12 +140,19 @@ class Encoder:
         base_number: int | None,
         hold: bool,
         shared: Draft | None = None,
+        bounds: Mapping[str, str] | None = None,
     ) -> Draft:
-        """Encode `source` as version `number`, against `base`; `shared` holds what needs no encoding."""
+        """Encode `source` as version `number`, against `base`; `shared` holds what needs no encoding.
+
+        `bounds`: what a version that is re-encoded was committed under.
+        """
         rest = source if shared is None else subset(source, set(source.specs) - set(shared.contents))
         if shared is not None and not rest.specs:
             return dataclasses.replace(shared, specs=dict(source.specs))
-        with self.object(rest, number, base, hold) as done:
+        label = Label(number, bounds=bounds)
+        if shared is not None:
+            label = Label(number, shared=tuple(shared.parts), order=tuple(source.specs), tree=source.tree)
+        with self.object(rest, label, base, hold) as done:
             pass
         report, stored, arrays = done.report, done.stored, done.arrays
         assert report is not None
@@ -164,11 +172,14 @@ class Encoder:
 
     @contextlib.contextmanager
     def object(
-        self, source: Checkpoint, number: int, base: Checkpoint | None, hold: bool, staged: bool = False
+        self, source: Checkpoint, label: Label, base: Checkpoint | None, hold: bool, staged: bool = False
     ) -> Iterator[_Written]:
         """Write one object. The block runs when it is encoded and before it is in its place."""
-        # The number makes objects of different versions differ, so that nobody drops what another is writing.
-        labelled = dataclasses.replace(source, metadata={"nearzip.version": str(number)})
+        # The number makes objects of different versions differ, so that nobody drops what another is writing. Where
+        # writers hold no lock, those of different processes differ, too.
+        if not self.backend.commits_alone:
+            label = dataclasses.replace(label, writer=secrets.token_hex(8))
+        labelled = dataclasses.replace(source, metadata=label.to_metadata())
         arrays: dict[str, Array] | None = {} if hold else None
         keep: Callable[[str, Array], None] | None = None if arrays is None else arrays.__setitem__
         written = _Written(arrays)

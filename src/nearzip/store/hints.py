@@ -55,4 +55,5 @@ def read_block(backend: Backend, block: int) -> list[Manifest] | None:
 
 def forget_block(backend: Backend, number: int) -> None:
     """Before the manifest of a version changes: its block's hints would be wrong."""
-    backend.delete(_path(number // BLOCK))
+    if backend.delete(_path(number // BLOCK)):
+        backend.settle("hints")

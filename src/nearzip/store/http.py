@@ -22,6 +22,7 @@ from nearzip.container import Source
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, UsageError
 from nearzip.storage import BytesSource
 from nearzip.store.backend import Entry, ObjectSink
+from nearzip.store.metered import Response, handlers
 from nearzip.version import __version__
 
 __all__ = ["PAUSE", "CutError", "HttpBackend", "is_web"]
@@ -48,6 +49,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if not is_web(newurl) or (req.full_url.lower().startswith("https:") and newurl.lower().startswith("http:")):
             raise CorruptError(f"{_shown(req.full_url)}: leads to {_shown(newurl)!r}, which is not followed")
+        fp.close()  # urllib would read its body to the end, which may never come
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -85,10 +87,12 @@ class HttpBackend:
         self._parts = _checked(url)
         self.url = _shown(urlunsplit(self._parts._replace(query="")))
         self._set_credentials()
-        self._opener = urllib.request.build_opener(_Redirects)
+        self._opener = urllib.request.build_opener(_Redirects, *handlers())
         self._admitted = False
         #: Bytes of bodies received, for reports.
         self.n_received = 0
+        #: Bytes of small files that may still be read; None: as many as there are.
+        self.document_bytes: int | None = None
 
     def _set_credentials(self) -> None:
         if self._parts.username is None:
@@ -107,7 +111,7 @@ class HttpBackend:
         return request
 
     @contextlib.contextmanager
-    def _answer(self, path: str, start: int = 0) -> Iterator[http.client.HTTPResponse]:
+    def _answer(self, path: str, start: int = 0) -> Iterator[Response]:
         """Raises NotFoundError, CutError for what may pass, Error."""
         name = f"{self.url}/{path}"
         try:
@@ -115,8 +119,11 @@ class HttpBackend:
                 self._admitted = True
                 yield response
         except urllib.error.HTTPError as error:
-            with error:
-                raise self._refusal(error.code, name) from None
+            error.close()
+            raise self._refusal(error.code, name) from None
+        except LimitError as error:
+            text = str(error)
+            raise LimitError(text if text.startswith(name) else f"{name}: cannot read: {text}") from None
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__
             raise CutError(f"{name}: cannot read: {str(reason)[:200]}") from None
@@ -154,13 +161,26 @@ class HttpBackend:
             announced = _length(response)
             if announced is not None and announced > most:
                 raise LimitError(f"{self.url}/{path}: longer than {most} bytes")
+            response.expect_body(most + 1 if announced is None else announced)
             data = response.read(most + 1)
         self.n_received += len(data)
+        self._count_document(path, len(data))
         if len(data) > most:
             raise LimitError(f"{self.url}/{path}: longer than {most} bytes")
         if announced is not None and len(data) < announced:
             raise CutError(f"{self.url}/{path}: cannot read: the connection ended after {len(data)} bytes")
         return data
+
+    def _count_document(self, path: str, n_bytes: int) -> None:
+        if self.document_bytes is None:
+            return
+        # A request is never free: a host without end would hold us with empty files.
+        self.document_bytes -= max(n_bytes, _BLOCK // 64)
+        if self.document_bytes < 0:
+            raise LimitError(
+                f"{self.url}/{path}: the descriptions of its versions take more bytes than are read of them; "
+                "name the version by its number"
+            )
 
     def blocks(self, path: str, n_bytes: int, start: int = 0) -> Generator[tuple[int, bytes], None, None]:
         """Offsets and bytes from `start`, or from 0 where the host does not serve parts of files; one attempt.
@@ -180,6 +200,7 @@ class HttpBackend:
             announced = _length(response)
             if announced is not None and announced != n_bytes - at:
                 raise CorruptError(f"{name}: has {at + announced} bytes instead of {n_bytes}")
+            response.expect_body(n_bytes - at)
             while at < n_bytes:
                 data = response.read(min(_BLOCK, n_bytes - at))
                 if not data:
@@ -225,6 +246,9 @@ class HttpBackend:
     def create(self, path: str, data: bytes) -> bool:
         raise self._refuse()
 
+    def claim(self, path: str, data: bytes) -> bool:
+        raise self._refuse()
+
     def replace(self, path: str, data: bytes, durable: bool = True) -> None:
         raise self._refuse()
 
@@ -234,8 +258,14 @@ class HttpBackend:
     def new_object(self, staged: bool = False) -> AbstractContextManager[ObjectSink]:
         raise self._refuse()
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str) -> bool:
         raise self._refuse()
+
+    def changed(self) -> bool:
+        return False
+
+    def now(self) -> float:
+        return time.time()
 
     def settle(self, folder: str) -> None:
         raise self._refuse()

@@ -18,6 +18,7 @@ from nearzip.container import Source
 from nearzip.errors import BusyError, Error, LimitError, NoSpaceError, NotFoundError, UsageError
 from nearzip.storage import FileSource
 from nearzip.store.backend import Entry, Stored
+from nearzip.store.lease import Lease, hold
 
 __all__ = ["Disk", "LocalBackend"]
 
@@ -27,6 +28,15 @@ _FOLDERS = ("tmp", "objects", "versions", "hints", "staged", "lost")
 _PATIENCE = 0.005
 #: A day: nobody writes a shard for longer.
 _LONGEST = 86400.0
+#: A file system without `flock` (Lustre, some NFS and FUSE mounts) says so by one of these.
+_NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
+#: File systems that cannot sync folders (SMB, some FUSE mounts) say so by one of these; their renames are the server's.
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+#: Where the lock is a lease: how long it lasts unrenewed, and the age below which unnamed objects stay.
+_LEASE_SECONDS = 120.0
+_LEASE_GRACE = 3600.0
+#: File systems round times to at most two seconds (FAT).
+_ROUNDING_NS = 2_000_000_000
 
 
 class Disk:
@@ -62,8 +72,25 @@ class Disk:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER_SYNC:
+                raise
         finally:
             os.close(handle)
+
+    def stamp(self, path: str) -> int:
+        """When a file was changed, in nanoseconds."""
+        return os.stat(path).st_mtime_ns
+
+    def set_stamp(self, path: str, stamp: int) -> None:
+        """Let `stamp` change to something later, `stamp` if that is allowed."""
+        try:
+            os.utime(path, ns=(stamp, stamp))
+        except PermissionError:  # another user's file, whose time we can only set to now
+            before = self.stamp(path)
+            while self.stamp(path) == before:
+                time.sleep(_PATIENCE)
+                os.utime(path)
 
     def read(self, path: str, most: int) -> bytes:
         with open(path, "rb") as stream:
@@ -180,13 +207,18 @@ class LocalBackend:
     can_list = True
     commits_alone = True
     renames = True
-    #: Whoever holds the lock knows that nothing is in the making.
+    #: Whoever holds the lock knows that nothing is in the making; a lease can be lost.
     grace = 0.0
 
     def __init__(self, root: str, disk: Disk | None = None):
         self.root = os.path.abspath(root)
         self.url = root
         self.disk = disk or Disk()
+        self._lease: Lease | None = None
+        self._clock_offset = 0.0
+        #: The stamp of the lock file, or the number of the lease, when this process last had the lock.
+        self._seen: int | None = None
+        self._changed = True
 
     def _path(self, path: str) -> str:
         return os.path.join(self.root, *path.split("/"))
@@ -233,6 +265,7 @@ class LocalBackend:
     # writing
 
     def create(self, path: str, data: bytes) -> bool:
+        self._check_lease()
         target = self._path(path)
         aside = self._write_aside(data)
         try:
@@ -259,7 +292,21 @@ class LocalBackend:
                 raise FileExistsError from None
             self.disk.rename(aside, target)
 
+    def claim(self, path: str, data: bytes) -> bool:
+        target = self._path(path)
+        with _naming("write", target):
+            try:
+                handle = self.disk.open_new(target)
+            except FileExistsError:
+                return False
+            try:
+                self._write_all(handle, data, target)
+            finally:
+                self.disk.close(handle)
+        return True
+
     def replace(self, path: str, data: bytes, durable: bool = True) -> None:
+        self._check_lease()
         target = self._path(path)
         aside = self._write_aside(data, durable)
         try:
@@ -273,6 +320,7 @@ class LocalBackend:
         try:
             self.replace(path, data)
         except NoSpaceError:
+            self._check_lease()
             target = self._path(path)
             with _naming("rename", target):
                 self.disk.rename(target, f"{target}.pruned")
@@ -290,10 +338,15 @@ class LocalBackend:
                     self.disk.close(sink._handle)
                 self._forget(sink._path)
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str) -> bool:
+        self._check_lease()
         where = self._path(path)
-        with _naming("delete", where), contextlib.suppress(FileNotFoundError):
-            self.disk.unlink(where)
+        with _naming("delete", where):
+            try:
+                self.disk.unlink(where)
+            except FileNotFoundError:
+                return False
+        return True
 
     def settle(self, folder: str) -> None:
         where = self._path(folder)
@@ -341,22 +394,79 @@ class LocalBackend:
     @contextlib.contextmanager
     def committing(self, timeout: float) -> Iterator[None]:
         path = self._path("lock")
+        busy = f"{self.url}: another process is writing to this store; try again later"
         with contextlib.ExitStack() as stack, _naming("lock", path):
             try:
                 stack.enter_context(self.disk.lock(path, timeout))
+                self._notice(self._stamp())
             except BlockingIOError:
-                raise BusyError(f"{self.url}: another process is writing to this store; try again later") from None
+                raise BusyError(busy) from None
+            except OSError as error:
+                if error.errno not in _NO_FLOCK:
+                    raise
+                stack.enter_context(self._leased(timeout, busy))
             held = stack.pop_all()
         with held:
             yield
 
-    maintaining = committing
+    @contextlib.contextmanager
+    def maintaining(self, timeout: float) -> Iterator[None]:
+        with self.committing(timeout):
+            if self._lease is None:
+                self._leave_stamp()
+            yield
+
+    @contextlib.contextmanager
+    def _leased(self, timeout: float, busy: str) -> Iterator[None]:
+        """The lock where there is no `flock`: numbered files, as on object stores."""
+        for folder in ("locks", "tmp"):
+            with contextlib.suppress(FileExistsError):
+                self.disk.make_folder(self._path(folder))
+        self.grace = _LEASE_GRACE
+        with hold(self, _LEASE_SECONDS, timeout, busy) as lease:
+            if self._seen is not None:
+                self._seen += 1
+            self._notice(lease.number)
+            self._lease, self._clock_offset = lease, lease.clock_offset
+            try:
+                yield
+            finally:
+                self._lease = None
+
+    def _check_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
+
+    def _stamp(self) -> int:
+        try:
+            return self.disk.stamp(self._path("lock"))
+        except FileNotFoundError:
+            return 0
+
+    def _leave_stamp(self) -> None:
+        """Let others notice that versions may have changed: the time of the lock file grows, also on a full disk."""
+        path = self._path("lock")
+        with _naming("lock", path):
+            self.disk.set_stamp(path, max(time.time_ns(), self._stamp() + _ROUNDING_NS))
+            self._seen = self._stamp()
+
+    def _notice(self, state: int) -> None:
+        self._changed = self._changed or state != self._seen
+        self._seen = state
+
+    def changed(self) -> bool:
+        changed, self._changed = self._changed, False
+        return changed
+
+    def now(self) -> float:
+        return time.time() + self._clock_offset
 
     def sweep_litter(self) -> int:
         n = 0
         for entry in self.list("tmp"):
-            # Whoever holds the lock is alone, but for the writers of shards.
-            if not entry.name.startswith("staged-") or entry.modified < time.time() - _LONGEST:
+            # Whoever holds the lock is alone, but for the writers of shards and those who lost a lease.
+            longest = _LONGEST if entry.name.startswith("staged-") else self.grace
+            if not longest or entry.modified < self.now() - longest:
                 self.delete(f"tmp/{entry.name}")
                 n += 1
         return n

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from nearzip.store.graph import depths
 from nearzip.store.manifest import Manifest
 
 __all__ = ["Version", "log_json", "version_rows"]
@@ -25,7 +26,8 @@ class Version:
     n_tensors, n_bytes : int
         Of the restored tensors.
     n_stored : int
-        Bytes of its objects, shared ones included.
+        Bytes that the version added: of its objects that no version before it has. Over all versions, they add up to
+        what the versions take.
     base : int or None
         The newest version that it is coded against; None for a keyframe.
     depth : int
@@ -51,44 +53,33 @@ class Version:
 
     @property
     def ratio(self) -> float:
-        """Bytes restored over bytes stored."""
-        return self.n_bytes / self.n_stored if self.n_stored else 0.0
-
-
-def _depths(manifests: Mapping[int, Manifest]) -> dict[int, int]:
-    """Deltas to the keyframe, for each; -1 where a chain leads nowhere or in a circle."""
-    depths: dict[int, int] = {}
-    for start in manifests:
-        stack = [start]
-        entered: set[int] = set()
-        while stack:
-            number = stack[-1]
-            if number in depths:
-                stack.pop()
-                continue
-            bases = manifests[number].bases
-            open_ = [base for base in bases if base in manifests and base not in depths and base not in entered]
-            entered.add(number)
-            if open_:
-                stack += open_
-                continue
-            below = [depths.get(base, -1) for base in bases]
-            depths[number] = -1 if -1 in below else 1 + max(below, default=-1)
-            stack.pop()
-    return depths
+        """Bytes restored over bytes stored; infinite for a version that points to objects of others alone."""
+        if self.n_stored:
+            return self.n_bytes / self.n_stored
+        return math.inf if self.n_bytes else 0.0
 
 
 def version_rows(manifests: Iterable[Manifest]) -> list[Version]:
     """Rows in order of number."""
     found = {manifest.number: manifest for manifest in manifests}
-    depths = _depths(found)
-    return [_row(found[number], depths[number]) for number in sorted(found)]
+    deltas, added = depths(found), _added(found)
+    return [_row(found[number], deltas[number], added[number]) for number in sorted(found)]
 
 
-def _row(m: Manifest, depth: int) -> Version:
+def _added(manifests: Mapping[int, Manifest]) -> dict[int, int]:
+    """Bytes of the objects that no version before has. What dropped versions have counts as theirs last."""
+    seen: set[str] = set()
+    added = {}
+    for number in sorted(manifests, key=lambda n: (manifests[n].pruned is not None, n)):
+        added[number] = sum(n for name, n in manifests[number].objects.items() if name not in seen)
+        seen |= set(manifests[number].objects)
+    return added
+
+
+def _row(m: Manifest, depth: int, n_stored: int) -> Version:
     return Version(
         number=m.number, time=m.time, message=m.message, step=m.step, metrics=m.metrics, tags=m.tags,
-        metadata=m.metadata, id=m.id, n_tensors=m.n_tensors, n_bytes=m.n_bytes, n_stored=m.n_stored,
+        metadata=m.metadata, id=m.id, n_tensors=m.n_tensors, n_bytes=m.n_bytes, n_stored=n_stored,
         base=max(m.bases, default=None), depth=depth, pruned=m.pruned,
     )  # fmt: skip
 

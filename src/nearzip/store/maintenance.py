@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -18,16 +17,18 @@ from nearzip.store.backend import Backend, Stored
 from nearzip.store.chain import Progress, open_part, restore, stream
 from nearzip.store.commit import Encoder, Held, now
 from nearzip.store.exact import exactly
+from nearzip.store.graph import behind, closure, depth, height, is_sound, needed_objects
 from nearzip.store.grid import steps_of
 from nearzip.store.hints import BLOCK
 from nearzip.store.keep import Rule, kept
 from nearzip.store.manifest import Manifest, Part
 from nearzip.store.policy import MOST_DEPTH, Policy
+from nearzip.store.promises import committed_bounds, folded
 from nearzip.store.staging import staged_objects
 from nearzip.store.versions import Versions
 from nearzip.tensors import Checkpoint
 
-__all__ = ["Maintenance", "PruneReport", "needed_objects"]
+__all__ = ["Maintenance", "PruneReport"]
 
 #: Larger versions are coded anew tensor by tensor.
 _IN_MEMORY = 4 << 30
@@ -64,26 +65,6 @@ class PruneReport:
     n_freed: int
     skipped: tuple[str, ...] = ()
     dry_run: bool = False
-
-
-def needed_objects(manifests: Mapping[int, Manifest]) -> tuple[dict[str, int], set[int]]:
-    """Objects that live versions need, with their lengths, and the dropped versions that they need for it.
-
-    Raises CorruptError if a version that is needed is missing.
-    """
-    objects: dict[str, int] = {}
-    seen: set[int] = set()
-    stack = [number for number, manifest in manifests.items() if manifest.pruned is None]
-    while stack:
-        number = stack.pop()
-        if number in seen:
-            continue
-        seen.add(number)
-        if number not in manifests:
-            raise CorruptError(f"version {number}, which others are coded against, is missing")
-        objects.update(manifests[number].objects)
-        stack += manifests[number].bases
-    return objects, {number for number in seen if manifests[number].pruned is not None}
 
 
 class _Measuring:
@@ -142,7 +123,7 @@ class Maintenance:
         """All manifests, anew. Raises CorruptError: with a damaged one, nobody knows what is needed."""
         self.versions.forget()
         try:
-            self.manifests = {manifest.number: manifest for manifest in self.versions.all()}
+            self.manifests = self.versions.snapshot()
             needed_objects(self.manifests)
             self._check_sound()
         except Error as error:
@@ -172,7 +153,7 @@ class Maintenance:
     def _live_before(self, number: int) -> int | None:
         """The nearest version before that is not dropped and is not coded against this one."""
         for n in range(number - 1, -1, -1):
-            if n in self.manifests and self._is_live(n) and number not in self._chain(n):
+            if n in self.manifests and self._is_live(n) and number not in behind(self.manifests, n):
                 return n
         return None
 
@@ -286,36 +267,34 @@ class Maintenance:
 
     def _is_sound(self, changed: Mapping[int, Manifest]) -> bool:
         """Whether no chain would be a circle or too long."""
-        manifests = {**self.manifests, **changed}
-        depths: dict[int, int] = {}
-
-        def depth(number: int, above: int) -> int:
-            if above > MOST_DEPTH:
-                return above
-            if number not in depths:
-                depths[number] = 1 + max((depth(base, above + 1) for base in manifests[number].bases), default=-1)
-            return depths[number]
-
-        return all(depth(number, 0) <= MOST_DEPTH for number in manifests if manifests[number].pruned is None)
+        return is_sound({**self.manifests, **changed})
 
     def turn_back(self, number: int, held: Held | None) -> bool:
-        """For the policy backward: code a version against the next one, which was just committed."""
+        """For the policy backward: code a version against the next one, which was just committed.
+
+        The manifests that were read before must be those that are there, as the caller found out under the lock.
+        """
         self._held = held
         self._read_around(number)
         self._check_sound()
-        if number not in self.live or self._wanted_base(number) is _AS_IT_IS:
+        if number not in self.live or number + 1 not in self.live or self._wanted_base(number) is _AS_IT_IS:
             return False
-        own = [part.object for part in self.manifests[number].parts if part.names is None]
+        own = {part.object for part in self.manifests[number].parts if part.names is None}
         if not self.recode([number]):
             return False
-        # What was written for this version, only this one and the next can name.
-        for name in own:
-            if self.backend.commits_alone and name not in self.manifests[number + 1].objects:
+        if self.backend.commits_alone:
+            for name in own - self._named_after(number):
                 self.backend.delete(f"objects/{name}")
         return True
 
+    def _named_after(self, number: int) -> set[str]:
+        """Objects that later versions name: what was written for a version, only those may have taken tensors from."""
+        latest = self.versions.latest()
+        assert latest is not None
+        return {name for later in range(number, latest + 1) for name in self.versions.get(later).objects}
+
     def _read_around(self, number: int) -> None:
-        """The manifests of a version, the next, those that may stand on it, and all that they stand on."""
+        """The manifests of a version, the next, those that may be coded against it, and all that they need."""
         wanted = list(range(max(0, number - MOST_DEPTH), number + 2))
         while wanted:
             one = wanted.pop()
@@ -330,7 +309,7 @@ class Maintenance:
             return self._wanted_later(manifest)
         if not self._stands_on_dropped(manifest):
             return _AS_IT_IS
-        chain = [n for n in self._chain(number) if self._is_live(n) and n < number]
+        chain = [n for n in behind(self.manifests, number) if self._is_live(n) and n < number]
         earlier = max(chain) if chain else self._live_before(number)
         return earlier if earlier is not None and self._fits(number, earlier) else None
 
@@ -347,38 +326,16 @@ class Maintenance:
     def _stands_on_dropped(self, manifest: Manifest) -> bool:
         return any(self.manifests[base].pruned is not None for base in manifest.bases)
 
-    def _chain(self, number: int) -> set[int]:
-        """What a version is coded against, directly or not."""
-        found: set[int] = set()
-        stack = list(self.manifests[number].bases)
-        while stack:
-            one = stack.pop()
-            if one not in found:
-                found.add(one)
-                stack += self.manifests[one].bases
-        return found
-
     def _fits(self, number: int, base: int) -> bool:
         """Whether coding it against `base` makes no circle and no chain that is too long."""
-        if number == base or number in self._chain(base):
+        if number == base or number in behind(self.manifests, base):
             return False
-        return self._depth(base) + 1 + self._height(number) <= min(self.policy.depth, MOST_DEPTH)
-
-    def _depth(self, number: int) -> int:
-        """Deltas between a version and its keyframe."""
-        return 1 + max((self._depth(base) for base in self.manifests[number].bases), default=-1)
-
-    def _height(self, number: int) -> int:
-        """Deltas of the longest chain that stands on a version."""
-        followers: dict[int, list[int]] = {}
-        for one, manifest in self.manifests.items():
-            for base in manifest.bases:
-                followers.setdefault(base, []).append(one)
-        height, level = -1, {number}
-        while level:
-            height += 1
-            level = {follower for one in level for follower in followers.get(one, ())}
-        return height
+        deltas = depth(self.manifests, base) + 1
+        newest = max(self.manifests)
+        if number in closure(self.manifests, [newest]) and deltas > depth(self.manifests, number):
+            # Commits that are under way rely on the newest version's depth; on object stores, they hold no lock.
+            return False
+        return deltas + height(self.manifests, number) <= min(self.policy.depth, MOST_DEPTH)
 
     def _discard(self, part: Part) -> None:
         if not self.dry_run and part.object not in needed_objects(self.manifests)[0]:
@@ -391,7 +348,8 @@ class Maintenance:
             settings = exactly(self._steps(number, base))
             backend = self.backend if not self.dry_run else _Measuring(self.backend)
             encoder = Encoder(backend, settings, self.threads)  # type: ignore[arg-type]
-            draft = encoder.version(source, number, against, base, hold=False)
+            bounds = folded(committed_bounds(self.backend, self.manifests[number]))
+            draft = encoder.version(source, number, against, base, hold=False, bounds=bounds)
         if draft.id != self.manifests[number].id:
             self._discard(draft.parts[0])
             raise StoreError(f"version {number} would not be restored as before; please report this as a fault")
@@ -407,7 +365,7 @@ class Maintenance:
     def _steps(self, number: int, base: int | None) -> dict[str, tuple[float, ...]]:
         """The steps that the version and what lies between it and its new base were quantized by, nearest first."""
         nearest = [number, *([] if base is None else [base])]
-        between = self._chain(number) | (set() if base is None else self._chain(base))
+        between = closure(self.manifests, nearest)
         found: dict[str, dict[float, None]] = {}
         for one in [*nearest, *sorted(between - set(nearest), reverse=True)]:
             for part in self.versions.get(one).parts:
@@ -423,7 +381,7 @@ class Maintenance:
         needed = set(needed_objects(self.manifests)[0]) | staged_objects(self.backend, clear=not self.dry_run)
         if not self.dry_run:
             self.backend.sweep_litter()
-        oldest = time.time() - self.backend.grace
+        oldest = self.backend.now() - self.backend.grace
         for entry in self.backend.list("objects"):
             if entry.name in needed or (self.backend.grace and entry.modified > oldest):
                 continue

@@ -31,8 +31,10 @@ __all__ = ["BANDWIDTHS", "PullReport", "pull"]
 
 #: Megabits per second: the world's averages that the paper takes (section 5.3): wired up, wired down, wireless down.
 BANDWIDTHS = (40.83, 74.32, 31.95)
-#: How often the way is looked for again because somebody re-encoded the store meanwhile.
-_ATTEMPTS = 3
+#: How often the way is looked for again because others re-encode the store meanwhile.
+_ATTEMPTS = 20
+#: Bytes of manifests and other small files that one pull reads of a web host.
+_DOCUMENT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -151,16 +153,17 @@ def pull(
     target = Path(to)
     check_writable(target, {})
     store = Store(url, storage_options=storage_options, limits=limits, threads=threads)
+    if isinstance(store._backend, HttpBackend):
+        store._backend.document_bytes = _DOCUMENT_BYTES
     job = _Pull(store, target, force, connections, max_download, progress)
     with contextlib.closing(_open_held(target, force)) as present:
         for left in reversed(range(_ATTEMPTS)):
             try:
                 return job.run(selector, present, dry_run)
-            except NotFoundError:  # noqa: PERF203
-                # Perhaps somebody re-encoded the store meanwhile, and what was to be fetched is gone.
-                if left == 0 or not job.fetching:
+            except (NotFoundError, CorruptError):  # noqa: PERF203
+                # What is read may have been re-encoded or dropped meanwhile, and the old objects deleted.
+                if left == 0 or not job.starts_anew():
                     raise
-                job.start_anew()
     raise AssertionError
 
 
@@ -200,18 +203,18 @@ class _Pull:
         self._max_download = max_download
         self._progress = progress
         self._cache = Cache(target.with_name(f".{target.name}.nearzip-pull"))
-        #: Whether objects are being fetched.
-        self.fetching = False
+        #: The version that is wanted, once it is known.
+        self._wanted: int | None = None
         self._before = 0
 
-    def start_anew(self) -> None:
-        """Forget what was read of the store."""
-        self.fetching = False
-        self._versions.forget()
+    def starts_anew(self) -> bool:
+        """Whether the wanted version was re-encoded or dropped since it was read: then it is worth another attempt."""
         self._before = self._received()
+        return self._wanted is not None and self._versions.has_changed(self._wanted)
 
     def run(self, selector: Selector, present: Checkpoint, dry_run: bool) -> PullReport:
-        route = self._route(self._store.resolve(selector), present)
+        self._wanted = self._store.resolve(selector)
+        route = self._route(self._wanted, present)
         n_described = self._received() - self._before
         objects = route.objects
         self._check_size(sum(objects.values()))
@@ -224,9 +227,7 @@ class _Pull:
             self._cache.sweep(objects)
             tally = Tally(sum(objects.values()), self._progress)
             self._cache.check_room(sum(objects.values()) - self._cache.n_held(objects) + route.target.n_bytes)
-            self.fetching = True
             self._cache.fetch(self._backend, objects, self._connections, tally)
-            self.fetching = False
             self._write(route)
             self._cache.remove()
         return self._report(route, tally, n_described, True)

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
-import json
 import os
-import random
 import secrets
 import tempfile
 import threading
@@ -25,6 +23,7 @@ from nearzip.container import Source
 from nearzip.errors import BusyError, CorruptError, Error, LimitError, NotFoundError, StoreError, UsageError
 from nearzip.storage import BytesSource, extra_for
 from nearzip.store.backend import Entry, Stored
+from nearzip.store.lease import Lease, hold
 
 __all__ = ["RemoteBackend"]
 
@@ -35,11 +34,15 @@ _SPOOL = 64 << 20
 #: In-flight objects are younger; see docs/store.md.
 _GRACE = 86400.0
 #: A lock that was not renewed for so long belongs to a process that ended.
-_LOCK_SECONDS = 900.0
+_LOCK_SECONDS = 120.0
 _READ_ONLY = ("http", "https")
+#: Where drivers say when a file was written.
+_TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
 
 #: fsspec's memory has no exclusive creation between threads; they take turns, store by store.
 _memory_locks: dict[str, Any] = {}
+#: How often each of them was maintained.
+_memory_rounds: dict[str, int] = {}
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_memory_locks.clear)  # a thread that held one is not in the child
 
@@ -98,6 +101,11 @@ class RemoteBackend:
         except (ValueError, OSError) as error:
             raise UsageError(f"{url}: {error}") from None
         self._root = root.rstrip("/")
+        self._lease: Lease | None = None
+        self._clock_offset = 0.0
+        #: The number of the lease, or the round in memory, when this process last maintained the store.
+        self._seen = -1
+        self._changed = True
 
     def _path(self, path: str) -> str:
         return f"{self._root}/{path}"
@@ -155,6 +163,7 @@ class RemoteBackend:
     # writing
 
     def create(self, path: str, data: bytes) -> bool:
+        self._check_lease()
         with self._turn(), _naming("write", self._name(path)):
             try:
                 self._fs.pipe_file(self._path(path), data, mode="create")
@@ -165,7 +174,11 @@ class RemoteBackend:
         # A driver that tries again after a lost answer is told of its own file.
         return self.read(path, len(data) + 1 << 20) == data
 
+    def claim(self, path: str, data: bytes) -> bool:
+        return self.create(path, data)
+
     def replace(self, path: str, data: bytes, durable: bool = True) -> None:
+        self._check_lease()
         with _naming("write", self._name(path)):
             self._fs.pipe_file(self._path(path), data)
 
@@ -190,9 +203,14 @@ class RemoteBackend:
                             target.write(block)
             sink.stored = Stored(name, sink.n_bytes)
 
-    def delete(self, path: str) -> None:
-        with _naming("delete", self._name(path)), contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(path))
+    def delete(self, path: str) -> bool:
+        self._check_lease()
+        with _naming("delete", self._name(path)):
+            try:
+                self._fs.rm_file(self._path(path))
+            except FileNotFoundError:
+                return False
+        return True
 
     def settle(self, folder: str) -> None:
         """Object stores answer when a file is durable."""
@@ -232,42 +250,39 @@ class RemoteBackend:
 
     @contextlib.contextmanager
     def maintaining(self, timeout: float) -> Iterator[None]:
-        """Numbered lock files: whoever creates the next one, once the last was given back or ran out, holds it."""
         if self._scheme == "memory":
             with self._turn(timeout):
+                rounds = _memory_rounds.get(self._root, 0)
+                self._notice(rounds)
+                _memory_rounds[self._root] = self._seen = rounds + 1
                 yield
             return
-        deadline = time.monotonic() + timeout
-        while (number := self._try_lock()) is None:
-            if time.monotonic() >= deadline:
-                raise BusyError(f"{self.url}: somebody else is pruning or re-encoding this store; try again later")
-            time.sleep(random.uniform(0.05, 0.3))  # noqa: S311 (not for secrets)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(Error):
-                self.replace(f"locks/{number:08d}", json.dumps({"until": 0}).encode())
+        busy = f"{self.url}: another process is pruning, re-encoding or repairing this store; try again later"
+        with hold(self, _LOCK_SECONDS, timeout, busy) as lease:
+            self._seen += 1
+            self._notice(lease.number)
+            self._lease, self._clock_offset = lease, lease.clock_offset
+            try:
+                yield
+            finally:
+                self._lease = None
 
-    def _try_lock(self) -> int | None:
-        numbers = sorted(int(entry.name) for entry in self.list("locks") if entry.name.isdecimal())
-        if numbers and not self._is_free(numbers[-1]):
-            return None
-        number = numbers[-1] + 1 if numbers else 0
-        claim = {"until": time.time() + _LOCK_SECONDS, "who": secrets.token_hex(8)}
-        if not self.create(f"locks/{number:08d}", json.dumps(claim).encode()):
-            return None
-        for old in numbers:
-            self.delete(f"locks/{old:08d}")
-        return number
+    def _check_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
 
-    def _is_free(self, number: int) -> bool:
-        try:
-            claim = json.loads(self.read(f"locks/{number:08d}", 1 << 16))
-            return bool(float(claim["until"]) < time.time())
-        except NotFoundError:
-            return False  # the next holder has cleared it away; look again
-        except (ValueError, TypeError, KeyError):
-            return True
+    def _notice(self, state: int) -> None:
+        self._changed = self._changed or state != self._seen
+        self._seen = state
+
+    def changed(self) -> bool:
+        if self._scheme == "memory":
+            self._notice(_memory_rounds.get(self._root, 0))
+        changed, self._changed = self._changed, False
+        return changed
+
+    def now(self) -> float:
+        return time.time() + self._clock_offset
 
     def sweep_litter(self) -> int:
         """Unfinished uploads are the host's to drop."""
@@ -303,7 +318,7 @@ def _says_exists(error: Exception) -> bool:
 
 
 def _modified(item: dict[str, Any]) -> float:
-    value = next((item[key] for key in ("LastModified", "mtime", "updated", "created") if item.get(key)), None)
+    value = next((item[key] for key in _TIMES if item.get(key)), None)
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = datetime.datetime.fromisoformat(value.replace("Z", "+00:00"))

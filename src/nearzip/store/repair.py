@@ -7,30 +7,37 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nearzip.api import open_input
 from nearzip.container import Index
-from nearzip.digests import content_id, tensor_digest
-from nearzip.errors import CorruptError, Error, NotFoundError, WrongBaseError
+from nearzip.digests import checkpoint_id, content_id, tensor_digest
+from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, WrongBaseError
 from nearzip.limits import Limits
 from nearzip.recipes import recipe_types
 from nearzip.store.backend import Backend
-from nearzip.store.chain import open_part, restore
+from nearzip.store.chain import open_part, stream
 from nearzip.store.commit import Encoder, now, writer_name
 from nearzip.store.documents import MOST_DOCUMENT_BYTES
 from nearzip.store.exact import exactly
-from nearzip.store.manifest import Manifest, Part, parse, path_of
+from nearzip.store.graph import closure
+from nearzip.store.labels import Label, label_of
+from nearzip.store.manifest import Manifest, Part, path_of
+from nearzip.store.place import open_backend
+from nearzip.store.promises import spelled
 from nearzip.store.settings import PATH, StoreSettings, parse_settings
-from nearzip.store.verify import OF_THE_BYTES, wrong_with_object
+from nearzip.store.verify import OF_THE_BYTES, Verifier, wrong_with_object
 from nearzip.store.versions import Versions
 from nearzip.tensors import Checkpoint
 
-__all__ = ["Repairer"]
+__all__ = ["Repairer", "repair_all", "repair_settings", "sort_sources"]
 
-_VERSION = "nearzip.version"
+#: The digest of no content.
+_UNKNOWN_ID = "0" * 32
 
 
 @dataclass
@@ -55,6 +62,8 @@ class Repairer:
     threads: int | None = None
     #: Versions of which more could perhaps be found at another time: the place failed while it was looked for.
     doubtful: set[int] = field(default_factory=set)
+    #: Objects that were written for versions that cannot be rebuilt from them.
+    partial: dict[int, list[str]] = field(default_factory=dict)
     repaired: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
 
@@ -85,19 +94,44 @@ class Repairer:
 
     def version(self, number: int, known: Mapping[int, Manifest]) -> Manifest | None:
         """Put a manifest back: from a copy, or rebuilt from the objects that are there."""
-        manifest = self._from_copy(number) or self._from_objects(number, known)
-        if manifest is None:
+        seen = self._bytes(number)
+        manifest, how = self._from_copy(number, known) or self._from_objects(number, known) or (None, "")
+        if manifest is None or not self._put(manifest, seen):
             return None
-        self._set_aside(number)
-        self.versions.replace(manifest)
+        self.repaired.append(f"{path_of(number)}: {how}")
         return manifest
 
-    def _from_copy(self, number: int) -> Manifest | None:
+    def _bytes(self, number: int) -> bytes | None:
+        """A manifest's file as it is, None if there is none."""
+        try:
+            return self.backend.read(path_of(number), MOST_DOCUMENT_BYTES)
+        except NotFoundError:
+            return None
+        except LimitError:
+            return b"longer than a manifest can be"
+
+    def _put(self, manifest: Manifest, seen: bytes | None) -> bool:
+        """Write a manifest in place of the bytes that were seen; False if there are others meanwhile."""
+        number = manifest.number
+        unchanged = self._bytes(number) == seen
+        if unchanged and seen is None:
+            # Where commits hold no lock, a version of that number may be committed at this moment.
+            self.versions.forget_hints(number)
+            unchanged = self.versions.create(manifest)
+        elif unchanged and seen is not None:
+            self.backend.replace(f"lost/{number:08d}", seen)
+            self.backend.settle("lost")
+            self.versions.replace(manifest)
+        if not unchanged:
+            self.doubtful.add(number)
+        return unchanged
+
+    def _from_copy(self, number: int, known: Mapping[int, Manifest]) -> tuple[Manifest, str] | None:
         for copy in self.copies:
             try:
-                manifest = parse(
-                    copy.read(path_of(number), MOST_DOCUMENT_BYTES), number, f"{copy.url}: version {number}"
-                )
+                manifest = Versions(copy).get(number)
+                if manifest.pruned is not None:
+                    return self._tombstone(manifest, known), f"from {copy.url}"
                 missing = {name: n for name, n in manifest.objects.items() if not self._is_sound(self.backend, name, n)}
                 if not all(self._is_sound(copy, name, n) for name, n in missing.items()):
                     continue
@@ -106,9 +140,20 @@ class Repairer:
                 continue
             for name, n_bytes in missing.items():
                 self._take(copy, name, n_bytes)
-            self.repaired.append(f"{path_of(number)}: from {copy.url}")
-            return manifest
+            return manifest, f"from {copy.url}"
         return None
+
+    def _tombstone(self, manifest: Manifest, known: Mapping[int, Manifest]) -> Manifest:
+        """What a copy says of a version that it dropped; its objects are needed only as far as others need them.
+
+        If all of them are here, more than others need, the version was not dropped here: then it stays.
+        """
+        needed = {name for number in closure(known, known) for name in known[number].objects}
+        objects = manifest.objects
+        here = objects and all(self._is_sound(self.backend, name, n) for name, n in objects.items())
+        if here and not set(objects) <= needed:
+            return self._checked(dataclasses.replace(manifest, pruned=None)) or manifest
+        return manifest
 
     @staticmethod
     def _is_sound(backend: Backend, name: str, n_bytes: int) -> bool:
@@ -121,11 +166,24 @@ class Repairer:
         if not isinstance(error, (*OF_THE_BYTES, WrongBaseError)):
             self.doubtful.add(number)
 
-    def _from_objects(self, number: int, known: Mapping[int, Manifest]) -> Manifest | None:
-        """A version whose tensors stand in one object can be told from it, but for what was said of it."""
+    def _from_objects(self, number: int, known: Mapping[int, Manifest]) -> tuple[Manifest, str] | None:
+        """A version can be told from its objects, but for what was said of it."""
+        found = self._labelled(number, known)
+        for manifest in self._told(number, found, known):
+            checked = self._checked(manifest)
+            if checked is not None:
+                names = ", ".join(f"objects/{part.object}" for part in checked.parts if part.object in found)
+                return checked, f"rebuilt from {names}; message, metrics, tags and step are lost"
+        if found:
+            self.partial[number] = sorted(found)
+        return None
+
+    def _labelled(self, number: int, known: Mapping[int, Manifest]) -> dict[str, tuple[Part, Index, Label]]:
+        """Sound objects that were written for a version and that no other version uses."""
         if not self.backend.can_list:
-            return None
+            return {}
         used = {name for manifest in known.values() for name in manifest.objects}
+        found: dict[str, tuple[Part, Index, Label]] = {}
         for entry in self.backend.list("objects"):
             if entry.name in used:
                 continue
@@ -134,61 +192,73 @@ class Repairer:
                     continue
                 part = Part(entry.name, entry.n_bytes)
                 with open_part(self.backend, part, None, Limits(output_bytes=1 << 62), 1) as reader:
-                    index = reader.index
-                if index.metadata.get(_VERSION) != str(number):
-                    continue
-                manifest = self._told(number, part, index, known)
-                if manifest is not None:
-                    self.repaired.append(
-                        f"{path_of(number)}: rebuilt from objects/{entry.name}; message, metrics, tags and step are "
-                        "lost"
-                    )
-                    return manifest
+                    label = label_of(reader.index)
+                    if label is not None and label.number == number:
+                        found[entry.name] = part, reader.index, label
             except Error as error:
                 self._doubt(number, error)
-        return None
+        return found
 
-    def _told(self, number: int, part: Part, index: Index, known: Mapping[int, Manifest]) -> Manifest | None:
-        bases = [None]
-        if index.base_id is not None:
-            bases = [n for n, manifest in known.items() if manifest.id == index.base_id]  # type: ignore[misc]
-        for base in bases:
-            manifest = Manifest(
-                number=number, time=now(), id=index.id, n_tensors=len(index.tensors), n_bytes=index.n_bytes,
-                parts=(dataclasses.replace(part, base=base),), tree=index.tree, message="(rebuilt by verify --repair)",
-                metadata={k: v for k, v in index.metadata.items() if k != _VERSION}, writer=writer_name(),
-            )  # fmt: skip
-            if self._restores(manifest):
-                return manifest
-        return None
+    def _told(
+        self, number: int, found: Mapping[str, tuple[Part, Index, Label]], known: Mapping[int, Manifest]
+    ) -> Iterator[Manifest]:
+        """What the manifest of a version may have been."""
+        for part, index, label in found.values():
+            if label.session or not (label.complete or self._holds_all(number, index, known)):
+                continue
+            for base in _bases(index, known):
+                own = dataclasses.replace(part, base=base)
+                identity = _UNKNOWN_ID if label.shared else index.id
+                yield _rebuilt(number, (*label.shared, own), identity, label.order, label.tree or index.tree)
+        shards: dict[tuple[str, int], dict[int, tuple[Part, Index]]] = {}
+        for part, index, label in found.values():
+            if label.session:
+                shards.setdefault((label.session, label.ranks), {})[label.rank] = part, index
+        for (_, ranks), of_session in shards.items():
+            if sorted(of_session) != list(range(ranks)):
+                continue
+            chosen = [of_session[rank] for rank in range(ranks)]
+            for base in sorted({base for _, index in chosen for base in _bases(index, known)}, key=str):
+                parts = tuple(
+                    dataclasses.replace(
+                        part, base=base if index.base_id else None, names=tuple(spec.name for spec in index.tensors)
+                    )
+                    for part, index in chosen
+                )
+                order = tuple(name for part in parts for name in part.names or ())
+                yield _rebuilt(number, parts, _UNKNOWN_ID, order, None)
 
-    def _restores(self, manifest: Manifest) -> bool:
+    @staticmethod
+    def _holds_all(number: int, index: Index, known: Mapping[int, Manifest]) -> bool:
+        """Whether an object that does not name other parts can be all of its version: it has not less than others."""
+        near = [known[n] for n in (number - 1, number + 1) if n in known and known[n].n_tensors]
+        return all(len(index.tensors) >= manifest.n_tensors for manifest in near) and (number == 0 or bool(near))
+
+    def _checked(self, manifest: Manifest) -> Manifest | None:
+        """The manifest, completed by what restoring the version gives; None if it cannot be restored as it says."""
         trial = Versions(self.backend)
         trial.assume(manifest)
         try:
-            restore(self.backend, trial, manifest.number, None, self.limits, self.threads)
+            with stream(self.backend, trial, manifest.number, self.limits, self.threads) as version:
+                found = checkpoint_id(version)
+                n_tensors, n_bytes = len(version.specs), version.n_bytes
         except Error as error:
             self._doubt(manifest.number, error)
-            return False
-        return True
-
-    def _set_aside(self, number: int) -> None:
-        try:
-            data = self.backend.read(path_of(number), MOST_DOCUMENT_BYTES)
-        except NotFoundError:
-            return
-        self.backend.replace(f"lost/{number:08d}", data)
-        self.backend.settle("lost")
+            return None
+        if manifest.id not in (found, _UNKNOWN_ID):
+            return None
+        return dataclasses.replace(manifest, id=found, n_tensors=n_tensors, n_bytes=n_bytes)
 
     def give_up(self, number: int) -> None:
         """A tombstone in place of a manifest that nothing can restore, so that the store can go on."""
-        self._set_aside(number)
-        self.versions.replace(
-            Manifest(number, now(), "0" * 32, 0, 0, (), message="(lost)", writer=writer_name(), pruned=now())
-        )
-        self.lost.append(
-            f"{path_of(number)}: a tombstone stands in its place; what was left of it is lost/{number:08d}"
-        )
+        seen = self._bytes(number)
+        tombstone = Manifest(number, now(), _UNKNOWN_ID, 0, 0, (), message="(lost)", writer=writer_name(), pruned=now())
+        if not self._put(tombstone, seen):
+            return
+        aside = f"; what was left of it is lost/{number:08d}" if seen is not None else ""
+        objects = ", ".join(f"objects/{name}" for name in self.partial.get(number, ()))
+        parts = f"; a part of it may be in {objects} until the next prune" if objects else ""
+        self.lost.append(f"{path_of(number)}: a tombstone takes its place{aside}{parts}")
 
     def from_files(self, numbers: Iterable[int]) -> None:
         """Code unreadable versions anew from files with the same content."""
@@ -236,10 +306,77 @@ class Repairer:
                     if method["name"] not in recipe_types():
                         continue
                     options = {k: v for k, v in method["options"].items() if v is not None}
-                    return {"method": method["name"], "options": options, "bound": _spelled(bound)}
+                    return {"method": method["name"], "options": options, "bound": spelled(bound)}
         return {}
 
 
-def _spelled(bound: Mapping[str, object]) -> str | None:
-    kind, value = bound.get("kind"), bound.get("value")
-    return f"{kind}:{value!r}" if isinstance(value, float) else None
+def _bases(index: Index, known: Mapping[int, Manifest]) -> list[int | None]:
+    """Versions that an object may be coded against."""
+    if index.base_id is None:
+        return [None]
+    return [n for n, manifest in known.items() if manifest.id == index.base_id]
+
+
+def _rebuilt(
+    number: int, parts: tuple[Part, ...], identity: str, order: tuple[str, ...] | None, tree: str | None
+) -> Manifest:
+    return Manifest(
+        number=number, time=now(), id=identity, n_tensors=0, n_bytes=0, parts=parts, order=order, tree=tree,
+        message="(rebuilt by verify --repair)", writer=writer_name(),
+    )  # fmt: skip
+
+
+# ---- the whole -------------------------------------------------------------------------------------------------
+
+
+def sort_sources(sources: Iterable[str | os.PathLike[str]], repairer: Repairer, stack: contextlib.ExitStack) -> None:
+    """Give a repairer its sources: copies of a store and checkpoint files, told apart by what is there."""
+    for source in sources:
+        backend = open_backend(source)
+        try:
+            backend.read(PATH, MOST_DOCUMENT_BYTES)
+            repairer.copies.append(backend)
+        except NotFoundError:
+            checkpoint = open_input(source)
+            stack.callback(checkpoint.close)
+            repairer.files.append(checkpoint)
+
+
+def repair_all(before: Verifier, repairer: Repairer) -> None:
+    """Restore what can be: objects first, then manifests, then what only files can restore.
+
+    `before` is what was found without the lock. Other processes may have repaired and dropped versions since, so that
+    only what is found again under the lock is changed.
+    """
+    found = Verifier(
+        before.backend, repairer.versions, "quick", limits=before.limits, threads=before.threads,
+        suspects=before.bad_objects,
+    )  # fmt: skip
+    found.run()
+    if found.settings_are_bad:
+        repairer.settings(found.live)
+    for name, n_bytes in found.bad_objects.items():
+        repairer.put_back(name, n_bytes)
+    for number in found.bad_versions:
+        manifest = repairer.version(number, found.manifests)
+        if manifest is not None:
+            found.manifests[number] = manifest
+        elif number not in repairer.doubtful:
+            repairer.give_up(number)
+    if repairer.files:
+        suspects = sorted({*before.report.unreadable, *found.report.unreadable} & set(found.live))
+        repairer.from_files(number for number in suspects if not found.can_be_restored(number))
+
+
+def repair_settings(backend: Backend, sources: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """Write settings anew if those of a store are damaged; what was done."""
+    versions = Versions(backend)
+    with backend.maintaining(60.0), contextlib.ExitStack() as stack:
+        verifier = Verifier(backend, versions, "quick")
+        verifier.run()
+        if not verifier.settings_are_bad:
+            return []  # another process was faster
+        repairer = Repairer(backend, versions)
+        sort_sources(sources, repairer, stack)
+        repairer.settings(verifier.live)
+    return repairer.repaired

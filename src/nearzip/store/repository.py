@@ -9,8 +9,8 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -30,15 +30,17 @@ from nearzip.store.documents import MOST_DOCUMENT_BYTES
 from nearzip.store.grid import last_steps, on_grid
 from nearzip.store.hints import BLOCK
 from nearzip.store.keep import parse_rules
+from nearzip.store.labels import Label
 from nearzip.store.log import Version, log_json, version_rows
 from nearzip.store.maintenance import Maintenance, PruneReport
 from nearzip.store.manifest import Manifest, Part, check_name, clean_metrics
+from nearzip.store.patience import PATIENCE, patiently
 from nearzip.store.place import open_backend
 from nearzip.store.policy import Policy, parse_policy
-from nearzip.store.repair import Repairer
+from nearzip.store.repair import Repairer, repair_all, repair_settings, sort_sources
 from nearzip.store.selectors import Selector, needs_log, select
 from nearzip.store.settings import PATH, BoundLike, StoreSettings, parse_settings, settled_bound
-from nearzip.store.staging import Ticket, check_session, clear_session, read_tickets, write_ticket
+from nearzip.store.staging import Ticket, check_session, clear_session, oldest_ticket, read_tickets, write_ticket
 from nearzip.store.stat import Stat, stat_of
 from nearzip.store.verify import Verifier, VerifyReport, parse_subset
 from nearzip.store.versions import Versions
@@ -48,6 +50,8 @@ __all__ = ["Store"]
 
 #: Larger versions are not kept in memory from one commit to the next.
 _HOLD_BYTES = 4 << 30
+
+T = TypeVar("T")
 
 
 class _UnreadableError(Exception):
@@ -250,6 +254,7 @@ class Store:
         deadline = time.monotonic() + timeout
         while True:
             with self._backend.committing(max(0.0, deadline - time.monotonic())):
+                self._refresh()
                 manifest = self._try_commit(source, settings, said, progress)
             if manifest is not None:
                 break
@@ -268,6 +273,11 @@ class Store:
         finally:
             source.close()
 
+    def _refresh(self) -> None:
+        """Forget what was read of versions if another process changed them; while a lock is held."""
+        if self._backend.changed():
+            self._versions.forget()
+
     def _codec(self, source: Checkpoint, plan: PlanLike | None) -> Settings:
         if plan is None:
             return self.settings.codec(source.specs)
@@ -281,7 +291,9 @@ class Store:
         number = 0 if latest is None else latest + 1
         encoder = Encoder(self._backend, settings, self._threads, progress)
         hold = self._hold and source.n_bytes <= _HOLD_BYTES
+        began = time.time()
         draft = self._encode(encoder, source, number, latest, hold)
+        self._check_age(time.time() - began)
         manifest = draft.manifest(number, source, **said)
         data = manifest.to_bytes()  # too long a description fails here
         del data
@@ -293,6 +305,14 @@ class Store:
         if hold and draft.arrays is not None:
             self._held = Held(number, manifest.id, draft.arrays)
         return manifest
+
+    def _check_age(self, seconds: float) -> None:
+        """Raise BusyError if objects that no manifest names yet may be deleted soon, where others sweep them by age."""
+        if self._backend.grace and seconds > self._backend.grace / 2:
+            raise BusyError(
+                f"{self.url}: took {seconds / 3600:.1f} h since the objects were written, so that 'store prune' may "
+                "delete them before a version names them; nothing was committed: write them again"
+            )
 
     def _encode(self, encoder: Encoder, source: Checkpoint, number: int, latest: int | None, hold: bool) -> Draft:
         if latest is not None:
@@ -310,10 +330,9 @@ class Store:
         """Encode what follows version `latest`. Raises _UnreadableError, _AlteredError."""
         policy = self.settings.policy
         with contextlib.ExitStack() as stack:
-            checkpoint, held = self._base(latest, stack, hold)
+            checkpoint, held, depth = self._base(latest, stack, hold)
             manifest = self._versions.get(latest)
-            encoder = dataclasses.replace(encoder, settings=on_grid(encoder.settings, self._steps_of(manifest)))
-            depth = self._versions.depth(latest)
+            encoder = dataclasses.replace(encoder, settings=on_grid(encoder.settings, self._steps_of(latest)))
 
             def version(base: Checkpoint | None) -> Draft:
                 shared = None
@@ -342,16 +361,23 @@ class Store:
         self._drop(draft)
         raise _AlteredError
 
-    def _steps_of(self, manifest: Manifest) -> dict[str, float]:
-        """The steps by which a version's tensors were quantized."""
-        if self._steps is not None and self._steps[0] == manifest.id:
+    def _steps_of(self, number: int) -> dict[str, float]:
+        """The steps by which a version's tensors were quantized; none if they cannot be read, as they only help."""
+        if self._steps is not None and self._steps[0] == self._versions.get(number).id:
             return self._steps[1]
-        found: dict[str, float] = {}
-        for part in manifest.parts:
-            with open_part(self._backend, part, None, Limits(output_bytes=1 << 62), 1) as reader:
-                steps = last_steps(reader.index)
-            found.update({name: step for name, step in steps.items() if part.names is None or name in part.names})
-        return found
+
+        def read() -> dict[str, float]:
+            found: dict[str, float] = {}
+            for part in self._versions.get(number).parts:
+                with open_part(self._backend, part, None, Limits(output_bytes=1 << 62), 1) as reader:
+                    steps = last_steps(reader.index)
+                found.update({name: step for name, step in steps.items() if part.names is None or name in part.names})
+            return found
+
+        try:
+            return patiently(self._versions, number, read)
+        except Error:
+            return {}
 
     def _smaller(self, one: Draft, other: Draft) -> Draft:
         kept, dropped = (one, other) if one.n_stored <= other.n_stored else (other, one)
@@ -367,28 +393,39 @@ class Store:
     def _keyframe_bytes(self, number: int) -> int:
         return max((m.n_stored for m in self._versions.chain(number) if not m.bases), default=0)
 
-    def _base(self, number: int, stack: contextlib.ExitStack, hold: bool) -> tuple[Checkpoint, Held | None]:
-        """The version that the next one is coded against, as readers get it. Raises _UnreadableError."""
+    def _base(self, number: int, stack: contextlib.ExitStack, hold: bool) -> tuple[Checkpoint, Held | None, int]:
+        """The version that the next one is coded against, as readers get it, and its depth. Raises _UnreadableError."""
         try:
+            depth = self._versions.depth(number)
             held = self._held
             if held is not None and held.number == number and held.id == self._versions.get(number).id:
-                return held.checkpoint, held
+                return held.checkpoint, held, depth
             if hold and self._versions.get(number).n_bytes <= _HOLD_BYTES:
                 arrays = self._restore(number)
                 self._held = Held(number, self._versions.get(number).id, arrays)
-                return self._held.checkpoint, self._held
-            return stack.enter_context(stream(self._backend, self._versions, number, self._limits, self._threads)), None
-        except (CorruptError, LimitError):
+                return self._held.checkpoint, self._held, depth
+            opened = patiently(self._versions, number, lambda: self._stream(number, stack))
+            return opened, None, depth
+        except (CorruptError, LimitError, NotFoundError):
             raise _UnreadableError from None
+
+    def _stream(self, number: int, stack: contextlib.ExitStack) -> Checkpoint:
+        return stack.enter_context(stream(self._backend, self._versions, number, self._limits, self._threads))
 
     def _after_commit(self, manifest: Manifest) -> None:
         self._versions.point_to(manifest.number)
-        if manifest.number % BLOCK == BLOCK - 1:
-            self._versions.sum_up([manifest.number // BLOCK])
-        if self.settings.policy.kind == "backward" and manifest.number:
-            # The version is there; what comes now saves space, and whoever comes next can do it as well.
-            with contextlib.suppress(Error), self._backend.maintaining(0):
-                self._maintenance().turn_back(manifest.number - 1, self._held)
+        fills_block = manifest.number % BLOCK == BLOCK - 1
+        turns_back = self.settings.policy.kind == "backward" and manifest.number > 0
+        if not fills_block and not turns_back:
+            return
+        # The version is committed; the rest saves space and time, and the next process to maintain can do it as well.
+        with contextlib.suppress(Error), self._backend.maintaining(0):
+            self._refresh()
+            if turns_back:
+                with contextlib.suppress(Error):
+                    self._maintenance().turn_back(manifest.number - 1, self._held)
+            if fills_block:
+                self._versions.sum_up([manifest.number // BLOCK])
 
     # shards
 
@@ -424,7 +461,8 @@ class Store:
         with contextlib.ExitStack() as lock:
             base, steps = (None, {}) if latest is None else self._shard_base(source, latest)
             encoder = Encoder(self._backend, on_grid(settings, steps), self._threads, progress)
-            with encoder.object(source, number, base, self._hold, staged=True) as done:
+            label = Label(number, session=session, rank=rank, ranks=ranks)
+            with encoder.object(source, label, base, self._hold, staged=True) as done:
                 lock.enter_context(self._backend.committing(timeout))
             assert done.report is not None
             assert done.stored is not None
@@ -443,15 +481,15 @@ class Store:
             if self._shard is not None and self._shard[0] in manifest.objects and self._shard[1] is not None:
                 # Checked against the digests in the file when it is used as a base.
                 held = self._shard[1]
-            steps = self._steps_of(manifest)
+            steps = self._steps_of(latest)
             if self.settings.policy.wants_keyframe(self._versions.depth(latest)):
                 return None, steps
             if held is None:
-                with stream(self._backend, self._versions, latest, self._limits, self._threads) as version:
-                    names = [name for name in source.specs if name in version.specs]
+                there = self.specs(latest)
+                names = [name for name in source.specs if name in there]
                 held = self._restore(latest, names) if names else {}
             return Checkpoint.of(held), steps
-        except (CorruptError, LimitError):
+        except (CorruptError, LimitError, NotFoundError):
             return None, {}
 
     def commit_shards(
@@ -480,6 +518,7 @@ class Store:
         check_session(session, 0, ranks)
         with self._backend.committing(timeout):
             tickets = read_tickets(self._backend, session, ranks)
+            self._check_age(oldest_ticket(self._backend, session))
             self._versions.forget()
             latest = self._versions.latest()
             number = 0 if latest is None else latest + 1
@@ -569,22 +608,29 @@ class Store:
             return verifier
 
         first = look(level)
-        if not repair or first.report.ok:
-            if repair and first.report.readable:
-                self._versions.point_to(max(first.report.readable))
+        if not repair:
+            return first.report
+        if first.report.ok:
+            self._correct_hint()
             return first.report
         self._check_writable()
         with self._backend.maintaining(timeout), contextlib.ExitStack() as stack:
+            self._refresh()
             repairer = Repairer(self._backend, self._versions, limits=self._limits, threads=self._threads)
-            _sort_sources(sources, repairer, stack)
-            _repair(first, repairer)
+            sort_sources(sources, repairer, stack)
+            repair_all(first, repairer)
             self._backend.sweep_litter()
         self._versions.forget()
         self._held = None
         again = look("full" if level == "quick" else level).report
         again.repaired, again.lost = repairer.repaired, repairer.lost
-        self._versions.point_to(max(again.readable, default=0))
+        self._correct_hint()
         return again
+
+    def _correct_hint(self) -> None:
+        latest = self._versions.latest()
+        if latest is not None:
+            self._versions.point_to(latest)
 
     @staticmethod
     def repair(
@@ -599,16 +645,9 @@ class Store:
         try:
             store = Store(url, storage_options=storage_options)
         except CorruptError:
-            backend = open_backend(url, storage_options)
-            versions = Versions(backend)
-            with backend.maintaining(60.0), contextlib.ExitStack() as stack:
-                repairer = Repairer(backend, versions)
-                _sort_sources(sources, repairer, stack)
-                verifier = Verifier(backend, versions, "quick")
-                verifier.run()
-                repairer.settings(verifier.live)
+            repaired = repair_settings(open_backend(url, storage_options), sources)
             report = Store(url, storage_options=storage_options).verify(repair=True, sources=sources, **options)
-            report.repaired = repairer.repaired + report.repaired
+            report.repaired = repaired + report.repaired
             return report
         return store.verify(repair=True, sources=sources, **options)
 
@@ -629,6 +668,9 @@ class Store:
             return select(selector, self._versions.all(), self.url)  # the hints were out of date
         if str(selector) == "latest":
             latest = self._versions.latest()
+            # A tombstone is the newest where `verify --repair` had to give a version up.
+            while latest is not None and self._versions.get(latest).pruned is not None:
+                latest = latest - 1 if latest else None
             if latest is None:
                 raise NotFoundError(f"{self.url}: has no versions yet")
             return latest
@@ -665,22 +707,38 @@ class Store:
         CorruptError
             Something that it needs is damaged; nothing wrong is ever returned.
         """
-        number = self.resolve(selector)
-        return self._restore(number, names, progress)
+        return self._reading(selector, lambda number: self._decode(number, names, progress))[1]
 
-    def _restore(
+    def _reading(self, selector: Selector, read: Callable[[int], T]) -> tuple[int, T]:
+        """The version that a selector means and what `read` makes of it, while others re-encode and drop versions."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            number = self.resolve(selector)
+
+            def attempt(number: int = number) -> T:
+                self._checked(number)
+                return read(number)
+
+            try:
+                return number, patiently(self._versions, number, attempt)
+            except NotFoundError:
+                # What "latest" or "best:loss" meant may have been dropped meanwhile: then it means another version.
+                dropped = not str(selector).isdecimal() and self._is_pruned(number)
+                if not dropped or time.monotonic() >= deadline:
+                    raise
+
+    def _is_pruned(self, number: int) -> bool:
+        with contextlib.suppress(Error):
+            return self._versions.get(number).pruned is not None
+        return False
+
+    def _decode(
         self, number: int, names: Sequence[str] | None = None, progress: Progress | None = None
     ) -> dict[str, Array]:
-        def attempt() -> dict[str, Array]:
-            self._checked(number)
-            return restore(self._backend, self._versions, number, names, self._limits, self._threads, progress)
+        return restore(self._backend, self._versions, number, names, self._limits, self._threads, progress)
 
-        try:
-            return attempt()
-        except CorruptError:
-            # Perhaps somebody re-encoded what was remembered.
-            self._versions.forget()
-            return attempt()
+    def _restore(self, number: int, names: Sequence[str] | None = None) -> dict[str, Array]:
+        return self._reading(number, lambda number: self._decode(number, names))[1]
 
     def checkout_file(
         self,
@@ -691,7 +749,9 @@ class Store:
         progress: Progress | None = None,
     ) -> int:
         """Write a version to a checkpoint file (.safetensors, .pt, .npz), tensor by tensor; returns its number."""
-        number = self.resolve(selector)
+        return self._reading(selector, lambda number: self._write_file(number, path, force, progress))[0]
+
+    def _write_file(self, number: int, path: str | os.PathLike[str], force: bool, progress: Progress | None) -> None:
         manifest = self._checked(number)
         with stream(self._backend, self._versions, number, self._limits, self._threads) as version:
             check_writable(path, version.specs)
@@ -708,29 +768,41 @@ class Store:
                         f"{self.url}: version {number}: what was decoded is not what was committed; "
                         f"run 'nearzip store verify {self.url}'"
                     )
-        return number
 
     def specs(self, selector: Selector = "latest") -> dict[str, TensorSpec]:
         """Names, dtypes and shapes of a version's tensors, from its indexes alone. Raises as `checkout` does."""
-        number = self.resolve(selector)
+        return self._reading(selector, self._specs_of)[1]
+
+    def _specs_of(self, number: int) -> dict[str, TensorSpec]:
         with stream(self._backend, self._versions, number, self._limits, self._threads) as version:
             return dict(version.specs)
 
     def info(self, selector: Selector = "latest") -> Version:
         """What `log` says of one version."""
-        return next(row for row in version_rows(self._versions.chain(self.resolve(selector)))[::-1])
+        return self._reading(selector, self._row)[1]
+
+    def _row(self, number: int) -> Version:
+        found = {manifest.number: manifest for manifest in self._versions.chain(number)}
+        # Versions that may have the same objects: a version shares tensors with the one before.
+        with contextlib.suppress(Error):
+            for before in range(number - 1, -1, -1):
+                manifest = found.setdefault(before, self._versions.get(before))
+                if not set(manifest.objects) & set(found[number].objects):
+                    break
+        return next(row for row in version_rows(found.values()) if row.number == number)
 
     def log(self, pruned: bool = False) -> list[Version]:
         """All versions, oldest first; tombstones too if `pruned`."""
         self._versions.forget()
-        return [row for row in version_rows(self._versions.summaries()) if pruned or row.pruned is None]
+        found = self._versions.complete({manifest.number: manifest for manifest in self._versions.summaries()})
+        return [row for row in version_rows(found.values()) if pruned or row.pruned is None]
 
     def stat(self) -> Stat:
         """How large the store is, and what takes the space. Raises UsageError for a place that cannot list files."""
         if not self._backend.can_list:
             raise UsageError(f"{self.url}: cannot list its files")
         self._versions.forget()
-        return stat_of(self._backend, {manifest.number: manifest for manifest in self._versions.all()})
+        return stat_of(self._backend, self._versions.snapshot())
 
     def export(
         self,
@@ -748,14 +820,21 @@ class Store:
             rows = [row for row in rows if row.number == number]
         with naming_errors("create", folder):
             os.makedirs(folder, exist_ok=True)
-        names = []
+        names, written = [], []
         for i, row in enumerate(rows):
-            names.append(f"version-{row.number:08d}{ending}")
-            self.checkout_file(row.number, os.path.join(folder, names[-1]), force=force)
+            name = f"version-{row.number:08d}{ending}"
+            try:
+                self.checkout_file(row.number, os.path.join(folder, name), force=force)
+            except NotFoundError:
+                if selector is not None or not self._is_pruned(row.number):
+                    raise
+                continue  # dropped since the log was read
+            names.append(name)
+            written.append(row)
             if progress:
                 progress(i + 1, len(rows))
         with atomic_file(os.path.join(folder, "log.json"), force=force) as stream:
-            stream.write(log_json(rows))
+            stream.write(log_json(written))
         return names
 
     def __len__(self) -> int:
@@ -789,36 +868,6 @@ def _wanted(
             raise UsageError(f"exclusive is 'create' or 'single-writer', not {exclusive!r}")
         wanted["exclusive"] = exclusive
     return wanted
-
-
-def _sort_sources(sources: Iterable[str | os.PathLike[str]], repairer: Repairer, stack: contextlib.ExitStack) -> None:
-    """Copies of a store and checkpoint files, told apart by what is there."""
-    for source in sources:
-        backend = open_backend(source)
-        try:
-            backend.read(PATH, MOST_DOCUMENT_BYTES)
-            repairer.copies.append(backend)
-        except NotFoundError:
-            checkpoint = open_input(source)
-            stack.callback(checkpoint.close)
-            repairer.files.append(checkpoint)
-
-
-def _repair(found: Verifier, repairer: Repairer) -> None:
-    """Objects first, then manifests, then what only files can restore."""
-    if found.settings_are_bad:
-        repairer.settings(found.live)
-    for name, n_bytes in found.bad_objects.items():
-        repairer.put_back(name, n_bytes)
-    for number in found.bad_versions:
-        manifest = repairer.version(number, found.manifests)
-        if manifest is not None:
-            found.manifests[number] = manifest
-        elif number not in repairer.doubtful:
-            repairer.give_up(number)
-    again = Verifier(found.backend, found.versions, "full", limits=found.limits, threads=found.threads)
-    unreadable = again.run().unreadable
-    repairer.from_files(number for number in unreadable if number in again.manifests)
 
 
 def _unread(name: str) -> Array:

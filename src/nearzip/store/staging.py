@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,7 +14,15 @@ from nearzip.store.documents import MOST_DOCUMENT_BYTES, seal, unseal
 from nearzip.store.manifest import Part, parse_part
 from nearzip.tensors import DTYPES, TensorSpec
 
-__all__ = ["Ticket", "check_session", "clear_session", "read_tickets", "staged_objects", "write_ticket"]
+__all__ = [
+    "Ticket",
+    "check_session",
+    "clear_session",
+    "oldest_ticket",
+    "read_tickets",
+    "staged_objects",
+    "write_ticket",
+]
 
 _SESSION = re.compile(r"[\w-]{1,100}")
 #: Shards that nobody committed for a day are dropped.
@@ -114,6 +121,14 @@ def read_tickets(backend: Backend, session: str, ranks: int) -> list[Ticket]:
     return tickets
 
 
+def oldest_ticket(backend: Backend, session: str) -> float:
+    """Seconds since the first shard of a session was written; 0 where shards do not age."""
+    if not backend.grace:
+        return 0.0
+    written = [entry.modified for entry in backend.list("staged") if entry.name.rpartition(".")[0] == session]
+    return backend.now() - min(written, default=backend.now())
+
+
 def clear_session(backend: Backend, session: str, ranks: int) -> None:
     """Forget the tickets. Nothing depends on it."""
     with contextlib.suppress(Error):
@@ -126,7 +141,7 @@ def staged_objects(backend: Backend, clear: bool = False) -> set[str]:
     found: set[str] = set()
     for entry in backend.list("staged"):
         path = f"staged/{entry.name}"
-        if entry.modified < time.time() - _LONGEST:
+        if entry.modified < backend.now() - _LONGEST:
             if clear:
                 backend.delete(path)
             continue

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nearzip.store.backend import Backend
+from nearzip.store.graph import needed_objects
 from nearzip.store.log import version_rows
-from nearzip.store.maintenance import needed_objects
 from nearzip.store.manifest import Manifest
 from nearzip.store.staging import staged_objects
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, UsageError
@@ -13,8 +14,10 @@ from nearzip.limits import Limits
 from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.store.backend import Backend
 from nearzip.store.chain import Progress, restore
-from nearzip.store.documents import MOST_DOCUMENT_BYTES, unseal
+from nearzip.store.documents import MOST_DOCUMENT_BYTES
+from nearzip.store.graph import closure, decoding_order, unknown_bases
 from nearzip.store.manifest import Manifest, path_of
+from nearzip.store.patience import PATIENCE, patiently
 from nearzip.store.settings import PATH, parse_settings
 from nearzip.store.staging import staged_objects
 from nearzip.store.versions import Versions
@@ -117,6 +120,10 @@ def parse_subset(subset: str | float | None) -> tuple[float, tuple[int, int] | N
 #: What is wrong with the bytes of a file, whoever reads them, and whenever.
 OF_THE_BYTES = (CorruptError, LimitError, NotFoundError)
 _UNREAD = "nothing was changed: see to the place that holds it, or use a newer release, then verify again"
+_FOR_MANIFESTS = (
+    "'verify --repair' rebuilds it from the version's objects; with '--source OTHER' it takes it, with what was said "
+    "of the version, from a copy of the store; what cannot be restored is given up, so that the store can go on"
+)
 
 
 def wrong_with_object(backend: Backend, name: str, n_bytes: int) -> str | None:
@@ -148,6 +155,8 @@ class Verifier:
         Of the store.
     level : {"quick", "full", "deep"}
         Structure and presence; every byte of every object, too; every version decoded, too.
+    suspects : collection of str
+        Objects whose bytes are read whatever the level.
     share, part
         As `parse_subset` gave them, of objects or, for deep, versions.
     max_duration : float or None
@@ -163,6 +172,7 @@ class Verifier:
     limits: Limits | None = None
     threads: int | None = None
     progress: Progress | None = None
+    suspects: Collection[str] = ()
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
@@ -174,6 +184,9 @@ class Verifier:
         #: Versions whose manifests may be sound: the place that holds them failed, or a newer release wrote them.
         self._unread: set[int] = set()
         self._settings_are_bad = False
+        #: Objects whose bytes were read.
+        self._read: set[str] = set()
+        self._spare: dict[str, int] = {}
         self._started = time.monotonic()
 
     def run(self) -> VerifyReport:
@@ -181,9 +194,7 @@ class Verifier:
         self.versions.forget()
         self._look_at_settings()
         self._look_at_manifests()
-        self._look_at_presence()
-        if self.level != "quick":
-            self._look_at_content()
+        self._look_at_objects()
         undecodable = self._decode() if self.level == "deep" else {}
         self._conclude(undecodable)
         self.report.seconds = time.monotonic() - self._started
@@ -231,22 +242,41 @@ class Verifier:
         latest = self.versions.latest()
         numbers = self.versions.numbers() if self.backend.can_list else set()
         newest = max(numbers, default=-1) if latest is None else max(latest, max(numbers, default=latest))
-        hint = self._hint()
+        hint = self.versions.hint()
         if hint is not None and newest < hint <= newest + _MOST_LOST:
             newest = hint  # somebody saw a version that is gone
         for number in range(newest + 1):
             self._look_at_manifest(number)
-        lost = {number for number, m in self.manifests.items() if m.pruned is not None and not m.parts}
-        for number in sorted(lost & {base for m in self.live.values() for base in m.bases}):
-            self._bad_versions[number] = "was lost, and others are coded against it"
+        newest = self._look_at_bases(newest)
         self.report.n_versions = len(self.live)
         if newest >= 0 and hint is not None and hint != newest:
             wrong = "is damaged" if hint < 0 else f"says {hint}, not {newest}"
             self.report.notes.append(f"latest: {wrong}; only a hint")
 
-    def _look_at_manifest(self, number: int) -> None:
+    def _look_at_bases(self, newest: int) -> int:
+        """What versions are coded against, beyond the newest too: committed meanwhile, or lost. The newest of them."""
+        while near := {
+            base
+            for base in unknown_bases(self.manifests) - set(self._bad_versions)
+            if newest < base <= newest + _MOST_LOST
+        }:
+            for number in range(newest + 1, max(near) + 1):
+                self._look_at_manifest(number)
+            newest = max(near)
+        for number in [n for n, m in self.manifests.items() if max(m.bases, default=0) > newest]:
+            base = max(self.manifests.pop(number).bases)
+            self._bad_versions[number] = f"is coded against version {base}, which there is not"
+        lost = {number for number, m in self.manifests.items() if m.pruned is not None and not m.parts}
+        for number in sorted(lost & {base for m in self.live.values() for base in m.bases}):
+            self._bad_versions[number] = "was lost, and others are coded against it"
+        return newest
+
+    def _look_at_manifest(self, number: int, fresh: bool = False) -> None:
+        self.manifests.pop(number, None)
+        self._bad_versions.pop(number, None)
+        self._unread.discard(number)
         try:
-            self.manifests[number] = self.versions.get(number)
+            self.manifests[number] = self.versions.get(number, fresh)
         except NotFoundError:
             self._bad_versions[number] = "is missing"
         except Error as error:
@@ -254,17 +284,36 @@ class Verifier:
             if not isinstance(error, OF_THE_BYTES):
                 self._unread.add(number)
 
-    def _hint(self) -> int | None:
-        try:
-            number = unseal("latest", self.backend.read("latest", 1 << 12), "latest").get("version")
-            return number if type(number) is int else -1
-        except NotFoundError:
-            return None
-        except Error:
-            return -1
+    # objects
+
+    def _look_at_objects(self) -> None:
+        """Presence and content. What another process replaced or dropped while this one looked is no damage."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            self._look_at_presence()
+            self._look_at_content()
+            if self._time_is_over() or time.monotonic() >= deadline or not self._changed_meanwhile():
+                break
+        if self._spare:
+            self.report.notes.append(
+                f"{len(self._spare)} objects ({sum(self._spare.values())} bytes) that no version needs; "
+                "'prune --keep all' deletes them"
+            )
+
+    def _changed_meanwhile(self) -> bool:
+        """Read the manifests again that lead to something damaged or missing; whether any is another than before."""
+        suspects = closure(self.manifests, self._touched()) | set(self._bad_versions)
+        before = {number: self.manifests.get(number) for number in suspects}
+        for number in sorted(suspects):
+            self._look_at_manifest(number, fresh=True)
+        self._look_at_bases(max({*self.manifests, *self._bad_versions}, default=-1))
+        return any(self.manifests.get(number) != manifest for number, manifest in before.items())
 
     def _look_at_presence(self) -> None:
         wanted = self._wanted()
+        self._bad_objects = {
+            name: problem for name, problem in self._bad_objects.items() if name in self._read & set(wanted)
+        }
         if not self.backend.can_list:
             self.report.n_objects = len(wanted)
             if self.level == "quick":
@@ -278,23 +327,15 @@ class Verifier:
             elif there[name] != n_bytes:
                 self._bad_objects[name] = f"has {there[name]} bytes instead of {n_bytes}"
         spare = set(there) - set(wanted) - staged_objects(self.backend)
-        if spare:
-            n_bytes = sum(there[name] for name in spare)
-            self.report.notes.append(
-                f"{len(spare)} objects ({n_bytes} bytes) that nobody needs; 'prune --keep all' frees them"
-            )
+        self._spare = {name: there[name] for name in spare}
 
     def _wanted(self) -> dict[str, int]:
         """Objects that the versions that are there need, as far as their manifests can be read."""
-        found: dict[str, int] = {}
-        stack, seen = list(self.live), set[int]()
-        while stack:
-            number = stack.pop()
-            if number not in seen and number in self.manifests:
-                seen.add(number)
-                found.update(self.manifests[number].objects)
-                stack += self.manifests[number].bases
-        return found
+        return {
+            name: n_bytes
+            for number in closure(self.manifests, self.live)
+            for name, n_bytes in self.manifests[number].objects.items()
+        }
 
     # content
 
@@ -307,7 +348,7 @@ class Verifier:
             yield item
 
     def _sampled(self, items: list[str]) -> list[str]:
-        if self.share < 1 or self.part is not None:
+        if not self._is_whole:
             self.report.complete = False
         if self.share < 1 and items:
             return random.sample(items, max(1, round(self.share * len(items))))
@@ -315,21 +356,33 @@ class Verifier:
 
     def _look_at_content(self) -> None:
         wanted = self._wanted()
-        total = sum(wanted.values())
-        names = self._chosen(self._sampled(sorted(set(wanted) - set(self._bad_objects))))
+        unread = set(wanted) - set(self._bad_objects) - self._read
+        if self.level == "quick":
+            unread &= set(self.suspects)
+        elif not self._read:
+            unread = set(self._sampled(sorted(unread)))
+        elif not self._is_whole:
+            return
         # SHA-256 is slower than a disk, so several objects at once.
         found = ordered_map(
             lambda name: (name, self._wrong_with(name, wanted[name])),
-            names,
+            self._chosen(sorted(unread)),
             number_of_threads(self.threads),
         )
+        total = sum(wanted.values())
         for name, problem in found:
+            self._read.add(name)
             if problem is not None:
                 self._bad_objects[name] = problem
             self.report.n_checked += 1
             self.report.n_bytes += wanted[name]
             if self.progress and self.level == "full":
-                self.progress(self.report.n_bytes, total)
+                self.progress(min(self.report.n_bytes, total), total)
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether everything is to be read, not a sample."""
+        return self.share >= 1 and self.part is None
 
     def _wrong_with(self, name: str, n_bytes: int) -> str | None:
         try:
@@ -340,33 +393,25 @@ class Verifier:
     # decoding
 
     def _decode(self) -> dict[int, str]:
-        """Every version once, each from its base's arrays, which are held as long as somebody needs them."""
+        """Every version once, each from its base's arrays, which are held as long as another version needs them."""
         problems: dict[int, str] = {}
-        followers: dict[int, list[int]] = {}
-        for number, manifest in self.manifests.items():
-            for base in manifest.bases:
-                followers.setdefault(base, []).append(number)
         numbers = self._sampled([str(number) for number in sorted(self.live)])
-        chosen = {int(text) for text in self._chosen(numbers)}
-        needed = set(chosen)
-        stack = list(chosen)
-        while stack:
-            for base in self.manifests[stack.pop()].bases:
-                if base not in needed and base in self.manifests:
-                    needed.add(base)
-                    stack.append(base)
+        needed = closure(self.manifests, {int(text) for text in self._chosen(numbers)})
         held: dict[int, dict[str, Array]] = {}
-        waiting = {number: sum(f in needed for f in followers.get(number, ())) for number in needed}
-        for done, number in enumerate(_in_order(self.manifests, needed)):
+        waiting = dict.fromkeys(needed, 0)
+        for base in (base for number in needed for base in self.manifests[number].bases & needed):
+            waiting[base] += 1
+        for done, number in enumerate(decoding_order(self.manifests, needed)):
             if self._time_is_over():
                 break
-            try:
-                held[number] = restore(self.backend, self.versions, number, None, self.limits, self.threads, known=held)
-            except Error as error:
-                problems[number] = str(error)
-            for base in self.manifests[number].bases:
-                waiting[base] = waiting.get(base, 1) - 1
-                if waiting[base] <= 0:
+            found = self._restored(number, held)
+            if isinstance(found, str):
+                problems[number] = found
+            else:
+                held[number] = found
+            for base in self.manifests[number].bases & needed:
+                waiting[base] -= 1
+                if not waiting[base]:
                     held.pop(base, None)
             if not waiting[number]:
                 held.pop(number, None)
@@ -374,16 +419,34 @@ class Verifier:
                 self.progress(done + 1, len(needed))
         return {number: problem for number, problem in problems.items() if number in self.live}
 
+    def _restored(self, number: int, known: Mapping[int, Mapping[str, Array]]) -> dict[str, Array] | str:
+        """A version's arrays, or why it cannot be restored; an empty text if it was dropped meanwhile."""
+        try:
+            return patiently(
+                self.versions, number,
+                lambda: restore(self.backend, self.versions, number, None, self.limits, self.threads, known=known),
+            )  # fmt: skip
+        except Error as error:
+            return "" if self._was_dropped(number) else str(error)
+
+    def _was_dropped(self, number: int) -> bool:
+        """Whether the version is dropped, also since its manifest was read first."""
+        with contextlib.suppress(Error):
+            manifest = self.versions.get(number)
+            if manifest.pruned is not None and number in self.live:
+                self.manifests[number] = manifest
+        return number in self.manifests and self.manifests[number].pruned is not None
+
     # conclusions
 
     def _conclude(self, undecodable: Mapping[int, str]) -> None:
         report = self.report
-        unreadable: dict[int, set[str]] = {}
         suspects = self._touched()
-        for number, causes in suspects.items():
-            if self._can_be_restored(number):
-                continue
-            unreadable[number] = causes
+        unreadable = {
+            number: causes
+            for number, causes in suspects.items()
+            if not self.can_be_restored(number) and not self._was_dropped(number)
+        }
         for number in undecodable:
             unreadable.setdefault(number, set())
         for name, problem in sorted(self._bad_objects.items()):
@@ -392,7 +455,7 @@ class Verifier:
         for number, problem in sorted(self._bad_versions.items()):
             touched = {n for n, causes in unreadable.items() if path_of(number) in causes}
             hit = tuple(sorted(touched if number in self.manifests else touched | {number}))
-            advice = _UNREAD if number in self._unread else _advice(hit)
+            advice = _UNREAD if number in self._unread else _FOR_MANIFESTS
             report.damages.append(Damage(path_of(number), problem, hit, advice))
         for number, problem in sorted(undecodable.items()):
             if not unreadable[number]:
@@ -404,30 +467,21 @@ class Verifier:
     def _touched(self) -> dict[int, set[str]]:
         """Versions in whose chains something is damaged, and what."""
         found: dict[int, set[str]] = {}
+        bad_objects, bad_versions = set(self._bad_objects), set(self._bad_versions)
+        if not bad_objects and not bad_versions:
+            return {}
         for number in self.live:
-            causes: set[str] = set()
-            stack, seen = [number], set[int]()
-            while stack:
-                one = stack.pop()
-                if one in seen:
-                    continue
-                seen.add(one)
-                if one in self._bad_versions:
-                    causes.add(path_of(one))
-                    continue
-                causes |= {f"objects/{name}" for name in self.manifests[one].objects if name in self._bad_objects}
-                stack += self.manifests[one].bases
+            chain = closure(self.manifests, [number])
+            reached = chain.union(*(self.manifests[one].bases for one in chain))
+            causes = {path_of(one) for one in reached & bad_versions}
+            causes |= {f"objects/{name}" for one in chain for name in bad_objects & set(self.manifests[one].objects)}
             if causes:
                 found[number] = causes
         return found
 
-    def _can_be_restored(self, number: int) -> bool:
+    def can_be_restored(self, number: int) -> bool:
         """By trying: not every object of a chain is needed whole."""
-        try:
-            restore(self.backend, self.versions, number, None, self.limits, self.threads)
-        except Error:
-            return False
-        return True
+        return not isinstance(self._restored(number, {}), str)
 
 
 def _advice(versions: tuple[int, ...]) -> str:
@@ -437,24 +491,3 @@ def _advice(versions: tuple[int, ...]) -> str:
         "'verify --repair --source OTHER' restores it from a copy of the store, or from a file with the same content; "
         f"to give up: 'prune --keep all --drop {min(versions)}'"
     )
-
-
-def _in_order(manifests: Mapping[int, Manifest], numbers: set[int]) -> Iterator[int]:
-    """Bases before what needs them, each branch to its end, so that few have to be held."""
-    followers: dict[int, list[int]] = {}
-    roots = []
-    for number in sorted(numbers):
-        bases = [base for base in manifests[number].bases if base in numbers]
-        if bases:
-            followers.setdefault(max(bases), []).append(number)
-        else:
-            roots.append(number)
-    stack = roots[::-1]
-    done: set[int] = set()
-    while stack:
-        number = stack.pop()
-        if number not in done:
-            done.add(number)
-            yield number
-        stack += [n for n in followers.get(number, ()) if n not in done][::-1]
-    yield from sorted(numbers - done)  # in circles; restoring says so

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError
 from nearzip.store.backend import Backend
@@ -16,6 +16,8 @@ from nearzip.store.policy import MOST_DEPTH
 __all__ = ["Versions"]
 
 _LATEST = "latest"
+#: Manifests that one version may lead to: more are no chain of ours.
+_MAX_REACHED = 32 * MOST_DEPTH
 _PRUNED = ".pruned"
 
 
@@ -42,8 +44,56 @@ class Versions:
         return self._known[number]
 
     def forget(self) -> None:
-        """Read everything again when it is asked for next: somebody else may have re-encoded it."""
+        """Read everything again when it is asked for next: another process may have re-encoded it."""
         self._known.clear()
+        self._forgotten.clear()
+
+    def has_changed(self, number: int) -> bool:
+        """Whether the version, or what it is coded against, was re-encoded or dropped since it was read."""
+        before = self._reached(number, self._known.get)
+        self.forget()
+        return self._reached(number, self._readable) != before
+
+    @staticmethod
+    def _reached(number: int, get: Callable[[int], Manifest | None]) -> dict[int, Manifest | None]:
+        """The manifests that a version leads to; None for those that `get` does not have."""
+        found: dict[int, Manifest | None] = {}
+        waiting = [number]
+        while waiting and len(found) <= _MAX_REACHED:
+            one = waiting.pop()
+            if one not in found:
+                found[one] = manifest = get(one)
+                waiting += () if manifest is None else manifest.bases
+        return found
+
+    def _readable(self, number: int) -> Manifest | None:
+        with contextlib.suppress(Error):
+            return self.get(number)
+        return None
+
+    def snapshot(self) -> dict[int, Manifest]:
+        """Every version and tombstone as of about now. Raises what `get` raises.
+
+        Manifests are read one after the other. Under the policy backward, one that is read late may be coded against a
+        version that was committed since the first was read: such versions belong to the snapshot, too.
+        """
+        return self.complete({manifest.number: manifest for manifest in self.all()})
+
+    def complete(self, found: dict[int, Manifest]) -> dict[int, Manifest]:
+        """Add the versions that were committed while the others were read, if those are coded against them."""
+        while found:
+            newest = max(found)
+            bases = {base for manifest in found.values() for base in manifest.bases}
+            if max(bases, default=0) <= newest or (manifest := self._next(newest)) is None:
+                break
+            found[newest + 1] = manifest
+        return found
+
+    def _next(self, newest: int) -> Manifest | None:
+        try:
+            return self.get(newest + 1)
+        except NotFoundError:
+            return None
 
     def assume(self, manifest: Manifest) -> None:
         """Take a manifest for a version's without reading it."""
@@ -82,8 +132,8 @@ class Versions:
 
     def latest(self) -> int | None:
         """The number of the newest version, None for an empty store. One read if the hint is right, and one to see."""
-        start = self._hint() if self._newest is None else self._newest
-        if start is None or not self._exists(start):
+        start = self.hint() if self._newest is None else self._newest
+        if start is None or start < 0 or not self._exists(start):
             start = self._listed()
         if start is None:
             if not self._exists(0):
@@ -100,12 +150,15 @@ class Versions:
         self._newest = low
         return low
 
-    def _hint(self) -> int | None:
+    def hint(self) -> int | None:
+        """What the hint says is the newest version; -1 for one that is damaged, None if there is none."""
         try:
             found = unseal("latest", self._backend.read(_LATEST, 1 << 12), _LATEST).get("version")
-        except (NotFoundError, CorruptError, LimitError):
+        except NotFoundError:
             return None
-        return found if type(found) is int and 0 <= found < MOST_VERSIONS else None
+        except Error:
+            return -1
+        return found if type(found) is int and 0 <= found < MOST_VERSIONS else -1
 
     def _listed(self) -> int | None:
         return max(self.numbers(), default=None) if self._backend.can_list else None
@@ -176,18 +229,19 @@ class Versions:
 
     def replace(self, manifest: Manifest) -> None:
         """The same version, coded otherwise."""
-        self._forget_hints(manifest.number)
+        self.forget_hints(manifest.number)
         self._backend.replace(path_of(manifest.number), manifest.to_bytes())
         self._backend.settle("versions")
         self._known[manifest.number] = manifest
 
     def retire(self, manifest: Manifest) -> None:
         """Leave a tombstone."""
-        self._forget_hints(manifest.number)
+        self.forget_hints(manifest.number)
         self._backend.retire(path_of(manifest.number), manifest.to_bytes())
         self._known[manifest.number] = manifest
 
-    def _forget_hints(self, number: int) -> None:
+    def forget_hints(self, number: int) -> None:
+        """Before the manifest of a version changes: summaries of it would be wrong."""
         if number // BLOCK not in self._forgotten:
             forget_block(self._backend, number)
             self._forgotten.add(number // BLOCK)

@@ -1,0 +1,308 @@
+"""Delta-DNN's Figures 1, 3, 4 and 5 and Tables 1 and 2 on the networks that were trained here, in both readings.
+
+The networks are those of the quick set and of the shared traces; Table 2 takes the epochs of the `chains` trace of
+`vgg-small` whose accuracy improved, as the paper's section 5.2 does. `docs/papers/delta-dnn.md` is made from the result
+by `bench docs`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import lzma
+import math
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zstandard
+
+import nearzip as nz
+from experiments.lab import evaluate, record, trace_sets, traces
+from experiments.lab.differences import integers
+from experiments.lab.traces import Tensors
+
+#: The paper's candidates, and bounds that suit updates as small as these: in the absolute reading 1 % is more than most
+#: of their weights move.
+PAPER_EPS = tuple(k / 100 for k in range(1, 11))
+FINE_EPS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
+MODES = ("absolute", "relative")
+BACKENDS = ("rle+lzma", "rle+zstd", "lzma", "zstd")
+THETA, ALPHA, BETA, LAMBDA = 0.2, 0.5, 0.5, 1e-3
+Point = dict[str, Any]
+
+
+#: Of SZ3: with its predictors, and without.
+_SZ = ("INTERP_LORENZO", "NOPRED")
+
+
+def _sz_logs(logs: np.ndarray, eps: float, algorithm: str) -> tuple[int, np.ndarray]:
+    """Bytes of logarithms under bound log(1 + eps), and what comes back."""
+    from pysz import sz, szAlgorithm, szConfig, szErrorBoundMode
+
+    config = szConfig((logs.size,))
+    config.errorBoundMode, config.absErrorBound = szErrorBoundMode.ABS, float(np.log1p(eps))
+    config.cmprAlgo = getattr(szAlgorithm, algorithm)
+    packed, _ = sz.compress(logs, config)
+    return packed.nbytes, sz.decompress(packed.copy(), np.float32, (logs.size,))[0]
+
+
+def _float_values(tensors: Tensors) -> np.ndarray:
+    return np.concatenate([w.reshape(-1) for w in tensors.values() if w.dtype == np.float32])
+
+
+def _with_floats(tensors: Tensors, flat: np.ndarray) -> Tensors:
+    """The tensors with other float32 values."""
+    found, at = {}, 0
+    for name, w in tensors.items():
+        if w.dtype == np.float32:
+            found[name] = flat[at : at + w.size].reshape(w.shape)
+            at += w.size
+        else:
+            found[name] = w
+    return found
+
+
+def sz_each(tensors: Tensors, eps: float) -> dict[str, tuple[int, Tensors]]:
+    """SZ on raw floats as the paper runs it, without a base: SZ3 on log|x| with bound log(1 + eps), as SZ does for
+    pointwise relative bounds; signs and zeros apart. Bytes, and what comes back, by SZ3's algorithm."""
+    flat = _float_values(tensors)
+    logs = np.log(np.maximum(np.abs(flat), np.finfo(np.float32).tiny)).astype(np.float32)
+    signs = zstandard.compress(np.packbits(np.signbit(flat)).tobytes() + np.packbits(flat == 0).tobytes())
+    found = {}
+    for algorithm in _SZ:
+        n_bytes, back = _sz_logs(logs, eps, algorithm)
+        found[algorithm] = (
+            n_bytes + len(signs), _with_floats(tensors, (np.sign(flat) * np.exp(back)).astype(np.float32))
+        )  # fmt: skip
+    return found
+
+
+def sz_pointwise(tensors: Tensors, eps: float) -> tuple[int, Tensors]:
+    """The smaller of SZ's two: bytes, and what comes back."""
+    return min(sz_each(tensors, eps).values(), key=lambda found: found[0])
+
+
+def mean_of(old: Tensors, new: Tensors) -> Tensors:
+    """Half way from one version to the other; what is no floating-point number as in the newer."""
+    return {name: ((old[name].astype(np.float64) + w) / 2).astype(w.dtype) if w.dtype.kind == "f" else w
+            for name, w in new.items()}  # fmt: skip
+
+
+def choose(points: Sequence[Point], fallback: Point) -> Point:
+    """Algorithm 1 on points already measured: of those whose loss is below theta the best score, Phi = -loss in percent
+    so that a loss lowers it; the fallback at lambda if none is."""
+    best, best_score = fallback, 0.0
+    for point in points:
+        score = ALPHA * 100 * point["accuracy_change"] + BETA * point["ratio"]
+        if -100 * point["accuracy_change"] < THETA and score > best_score:
+            best, best_score = point, score
+    return best
+
+
+class Subject:
+    """One pair of versions, the size of the newer one, and its evaluator."""
+
+    def __init__(self, network: str, old: Tensors, new: Tensors, data: Path, share: float):
+        self.old, self.new = old, new
+        self.n_bytes = sum(w.nbytes for w in new.values())
+        self.evaluator = evaluate.Evaluator(network, new, evaluate.held_out(network, data, share))
+
+    def point(self, eps: float, n_bytes: int, restored: Tensors) -> Point:
+        found = self.evaluator.compare(restored)
+        return {
+            "eps": eps,
+            "bytes": n_bytes,
+            "ratio": self.n_bytes / n_bytes,
+            "accuracy": found.accuracy,
+            "accuracy_change": found.accuracy_change,
+            "kl": found.kl,
+        }
+
+    def delta(self, eps: float, mode: str, backend: str = "rle+lzma") -> nz.Archive:
+        return nz.compress(
+            self.new, base=self.old, method="delta-dnn", options={"eps": eps, "mode": mode, "backend": backend}
+        )
+
+    def sweep(self, mode: str, candidates: Sequence[float]) -> list[Point]:
+        """Figures 3 and 4: accuracy and ratio over the error bound; restored from the bytes."""
+        found = []
+        for eps in candidates:
+            archive = self.delta(eps, mode)
+            found.append(self.point(eps, archive.nbytes, nz.decompress(archive.to_bytes(), base=self.old)))
+        return found
+
+    def sz(self, candidates: Sequence[float]) -> list[Point]:
+        return [self.point(eps, *sz_pointwise(self.new, eps)) for eps in candidates]
+
+    def ours(self, eps: float, mode: str) -> float:
+        """Ratio of nearzip's own method at the same bound."""
+        bound = nz.PointwiseRelative(eps) if mode == "relative" else nz.Absolute(eps)
+        return self.n_bytes / nz.compress(self.new, base=self.old, bound=bound).nbytes
+
+    def backends(self, eps: float) -> dict[str, dict[str, float]]:
+        """Figure 5."""
+        return {m: {b: self.n_bytes / self.delta(eps, m, b).nbytes for b in BACKENDS} for m in MODES}
+
+    def lossless(self) -> dict[str, float]:
+        raw = b"".join(w.tobytes() for w in self.new.values())
+        packed = {"LZMA": lzma.compress(raw), "Zstd": zstandard.ZstdCompressor(level=3).compress(raw)}
+        return {name: len(raw) / len(data) for name, data in packed.items()}
+
+    def likeness(self) -> dict[str, Any]:
+        """Figure 1, with a few of its points."""
+        found = nz.compare(self.old, self.new)
+        total = found.total
+        assert total.fit is not None
+        assert total.ssim is not None
+        every = max(1, found.sample[0].size // 300)
+        sample = [[round(float(value), 5) for value in side[::every]] for side in found.sample]
+        fit = {"slope": total.fit.slope, "intercept": total.fit.intercept, "r": total.fit.r}
+        return {**fit, "ssim": total.ssim, "sample": sample}
+
+    def row(self) -> dict[str, Any]:
+        """A row of Table 1: every compressor with the bound that Algorithm 1 chooses from the paper's candidates."""
+        sweeps = {mode: self.sweep(mode, FINE_EPS + PAPER_EPS) for mode in MODES}
+        chosen = {}
+        for mode, points in sweeps.items():
+            by_eps = {point["eps"]: point for point in points}
+            chosen[mode] = choose([by_eps[eps] for eps in PAPER_EPS], by_eps[LAMBDA])
+            chosen[mode]["nearzip_ratio"] = self.ours(chosen[mode]["eps"], mode)
+        sz = self.sz((LAMBDA, *PAPER_EPS))
+        return {
+            "bytes": self.n_bytes,
+            "accuracy": self.evaluator.accuracy,
+            "lossless": self.lossless(),
+            "sz": choose(sz[1:], sz[0]),
+            "delta_dnn": chosen,
+            "sweeps": sweeps,
+        }
+
+
+def moved(old: Tensors, new: Tensors) -> float:
+    """Root mean square of the update over that of the weights."""
+    pairs = [(old[name].astype(np.float64), w) for name, w in new.items() if w.dtype.kind == "f"]
+    update = sum(float(np.sum((w - base) ** 2)) for base, w in pairs)
+    return math.sqrt(update / sum(float(np.sum(w.astype(np.float64) ** 2)) for _, w in pairs))
+
+
+def sz_sizes(tensors: Tensors) -> list[Point]:
+    """SZ's ratio at the paper's candidates, and that of its algorithm with predictors."""
+    n_bytes, found = sum(w.nbytes for w in tensors.values()), []
+    for eps in PAPER_EPS:
+        sizes = {name: size for name, (size, _) in sz_each(tensors, eps).items()}
+        found.append(
+            {"eps": eps, "ratio": n_bytes / min(sizes.values()), "predicted_ratio": n_bytes / sizes["INTERP_LORENZO"]}
+        )
+    return found
+
+
+def rest_of(network: str, data: Path, share: float) -> evaluate.HeldOut:
+    """The held-out data that `evaluate.held_out` leaves for a share."""
+    whole, n = evaluate.held_out(network, data), len(evaluate.held_out(network, data, share).inputs)
+    return evaluate.HeldOut(whole.inputs[n:], whole.targets[n:])
+
+
+def again(network: str, old: Tensors, new: Tensors, held_out: evaluate.HeldOut, eps: dict[str, float]) -> Point:
+    """Changes of accuracy on data that had no part in choosing: of what was chosen, by mode or `sz`, of the old
+    version, and of the mean of both versions; and the largest share of predictions that one of the chosen changes."""
+    evaluator = evaluate.Evaluator(network, new, held_out)
+    restored = {"sz": sz_pointwise(new, eps["sz"])[1], "old": old, "mean": mean_of(old, new)}
+    for mode in MODES:
+        options = {"eps": eps[mode], "mode": mode}
+        restored[mode] = nz.compress(new, base=old, method="delta-dnn", options=options).restored
+    found = {name: evaluator.compare(tensors) for name, tensors in restored.items()}
+    return {
+        "predictions": int(evaluator.targets.numel()),
+        "accuracy": evaluator.accuracy,
+        "changes": {name: one.accuracy_change for name, one in found.items()},
+        "changed": max(1 - found[name].agreement for name in eps),
+    }
+
+
+def causes(where: Path, data: Path, share: float, rows: dict[str, Any]) -> dict[str, Any]:
+    """For each row of Table 1, the measurements that explain why it differs from the paper's."""
+    found = {}
+    for name, row in rows.items():
+        pair = traces.load_pair(name, where)
+        eps = {"sz": row["sz"]["eps"]} | {mode: row["delta_dnn"][mode]["eps"] for mode in MODES}
+        found[name] = {
+            "moved": moved(pair.old, pair.new),
+            "still": {mode: float((integers(pair.old, pair.new, eps[mode], mode) == 0).mean()) for mode in MODES},
+            "sz": sz_sizes(pair.new),
+            "again": again(pair.network, pair.old, pair.new, rest_of(pair.network, data, share), eps),
+        }
+        print(name, {key: found[name][key] for key in ("moved", "still", "again")}, file=sys.stderr)
+    return found
+
+
+def improved(folder: Path, last: int = 5) -> list[tuple[Path, Path, int]]:
+    """Reference, target and epoch of the last epochs whose accuracy beat all before them; each against the improved one
+    before it."""
+    best, kept = -1.0, []
+    document = trace_sets.read(folder)
+    if document is None:
+        raise SystemExit(f"no trace in {folder}; run: python -m experiments traces --set chains")
+    for row in document["versions"]:
+        if row["test"]["accuracy"] > best:
+            best = row["test"]["accuracy"]
+            kept.append((folder / row["file"], row["epoch"]))
+    return [(a, b, epoch) for (a, _), (b, epoch) in pairwise(kept)][-last:]
+
+
+def networks(where: Path, data: Path, share: float) -> dict[str, Any]:
+    """All but Table 2, of each pair of the shared traces and of the quick set."""
+    rows: dict[str, Any] = {}
+    for name in traces.pair_names():
+        pair = traces.load_pair(name, where)
+        subject = Subject(pair.network, pair.old, pair.new, data, share)
+        rows[name] = {**subject.row(), "likeness": subject.likeness(),
+                      "backends": {str(eps): subject.backends(eps) for eps in (0.1, LAMBDA)}}  # fmt: skip
+        print(name, rows[name]["delta_dnn"], file=sys.stderr)
+    return rows
+
+
+def epochs(data: Path, share: float) -> dict[str, Any]:
+    """Table 2."""
+    rows: dict[str, Any] = {}
+    for older, newer, epoch in improved(trace_sets.traces_folder() / "chains" / "vgg-small"):
+        subject = Subject("vgg-small", traces.load_file(older), traces.load_file(newer), data, share)
+        rows[str(epoch)] = {key: value for key, value in subject.row().items() if key != "sweeps"}
+        print("epoch", epoch, file=sys.stderr)
+    return rows
+
+
+#: Parts in the order of measuring: the causes use the bounds chosen for the networks.
+_PARTS = ("networks", "epochs", "causes")
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="bench delta_dnn", description=__doc__)
+    parser.add_argument("--data", help="folder with the data and, beside it, the traces (or NEARZIP_DATA)")
+    parser.add_argument("--share", type=float, default=0.25, help="how much of the held-out data to use")
+    parser.add_argument("--only", choices=_PARTS, help="measure this part; the others stay as they were")
+    options = parser.parse_args(arguments)
+    where = traces.folder(options.data)
+    if where is None:
+        raise SystemExit("bench delta_dnn needs data and traces: --data DIR or NEARZIP_DATA")
+    torch.set_num_threads(1)
+    data = where.parent / "data"
+    had = record.load("delta_dnn") if options.only else {}
+    parts = {part: had.get(part, {}) for part in _PARTS}
+    commits = had.get("commits", {part: had.get("commit") for part in parts})
+    measures = {
+        "networks": lambda: networks(where, data, options.share),
+        "epochs": lambda: epochs(data, options.share),
+        "causes": lambda: causes(where, data, options.share, parts["networks"]),
+    }
+    for part in [options.only] if options.only else _PARTS:
+        parts[part], commits[part] = measures[part](), record.commit()
+    rule = {"theta_percent": THETA, "alpha": ALPHA, "beta": BETA, "lambda": LAMBDA}
+    record.save(
+        "delta_dnn",
+        {"rule": rule, "held_out_share": options.share, "commits": commits, **parts},
+        ("nearzip", "torch", "pysz"),
+    )

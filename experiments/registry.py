@@ -1,0 +1,135 @@
+"""Every claim of the documentation: the command that measures it and the results that it writes.
+
+To add one: write `claims/TOPIC/NAME.py` with `main(arguments)` that ends in `record.save`, add a line here, and, where
+a page shows it, a block to `docs/catalogue.py`. The table in README.md beside this file and in docs/experiments.md is
+made from these lines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`text`: what is claimed; `target`: module below `experiments`, and its function if that is not `main`."""
+
+    text: str
+    target: str
+    results: tuple[str, ...]
+    arguments: str = ""
+
+
+_DATA = "--data DIR"
+
+#: Command to claim.
+CLAIMS = {
+    "fidelity": Claim(
+        "At the same divergence nearzip takes fewer bits than other methods; calibrated, several times fewer",
+        "claims.bits.fidelity", ("fidelity",), f"{_DATA} --share 0.2",
+    ),
+    "size": Claim(
+        "At the same bound updates are smaller than Delta-DNN's",
+        "claims.bits.size", ("size",), _DATA,
+    ),
+    "lossless": Claim(
+        "Bit-exact, files are smaller than those of other lossless programs, with a base and without",
+        "claims.bits.lossless", ("lossless",), _DATA,
+    ),
+    "rates": Claim(
+        "Finer steps for small tensors pay; points of E8 do where few values are not zero",
+        "claims.bits.rates", ("rates", "rates_alone"), _DATA,
+    ),
+    "repeat": Claim("Two runs measure the same", "claims.bits.repeat", ("repeat",), _DATA),
+    "speed": Claim(
+        "Encoding and decoding keep up with memory and disks",
+        "claims.speed.speed", ("speed",), _DATA,
+    ),
+    "throughput": Claim(
+        "nearzip is faster than the programs that make files of its size",
+        "claims.speed.throughput", ("throughput", "throughput_tiled"), f"{_DATA} [--tiled]",
+    ),
+    "memory": Claim(
+        "Memory does not grow with the size of a checkpoint",
+        "claims.speed.memory", ("memory",),
+    ),
+    "budget": Claim(
+        "Plans keep their accuracy budget, and are smaller than those of the papers' searches",
+        "claims.accuracy.budget", ("budget",), _DATA,
+    ),
+    "calibration": Claim(
+        "Calibration costs some evaluation passes",
+        "claims.accuracy.calibration", ("calibration",), _DATA,
+    ),
+    "store": Claim(
+        "A store is small, restores quickly and verifies at the speed of the disk",
+        "claims.store.store", ("store",), _DATA,
+    ),
+    "store_faults": Claim(
+        "A store survives crashes, full disks and failing backends",
+        "claims.store.store_faults", ("store_faults",),
+    ),
+    "transmission": Claim(
+        "A client that pulls updates waits less than one that fetches networks",
+        "claims.store.transmission", ("transmission",), _DATA,
+    ),
+    "resume": Claim(
+        "A training resumed from a small state ends where the exact one does",
+        "claims.resume.resume", ("resume",), f"{_DATA} [--seconds N]",
+    ),
+    "save_cost": Claim(
+        "A save blocks the training for little more than a copy",
+        "claims.resume.save_cost", ("save_cost",), _DATA,
+    ),
+    "save_memory": Claim(
+        "A save takes little memory beyond its snapshot",
+        "claims.resume.save_memory", ("save_memory",),
+    ),
+    "bound_truth": Claim(
+        "Bounds are kept, as another implementation checks in rational numbers",
+        "claims.trust.bound_truth", ("bound_truth",), "--arrays 100000",
+    ),
+    "damage": Claim(
+        "No change of any byte of an archive gives wrong values; hostile files take no memory",
+        "claims.trust.damage", ("damage",),
+    ),
+    "damaged_many": Claim(
+        "Thousands of damaged archives in one small process: every error named, no threads or files left",
+        "claims.trust.damaged_many", ("damaged_many",),
+    ),
+    "damage_peers": Claim(
+        "Other formats return wrong values or crash on the same damage",
+        "claims.trust.damage:main_peers", ("damage_peers",),
+    ),
+    "delta_dnn": Claim(
+        "Delta-DNN's tables and figures",
+        "papers.delta_dnn.measure", ("delta_dnn",), _DATA,
+    ),
+    "deepsz": Claim("DeepSZ's tables and figures", "papers.deepsz.measure", ("deepsz",), _DATA),
+    "qd_compressor": Claim(
+        "QD-Compressor's and LC-Checkpoint's tables and figures",
+        "papers.qd.measure", ("qd_compressor",), _DATA,
+    ),
+    "feedback": Claim(
+        "QD-Compressor's error feedback and recovery",
+        "papers.qd.feedback", ("qd_feedback",), f"{_DATA} [--seconds N]",
+    ),
+    "feedback_time": Claim(
+        "QD-Compressor's Table 10",
+        "papers.qd.feedback:main_times", ("qd_feedback_time",), _DATA,
+    ),
+    "trace_times": Claim("How long the sets of traces take", "lab.trace_times", ("trace_times",), _DATA),
+}  # fmt: skip
+
+#: Results that other scripts write.
+OTHERS = {"fuzz": ("The native decoders and the readers survive fuzzing", "tests/fuzz/run")}
+
+#: Commands that measure nothing.
+TOOLS = {"docs": "docs.writing", "train": "lab.train", "traces": "lab.trace_sets"}
+#: Names from before one command wrote all pages.
+_OLD = dict.fromkeys(("page", "papers", "store_page", "tables", "training_page"), "docs.writing")
+
+COMMANDS = {name: claim.target for name, claim in CLAIMS.items()} | TOOLS | _OLD
+
+_TRIED = "its results are in docs/tried.md, its code in Git"
+REMOVED = {"agreement": _TRIED, "lattices": _TRIED, "tried": _TRIED}

@@ -1,0 +1,73 @@
+"""Which bound each tensor of a version was committed under, as the version's objects say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from nearzip.bounds import Bound, NoPromise, parse_bound
+from nearzip.container import Index
+from nearzip.errors import CorruptError, Error
+from nearzip.limits import Limits
+from nearzip.store.backend import Backend
+from nearzip.store.chain import open_part
+from nearzip.store.labels import label_of
+from nearzip.store.manifest import Manifest
+
+__all__ = ["bound_of", "committed_bounds", "folded", "spelled"]
+
+
+def spelled(bound: Mapping[str, Any]) -> str | None:
+    """A bound of an archive's index (untrusted) as the command line spells it; None if it is of no known form."""
+    kind, value = bound.get("kind"), bound.get("value")
+    if type(kind) is not str:
+        return None
+    return f"{kind}:{value!r}" if isinstance(value, float) else kind
+
+
+def bound_of(text: str) -> Bound | None:
+    """The bound that `spelled` wrote; None if this release does not know it."""
+    if text == NoPromise.key:
+        return NoPromise()
+    try:
+        return parse_bound(text)
+    except Error:
+        return None
+
+
+def committed_bounds(backend: Backend, manifest: Manifest) -> dict[str, str]:
+    """The bound of each tensor of a version; tensors whose objects do not say are left out.
+
+    Raises what reading the objects' indexes raises.
+    """
+    found: dict[str, str] = {}
+    for part in manifest.parts:
+        with open_part(backend, part, None, Limits(output_bytes=1 << 62), 1) as reader:
+            of_part = _of_index(reader.index)
+            names = list(reader) if part.names is None else part.names
+        found.update({name: of_part[name] for name in names if name in of_part})
+    return found
+
+
+def _of_index(index: Index) -> dict[str, str]:
+    names = [spec.name for spec in index.tensors]
+    label = label_of(index)
+    if label is not None and label.bounds is not None:
+        return {name: text for name in names if (text := label.bounds.get(name, label.bounds.get("*"))) is not None}
+    default = spelled(index.bound)
+    found = dict.fromkeys(names, default)
+    try:
+        for other in index.method.get("others", ()):
+            found.update({names[i]: spelled(other["bound"]) for i in other["tensors"]})
+    except (KeyError, TypeError, IndexError, AttributeError):
+        raise CorruptError("the index names the settings of tensors that it does not have") from None
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def folded(bounds: Mapping[str, str]) -> dict[str, str]:
+    """The same with the most frequent bound under "*", for a label."""
+    if not bounds:
+        return {}
+    ((most, _),) = Counter(bounds.values()).most_common(1)
+    return {"*": most, **{name: text for name, text in bounds.items() if text != most}}
