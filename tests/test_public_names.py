@@ -10,7 +10,7 @@ import nearzip as nz
 from nearzip import errors
 
 NAMES = {
-    "Absolute", "Archive", "Bound", "Comparison", "Limits", "Lossless", "Plan", "PointwiseRelative", "Reader",
+    "Absolute", "Archive", "Bound", "Comparison", "Hold", "Limits", "Lossless", "Plan", "PointwiseRelative", "Reader",
     "Relative", "Rms", "Store", "Update", "__version__", "compare", "compress", "compress_file", "decompress",
     "decompress_file", "errors", "methods", "open", "pull", "tune",
 }  # fmt: skip

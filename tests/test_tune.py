@@ -669,9 +669,16 @@ def test_hostile_plans_give_named_errors(tmp_path, value):
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"version": 3}, errors.NewerFormatError),
+        ({"version": 4}, errors.NewerFormatError),
         ({"version": 2}, errors.CorruptError),
+        ({"version": 1}, errors.CorruptError),
         ({"calibration": None}, errors.CorruptError),
+        ({"made_by": {}}, errors.CorruptError),
+        ({"made_by": {"name": 3}}, errors.CorruptError),
+        ({"made_by": {"name": "nearzip.tune", "step": 1}}, errors.CorruptError),
+        ({"made_by": {"name": "nearzip.calibrate"}}, errors.CorruptError),
+        ({"confidence": 0.95}, errors.CorruptError),
+        ({"confidence": 1.5}, errors.CorruptError),
         ({"version": 0}, errors.CorruptError),
         ({"format": "other"}, errors.CorruptError),
         ({"bytes": 3}, errors.CorruptError),

@@ -13,6 +13,7 @@
     ├── LimitError (14)           would take more than the caller allows
     ├── BoundError (15)           the error bound cannot be kept
     ├── BudgetError (15)          the accuracy budget cannot be kept
+    │   └── NotShownError (1)     the samples do not show whether it is kept
     ├── WrongBaseError (3)        the base is missing or not the one that the archive was made against
     ├── UnknownMethodError (3)    no recipe or stage of that name
     ├── StoreError (3)            a store that cannot do what was asked
@@ -38,6 +39,7 @@ __all__ = [
     "NewerFormatError",
     "NoSpaceError",
     "NotFoundError",
+    "NotShownError",
     "StoreError",
     "TruncatedError",
     "UnknownMethodError",
@@ -111,6 +113,12 @@ class BudgetError(Error):
     """The accuracy budget cannot be kept."""
 
     exit_code = 15
+
+
+class NotShownError(BudgetError):
+    """The samples do not show, with the confidence asked for, whether the accuracy budget is kept."""
+
+    exit_code = 1
 
 
 class WrongBaseError(Error):

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nearzip.bounds import EXACT, Bound, Statistics, Tolerance
-from nearzip.codec import exact_pipeline
+from nearzip.bounds import EXACT, Bound, NoPromise, Statistics, Tolerance
+from nearzip.choice import LEAST_APART, exact_pipeline, is_far, stands_out
 from nearzip.digests import PIECE_BYTES
 from nearzip.errors import UsageError
 from nearzip.parallel import ordered_map
@@ -26,7 +26,7 @@ __all__ = ["Block", "Draft", "block_context", "block_values", "draft_segments", 
 class Draft:
     """A segment before it is coded: its tensors, how, what is promised for each, and whether a base takes part.
 
-    `without` and `fallback`: what else may code it; see `encode_block`.
+    `without` and `fallback`: what else may code it; see `encode_block`. `uses_base`: whether the recipe does.
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -36,6 +36,7 @@ class Draft:
     block_bytes: int
     without: Pipeline | None
     fallback: Fallback
+    uses_base: bool
 
 
 @dataclass(frozen=True)
@@ -132,12 +133,13 @@ def _draft(
     source: Checkpoint, base: Checkpoint | None, names: list[str], setting: Setting, threads: int
 ) -> Iterator[Draft]:
     recipe = setting.recipe
+    apart = recipe.fallback == "values"
     groups: dict[tuple[str, Pipeline, bool], _Group] = {}
     for spec, with_base, plan in _plans(source, base, names, setting, threads):
         member = (spec, plan.tolerance)
         n_bytes = spec.n_bytes
         whole = plan.alone or (recipe.whole_tensors and spec.is_float)
-        if whole or n_bytes >= recipe.group_bytes:
+        if whole or n_bytes >= recipe.group_bytes or (apart and _stands_out(source, spec)):
             cut = recipe.cut_tensors and not whole
             size = recipe.group_bytes if cut else _one_block(n_bytes)
             yield _gathered([member], plan.pipeline, with_base, size, recipe)
@@ -160,7 +162,7 @@ def _gathered(
 ) -> Draft:
     specs, tolerances = zip(*members, strict=True)
     without = recipe.without_base(pipeline) if pipeline.needs_base else None
-    return Draft(specs, pipeline, tolerances, with_base, block_bytes, without, recipe.fallback)
+    return Draft(specs, pipeline, tolerances, with_base, block_bytes, without, recipe.fallback, recipe.uses_base)
 
 
 def _one_block(n_bytes: int) -> int:
@@ -177,15 +179,29 @@ def _plans(
     statistics = _survey(source, rounded, bound, threads)
     none = Statistics()
     whole = sum(statistics.values(), none)
-    views = (_view(source, base, name, statistics.get(name, none), whole) for name in rounded)
+    far = _far(source, base, rounded, setting)
+    views = (_view(source, None if name in far else base, name, statistics.get(name, none), whole) for name in rounded)
     plans = recipe.plan_all(views, bound)
     for name in names:
         spec = source.spec(name)
-        with_base = _has_base(spec, base)
+        with_base = name not in far and _has_base(spec, base)
         if spec.is_float:
             yield spec, with_base, next(plans)
         else:
             yield spec, with_base, TensorPlan(recipe.exact_pipeline(with_base) or exact_pipeline(with_base), EXACT)
+
+
+def _far(source: Checkpoint, base: Checkpoint | None, names: list[str], setting: Setting) -> set[str]:
+    """Tensors that share blocks and whose bases are of no use. In a block of its own, both ways are tried."""
+    if base is None or setting.recipe.fallback == "restored" or isinstance(setting.bound, NoPromise):
+        return set()
+    sizes = range(LEAST_APART, setting.recipe.group_bytes)
+    shared = [name for name in names if source.spec(name).n_bytes in sizes and _has_base(source.spec(name), base)]
+    return {name for name in shared if is_far(source.read(name), base.read(name))}
+
+
+def _stands_out(source: Checkpoint, spec: TensorSpec) -> bool:
+    return spec.n_bytes >= LEAST_APART and stands_out(source.read(spec.name))
 
 
 def _has_base(spec: TensorSpec, base: Checkpoint | None) -> bool:

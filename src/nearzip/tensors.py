@@ -25,6 +25,7 @@ __all__ = [
     "bits_of",
     "borrowed_room",
     "check_text",
+    "dtype_name",
     "dtype_of",
     "is_float",
     "keeping_last",
@@ -43,6 +44,13 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
     "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    # Kept bit for bit, never rounded: scales and formats of some accelerators.
+    "float8_e4m3fnuz": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "float8_e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "float8_e8m0fnu": np.dtype(ml_dtypes.float8_e8m0fnu),
+    # NumPy has no such types: two 4-bit numbers in a byte; a complex number of two halves.
+    "float4_e2m1fn_x2": np.dtype([("float4_e2m1fn_x2", np.uint8)]),
+    "complex32": np.dtype([("real", np.float16), ("imag", np.float16)]),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = frozenset({"float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"})
@@ -60,6 +68,13 @@ def dtype_of(name: str) -> np.dtype[Any]:
         return DTYPES[name]
     except KeyError:
         raise UsageError(f"dtype {name!r} is not supported; known are {', '.join(sorted(DTYPES))}") from None
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """The name of a NumPy dtype in `DTYPES`. Raises UsageError."""
+    if dtype not in _NAMES:
+        raise UsageError(f"dtype {dtype} is not supported; known are {', '.join(sorted(DTYPES))}")
+    return _NAMES[dtype]
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
@@ -250,17 +265,35 @@ def _flattened(tensors: Mapping[str, Any], prefix: str = "", depth: int = 0) -> 
 
 
 def _from_torch(torch: Any, name: str, tensor: Any) -> Array:
+    kind = type(tensor)
+    if kind is not torch.Tensor and hasattr(kind, "__tensor_flatten__"):
+        parts = ", ".join(map(repr, tensor.__tensor_flatten__()[0]))
+        raise UsageError(
+            f"tensor {name!r} is a {kind.__name__}, made of the tensors {parts}; give those as tensors of their "
+            "own, or convert it to a plain tensor"
+        )
+    if tensor.device.type == "meta":
+        raise UsageError(f"tensor {name!r} is on the meta device and has no values; load the weights first")
     if tensor.layout is not torch.strided or tensor.is_quantized:
         raise UsageError(f"tensor {name!r} is sparse or quantized; give its parts as plain tensors")
-    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     type_name = str(tensor.dtype).removeprefix("torch.")
     if type_name not in DTYPES:
         raise UsageError(f"tensor {name!r} has dtype {tensor.dtype}, which is not supported")
-    dtype = DTYPES[type_name]
-    if dtype.kind != "V" and type_name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+    try:
+        return _values_of(torch, tensor.detach().cpu().resolve_conj().resolve_neg(), DTYPES[type_name])
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise UsageError(
+            f"tensor {name!r}: PyTorch cannot give the values of this {kind.__name__} ({reason}); convert it to a "
+            "plain tensor"
+        ) from None
+
+
+def _values_of(torch: Any, tensor: Any, dtype: np.dtype[Any]) -> Array:
+    if dtype.isbuiltin == 1:
         return np.asarray(tensor.numpy())
-    as_integers = tensor.contiguous().view(torch.int16 if dtype.itemsize == 2 else torch.uint8)
-    return np.asarray(as_integers.numpy()).view(dtype)
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[dtype.itemsize]
+    return np.asarray(tensor.contiguous().view(integers).numpy()).view(dtype)
 
 
 def keeping_last(read: Callable[[str], Array]) -> Callable[[str], Array]:
@@ -311,6 +344,10 @@ class Checkpoint:
     read: Callable[[str], Array]
     metadata: Mapping[str, str] = field(default_factory=dict)
     tree: str | None = None
+    #: Tensors that are bytes of files, not numbers of a network (see `attached`).
+    attached: frozenset[str] = frozenset()
+    #: Tensors that keep every bit unless a bound or a plan names them: the state of an optimizer beside its network.
+    exact: frozenset[str] = frozenset()
     #: Called when nobody reads any more.
     close: Callable[[], None] = lambda: None
 

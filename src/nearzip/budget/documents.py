@@ -1,4 +1,4 @@
-"""JSON that somebody else may have written: read strictly, with every complaint naming its place."""
+"""Strict reading of untrusted JSON: every error names the field."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from nearzip.errors import CorruptError, LimitError
-from nearzip.storage import Path_, naming_errors
+from nearzip.fileio import Path_, naming_errors
 
 __all__ = ["Kinds", "as_dict", "fields", "number", "numbers", "read_document", "text"]
 
 #: A plan of ten thousand tensors and a hundred trials takes some tens of megabytes.
-_MOST_BYTES = 256 << 20
+_MAX_BYTES = 256 << 20
 
 Kinds = Mapping[str, type | tuple[type, ...]]
 
@@ -23,8 +23,8 @@ def read_document(path: Path_) -> Any:
     """The JSON in a file. Raises CorruptError, LimitError, NotFoundError."""
     place = Path(path)
     with naming_errors("read", path):
-        if place.stat().st_size > _MOST_BYTES:
-            raise LimitError(f"{place}: takes {place.stat().st_size} bytes; the limit is {_MOST_BYTES}")
+        if place.stat().st_size > _MAX_BYTES:
+            raise LimitError(f"{place}: takes {place.stat().st_size} bytes; the limit is {_MAX_BYTES}")
         data = place.read_bytes()
     try:
         found = json.loads(data.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
@@ -39,7 +39,7 @@ def read_document(path: Path_) -> Any:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise CorruptError("a key stands twice")
+        raise CorruptError("a key occurs twice")
     return found
 
 

@@ -198,7 +198,7 @@ def compare(
     tensor in common.
     """
     if plot is not None:
-        check_plot(plot, force)
+        check_plot(plot, force, [a, b])
     with progress("compare", as_json, "values") as callback:
         found = nearzip.compare(
             a, b, bits=bits, exact=exact, estimates=bits is None, threads=threads, progress=callback

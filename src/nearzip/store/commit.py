@@ -105,7 +105,8 @@ class Draft:
 
 def subset(source: Checkpoint, names: Mapping[str, Any] | set[str]) -> Checkpoint:
     """Some of a checkpoint's tensors, in its order."""
-    return Checkpoint({name: spec for name, spec in source.specs.items() if name in names}, source.read)
+    specs = {name: spec for name, spec in source.specs.items() if name in names}
+    return Checkpoint(specs, source.read, attached=source.attached, exact=source.exact)
 
 
 def _unchanged(source: Checkpoint, base: Held) -> set[str]:

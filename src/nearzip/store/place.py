@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nearzip.errors import UsageError
-from nearzip.storage import is_url
+from nearzip.sources import is_url
 from nearzip.store.backend import Backend
 from nearzip.store.http import HttpBackend, is_web
 from nearzip.store.local import LocalBackend

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import io
 import os
@@ -17,15 +18,17 @@ import numpy as np
 
 from nearzip.api import PlanLike, open_input, warn_of_lost_update
 from nearzip.archive import write_archive
+from nearzip.attached import attached_names, without_attached
 from nearzip.changes import UpdateKept
+from nearzip.checkpoints import check_writable, write_checkpoint
 from nearzip.digests import content_id, fingerprint, tensor_digest
 from nearzip.errors import BusyError, CorruptError, Error, LimitError, NotFoundError, UsageError
-from nearzip.files import check_writable, write_checkpoint
+from nearzip.fileio import Output, atomic_file, check_outputs, naming_errors
 from nearzip.frameworks import check_framework, to_framework
 from nearzip.limits import Limits
 from nearzip.recipes import recipe_type
 from nearzip.recipes.settings import Settings
-from nearzip.storage import atomic_file, naming_errors
+from nearzip.sources import is_url
 from nearzip.store.backend import Backend
 from nearzip.store.chain import Progress, open_part, restore, stream
 from nearzip.store.commit import Draft, Encoder, Held, now
@@ -147,9 +150,7 @@ class Store:
             found = self._read_settings()
         except NotFoundError:
             if not create:
-                raise NotFoundError(
-                    f"{self.url}: no store here; make one with 'nearzip store init {self.url}' (create=True)"
-                ) from None
+                raise NotFoundError(f"{self.url}: {self._instead()}") from None
             return self._make(wanted)
         for name, value in wanted.items():
             if getattr(found, name) != value:
@@ -158,6 +159,16 @@ class Store:
                     f"the store's with 'nearzip store configure'"
                 )
         return found
+
+    def _instead(self) -> str:
+        """What is here in place of a store."""
+        with contextlib.suppress(Error):
+            self._backend.read(f"index/{PATH}", MOST_DOCUMENT_BYTES)
+            return (
+                "no store, but a folder that torch.distributed.checkpoint saves into: the store "
+                f"{self.url}/index lists its checkpoints, and 'nearzip store prune {self.url}' drops some"
+            )
+        return f"no store here; make one with 'nearzip store init {self.url}' (create=True)"
 
     def _read_settings(self) -> StoreSettings:
         data = self._backend.read(PATH, MOST_DOCUMENT_BYTES)
@@ -191,6 +202,12 @@ class Store:
     def bound(self) -> str | Mapping[str, str] | None:
         """As the command line spells it."""
         return self.settings.bound
+
+    def with_policy(self, policy: Policy | str) -> Store:
+        """The same store, whose versions the returned object chains by another policy; the store's own stays."""
+        other = copy.copy(self)
+        other.settings = dataclasses.replace(self.settings, policy=parse_policy(policy))
+        return other
 
     def __repr__(self) -> str:
         return f"<nearzip.Store {self.url}>"
@@ -323,8 +340,8 @@ class Store:
 
     def _codec(self, source: Checkpoint, plan: PlanLike | None) -> Settings:
         if plan is None:
-            return self.settings.codec(source.specs)
-        names = list(source.specs)
+            return self.settings.codec(without_attached(source).specs)
+        names = list(without_attached(source).specs)
         return Settings.of_plan(plan.assignments(names), names)
 
     def _try_commit(
@@ -521,7 +538,7 @@ class Store:
         with contextlib.ExitStack() as lock:
             base, steps = (None, {}) if latest is None else self._shard_base(source, latest)
             encoder = Encoder(self._backend, on_grid(settings, steps), self._threads, progress)
-            label = Label(number, session=session, rank=rank, ranks=ranks)
+            label = Label(number, session=session, rank=rank, ranks=ranks, base=latest)
             with encoder.object(source, label, base, self._hold, staged=True) as done:
                 lock.enter_context(self._backend.committing(timeout))
             assert done.report is not None
@@ -774,8 +791,10 @@ class Store:
             Something that it needs is damaged; nothing wrong is ever returned.
         """
         check_framework(framework)
-        arrays = self._reading(selector, lambda number: self._decode(number, names, progress))[1]
-        return {name: to_framework(array, framework) for name, array in arrays.items()}
+        number, arrays = self._reading(selector, lambda number: self._decode(number, names, progress))
+        # Of a folder that was committed, the tensors; `checkout_file` also writes its other files.
+        hidden = attached_names(self._checked(number).tree) if names is None else ()
+        return {name: to_framework(array, framework) for name, array in arrays.items() if name not in hidden}
 
     def _reading(self, selector: Selector, read: Callable[[int], T]) -> tuple[int, T]:
         """The version that a selector means and what `read` makes of it, while others re-encode and drop versions."""
@@ -811,20 +830,24 @@ class Store:
     def checkout_file(
         self,
         selector: Selector,
-        path: str | os.PathLike[str],
+        path: Output,
         *,
         force: bool = False,
         progress: Progress | None = None,
     ) -> int:
-        """Write a version to a checkpoint file (.safetensors, .pt, .npz), tensor by tensor; returns its number."""
+        """Write a version to a checkpoint file or a binary stream, tensor by tensor; returns its number.
+
+        The ending names the format. Raises UsageError for a path that is part of the store.
+        """
         return self._reading(selector, lambda number: self._write_file(number, path, force, progress))[0]
 
-    def _write_file(self, number: int, path: str | os.PathLike[str], force: bool, progress: Progress | None) -> None:
+    def _write_file(self, number: int, path: Output, force: bool, progress: Progress | None) -> None:
         manifest = self._checked(number)
         with stream(self._backend, self._versions, number, self._limits, self._threads) as version:
-            check_writable(path, version.specs)
+            check_outputs([path], self._own_files(), force)
+            check_writable(path, version.specs, version.tree, version.read)
             contents, done = {}, 0
-            with write_checkpoint(path, version.specs, version.metadata, version.tree, force) as writer:
+            with write_checkpoint(path, version.specs, version.metadata, version.tree, force, version.read) as writer:
                 for name, array in version.arrays():
                     writer.write(name, array)
                     contents[name] = tensor_digest(array)
@@ -836,6 +859,10 @@ class Store:
                         f"{self.url}: version {number}: what was decoded is not what was committed; "
                         f"run 'nearzip store verify {self.url}'"
                     )
+
+    def _own_files(self) -> list[str]:
+        """Where the store is, if that is a folder here: no output may overwrite it."""
+        return [] if is_url(self.url) else [self.url]
 
     def specs(self, selector: Selector = "latest") -> dict[str, TensorSpec]:
         """Names, dtypes and shapes of a version's tensors, from its indexes alone. Raises as `checkout` does."""
@@ -901,6 +928,7 @@ class Store:
             written.append(row)
             if progress:
                 progress(i + 1, len(rows))
+        check_outputs([os.path.join(folder, "log.json")], self._own_files(), force)
         with atomic_file(os.path.join(folder, "log.json"), force=force) as stream:
             stream.write(log_json(written))
         return names

@@ -75,12 +75,18 @@ class StoreSettings:
         """The method with its options. Raises UnknownMethodError, UsageError."""
         return recipe_type(self.method).from_options(self.options)
 
+    def parsed_bound(self) -> Bound | dict[str, Bound] | None:
+        """The bound, or the bounds by name or pattern; None: the method's default."""
+        if isinstance(self.bound, Mapping):
+            return {pattern: parse_bound(text) for pattern, text in self.bound.items()}
+        return None if self.bound is None else parse_bound(self.bound)
+
     def codec(self, names: Iterable[str]) -> Settings:
         """Method and bound for each tensor. Raises UsageError."""
-        if isinstance(self.bound, Mapping):
-            bounds = {pattern: parse_bound(text) for pattern, text in self.bound.items()}
-            return Settings.by_pattern(self.recipe(), bounds, names)
-        return Settings(Setting.of(self.recipe(), None if self.bound is None else parse_bound(self.bound)))
+        bound = self.parsed_bound()
+        if isinstance(bound, dict):
+            return Settings.by_pattern(self.recipe(), {**bound}, names)
+        return Settings(Setting.of(self.recipe(), bound))
 
     def to_bytes(self) -> bytes:
         return seal("store", dataclasses.asdict(self))

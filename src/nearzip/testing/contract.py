@@ -24,6 +24,7 @@ from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relativ
 from nearzip.errors import CorruptError, Error, UnknownMethodError, UsageError
 from nearzip.layout import draft_segments
 from nearzip.recipes import Recipe, Setting, Settings
+from nearzip.sources import BytesSource
 from nearzip.stages import (
     BYTES,
     FLOATS,
@@ -40,7 +41,6 @@ from nearzip.stages import (
     stage_types,
 )
 from nearzip.stages.registry import read_chains
-from nearzip.storage import BytesSource
 from nearzip.tensors import DTYPES, Array, Checkpoint, is_float
 
 __all__ = ["check_recipe", "check_stage", "examples_of", "odd_layers", "trouble"]

@@ -8,7 +8,9 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
+from nearzip.errors import NotFoundError
 from nearzip.store import Store
+from nearzip.store.policy import parse_policy
 
 __all__ = ["StoreLike", "commit_quietly", "open_store", "prune_store"]
 
@@ -18,9 +20,18 @@ _TOLD: weakref.WeakSet[Store] = weakref.WeakSet()
 StoreLike = Store | str | os.PathLike[str]
 
 
-def open_store(store: StoreLike, **settings: Any) -> Store:
-    """An open store as it is; a path or URL opened, and made if nothing is there. Raises what `Store` raises."""
-    return store if isinstance(store, Store) else Store(store, create=True, **settings)
+def open_store(store: StoreLike, policy: str | None = None, **options: Any) -> Store:
+    """An open store as it is; a path or URL opened, and made if nothing is there. Raises what `Store` raises.
+
+    `policy`: of a store that is made. One that is there keeps its own, and another is followed by what is returned.
+    """
+    if not isinstance(store, Store):
+        try:
+            opened = Store(store, **options)
+        except NotFoundError:
+            opened = Store(store, create=True, policy=policy, **options)
+        return open_store(opened, policy)
+    return store if policy is None or store.policy == parse_policy(policy) else store.with_policy(policy)
 
 
 def commit_quietly(store: Store, arrays: Mapping[str, Any], **said: Any) -> int:
