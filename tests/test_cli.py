@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -91,11 +92,11 @@ def test_compress_and_decompress(files: Path):
 
 def test_compress_as_json(files: Path):
     result = good("compress", "new.safetensors", "--base", "old.safetensors", "-o", "u.nz", "--method", "delta-dnn",
-                  "--set", "eps=0.01", "--set", "backend=zstd", "--threads", "1", "--json")  # fmt: skip
+                  "--set", "eps=0.001", "--set", "backend=zstd", "--threads", "1", "--json")  # fmt: skip
     document = json.loads(result.stdout)
     assert (document["message_type"], document["command"]) == ("summary", "compress")
-    assert document["method"] == {"name": "delta-dnn", "options": {"eps": 0.01, "mode": None, "backend": "zstd"}}
-    assert document["bound"] == {"kind": "abs", "value": 0.01}
+    assert document["method"] == {"name": "delta-dnn", "options": {"eps": 0.001, "mode": None, "backend": "zstd"}}
+    assert document["bound"] == {"kind": "abs", "value": 0.001}
     assert document["bytes_out"] == os.path.getsize("u.nz")
     assert document["bytes_in"] == 4 * 64 * 33
     assert document["bits_per_value"] == pytest.approx(8 * document["bytes_out"] / (64 * 33))
@@ -481,3 +482,38 @@ def test_a_signal_leaves_nothing_behind(files: Path, number: signal.Signals, cod
         running.communicate(timeout=60)
     assert running.returncode == code
     assert set(os.listdir()) == before
+
+
+def test_compare_of_networks_without_a_tensor_in_common(files: Path):
+    save_file({f"_orig_mod.{name}": w for name, w in OLD.items()}, "wrapped.safetensors")
+    save_file({name: w.astype(np.float16) for name, w in OLD.items()}, "half.safetensors")
+    np.savez("empty.npz")
+    for other, says in (("wrapped", "'_orig_mod.' in them"), ("half", "float16"), ("empty.npz", "different networks")):
+        path = other if other.endswith(".npz") else f"{other}.safetensors"
+        result = run("compare", "old.safetensors", path)
+        assert result.exit_code == 1
+        assert "compared" in result.stdout
+        assert "unchanged" not in result.stdout
+        assert says in result.stderr
+        document = run("compare", "old.safetensors", path, "--json")
+        assert document.exit_code == 1
+        assert json.loads(document.stdout)["anything_in_common"] is False
+    assert "neither holds a tensor" in run("compare", "empty.npz", "empty.npz").stderr
+
+
+def test_compare_counts_partial_overlaps(files: Path):
+    save_file({"layer.weight": NEW["layer.weight"], "head": OLD["layer.bias"]}, "other.safetensors")
+    result = good("compare", "old.safetensors", "other.safetensors")
+    assert "1 tensors, 2,048 values" in result.stdout
+    assert re.search(r"only in a +1 tensor: layer\.bias", result.stdout)
+    assert re.search(r"only in b +1 tensor: head", result.stdout)
+
+
+@pytest.mark.parametrize("words", [[], ["store"]])
+def test_a_group_without_a_command_prints_its_help(words):
+    result = run(*words)
+    assert result.exit_code in (0, 2)
+    text = result.stdout + result.stderr
+    assert "Commands:" in text
+    assert "\\n" not in text
+    assert "error:" not in text

@@ -13,7 +13,7 @@ True
 from nearzip import errors
 from nearzip.api import compress, compress_file, decompress, decompress_file, methods, open
 from nearzip.archive import Archive, Reader
-from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms
+from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms, Update
 from nearzip.budget import Plan, tune
 from nearzip.comparison import Comparison, compare
 from nearzip.limits import Limits
@@ -33,6 +33,7 @@ __all__ = [
     "Relative",
     "Rms",
     "Store",
+    "Update",
     "__version__",
     "compare",
     "compress",

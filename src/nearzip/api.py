@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nearzip.archive import Archive, Progress, Reader, WriteReport, write_archive
 from nearzip.bounds import Bound, parse_bound
+from nearzip.changes import UpdateKept
 from nearzip.container import Memory
 from nearzip.digests import checkpoint_id
-from nearzip.errors import CorruptError, Error, UsageError
+from nearzip.errors import CorruptError, Error, UpdateLostWarning, UsageError
 from nearzip.files import check_writable, open_checkpoint, write_checkpoint
+from nearzip.frameworks import to_framework
 from nearzip.limits import Limits
 from nearzip.recipes import Recipe, Retrain, Setting, Settings, recipe_type, recipe_types
 from nearzip.storage import atomic_file, check_free, naming_errors, open_source
@@ -92,6 +96,13 @@ def _warn_of_another_archive(
         warnings.warn(reason, stacklevel=3)
 
 
+def warn_of_lost_update(kept: UpdateKept | None, stacklevel: int = 2) -> None:
+    """Warn if nearly nothing of a tensor's, or the network's, change against the base is kept."""
+    text = None if kept is None else kept.warning()
+    if text:
+        warnings.warn(text, UpdateLostWarning, stacklevel=stacklevel + 1)
+
+
 def _bound(bound: BoundLike) -> Bound | None:
     if bound is None or isinstance(bound, Bound):
         return bound
@@ -101,17 +112,37 @@ def _bound(bound: BoundLike) -> Bound | None:
 
 
 def _checkpoint(tensors: Any, metadata: Mapping[str, str] | None = None) -> Checkpoint:
+    """Tensors as they are given: a mapping, a checkpoint, or a file's path, which whoever asked closes."""
     if isinstance(tensors, Checkpoint):
         return tensors
     for pair in (metadata or {}).items():
         for text in pair:
             check_text("metadata's keys and values", text)
+    if isinstance(tensors, (str, os.PathLike)):
+        opened = open_input(tensors)
+        return dataclasses.replace(opened, metadata={**opened.metadata, **(metadata or {})})
     return Checkpoint.of(tensors, metadata)
 
 
+@contextlib.contextmanager
+def _checkpoints(
+    tensors: Any, base: Any, metadata: Mapping[str, str] | None = None
+) -> Iterator[tuple[Checkpoint, Checkpoint | None]]:
+    """What is compressed and its base; files are closed at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def opened(given: Any, own: Mapping[str, str] | None = None) -> Checkpoint:
+            checkpoint = _checkpoint(given, own)
+            if isinstance(given, (str, os.PathLike)):
+                stack.callback(checkpoint.close)
+            return checkpoint
+
+        yield opened(tensors, metadata), None if base is None else opened(base)
+
+
 def compress(
-    tensors: Mapping[str, Any],
-    base: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Any] | Path,
+    base: Mapping[str, Any] | Path | None = None,
     method: str = "nearzip",
     bound: BoundLike | Mapping[str, BoundLike] = None,
     plan: PlanLike | None = None,
@@ -126,16 +157,18 @@ def compress(
 
     Parameters
     ----------
-    tensors, base : mapping of str to array
-        NumPy arrays or torch tensors of any shape; float64, float32, float16, bfloat16, float8_e4m3fn, float8_e5m2,
-        integers, bool, complex. `base` is what the reader holds: the `restored` of an earlier archive, not the
-        original it was made from.
+    tensors, base : mapping of str to array, or path
+        NumPy arrays, torch tensors, or arrays of other libraries that have `__array__` or DLPack, of any shape;
+        float64, float32, float16, bfloat16, float8_e4m3fn, float8_e5m2, integers, bool, complex. Names of mappings
+        inside are joined with dots. A path: a checkpoint file, as for `compress_file`. `base` is what the reader has:
+        the `restored` of an earlier archive, not the original it was made from.
     method : str
         One of `methods()`.
     bound : Bound, str, None, or mapping
         What is promised for every element; None: lossless for "nearzip", the paper's default for the others. A mapping
         gives bounds by tensor name or pattern (`fnmatch`): ``{"*": nz.Absolute(1e-3), "*.bias": nz.Lossless()}``. A
-        name comes before patterns, and those in the order given, "*" last.
+        name comes before patterns, and those in the order given, "*" last. For an update, `nz.Update(0.1)` or
+        "upd:0.1": at most a tenth of the rms of the change against `base`.
     plan : PlanLike
         Method and bound for each tensor, in place of `method`, `bound` and `options`; see `tune`. Warns if the plan was
         made for another network or base, or measured on another archive than this.
@@ -160,6 +193,11 @@ def compress(
     UnknownMethodError
         No such method.
 
+    Warns
+    -----
+    UpdateLostWarning
+        The bound is so coarse that nearly nothing of the change against `base` is kept (`Archive.update_kept`).
+
     Examples
     --------
     >>> import numpy as np, nearzip as nz
@@ -171,12 +209,27 @@ def compress(
     (True, True)
     """
     _check_arguments(method, bound, plan, options)
-    source = _retrained(method, plan, options, _checkpoint(tensors, metadata), retrain)
-    reference = None if base is None else _checkpoint(base)
-    settings = _settings(method, bound, plan, options, source.specs)
-    archive = archive_of(source, reference, settings, threads, progress)
-    _warn_of_another_archive(plan, source, reference, archive.report)
+    with _checkpoints(tensors, base, metadata) as (opened, reference):
+        source = _retrained(method, plan, options, opened, retrain)
+        settings = _settings(method, bound, plan, options, source.specs)
+        archive = archive_of(source, reference, settings, threads, progress)
+        _warn_of_another_archive(plan, source, reference, archive.report)
+    warn_of_lost_update(archive.update_kept)
     return archive
+
+
+def compress_quietly(
+    tensors: Mapping[str, Any],
+    base: Mapping[str, Any] | None = None,
+    method: str = "nearzip",
+    bound: BoundLike | Mapping[str, BoundLike] = None,
+    plan: PlanLike | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Archive:
+    """`compress` without its warnings, for searches and training loops that try settings out."""
+    source = _checkpoint(tensors)
+    settings = _settings(method, bound, plan, options, source.specs)
+    return archive_of(source, None if base is None else _checkpoint(base), settings)
 
 
 def archive_of(
@@ -221,42 +274,52 @@ def _separate(tensors: dict[str, Array], aliases: Mapping[str, str]) -> None:
 
 
 def open(
-    archive: Archive | bytes | Path,
-    base: Mapping[str, Any] | Checkpoint | None = None,
+    archive: Archive | bytes | io.BytesIO | Path,
+    base: Mapping[str, Any] | Checkpoint | Path | None = None,
     limits: Limits | None = None,
     *,
+    framework: str = "np",
     threads: int | None = None,
 ) -> Reader:
     """Open an archive (bytes, path, or a URL that fsspec reads) without decoding it: a mapping of lazy tensors.
+
+    `framework`: "np" for NumPy arrays, "pt" for PyTorch tensors on the CPU. `base`: also the path of a checkpoint file.
 
     Raises CorruptError, NewerFormatError or LimitError if its index cannot be trusted, NotFoundError if it is not
     there. Use as a context manager.
     """
     source = open_source(archive.data if isinstance(archive, Archive) else archive)
     try:
-        return Reader(source, None if base is None else _checkpoint(base), limits, threads)
+        reference = None if base is None else _checkpoint(base)
+        reader = Reader(source, reference, limits, threads, framework)
     except BaseException:
         source.close()
         raise
+    if reference is not None and isinstance(base, (str, os.PathLike)):
+        reader.closing(reference.close)
+    return reader
 
 
 def decompress(
-    archive: Archive | bytes | Path,
-    base: Mapping[str, Any] | None = None,
+    archive: Archive | bytes | io.BytesIO | Path,
+    base: Mapping[str, Any] | Path | None = None,
     limits: Limits | None = None,
     *,
+    framework: str = "np",
     threads: int | None = None,
     progress: Progress | None = None,
-) -> dict[str, Array]:
+) -> dict[str, Any]:
     """All tensors of an archive, bit for bit what `archive.restored` was when it was made.
 
     Parameters
     ----------
-    archive : Archive, bytes, path or URL
-    base : mapping of str to array
+    archive : Archive, bytes, BytesIO, path or URL
+    base : mapping of str to array, or path of a checkpoint file
         What the archive was made against, if anything; ignored if it needs none.
     limits : Limits
         What reading may take; see `Limits`.
+    framework : {"np", "pt"}
+        NumPy arrays, or PyTorch tensors on the CPU, for `load_state_dict`.
 
     Raises
     ------
@@ -265,10 +328,10 @@ def decompress(
     CorruptError, TruncatedError, NewerFormatError, LimitError
         The archive is damaged, cut short, too new, or larger than the limits.
     """
-    with open(archive, base, limits, threads=threads) as reader:
+    with open(archive, base, limits, framework=framework, threads=threads) as reader:
         tensors = dict(reader.stream(progress=progress))
         _separate(tensors, reader.index.aliases)
-        return {name: tensors[name] for name in reader}
+        return {name: to_framework(tensors[name], framework) for name in reader}
 
 
 # ---- file to file ----------------------------------------------------------------------------------------------
@@ -341,6 +404,7 @@ def compress_file(
                         stream.flush()
                         os.fsync(stream.fileno())
         _warn_of_another_archive(plan, source, reference, report)
+        warn_of_lost_update(report.update_kept)
     finally:
         opened.close()
         if reference is not None:

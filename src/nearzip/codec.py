@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from nearzip import _core
-from nearzip.bounds import EXACT, Tolerance, violations
+from nearzip.bounds import EXACT, Tolerance, violations, violations_and_changes
+from nearzip.changes import Change
 from nearzip.choice import REPEATS, STORED, exact_pipeline, exact_pipelines, may_repeat, promising
 from nearzip.errors import BoundError, CorruptError
 from nearzip.stages import Coded, Context, DecodeTimes, Pipeline, Sparse, SparseValues
@@ -31,13 +32,15 @@ _TINY = 16
 @dataclass(frozen=True)
 class EncodedBlock:
     """What `encode_block` gives: the bytes, cut somewhere to save a copy, the pipeline that made them, what they decode
-    to, how many patches, and how many zeros came back as something else."""
+    to, how many patches, how many zeros came back as something else, and what became of the change against the base:
+    one for each part, None where there is no base or the part is exact."""
 
     pieces: tuple[bytes, bytes]
     pipeline: Pipeline
     restored: Array
     n_patched: int
     n_false: int = 0
+    changes: tuple[Change | None, ...] = ()
 
     @property
     def payload(self) -> bytes:
@@ -56,6 +59,7 @@ def encode_block(
     given: Array | None = None,
     without: Pipeline | None = None,
     fallback: Literal["values", "restored", "never"] = "never",
+    before: Array | None = None,
 ) -> EncodedBlock:
     """Encode, decode in memory, compare, patch; keep the smallest of the codings that may be taken.
 
@@ -76,6 +80,8 @@ def encode_block(
         Does what `pipeline` does, without a base.
     fallback : "values", "restored" or "never"
         What may be coded exactly where that is smaller: the target; what the pipeline restores; neither.
+    before : array, shape (n,), or None
+        What the reader has had so far, for a block that is coded without it: changes count from it.
 
     Raises
     ------
@@ -83,15 +89,23 @@ def encode_block(
         If the patched block is still outside (a fault in a stage, never the data's).
     """
     target = pipeline.target(values, context)
-    best = _encode(target, context, pipeline, tolerances, given)
+    before = context.base if before is None else before
+    best = _encode(target, context, pipeline, tolerances, given, before)
     if best.n_patched * _MANY_PATCHES > context.n:
         exact = _encode(target, context, exact_pipeline(pipeline.needs_base), [EXACT] * len(context.parts))
-        best = min(best, exact, key=lambda block: block.n_bytes)
+        if exact.n_bytes < best.n_bytes:
+            best = replace(exact, changes=_exactly(best.changes))
     if best.n_bytes <= _TINY:
         return best
     if without is not None and given is None and any(promising(target, context, best.pipeline, [without])):
-        best = min(best, _encode(target, context, without, tolerances), key=lambda block: block.n_bytes)
+        other = _encode(target, context, without, tolerances, before=before)
+        best = min(best, other, key=lambda block: block.n_bytes)
     return best if fallback == "never" else _or_exact(best, target if fallback == "values" else best.restored, context)
+
+
+def _exactly(changes: tuple[Change | None, ...]) -> tuple[Change | None, ...]:
+    """The same changes, stored without an error."""
+    return tuple(change and change.exactly() for change in changes)
 
 
 def _or_exact(block: EncodedBlock, values: Array, context: Context) -> EncodedBlock:
@@ -104,7 +118,10 @@ def _or_exact(block: EncodedBlock, values: Array, context: Context) -> EncodedBl
         best = min(best, _encode(values, context, REPEATS, exact), key=lambda block: block.n_bytes)
     if best.n_bytes > values.nbytes + _TINY:
         best = _encode(values, context, STORED, exact)
-    return best if best is block else replace(best, n_false=block.n_false)
+    if best is block:
+        return block
+    changes = block.changes if values is block.restored else _exactly(block.changes)
+    return replace(best, n_false=block.n_false, changes=changes)
 
 
 def _encode(
@@ -113,20 +130,23 @@ def _encode(
     pipeline: Pipeline,
     tolerances: Sequence[Tolerance],
     given: Array | None = None,
+    before: Array | None = None,
 ) -> EncodedBlock:
     sides, body = pipeline.encode_apart(values if given is None else given, context)
     restored = pipeline.decode(sides, context, body)
-    places = _outside(values, restored, context, tolerances)
+    places, changes = _outside(values, restored, before, context, tolerances)
     patch = b""
     if places.size:
         patch = _encode_patch(places, bits_of(values), values)
         if not restored.flags.writeable:
             restored = restored.copy()
         _apply_patch(patch, restored)
-        if _outside(values, restored, context, tolerances).size:
+        left, changes = _outside(values, restored, before, context, tolerances)
+        if left.size:
             raise BoundError("a patched block is outside its bound; please report this as a fault")
     n_false = int(((values == 0) & (restored != 0)).sum()) if pipeline.errs_on_zeros else 0
-    return EncodedBlock((put_varint(len(patch)) + patch + sides, body), pipeline, restored, places.size, n_false)
+    pieces = (put_varint(len(patch)) + patch + sides, body)
+    return EncodedBlock(pieces, pipeline, restored, places.size, n_false, changes)
 
 
 def decode_block(payload: bytes | memoryview, context: Context, pipeline: Pipeline) -> Array:
@@ -182,23 +202,35 @@ def _patch_sparse(patch: memoryview, sparse: SparseValues, context: Context) -> 
     return SparseValues(all_places[order], values[order])
 
 
-def _stretches(context: Context, tolerances: Sequence[Tolerance]) -> Iterator[tuple[int, int, Tolerance]]:
-    """Runs of values with one tolerance."""
-    start = at = 0
+def _stretches(context: Context, tolerances: Sequence[Tolerance]) -> Iterator[tuple[int, int, int, Tolerance]]:
+    """Runs of parts with one tolerance: where their values start and stop, and the number of parts."""
+    start = at = n_parts = 0
     for i, (part, tolerance) in enumerate(zip(context.parts, tolerances, strict=True)):
         at += part
+        n_parts += 1
         following = tolerances[i + 1] if i + 1 < len(tolerances) else None
         if following is not tolerance and following != tolerance:
-            yield start, at, tolerance
-            start = at
+            yield start, at, n_parts, tolerance
+            start, n_parts = at, 0
 
 
-def _outside(values: Array, restored: Array, context: Context, tolerances: Sequence[Tolerance]) -> Array:
-    found = [
-        violations(values[start:stop], restored[start:stop], tolerance) + start
-        for start, stop, tolerance in _stretches(context, tolerances)
-    ]
-    return np.concatenate(found) if found else np.empty(0, np.int64)
+def _outside(
+    values: Array, restored: Array, before: Array | None, context: Context, tolerances: Sequence[Tolerance]
+) -> tuple[Array, tuple[Change | None, ...]]:
+    """Indices of values outside their tolerance, and what became of each part's change since `before`."""
+    found: list[Array] = []
+    changes: list[Change | None] = []
+    for start, stop, n_parts, tolerance in _stretches(context, tolerances):
+        ours, theirs = values[start:stop], restored[start:stop]
+        if before is None or tolerance.kind == "exact" or not is_float(values.dtype):
+            found.append(violations(ours, theirs, tolerance) + start)
+            changes += [None] * n_parts
+            continue
+        parts = context.parts[len(changes) : len(changes) + n_parts]
+        outside, more = violations_and_changes(ours, theirs, before[start:stop], tolerance, parts)
+        found.append(outside + start)
+        changes += more
+    return np.concatenate(found) if found else np.empty(0, np.int64), tuple(changes)
 
 
 def _encode_patch(places: Array, bits: Array, values: Array) -> bytes:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from nearzip.api import compress, decompress
+from nearzip.api import compress_quietly, decompress
 from nearzip.bounds import Absolute, Bound, Lossless
 from nearzip.comparison import compare
 from nearzip.errors import BoundError, CorruptError, Error, NotFoundError, missing_extra
@@ -319,7 +319,7 @@ def _contest(
     for epoch, version in enumerate(versions):
         steps.begin(f"{contender.label}, version {epoch + 1} of {len(versions)}")
         started = time.perf_counter()
-        archive = compress(version, held, contender.method, contender.bound)
+        archive = compress_quietly(version, held, contender.method, contender.bound)
         report.encode_seconds += time.perf_counter() - started
         paths.append(folder / contender.folder / f"epoch-{epoch:03d}.nz")
         archive.save(paths[-1])

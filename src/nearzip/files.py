@@ -230,7 +230,7 @@ def _open_npz(path: str) -> Checkpoint:
                 specs[name] = _npy_spec(path, name, stream)
     except BaseException as error:
         zipped.close()
-        if isinstance(error, _NPZ_DAMAGE):
+        if isinstance(error, _NPZ_DAMAGE) and not isinstance(error, Error):
             raise CorruptError(f"{path}: not a readable .npz file: {error}") from None
         raise
 
@@ -238,6 +238,8 @@ def _open_npz(path: str) -> Checkpoint:
         try:
             with zipped.open(members[name]) as stream:
                 return as_array(name, np.lib.format.read_array(stream, allow_pickle=False))
+        except Error:
+            raise
         except (OSError, *_NPZ_DAMAGE) as error:
             raise CorruptError(f"{path}: array {name!r}: {error}") from None
 

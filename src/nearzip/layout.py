@@ -19,7 +19,7 @@ from nearzip.recipes import Fallback, Recipe, Setting, Settings, TensorPlan, Ten
 from nearzip.stages import Context, Grid, Pipeline
 from nearzip.tensors import Array, Checkpoint, TensorSpec, borrowed_room, dtype_of
 
-__all__ = ["Block", "Draft", "block_context", "block_values", "draft_segments", "segment_blocks"]
+__all__ = ["Block", "Draft", "block_context", "block_values", "draft_segments", "segment_blocks", "shares_of_work"]
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ def _survey(source: Checkpoint, names: list[str], bound: Bound, threads: int) ->
     def survey(some: list[str]) -> list[Statistics]:
         return [Statistics.of(source.read(name)) for name in some]
 
-    found = ordered_map(survey, _shares(source, names), threads)
+    found = ordered_map(survey, shares_of_work(source, names), threads)
     return dict(zip(names, itertools.chain.from_iterable(found), strict=True))
 
 
-def _shares(source: Checkpoint, names: list[str]) -> Iterator[list[str]]:
+def shares_of_work(source: Checkpoint, names: list[str]) -> Iterator[list[str]]:
     """Tensors for one thread after another: handing over a small one takes longer than surveying it."""
     share, n_bytes = [], 0
     for name in names:

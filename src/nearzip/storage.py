@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from nearzip.errors import Error, MissingExtraError, NotFoundError, TruncatedError, UsageError, missing_extra
+from nearzip.errors import Error, MissingExtraError, MissingFileError, TruncatedError, UsageError, missing_extra
 
 __all__ = [
     "BytesSource",
@@ -47,8 +47,10 @@ def naming_errors(verb: str, path: Path_) -> Iterator[None]:
     """Turn the operating system's errors into ours, with the path and what was attempted."""
     try:
         yield
+    except Error:
+        raise
     except FileNotFoundError:
-        raise NotFoundError(f"{os.fspath(path)}: no such file or directory") from None
+        raise MissingFileError(f"{os.fspath(path)}: no such file or directory") from None
     except IsADirectoryError:
         raise UsageError(f"{os.fspath(path)}: is a directory, not a file") from None
     except OSError as error:
@@ -75,7 +77,7 @@ def check_free(path: Path_, force: bool) -> Path:
         if not force and os.path.lexists(target):
             raise UsageError(f"{target}: exists already; choose another name or use --force (force=True)")
         if not target.parent.is_dir():
-            raise NotFoundError(f"{target.parent}: no such directory")
+            raise MissingFileError(f"{target.parent}: no such directory")
     return target
 
 
@@ -211,8 +213,10 @@ def open_source(place: Any) -> BytesSource | FileSource | RemoteSource:
     """Random access to bytes, a local path or a URL."""
     if isinstance(place, (bytes, bytearray, memoryview)):
         return BytesSource(place)
+    if isinstance(place, io.BytesIO):
+        return BytesSource(place.getvalue())
     if is_url(place):
         return RemoteSource(place)
     if isinstance(place, (str, os.PathLike)):
         return FileSource(place)
-    raise UsageError(f"an archive is bytes, a path or a URL, not {type(place).__name__}")
+    raise UsageError(f"an archive is bytes, a BytesIO, a path or a URL, not {type(place).__name__}")

@@ -199,7 +199,8 @@ class TensorSpec:
 
 
 def as_array(name: str, value: Any) -> Array:
-    """`value` (NumPy or torch, any device) as a contiguous array in native byte order, without a copy where possible.
+    """`value` as a contiguous array in native byte order, without a copy where possible: of NumPy, of torch on any
+    device, or of a library whose arrays have `__array__` or DLPack.
 
     Raises UsageError for anything that is not a tensor of a supported dtype; the message names `name`.
     """
@@ -209,11 +210,43 @@ def as_array(name: str, value: Any) -> Array:
     if torch is not None and isinstance(value, torch.Tensor):
         value = _from_torch(torch, name, value)
     if not isinstance(value, (np.ndarray, np.generic)):
-        raise UsageError(f"tensor {name!r} is a {type(value).__name__}, not a NumPy array or torch tensor")
+        value = _from_others(name, value)
     array = np.asarray(value)
     if array.dtype.newbyteorder("=") not in _NAMES:
         raise UsageError(f"tensor {name!r} has dtype {array.dtype}, which is not supported")
     return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)).reshape(array.shape)
+
+
+def _from_others(name: str, value: Any) -> Any:
+    """A NumPy array of JAX's, TensorFlow's, .. array. Raises UsageError for what is none."""
+    convert = np.asarray if hasattr(value, "__array__") else np.from_dlpack if hasattr(value, "__dlpack__") else None
+    if convert is None:
+        raise UsageError(
+            f"tensor {name!r} is a {type(value).__name__}, not an array of NumPy, PyTorch or another library that has "
+            f"__array__ or DLPack"
+        )
+    try:
+        return convert(value)
+    except Exception as error:
+        raise UsageError(
+            f"tensor {name!r}, a {type(value).__name__}, does not become a NumPy array: {error}"
+        ) from error
+
+
+#: Mappings inside mappings, at most.
+_MAX_DEPTH = 100
+
+
+def _flattened(tensors: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Names and values, those of mappings inside by names with dots, as field tools write trees of parameters."""
+    if depth > _MAX_DEPTH:
+        raise UsageError(f"tensors are nested more than {_MAX_DEPTH} mappings deep")
+    for name, value in tensors.items():
+        whole = prefix + check_text("tensor names", name)
+        if isinstance(value, Mapping):
+            yield from _flattened(value, whole + ".", depth + 1)
+        else:
+            yield whole, value
 
 
 def _from_torch(torch: Any, name: str, tensor: Any) -> Array:
@@ -285,10 +318,14 @@ class Checkpoint:
     def of(
         tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None, tree: str | None = None
     ) -> Checkpoint:
-        """Wrap a mapping of NumPy arrays or torch tensors (nothing is copied where that can be avoided)."""
+        """Wrap a mapping of arrays (nothing is copied where that can be avoided); mappings inside are flattened."""
         if not isinstance(tensors, Mapping):
             raise UsageError(f"tensors must be a mapping of names to arrays, not {type(tensors).__name__}")
-        arrays = {check_text("tensor names", name): as_array(name, value) for name, value in tensors.items()}
+        arrays: dict[str, Array] = {}
+        for name, value in _flattened(tensors):
+            if name in arrays:
+                raise UsageError(f"two tensors are called {name!r} once mappings inside are flattened; rename one")
+            arrays[name] = as_array(name, value)
         specs = {name: TensorSpec(name, _NAMES[a.dtype], a.shape) for name, a in arrays.items()}
         return Checkpoint(specs, arrays.__getitem__, dict(metadata or {}), tree)
 

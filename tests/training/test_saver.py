@@ -435,3 +435,29 @@ def test_a_program_that_ends_without_close(tmp_path, how):
         assert "the last save failed: in use" in run.stderr
     else:
         assert nz.Store(tmp_path / "run").checkout()["model/weight"].shape == (300, 300)
+
+
+def test_a_lost_update_is_logged_once_and_ends_nothing(tmp_path, caplog):
+    model, optimizer, _ = a_training()
+    with caplog.at_level("WARNING", logger="nearzip"), Saver(tmp_path / "run", bound="abs:10") as saver:
+        for step in range(4):
+            train(model, optimizer, None, 1)
+            saver.save(model, optimizer, step=step)
+        saver.wait()
+        assert saver.report.update_kept < 0.01
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "the update is lost" in caplog.text
+
+
+def test_a_bound_relative_to_the_update(tmp_path):
+    model, optimizer, _ = a_training()
+    with Saver(tmp_path / "run", bound="upd:0.1") as saver:
+        for step in range(3):
+            train(model, optimizer, None, 3)
+            saver.save(model, optimizer, step=step)
+        saver.wait()
+        assert saver.report.update_kept > 0.98
+    other = small_model(1)
+    assert nz.torch.Saver(tmp_path / "run").restore(other) is not None
+    for name, value in model.named_parameters():
+        assert (value - other.get_parameter(name)).abs().max() < 0.01

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nearzip.api import compress
+from nearzip.api import compress_quietly
 from nearzip.budget.families import Bounds
 from nearzip.budget.measure import Subject
 from nearzip.budget.plan import Assignment
@@ -101,7 +101,7 @@ def _measured(subject: Subject, family: Bounds, group: Group, positions: Array) 
     base = None if subject.base is None else _sampled(subject.base, [n for n in group if n in subject.base])[0]
     sizes, errors = [], []
     for position in positions:
-        archive = compress(tensors, base, plan=Assignment(family.choice_at(position)))
+        archive = compress_quietly(tensors, base, plan=Assignment(family.choice_at(position)))
         restored = archive.restored
         sizes.append(math.log(scale * archive.nbytes))
         errors.append(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from nearzip.api import compress
+from nearzip.api import compress_quietly
 from nearzip.bounds import Lossless
 from nearzip.budget.assess import DISTORTION, STARTS, assess_layer, check_starts
 from nearzip.budget.choices import UNTOUCHED, Chosen, believed, finer_and_finer, most_accurate
@@ -154,7 +154,7 @@ class DeepSzSearch:
         likely = believed(options, _allowed(runner) if runner.max_loss else None)
 
         def size_of(chosen: Chosen) -> int:
-            return compress(subject.tensors, subject.base, plan=_network(family, chosen)).nbytes
+            return compress_quietly(subject.tensors, subject.base, plan=_network(family, chosen)).nbytes
 
         chosen = [_network(family, most_accurate(rows, max_bytes, size_of)) for rows in (options, likely)]
         runner.run(chosen[: self.most_combined], "combined")
@@ -203,4 +203,4 @@ def _layer_bytes(runner: Runner, family: Bounds, layer: str, bound: float) -> in
 def _bytes(runner: Runner, layer: str, choice: Choice) -> int:
     """Of an archive of that layer alone."""
     subject = runner.subject
-    return compress({layer: subject.tensors[layer]}, subject.base, plan=Assignment(choice)).nbytes
+    return compress_quietly({layer: subject.tensors[layer]}, subject.base, plan=Assignment(choice)).nbytes

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nearzip.api import compress
-from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms
+from nearzip.api import compress_quietly
+from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms, Update
 from nearzip.budget.measure import Subject
 from nearzip.budget.plan import Assignment, Choice
 from nearzip.errors import UsageError
@@ -26,8 +26,8 @@ from nearzip.tensors import Array, is_float
 __all__ = ["Bounds", "Family", "Only", "Options", "family_of"]
 
 #: In the order in which they are tried on a method.
-KINDS: dict[str, type[Absolute | PointwiseRelative | Relative | Rms]] = {
-    "abs": Absolute, "pwrel": PointwiseRelative, "rel": Relative, "rms": Rms,
+KINDS: dict[str, type[Absolute | PointwiseRelative | Relative | Rms | Update]] = {
+    "abs": Absolute, "pwrel": PointwiseRelative, "rel": Relative, "rms": Rms, "upd": Update,
 }  # fmt: skip
 
 
@@ -150,7 +150,7 @@ class Bounds(Family):
         if self.kind == "abs":
             # Divergences end around the update's root mean square, accuracies at four times that.
             return 1.0 if self.updates else -2.0
-        return {"rms": -2.0, "rel": -6.0, "pwrel": -3.0}[self.kind]
+        return {"rms": -2.0, "rel": -6.0, "pwrel": -3.0, "upd": 0.0}[self.kind]
 
     @property
     def droppable(self) -> bool:
@@ -160,11 +160,20 @@ class Bounds(Family):
         return self._highest if position >= self.high else self._shared(self._value(position))
 
     def n_bytes(self, position: float) -> int:
-        return compress(self.subject.tensors, self.subject.base, plan=self.at(position)).nbytes
+        return compress_quietly(self.subject.tensors, self.subject.base, plan=self.at(position)).nbytes
 
     def choice_at(self, position: float) -> Choice:
-        """One bound, for tensors that differ in nothing."""
-        return self.choice.with_bound(KINDS[self.kind](self._value(position)))
+        """One bound, for some tensors that differ in nothing."""
+        value = self._value(position)
+        if self.kind == "upd":  # of the whole network's change, whatever tensors these are
+            return self.choice.with_bound(Absolute(_within_range(value * self._update_rms)))
+        return self.choice.with_bound(KINDS[self.kind](value))
+
+    @cached_property
+    def _update_rms(self) -> float:
+        facts = [self._facts[name] for name in self.updates if name in self._facts]
+        n = sum(one.n for one in facts)
+        return math.sqrt(sum(one.squares for one in facts) / n) if n else 0.0
 
     def apart(self, positions: Mapping[str, float], others: float) -> Assignment:
         """The settings with bounds by tensor, and one for all others. What is positive throughout stays so."""
@@ -213,7 +222,7 @@ class Bounds(Family):
         digits = range(round(first / 10.0**exponent), 10)
         values = [first, *(float(f"{digit}e{exponent}") for digit in digits)] if self.kind == "abs" else [first]
         every = [self._shared(value) for value in dict.fromkeys(values)]
-        return min(every, key=lambda a: compress(self.subject.tensors, self.subject.base, plan=a).nbytes)
+        return min(every, key=lambda a: compress_quietly(self.subject.tensors, self.subject.base, plan=a).nbytes)
 
     @property
     def exact(self) -> Assignment | None:
@@ -305,9 +314,9 @@ def _rounded_up(value: float) -> float:
 def family_of(subject: Subject, method: str, options: Mapping[str, Any] | None, knob: str | None) -> Family:
     """What can be turned about a method.
 
-    `knob`: "abs", "rel", "pwrel" or "rms" to turn that bound, or an option in the recipe's `knobs`; None: the first
-    kind of bound that it promises, else its first knob that the options do not hold, else nothing. Raises UsageError,
-    UnknownMethodError.
+    `knob`: "abs", "rel", "pwrel", "rms" or "upd" to turn that bound, or an option in the recipe's `knobs`; None: the
+    first kind of bound that it promises, else its first knob that the options do not hold, else nothing. Raises
+    UsageError, UnknownMethodError.
     """
     recipe = Choice(method, dict(options or {})).recipe()
     # As plain data, whatever the caller gave.

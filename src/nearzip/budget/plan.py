@@ -67,6 +67,8 @@ def _bound(document: Any, where: str) -> Bound | None:
         return None
     kind = text(as_dict(document, where).get("kind"), where)
     value = f":{number(document['value'], where)!r}" if "value" in document else ""
+    if document.get("per", "network") != "network":
+        value += f":{text(document['per'], where)}"
     try:
         found = parse_bound(kind + value)
     except UsageError as error:

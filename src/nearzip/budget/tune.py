@@ -63,8 +63,8 @@ def tune(
     options : mapping
         The method's own settings, held fixed.
     knob : str
-        What to turn: a kind of bound ("abs", "rel", "pwrel", "rms") or an option of the method that trades size for
-        accuracy ("bits", "keep"). Default: the first kind of bound that the method promises, else such an option.
+        What to turn: a kind of bound ("abs", "rel", "pwrel", "rms", "upd") or an option of the method that trades size
+        for accuracy ("bits", "keep"). Default: the first kind of bound that the method promises, else such an option.
     strategy : str
         "nearzip": ours. "delta-dnn": Algorithm 1 of Hu et al., ICPP 2020. "deepsz": Algorithms 1 and 2 of Jin et al.,
         HPDC 2019.

@@ -113,21 +113,22 @@ class Calibration:
         Floating-point tensors of the network, by the names of its state; tied ones under their first name.
     base : mapping of str to array
         What the reader holds, where it is of the same kind.
-    bound : Bound
-        Kept against `tensors`.
+    bounds : mapping of str to Bound
+        Of each tensor, kept against `tensors`; nothing is promised for those that it leaves out.
     """
 
     runner: Runner
     sensitivity: Sensitivity
     tensors: dict[str, Array]
     base: Mapping[str, Array]
-    bound: Bound = field(default_factory=NoPromise)
+    bounds: Mapping[str, Bound] = field(default_factory=dict)
     damping: Damping = field(default_factory=Damping)
     threads: int = 1
 
     def __post_init__(self) -> None:
         self._states = {
-            name: _Tensor.of(values, self.base.get(name), self.bound) for name, values in self.tensors.items()
+            name: _Tensor.of(values, self.base.get(name), self.bounds.get(name, NoPromise()))
+            for name, values in self.tensors.items()
         }
         self._plain = self._reasons()
         self._factors = self._factored()

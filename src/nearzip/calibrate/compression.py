@@ -16,7 +16,7 @@ from nearzip.api import FileReport, archive_of, open_input
 from nearzip.archive import Archive, Progress, WriteReport, write_archive
 from nearzip.bounds import Bound, NoPromise, Statistics, parse_bound
 from nearzip.budget import Plan
-from nearzip.calibrate.calibration import Damping, Rounded
+from nearzip.calibrate.calibration import Calibration, Damping, Rounded
 from nearzip.calibrate.network import Forward, Output
 from nearzip.calibrate.prepared import How, Prepared, check_kept
 from nearzip.calibrate.search import largest_step
@@ -26,7 +26,7 @@ from nearzip.files import write_checkpoint
 from nearzip.parallel import number_of_threads
 from nearzip.recipes import Settings
 from nearzip.storage import atomic_file, check_free, naming_errors
-from nearzip.tensors import Array, Checkpoint
+from nearzip.tensors import Checkpoint
 
 __all__ = ["compress", "compress_file", "load"]
 
@@ -58,11 +58,13 @@ def _check(step: float | None, kl: float | None, bound: Bound | str | None) -> B
     return check_kept(wanted)
 
 
-def _own_step(bound: Bound, tensors: Mapping[str, Array]) -> float:
+def _own_step(calibration: Calibration) -> float:
     """Without a step: half of what the bound would allow a value, so that there is something to choose from."""
-    whole = sum((Statistics.of(array) for array in tensors.values()), Statistics())
-    tolerance = bound.tolerance(whole)
-    if tolerance.kind != "absolute":
+    whole = sum((Statistics.of(array) for array in calibration.tensors.values()), Statistics())
+    # All tensors have one, but those that an update bound keeps exact.
+    tolerances = [bound.tolerance(whole) for bound in calibration.bounds.values()]
+    tolerance = next((each for each in tolerances if each.kind == "absolute"), None)
+    if tolerance is None:
         raise UsageError("the bound leaves nothing to round; give a step")
     return tolerance.value
 
@@ -116,7 +118,7 @@ class _Request:
 
     def _found(self, prepared: Prepared) -> tuple[float, Rounded]:
         if self.kl is None:
-            step = self.step if self.step is not None else _own_step(self.how.bound, prepared.calibration.tensors)
+            step = self.step if self.step is not None else _own_step(prepared.calibration)
             return step, prepared.round(step)
         return largest_step(prepared.step_for(self.kl), self.kl, prepared.round, lambda rounded: rounded.divergence)
 
@@ -230,6 +232,7 @@ def compress(
     archive = archive_of(source, reference, settings, request.threads, request.written(source.n_bytes), targets)
     _note(archive.report, rounded)
     request.check(source, reference, archive.report)
+    api.warn_of_lost_update(archive.update_kept)
     return archive
 
 
@@ -289,6 +292,7 @@ def compress_file(
                         os.fsync(stream.fileno())
         _note(report, rounded)
         request.check(source, reference, report)
+        api.warn_of_lost_update(report.update_kept)
     finally:
         source.close()
         if reference is not None:

@@ -9,21 +9,22 @@ from typing import Any
 from torch import nn
 
 from nearzip.archive import Progress
-from nearzip.bounds import Bound, Lossless, NoPromise, PointwiseRelative
+from nearzip.bounds import Bound, Lossless, NoPromise, PointwiseRelative, Update
 from nearzip.budget import Assignment, Choice
 from nearzip.calibrate.calibration import Calibration, Damping, Rounded, floats_of
 from nearzip.calibrate.network import Forward, Output, Runner
 from nearzip.calibrate.sensitivity import gather
 from nearzip.errors import UsageError
 from nearzip.tensors import Array, Checkpoint
+from nearzip.updates import absolute_bounds
 
 __all__ = ["How", "Prepared", "check_kept"]
 
 
 def check_kept(bound: Bound) -> Bound:
     """Itself. Raises UsageError for a bound that calibrated rounding does not keep."""
-    if isinstance(bound, (Lossless, PointwiseRelative)):
-        raise UsageError(f"calibration keeps absolute, relative and rms bounds, not {bound}")
+    if isinstance(bound, (Lossless, PointwiseRelative)) or (isinstance(bound, Update) and bound.per != "network"):
+        raise UsageError(f"calibration keeps absolute, relative, rms and (per network) update bounds, not {bound}")
     return bound
 
 
@@ -82,7 +83,8 @@ class Prepared:
         runner = Runner(module, batches, how.forward, how.output, how.n_batches)
         sensitivity = gather(runner, progress=progress)
         same = _same_kind(base, tensors)
-        calibration = Calibration(runner, sensitivity, tensors, same, how.bound, how.damping, threads)
+        bounds = absolute_bounds(source, base, how.bound, list(tensors), threads)
+        calibration = Calibration(runner, sensitivity, tensors, same, bounds, how.damping, threads)
         return Prepared(source, base, calibration, ties, how)
 
     @property

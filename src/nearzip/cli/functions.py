@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from nearzip.errors import UsageError
+from nearzip.errors import Error, UsageError
 
 __all__ = ["load_function"]
 
@@ -26,6 +26,8 @@ def load_function(option: str, spelled: str) -> Callable[..., Any]:
         found: Any = importlib.import_module(module_name)
         for part in name.split("."):
             found = getattr(found, part)
+    except Error:
+        raise
     except (ImportError, AttributeError) as error:
         raise UsageError(f"{option} {spelled}: {error}") from error
     except Exception as error:

@@ -80,6 +80,10 @@ def _fail(error: BaseException, debug: bool, as_json: bool) -> int:
         # Nobody reads any more; keep the interpreter's own flush from complaining.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
+    if type(error).__name__ == "NoArgsIsHelpError" and isinstance(error, click.UsageError) and error.ctx:
+        # Since Click 8.2 a group without a command raises its help; before, it printed it and ended with 0.
+        click.echo(error.ctx.get_help(), err=True)
+        return 2
     if debug:
         traceback.print_exception(error)
     code, message = _explain(error)

@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from nearzip.cli.console import facts, hint, human_bytes, print_json, progress, safe, show, warn
-from nearzip.cli.running import common_options
-from nearzip.cli.transfer import force_option, options_of, threads_option
+from nearzip.cli.running import common_options, showing_warnings
+from nearzip.cli.transfer import force_option, kept_text, options_of, threads_option
 from nearzip.errors import CorruptError
 from nearzip.store import Store, VerifyReport, Version
 from nearzip.store.selectors import is_selector
@@ -57,7 +57,8 @@ def _number(name: str, value: str) -> float:
 
 @store.command()
 @click.argument("url")
-@click.option("--bound", help="lossless, abs:1e-3, rel:1e-3, pwrel:0.01 or rms:0.01. Default: the method's.")
+@click.option("--bound", help="upd:0.1 (a tenth of the rms of each update), lossless, abs:1e-3, rel:1e-3, pwrel:0.01 "
+              "or rms:0.01. Default: the method's.")  # fmt: skip
 @click.option("--policy", help="forward, backward, hop or hop:8 (a keyframe every 8). Default: hop.")
 @click.option("--method", help="See 'nearzip methods'. Default: nearzip.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the method. Repeatable.")
@@ -108,7 +109,7 @@ def _show_settings(command: str, opened: Store, as_json: bool) -> None:
             ("policy", settings.policy),
         ]))  # fmt: skip
     if settings.method == "nearzip" and settings.bound is None:
-        hint("every bit is kept; with a bound, --bound rms:0.01 for example, versions are much smaller")
+        hint("every bit is kept; with --bound upd:0.1, a tenth of the rms of each update, versions are much smaller")
 
 
 @store.command()
@@ -131,26 +132,34 @@ def commit(
     timeout: float,
     threads: int | None,
     as_json: bool,
-) -> None:
-    """Add the network in FILE (.safetensors, .pt, .npz, .nz) as the next version."""
+) -> int:
+    """Add the network in FILE (.safetensors, .pt, .npz, .nz) as the next version.
+
+    Exit code 1 if the store's bound is so coarse that nearly nothing of the change since the version before is kept.
+    """
     started = time.perf_counter()
     opened = Store(url, threads=threads)
-    with progress("store commit", as_json) as callback:
+    with showing_warnings() as warned, progress("store commit", as_json) as callback:
         number = opened.commit_file(
             file, message, metrics=_numbers(metrics), tags=tags, step=step, timeout=timeout, progress=callback
         )
     seconds = time.perf_counter() - started
     version = opened.info(number)
     if as_json:
-        print_json("store commit", {"url": url, **version_document(version), "seconds": seconds})
+        kept = None if opened.update_kept is None else opened.update_kept.to_json()
+        print_json("store commit", {
+            "url": url, **version_document(version), "update_kept": kept, "seconds": seconds,
+        })  # fmt: skip
     else:
         show(facts([
             ("version", number),
             ("size", f"{human_bytes(version.n_bytes)} of tensors -> {human_bytes(version.n_stored)}: "
                      f"{version.ratio:.2f}x smaller"),
             ("coded", _coded(version)),
+            ("update", kept_text(opened.update_kept)),
             ("time", f"{seconds:.2f} s"),
         ]))  # fmt: skip
+    return 1 if warned else 0
 
 
 def _coded(version: Version) -> str:

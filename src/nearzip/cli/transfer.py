@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import re
 import time
@@ -10,17 +12,22 @@ from typing import Any
 
 import click
 
-from nearzip.api import FileReport, compress_file, decompress_file
+from nearzip.api import FileReport, compress_file, decompress_file, open_input
+from nearzip.bounds import Rms, Update
 from nearzip.budget import Plan
+from nearzip.changes import UpdateKept
 from nearzip.cli.calibrating import calibrated_file, calibration_options
 from nearzip.cli.console import facts, hint, human_bytes, print_json, progress, safe, show, warn
 from nearzip.cli.functions import load_function
 from nearzip.cli.running import common_options, showing_warnings
+from nearzip.estimates import estimate
 from nearzip.limits import Limits
 
 __all__ = ["compress", "decompress", "options_of", "size_of"]
 
 _FILE = click.Path(path_type=str)
+#: A bound is worth a hint where it makes the file smaller than this times its size.
+_WORTH = 0.9
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 
 
@@ -76,8 +83,8 @@ force_option = click.option("--force", is_flag=True, help="Overwrite outputs tha
     "bounds",
     multiple=True,
     metavar="[PATTERN=]BOUND",
-    help="lossless, abs:1e-3, rel:1e-3, pwrel:0.01 or rms:0.01; of some tensors: '*.bias=lossless'. Repeatable. "
-    "Default: the method's.",
+    help="For updates upd:0.1, a tenth of the update's rms; else lossless, abs:1e-3, rel:1e-3, pwrel:0.01 or rms:0.01. "
+    "For some tensors: '*.bias=lossless'. Repeatable. Default: the method's.",
 )
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the method. Repeatable.")
 @click.option("--plan", "plan_path", type=_FILE, metavar="PLAN", help="Settings that 'nearzip tune' found.")
@@ -149,8 +156,51 @@ def compress(
     else:
         show(_compress_text(report, output, restored, seconds))
     if method in (None, "nearzip") and bound is None and plan is None and calibrate is None:
-        hint("every bit was kept; with a bound, --bound rms:0.01 for example, the file is much smaller")
+        _hint_at_bounds(new, base, report, threads)
     return 1 if warned else 0
+
+
+def _hint_at_bounds(new: str, base: str | None, report: FileReport, threads: int | None) -> None:
+    """What a bound would have come to, estimated on a sample of this very network or update."""
+    is_update = base is not None and report.write.index.base_id is not None
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(contextlib.closing(open_input(new)))
+        reference = stack.enter_context(contextlib.closing(open_input(base))) if base and is_update else None
+        [found] = estimate(source, reference, [Update(0.1) if is_update else Rms(0.01)], threads)
+    if found.n_bytes > _WORTH * report.n_bytes:
+        hint("every bit was kept")
+    elif is_update:
+        hint(
+            f"every bit was kept; with --bound {found.bound}, each value within a tenth of the update's rms, the file "
+            f"would take about {human_bytes(found.n_bytes)} and keep {share_text(found.share)} of the update"
+        )
+    else:
+        hint(
+            f"every bit was kept; with --bound {found.bound}, each value within a hundredth of its tensor's rms, the "
+            f"file would take about {human_bytes(found.n_bytes)}"
+        )
+
+
+def share_text(share: float | None) -> str:
+    """A share in percent, rounded down: only what is whole is called so.
+
+    Examples
+    --------
+    >>> share_text(0.99996), share_text(1.0), share_text(0.00004)
+    ('99.99 %', '100 %', '0 %')
+    """
+    if share is None:
+        return "-"
+    percent = math.floor(share * 10_000) / 100
+    return f"{percent:g} %"
+
+
+def kept_text(kept: UpdateKept | None) -> str | None:
+    """How much of an update is kept, for people."""
+    if kept is None or not kept.tensors:
+        return None
+    lost = f"; lost in {some(kept.lost)}" if kept.lost else ""
+    return f"{share_text(kept.share)} of the change is kept{lost}"
 
 
 def _bits_per_value(report: FileReport) -> float:
@@ -170,6 +220,7 @@ def _compress_document(report: FileReport, output: str, restored: str | None, se
         "tensors": len(index.tensors),
         "method": index.method,
         "bound": index.bound,
+        "update_kept": None if report.write.update_kept is None else report.write.update_kept.to_json(),
         "patched_values": report.write.n_patched,
         "coded_alone": report.write.alone,
         "false_positives": report.write.false_positives,
@@ -192,6 +243,7 @@ def _compress_text(report: FileReport, output: str, restored: str | None, second
                  f"{report.ratio:.2f}x smaller, {_bits_per_value(report):.3f} bits per parameter"),
         ("method", index.method["name"]),
         ("bound", bound_text(index.bound) + (f", {patched:,} values stored exactly to keep it" if patched else "")),
+        ("update", kept_text(report.write.update_kept)),
         ("others", others_text(index.method)),
         ("divergence", None if report.write.divergence is None else f"{report.write.divergence:.3g} nats a prediction"),
         ("not calibrated", some([f"{name} ({why})" for name, why in report.write.plain.items()])),
@@ -207,8 +259,22 @@ def _compress_text(report: FileReport, output: str, restored: str | None, second
 
 def bound_text(document: Mapping[str, Any]) -> str:
     """A bound as the command line spells it, from an archive's index (untrusted)."""
-    kind, value = document.get("kind", "unknown"), document.get("value")
-    return f"{kind}:{value:g}" if isinstance(value, float) else str(kind)
+    kind, value, resolved = document.get("kind", "unknown"), document.get("value"), document.get("resolved")
+    if not isinstance(value, float):
+        return str(kind)
+    scope = ":tensor" if document.get("per") == "tensor" else ""
+    return f"{kind}:{value:g}{scope}{_resolved_text(resolved)}"
+
+
+def _resolved_text(resolved: Any) -> str:
+    """What a bound relative to the update came to (untrusted)."""
+    values = [value for value in (resolved if isinstance(resolved, list) else [resolved]) if isinstance(value, float)]
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    if not high:
+        return " (nothing changed: every bit)"
+    return f" (|x - x'| <= {high:.4g})" if low == high else f" (|x - x'| <= {low:.4g} .. {high:.4g}, by tensor)"
 
 
 def others_text(method: Mapping[str, Any]) -> str | None:

@@ -11,6 +11,7 @@ from nearzip.container import Index
 from nearzip.errors import CorruptError, Error
 from nearzip.store.labels import label_of
 from nearzip.store.manifest import Manifest, Part
+from nearzip.updates import written_bounds
 
 __all__ = ["bound_of", "committed_bounds", "folded", "spelled"]
 
@@ -58,6 +59,8 @@ def _of_index(index: Index) -> dict[str, str]:
             found.update({names[i]: spelled(other["bound"]) for i in other["tensors"]})
     except (KeyError, TypeError, IndexError, AttributeError):
         raise CorruptError("the index names the settings of tensors that it does not have") from None
+    # A share of the update that was: only what it came to can be checked now.
+    found.update({name: f"abs:{value!r}" if value else "lossless" for name, value in written_bounds(index).items()})
     return {name: text for name, text in found.items() if text is not None}
 
 

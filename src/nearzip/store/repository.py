@@ -11,15 +11,18 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 
-from nearzip.api import PlanLike, open_input
+from nearzip.api import PlanLike, open_input, warn_of_lost_update
 from nearzip.archive import write_archive
-from nearzip.digests import content_id, tensor_digest
+from nearzip.changes import UpdateKept
+from nearzip.digests import content_id, fingerprint, tensor_digest
 from nearzip.errors import BusyError, CorruptError, Error, LimitError, NotFoundError, UsageError
 from nearzip.files import check_writable, write_checkpoint
+from nearzip.frameworks import check_framework, to_framework
 from nearzip.limits import Limits
 from nearzip.recipes import recipe_type
 from nearzip.recipes.settings import Settings
@@ -46,6 +49,8 @@ from nearzip.store.stat import Stat, stat_of
 from nearzip.store.verify import Verifier, VerifyReport, parse_subset
 from nearzip.store.versions import Versions
 from nearzip.tensors import Array, Checkpoint, TensorSpec, check_text
+from nearzip.texts import html_table
+from nearzip.updates import without_updates
 
 __all__ = ["Store"]
 
@@ -73,7 +78,8 @@ class Store:
     create : bool
         Make a store if there is none.
     bound : Bound, str, or mapping of tensor name or pattern to Bound or str
-        Promised for every element of every version, against what was committed. None: lossless for "nearzip".
+        Promised for every element of every version, against what was committed. None: lossless for "nearzip". With
+        `nearzip.Update(e)`, a share of the change since the version before, the first version is lossless.
     policy : Policy or str
         "forward", "backward", "hop" or "hop:8"; see docs/store.md. Default: hop, a keyframe every 10 versions.
     method, options : str, dict
@@ -124,6 +130,11 @@ class Store:
         self._shard: tuple[str, dict[str, Array] | None] | None = None
         #: Of the version with that id.
         self._steps: tuple[str, dict[str, float]] | None = None
+        #: Of the latest version that was committed here: how much of its change since the version before is kept. None
+        #: if there is none before.
+        self.update_kept: UpdateKept | None = None
+        #: Id of that version, and fingerprints of the tensors as they were committed.
+        self._prints: tuple[str | None, dict[str, bytes]] = (None, {})
         self._hold = hold
         self._limits = limits
         self._threads = threads
@@ -199,6 +210,28 @@ class Store:
     def __repr__(self) -> str:
         return f"<nearzip.Store {self.url}>"
 
+    def _repr_html_(self) -> str:
+        """What notebooks show: from what was read already, so that showing a store never fails."""
+        settings = self.settings
+        rows = [
+            ("method", settings.method),
+            ("bound", settings.bound or "the method's own"),
+            ("policy", str(self.policy)),
+        ]
+        return html_table(f"nearzip.Store {self.url}", rows)
+
+    def close(self) -> None:
+        """Let go of the arrays that are held from one commit to the next. The store can still be used."""
+        self._held = self._shard = None
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def _check_writable(self) -> None:
         if not self._backend.can_write:
             raise UsageError(f"{self.url}: is read only")
@@ -236,6 +269,7 @@ class Store:
         plan: PlanLike | None = None,
         timeout: float = 300.0,
         progress: Progress | None = None,
+        warn: bool = True,
     ) -> int:
         """Add a version; it is there for good, or not at all.
 
@@ -249,11 +283,18 @@ class Store:
             Method and bound for each tensor, in place of the store's.
         timeout : float
             Seconds to wait for other writers.
+        warn : bool
+            False: no UpdateLostWarning; `update_kept` says what is kept.
 
         Returns
         -------
         int
             The version's number: 0, 1, 2, ..
+
+        Warns
+        -----
+        UpdateLostWarning
+            The bound is so coarse that nearly nothing of the change against the version before is kept.
 
         Raises
         ------
@@ -277,6 +318,8 @@ class Store:
                 raise BusyError(f"{self.url}: others kept committing for {timeout:g} s; try again")
             time.sleep(random.uniform(0, 0.05))  # noqa: S311 (not for secrets)
         self._after_commit(manifest)
+        if warn:
+            warn_of_lost_update(self.update_kept)
         return manifest.number
 
     def commit_file(self, path: str | os.PathLike[str], message: str = "", **said: Any) -> int:
@@ -317,9 +360,22 @@ class Store:
             self._versions.forget()
             return None
         self._steps = (manifest.id, draft.steps)
+        self._note_change(source, manifest, draft, latest)
         if hold and draft.arrays is not None:
             self._held = Held(number, manifest.id, draft.arrays)
         return manifest
+
+    def _note_change(self, source: Checkpoint, manifest: Manifest, draft: Draft, latest: int | None) -> None:
+        """Remember what is kept of the change. Tensors that equal those of the commit before did not change, whatever
+        rounding left between them and the base.
+        """
+        before_id, before = self._prints
+        prints = {name: fingerprint(source.read(name)) for name, spec in source.specs.items() if spec.is_float}
+        kept = draft.update_kept
+        if kept is not None and latest is not None and before_id == self._versions.get(latest).id:
+            kept = kept.knowing({name: before[name] != prints[name] for name in prints if name in before})
+        self._prints = (manifest.id, prints)
+        self.update_kept = kept
 
     def _check_age(self, seconds: float) -> None:
         """Raise BusyError if objects that no manifest names yet may be deleted soon, where others sweep them by age."""
@@ -353,7 +409,7 @@ class Store:
                 shared = None
                 if held is not None and self._backend.commits_alone:
                     shared = encoder.shared(source, held, manifest, alone=base is None)
-                draft = encoder.version(source, number, base, latest, hold, shared)
+                draft = encoder.version(source, number, base, latest, hold, shared, before=checkpoint)
                 self._check_base(draft, manifest, None if shared is None else held)
                 return draft
 
@@ -454,8 +510,12 @@ class Store:
         plan: PlanLike | None = None,
         timeout: float = 300.0,
         progress: Progress | None = None,
+        warn: bool = True,
     ) -> None:
         """Write one process's tensors of the next version; `commit_shards` makes a version of them.
+
+        A bound relative to the update (`nearzip.Update`) counts from the change of this process's tensors. `warn` as
+        for `commit`.
 
         Parameters
         ----------
@@ -487,6 +547,9 @@ class Store:
             self._backend.settle("objects")
             write_ticket(self._backend, session, Ticket(rank, ranks, latest, (part,), contents))
         self._shard = (part.object, done.arrays)
+        self.update_kept = done.report.update_kept
+        if warn:
+            warn_of_lost_update(self.update_kept)
 
     def _shard_base(self, source: Checkpoint, latest: int) -> tuple[Checkpoint | None, dict[str, float]]:
         """What readers hold of a shard's tensors, and the steps that they were quantized by."""
@@ -704,8 +767,9 @@ class Store:
         selector: Selector = "latest",
         names: Sequence[str] | None = None,
         *,
+        framework: str = "np",
         progress: Progress | None = None,
-    ) -> dict[str, Array]:
+    ) -> dict[str, Any]:
         """The arrays of a version, bit for bit the same whenever it is asked for.
 
         Parameters
@@ -714,6 +778,8 @@ class Store:
             "latest", a number, "tag:best", "step=1200", "best:accuracy" (the largest), "min:loss".
         names : sequence of str
             Only these tensors.
+        framework : {"np", "pt"}
+            NumPy arrays, or PyTorch tensors on the CPU.
 
         Raises
         ------
@@ -722,7 +788,9 @@ class Store:
         CorruptError
             Something that it needs is damaged; nothing wrong is ever returned.
         """
-        return self._reading(selector, lambda number: self._decode(number, names, progress))[1]
+        check_framework(framework)
+        arrays = self._reading(selector, lambda number: self._decode(number, names, progress))[1]
+        return {name: to_framework(array, framework) for name, array in arrays.items()}
 
     def _reading(self, selector: Selector, read: Callable[[int], T]) -> tuple[int, T]:
         """The version that a selector means and what `read` makes of it, while others re-encode and drop versions."""
@@ -894,7 +962,8 @@ def _try_out(settings: StoreSettings) -> None:
     bounds = settings.bound.values() if isinstance(settings.bound, Mapping) else [settings.bound]
     probe = Checkpoint.of({"x": np.zeros(1, np.float32)})
     for bound in bounds:
-        write_archive(probe, None, dataclasses.replace(settings, bound=bound).codec(["x"]), io.BytesIO(), threads=1)
+        codec = without_updates(dataclasses.replace(settings, bound=bound).codec(["x"]))
+        write_archive(probe, None, codec, io.BytesIO(), threads=1)
 
 
 def _said(

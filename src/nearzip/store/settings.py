@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nearzip.bounds import Bound, parse_bound
+from nearzip.bounds import Bound, bound_spelling, parse_bound
 from nearzip.errors import CorruptError, UsageError
 from nearzip.recipes import recipe_type
 from nearzip.recipes.base import Recipe
@@ -41,8 +41,7 @@ def _settled(bound: Bound | str) -> str:
         raise UsageError(
             f"a bound is nearzip.Lossless(), Absolute(e), .. or a string such as 'abs:1e-3', not {bound!r}"
         )
-    value = getattr(bound, "value", None)
-    return bound.key if value is None else f"{bound.key}:{value!r}"
+    return bound_spelling(bound)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from nearzip.tensors import Array
 from nearzip.torch.arrays import to_torch
 from nearzip.torch.dcp_index import Place, index_from_json, index_to_json
 from nearzip.torch.moments import BUFFERS, MEANS, ROOTS, Moments
-from nearzip.torch.places import open_store
+from nearzip.torch.places import commit_quietly, open_store
 from nearzip.torch.plans import StatePlan
 from nearzip.torch.state import FORMAT, TrainingState, unpack_parts
 from nearzip.torch.trees import Json, pack
@@ -126,9 +126,8 @@ class NearzipWriter(StorageWriter, BlockingAsyncStager):
         state, names = _shard_state(plan, planner, self._eps)
         small = state.shrunk(self._moments, self._predictions)
         arrays = small.to_arrays()
-        version = self._store(shard_path(self.place, plan.storage_data)).commit(
-            arrays, plan=StatePlan.of(small, self._bound), message=self._label
-        )
+        store = self._store(shard_path(self.place, plan.storage_data))
+        version = commit_quietly(store, arrays, plan=StatePlan.of(small, self._bound), message=self._label)
         future.set_result(
             [
                 WriteResult(item.index, _n_bytes(item), Place(plan.storage_data, version, name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class StatePlan:
 
 def _finer(bound: Bound) -> Bound:
     value = getattr(bound, "value", None)
-    return bound if value is None else type(bound)(value / FINER)  # type: ignore[call-arg]
+    return bound if value is None else dataclasses.replace(bound, value=value / FINER)  # type: ignore[call-arg]
 
 
 def _forgetful(state: TrainingState) -> set[str]:

@@ -90,7 +90,7 @@ def recipe_quantizer(
 
     def quantize(values: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         known = None if base is None else {name: base[name] for name in values if name in base}
-        restored = api.compress(values, known or None, method, bound, options=options).restored
+        restored = api.compress_quietly(values, known or None, method, bound, options=options).restored
         return {name: to_torch(restored[name]).to(value.device) for name, value in values.items()}
 
     return quantize

@@ -18,7 +18,7 @@ from nearzip.store.keep import parse_rules
 from nearzip.tensors import Array
 from nearzip.torch.background import Background
 from nearzip.torch.moments import Moments
-from nearzip.torch.places import StoreLike, open_store, prune_store
+from nearzip.torch.places import StoreLike, commit_quietly, open_store, prune_store
 from nearzip.torch.plans import BoundOrBounds, StatePlan
 from nearzip.torch.shapes import Shapes
 from nearzip.torch.snapshot import Snapshot
@@ -47,6 +47,9 @@ class SaveReport:
         made (docs/training.md, "Memory").
     last_version : int or None
         The newest version that is committed.
+    update_kept : float or None
+        The share of its weights' change since the version before that is kept, 0 to 1; None if it has no base. Nearly
+        none is logged as a warning, once.
     """
 
     n_saves: int = 0
@@ -56,6 +59,7 @@ class SaveReport:
     n_bytes: int = 0
     snapshot_bytes: int = 0
     last_version: int | None = None
+    update_kept: float | None = None
 
 
 class Saver:
@@ -176,8 +180,10 @@ class Saver:
     def _behind(self, state: TrainingState, said: Mapping[str, Any]) -> None:
         small = state.shrunk(self._moments, self._predictions)
         plan = StatePlan.of(small, self._bound, self._method, self._options)
-        version = self.store.commit(small.to_arrays(), plan=plan, **said)
+        version = commit_quietly(self.store, small.to_arrays(), plan=plan, **said)
         self._counts.last_version = version
+        kept = self.store.update_kept
+        self._counts.update_kept = None if kept is None else kept.share
         self._counts.n_bytes += self.store.info(version).n_stored
         prune_store(self.store, self._keep)
 
