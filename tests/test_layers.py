@@ -112,8 +112,10 @@ def test_there_are_no_circles_inside_packages():
         "cli",
     ):
         graph = {
-            f"{package}.{path.stem}": {name for name in imports_of(path) if name.startswith(f"{package}.")}
-            for path in (ROOT / package).glob("*.py")
+            ".".join(path.relative_to(ROOT).with_suffix("").parts): {
+                name for name in imports_of(path) if name.startswith(f"{package}.")
+            }
+            for path in (ROOT / package).rglob("*.py")
             if path.name not in EXCEPTED
         }
         while graph:

@@ -23,7 +23,7 @@ from nearzip.torch.trees import Json, pack, unpack
 __all__ = ["Place", "index_from_json", "index_to_json"]
 
 _FORMAT = 1
-_MOST_AXES = 32
+_MAX_AXES = 32
 
 
 class Place(NamedTuple):
@@ -88,7 +88,7 @@ def _text(value: Any) -> str:
 
 
 def _sizes(value: Any) -> torch.Size:
-    if not isinstance(value, list) or len(value) > _MOST_AXES:
+    if not isinstance(value, list) or len(value) > _MAX_AXES:
         raise TypeError(f"{str(value)[:80]} is no shape")
     if not all(type(n) is int and 0 <= n < 1 << 62 for n in value):
         raise ValueError(f"{str(value)[:80]} is no shape")
