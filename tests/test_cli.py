@@ -23,7 +23,7 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
 
 import nearzip as nz
-from nearzip import storage
+from nearzip import fileio
 from nearzip.cli import cli
 from nearzip.cli.console import human_bytes, safe
 
@@ -122,6 +122,15 @@ def test_tensors_coded_alone_and_gone_are_named(files: Path):
     assert "layer.bias" in result.stdout
 
 
+def test_codings_that_are_smaller_than_what_was_asked_are_named(files: Path):
+    rng = np.random.default_rng(5)
+    save_file({"w": rng.normal(size=(64, 64)).astype(np.float16)}, "half.safetensors")
+    result = good("compress", "half.safetensors", "-o", "h.nz", "--bound", "abs:1e-7")
+    assert "smaller coding  1 exactly" in result.stdout
+    report = json.loads(good("compress", "half.safetensors", "-o", "i.nz", "--bound", "abs:1e-7", "--json").stdout)
+    assert report["choices"] == {"w": "exact"}
+
+
 def test_keep_going_leaves_out_damaged_tensors_and_warns(files: Path):
     big = {name: rng.normal(size=(1100, 1000)).astype(np.float32) for name in ("one", "two")}
     nz.compress(big).save("big.nz")
@@ -197,10 +206,10 @@ def test_compare_draws(files: Path):
     ("matplotlib.figure", ("compare", "old.safetensors", "new.safetensors", "--plot", "p.png"), "nearzip[plot]"),
     ("matplotlib.figure", ("demo",), "nearzip[demo]"),
     ("sklearn.datasets", ("demo", "--output", "."), "nearzip[demo]"),
-    ("torch", ("compress", "new.pt", "-o", "u.nz"), "nearzip[torch]"),
+    ("torch", ("decompress", "new.nz", "-o", "new.pt"), "nearzip[torch]"),
 ])  # fmt: skip
 def test_a_missing_extra_is_named(files: Path, monkeypatch: pytest.MonkeyPatch, module, command, extra):
-    Path("new.pt").write_bytes(b"anything")
+    nz.compress({"x": np.ones(3)}).save("new.nz")
     monkeypatch.delenv("NEARZIP_DATA", raising=False)  # with it, the demo takes MNIST
     monkeypatch.setitem(sys.modules, module, None)
     bad(3, *command, says=(extra, "pip install"))
@@ -309,7 +318,8 @@ def test_places_that_cannot_be_read(files: Path):
     bad(10, "compress", "gone.safetensors", "-o", "u.nz", says=("gone.safetensors", "no such file"))
     bad(10, "inspect", "gone.nz", says=("gone.nz",))
     bad(10, "compare", "gone.npz", "new.safetensors", says=("gone.npz",))
-    bad(2, "compress", "notes.txt", "-o", "u.nz", says=("notes.txt", "'.txt'", ".safetensors"))
+    Path("notes.txt").write_text("no network")
+    bad(2, "compress", "notes.txt", "-o", "u.nz", says=("notes.txt", "unknown ending", ".safetensors"))
     Path("folder.pt").mkdir()
     bad(2, "compress", "folder.pt", "-o", "u.nz", says=("folder.pt", "directory"))
     bad(10, "demo", "--data", "gone", "--output", ".", says=("gone", "MNIST"))
@@ -352,7 +362,7 @@ def test_a_format_that_cannot_hold_the_tensors(files: Path):
 def test_an_archive_over_the_limit(files: Path):
     bad(14, "decompress", "update.nz", "--base", "old.safetensors", "-o", "o.npz", "--max-output", "1kB",
         says=("update.nz", "1000", "--max-output"))  # fmt: skip
-    good("decompress", "update.nz", "--base", "old.safetensors", "-o", "o.npz", "--max-output", "0.1 MB")
+    good("decompress", "update.nz", "--base", "old.safetensors", "-o", "o.safetensors", "--max-output", "0.1 MB")
 
 
 class _FullDisk(io.FileIO):
@@ -366,9 +376,9 @@ class _FullDisk(io.FileIO):
 
 def _fill_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Leave no room for files of that name."""
-    roomy = storage._NamingFile
+    roomy = fileio._NamingFile
     full = type("_FullNamingFile", (roomy, _FullDisk), {})
-    monkeypatch.setattr(storage, "_NamingFile", lambda path, to: (full if name in str(path) else roomy)(path, to))
+    monkeypatch.setattr(fileio, "_NamingFile", lambda path, to: (full if name in str(path) else roomy)(path, to))
 
 
 @pytest.mark.parametrize("output", ["out.safetensors", "out.npz", "out.pt"])

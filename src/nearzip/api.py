@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import dataclasses
-import io
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from nearzip.archive import Archive, Progress, Reader, WriteReport, write_archive
+from nearzip.attached import described, without_attached
 from nearzip.bounds import Bound, parse_bound
+from nearzip.buffers import WriteBuffer
 from nearzip.changes import UpdateKept
-from nearzip.container import Memory
+from nearzip.checkpoints import open_checkpoint, write_checkpoint
+from nearzip.container import is_archive
 from nearzip.digests import checkpoint_id
 from nearzip.errors import CorruptError, Error, UpdateLostWarning, UsageError
-from nearzip.files import check_writable, open_checkpoint, write_checkpoint
+from nearzip.fileio import Output, atomic_file, check_outputs, is_stream, naming_errors, naming_memory, spooled_input
 from nearzip.frameworks import to_framework
 from nearzip.limits import Limits
-from nearzip.recipes import Recipe, Retrain, Setting, Settings, recipe_type, recipe_types
-from nearzip.storage import atomic_file, check_free, naming_errors, open_source
+from nearzip.recipes import Recipe, Retrain, Setting, Settings, broken_recipes, recipe_type, recipe_types
+from nearzip.sources import open_source
 from nearzip.tensors import Array, Checkpoint, check_text, keeping_last
 
 __all__ = ["PlanLike", "compress", "compress_file", "decompress", "decompress_file", "methods", "open"]
@@ -37,14 +40,15 @@ class PlanLike(Protocol):
 
 
 def methods() -> dict[str, str]:
-    """Name and one-line description of every method, plug-ins' included.
+    """Name and one-line description of every method, plug-ins' included; for one that cannot be loaded, its error.
 
     Examples
     --------
     >>> print(methods()["lzma"])
     Baseline: LZMA2 on raw bytes, lossless.
     """
-    return {name: recipe.summary() for name, recipe in recipe_types().items()}
+    summaries = {name: recipe.summary() for name, recipe in recipe_types().items()}
+    return summaries | {name: str(error) for name, error in broken_recipes().items()}
 
 
 BoundLike = Bound | str | None
@@ -178,7 +182,7 @@ def compress(
         Kept in the archive as it is.
     retrain : callable
         For the methods that prune: retrain(tensors, hold) gets a dict of arrays, pruned or clustered, and a
-        `nearzip.recipes.Hold` that says what must stay as it is; it returns the tensors retrained, by the same names.
+        `nearzip.Hold` that says what must stay as it is; it returns the tensors retrained, by the same names.
         `nearzip.torch.finetune` does the holding. Without it, what the options say is pruned and not retrained.
     threads : int or None
         None: `NEARZIP_THREADS`, or all processors. The bytes do not depend on it.
@@ -211,7 +215,7 @@ def compress(
     _check_arguments(method, bound, plan, options)
     with _checkpoints(tensors, base, metadata) as (opened, reference):
         source = _retrained(method, plan, options, opened, retrain)
-        settings = _settings(method, bound, plan, options, source.specs)
+        settings = _settings(method, bound, plan, options, without_attached(source).specs)
         archive = archive_of(source, reference, settings, threads, progress)
         _warn_of_another_archive(plan, source, reference, archive.report)
     warn_of_lost_update(archive.update_kept)
@@ -242,7 +246,7 @@ def archive_of(
 ) -> Archive:
     """An archive in memory. `targets` as in `write_archive`."""
     restored: dict[str, Array] = {}
-    stream = Memory(source.n_bytes)
+    stream = WriteBuffer(source.n_bytes)
     report = write_archive(source, base, settings, stream, restored.__setitem__, threads, progress, targets)
     _separate(restored, report.index.aliases)
     return Archive(stream.written(), {name: restored[name] for name in source.specs}, report)
@@ -261,29 +265,33 @@ def _retrained(
     if plan is not None:
         raise UsageError("a plan's settings were found for the tensors as they are; give a plan or retrain, not both")
     recipe = recipe_type(method).from_options(options)
-    recipe.check_names(source.specs)
-    return dataclasses.replace(
-        Checkpoint.of(recipe.prepare(dict(source.arrays()), retrain), source.metadata, source.tree), close=source.close
-    )
+    network = without_attached(source)
+    recipe.check_names(network.specs)
+    prepared = recipe.prepare(dict(network.arrays()), retrain)
+    rest = {name: source.read(name) for name in source.specs if name not in network.specs}
+    made = Checkpoint.of({**prepared, **rest})
+    return dataclasses.replace(source, specs=made.specs, read=made.read)
 
 
 def _separate(tensors: dict[str, Array], aliases: Mapping[str, str]) -> None:
     """Give equal tensors, stored once, memory of their own: a caller may write to one of them."""
     for name in aliases:
-        tensors[name] = tensors[name].copy()
+        if name in tensors:
+            tensors[name] = tensors[name].copy()
 
 
 def open(
-    archive: Archive | bytes | io.BytesIO | Path,
+    archive: Archive | bytes | Path | BinaryIO,
     base: Mapping[str, Any] | Checkpoint | Path | None = None,
     limits: Limits | None = None,
     *,
     framework: str = "np",
     threads: int | None = None,
 ) -> Reader:
-    """Open an archive (bytes, path, or a URL that fsspec reads) without decoding it: a mapping of lazy tensors.
+    """Open an archive without decoding it: a mapping of lazy tensors.
 
-    `framework`: "np" for NumPy arrays, "pt" for PyTorch tensors on the CPU. `base`: also the path of a checkpoint file.
+    `archive` is bytes, a path, a binary stream, or a URL that fsspec reads. `base`: also the path of a checkpoint.
+    `framework`: "np" for NumPy arrays, "pt" for PyTorch tensors on the CPU.
 
     Raises CorruptError, NewerFormatError or LimitError if its index cannot be trusted, NotFoundError if it is not
     there. Use as a context manager.
@@ -291,7 +299,7 @@ def open(
     source = open_source(archive.data if isinstance(archive, Archive) else archive)
     try:
         reference = None if base is None else _checkpoint(base)
-        reader = Reader(source, reference, limits, threads, framework)
+        reader = Reader(source, reference, limits, threads, framework, list_attached=False)
     except BaseException:
         source.close()
         raise
@@ -301,7 +309,7 @@ def open(
 
 
 def decompress(
-    archive: Archive | bytes | io.BytesIO | Path,
+    archive: Archive | bytes | Path | BinaryIO,
     base: Mapping[str, Any] | Path | None = None,
     limits: Limits | None = None,
     *,
@@ -313,8 +321,8 @@ def decompress(
 
     Parameters
     ----------
-    archive : Archive, bytes, BytesIO, path or URL
-    base : mapping of str to array, or path of a checkpoint file
+    archive : Archive, bytes, path, URL or binary stream
+    base : mapping of str to array, or path of a checkpoint
         What the archive was made against, if anything; ignored if it needs none.
     limits : Limits
         What reading may take; see `Limits`.
@@ -326,10 +334,13 @@ def decompress(
     WrongBaseError
         The base is missing or another one.
     CorruptError, TruncatedError, NewerFormatError, LimitError
-        The archive is damaged, cut short, too new, or larger than the limits.
+        The archive is damaged, cut short, too new, or larger than the limits or the memory that the process can get.
     """
-    with open(archive, base, limits, framework=framework, threads=threads) as reader:
-        tensors = dict(reader.stream(progress=progress))
+    with (
+        naming_memory("all tensors together"),
+        open(archive, base, limits, framework=framework, threads=threads) as reader,
+    ):
+        tensors = dict(reader.stream(set(reader), progress))
         _separate(tensors, reader.index.aliases)
         return {name: to_framework(tensors[name], framework) for name in reader}
 
@@ -350,29 +361,45 @@ class FileReport:
         return self.n_bytes_in / self.n_bytes
 
 
-def open_input(path: Path, limits: Limits | None = None) -> Checkpoint:
-    """A checkpoint file, or an archive that needs no base."""
-    if str(path).lower().endswith(".nz"):
-        reader = open(path, limits=limits)
-        specs = {spec.name: spec for spec in reader.index.tensors}
-        if reader.index.base_id is not None:
-            reader.close()
-            raise UsageError(f"{os.fspath(path)}: is an update; decompress it with its base first")
-        read = keeping_last(reader.__getitem__)
-        return Checkpoint(specs, read, reader.metadata(), reader.index.tree, close=reader.close)
-    return open_checkpoint(path)
+def open_input(path: Path | BinaryIO, limits: Limits | None = None) -> Checkpoint:
+    """A checkpoint of any format, or an archive that needs no base: a path, or an open binary stream.
+
+    A stream is copied to a temporary file first: tensors are read in any order.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        return _open_stream(path, limits)
+    if is_stream(path):
+        with naming_errors("read", path), builtins.open(path, "rb") as stream:
+            return _open_stream(stream, limits)
+    if not is_archive(path):
+        return open_checkpoint(path)
+    reader = open(path, limits=limits)
+    specs = {spec.name: spec for spec in reader.index.tensors}
+    if reader.index.base_id is not None:
+        reader.close()
+        raise UsageError(f"{os.fspath(path)}: is an update; decompress it with its base first")
+    read = keeping_last(reader.__getitem__)
+    return described(Checkpoint(specs, read, reader.metadata(), reader.index.tree, close=reader.close))
+
+
+def _open_stream(stream: BinaryIO, limits: Limits | None) -> Checkpoint:
+    with contextlib.ExitStack() as stack:
+        name = spooled_input(stream, stack)
+        opened = open_input(name, limits)
+        stack.callback(opened.close)
+        return dataclasses.replace(opened, close=stack.pop_all().close)
 
 
 def compress_file(
-    src: Path,
-    dst: Path,
-    base: Path | None = None,
+    src: Path | BinaryIO,
+    dst: Output,
+    base: Path | BinaryIO | None = None,
     method: str = "nearzip",
     bound: BoundLike | Mapping[str, BoundLike] = None,
     plan: PlanLike | None = None,
     options: Mapping[str, Any] | None = None,
     *,
-    restored: Path | None = None,
+    restored: Output | None = None,
     retrain: Retrain | None = None,
     force: bool = False,
     threads: int | None = None,
@@ -380,27 +407,40 @@ def compress_file(
 ) -> FileReport:
     """Compress a checkpoint file, tensor by tensor; memory does not grow with the file.
 
-    `src` and `base`: .safetensors, .pt, .pth, .bin, .npz, or an .nz archive that needs no base. `restored`: also write
-    what a reader will get, the next base. Outputs are written whole or not at all and overwritten only with `force`.
-    With `retrain` all tensors are held in memory. The other parameters and the errors are `compress`'s.
+    Parameters
+    ----------
+    src, base : path
+        A checkpoint of any format that is known, told by its content, or an .nz archive that needs no base. `src` may
+        be an open binary stream.
+    dst : path or binary stream
+        Pipes and streams get all bytes at the end.
+    restored : path or binary stream
+        Also write what a reader will get, the next base.
+    force : bool
+        Overwrite outputs that exist. An input is never overwritten.
+    retrain : callable
+        All tensors are held in memory then.
+    method, bound, plan, options, threads, progress
+        As for `compress`, whose errors are raised. Outputs are written whole or not at all.
     """
     _check_arguments(method, bound, plan, options)
-    for output in (dst, restored):
-        if output is not None:
-            check_free(output, force)
+    check_outputs([dst], [src, base, restored], force)
+    check_outputs([restored], [src, base, dst], force, folders=True)
     opened = open_input(src)
     reference = None if base is None else open_input(base)
     try:
         source = _retrained(method, plan, options, opened, retrain)
-        settings = _settings(method, bound, plan, options, source.specs)
+        settings = _settings(method, bound, plan, options, without_attached(source).specs)
         with atomic_file(dst, force=force) as stream:
             if restored is None:
                 report = write_archive(source, reference, settings, stream, None, threads, progress)
             else:
-                with write_checkpoint(restored, source.specs, source.metadata, source.tree, force) as writer:
+                with write_checkpoint(
+                    restored, source.specs, source.metadata, source.tree, force, source.read
+                ) as writer:
                     report = write_archive(source, reference, settings, stream, writer.write, threads, progress)
                     # Neither file appears before the other is safe.
-                    with naming_errors("write", dst):
+                    with naming_errors("write", dst if isinstance(dst, (str, os.PathLike)) else "output stream"):
                         stream.flush()
                         os.fsync(stream.fileno())
         _warn_of_another_archive(plan, source, reference, report)
@@ -413,34 +453,49 @@ def compress_file(
 
 
 def decompress_file(
-    src: Path,
-    dst: Path,
-    base: Path | None = None,
+    src: Archive | bytes | Path | BinaryIO,
+    dst: Output,
+    base: Path | BinaryIO | None = None,
     limits: Limits | None = None,
     *,
     keep_going: bool = False,
     force: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
+    ending: str | None = None,
 ) -> dict[str, Error]:
-    """Restore an archive to a checkpoint file whose ending names the format, tensor by tensor.
+    """Restore an archive to a checkpoint file, tensor by tensor.
 
-    With `keep_going`, tensors that cannot be read are left out and returned with their errors; without it the first
-    of them is raised and nothing is written. The errors are `decompress`'s.
+    Parameters
+    ----------
+    src : path, URL, bytes, binary stream or Archive
+    dst : path or binary stream
+        Its ending names the format; streams get .safetensors, or what `ending` says. What the format cannot hold is
+        left out with a warning.
+    keep_going : bool
+        Tensors that cannot be read are left out and returned with their errors; without it the first of them is raised
+        and nothing is written.
+    ending : str
+        The format, such as ".pt", whatever `dst` is called.
+
+    Raises
+    ------
+    WrongBaseError, CorruptError, LimitError, NewerFormatError
+        As `decompress`.
+    UsageError
+        `dst` exists and `force` is not given, is an input, or cannot hold the tensors.
     """
-    check_free(dst, force)
+    check_outputs([dst], [src, base], force, folders=True)
     reference = None if base is None else open_input(base, limits)
     try:
         with open(src, reference, limits, threads=threads) as reader:
             damage: dict[str, Error] = dict(reader.damage()) if keep_going else {}
             specs = {spec.name: spec for spec in reader.index.tensors if spec.name not in damage}
             if damage and not specs:
-                raise CorruptError(
-                    f"{os.fspath(src)}: no tensor can be read; the first error: {next(iter(damage.values()))}"
-                )
-            check_writable(dst, specs)
+                raise CorruptError(f"no tensor can be read; the first error: {next(iter(damage.values()))}")
             tree = None if damage else reader.index.tree
-            with write_checkpoint(dst, specs, reader.metadata(), tree, force) as writer:
+            read = keeping_last(reader.__getitem__)
+            with write_checkpoint(dst, specs, reader.metadata(), tree, force, read, ending) as writer:
                 for name, array in reader.stream(set(specs), progress):
                     writer.write(name, array)
             return damage

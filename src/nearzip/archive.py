@@ -5,22 +5,26 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, ClassVar, Literal, TypeVar
 
 import numpy as np
 
-from nearzip import _core
-from nearzip.bounds import NoPromise, Update
+import nearzip._core as _core
+from nearzip.attached import attached_names
+from nearzip.bounds import EXACT, NoPromise, Update
+from nearzip.buffers import buffer_for
 from nearzip.changes import Change, Changes, UpdateKept
 from nearzip.choice import REPEATS, STORED
 from nearzip.codec import decode_block, decode_sparse_block, encode_block, time_block
 from nearzip.container import BlockEntry, Index, Segment, Source, Writable, Writer, read_index
 from nearzip.digests import content_id, digest, join_pieces, part_digests, tensor_digest
 from nearzip.errors import CorruptError, LimitError, NotFoundError, UsageError, WrongBaseError
+from nearzip.fileio import atomic_file, naming_memory
 from nearzip.frameworks import check_framework, to_framework
 from nearzip.layout import Block, Draft, block_context, block_values, draft_segments, segment_blocks
 from nearzip.limits import Limits
@@ -28,8 +32,7 @@ from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.recipes import Settings
 from nearzip.sparse_forms import sparse_in
 from nearzip.stages import Context, DecodeTimes, Pipeline, SparseValues
-from nearzip.storage import atomic_file
-from nearzip.tensors import Array, Checkpoint, TensorSpec, room_for
+from nearzip.tensors import Array, Checkpoint, TensorSpec
 from nearzip.texts import html_table, human_bytes
 from nearzip.ties import find_ties
 from nearzip.updates import Resolved, resolve_updates
@@ -39,6 +42,8 @@ __all__ = ["Archive", "Reader", "TensorReport", "write_archive"]
 
 T = TypeVar("T")
 
+#: Bytes of tensors below which threads cost more than they save.
+_THREADS_FROM = 128 << 10
 #: Called with bytes done and bytes in all.
 Progress = Callable[[int, int], None]
 #: Takes each restored tensor as soon as it is complete.
@@ -107,11 +112,16 @@ CHOICES = {
 }
 
 
-def _choices(draft: Draft, entries: Sequence[BlockEntry]) -> dict[str, str]:
+def _choices(draft: Draft, entries: Sequence[BlockEntry], base: Checkpoint | None) -> dict[str, str]:
     """The choice for each tensor of a segment, if most of its blocks were coded otherwise than drafted."""
     taken = {draft.without: "no-base", REPEATS: "repeats", STORED: "stored", draft.pipeline: ""}
     choice = Counter(taken.get(entry.pipeline, "exact") for entry in entries).most_common(1)[0][0]
-    return {spec.name: choice for spec in draft.tensors} if choice else {}
+    far = not choice and not draft.with_base and draft.uses_base and base is not None
+    return {
+        spec.name: choice or "no-base"
+        for spec in draft.tensors
+        if choice or (far and base is not None and spec.same_kind(base.specs.get(spec.name)))
+    }
 
 
 def _pieces(block: Block, values: Array) -> list[list[bytes]]:
@@ -154,7 +164,7 @@ class _Assembler:
             self._values = values
             return
         if self._values is None:
-            self._values = room_for(n, values.dtype)
+            self._values = buffer_for(n, values.dtype)
         self._values[self._n_values : self._n_values + values.size] = values
         self._n_values += values.size
 
@@ -187,6 +197,7 @@ def write_archive(
     """
     threads = number_of_threads(threads)
     _check_writable(source)
+    settings = settings.with_exact(source.exact).with_bytes(_uncorrelated(source, base))
     if not any(setting.recipe.uses_base for setting in settings.distinct(source.specs)):
         base = before = None
     before = before or base
@@ -205,6 +216,7 @@ def write_archive(
     choices: dict[str, str] = {}
     n_patched = done_bytes = 0
     drafts = draft_segments(source, base, names, settings, threads)
+    floor = _Floor.of(source, base, ties)
     assembler = base_assembler = _Assembler(())
 
     for done in ordered_map(lambda task: _encode(task, source, base, targets, before), _tasks(drafts), threads):
@@ -212,7 +224,10 @@ def write_archive(
         if done.task.first:
             entries = []
             assembler, base_assembler = _Assembler(draft.tensors), _Assembler(draft.tensors)
-        entries.append(writer.add_block(done.payload, done.pipeline))
+        payload, pipeline = done.payload, done.pipeline
+        if not draft.with_base and floor.is_too_small(done.restored.nbytes, writer.n_bytes + sum(map(len, payload))):
+            payload, pipeline = _stored(done)
+        entries.append(writer.add_block(payload, pipeline))
         assembler.add(done.restored if keep else None, done.pieces)
         n_patched += done.n_patched
         changes.add((spec.name for spec in draft.tensors), done.changes, _step_of(draft.pipeline))
@@ -230,7 +245,7 @@ def write_archive(
                 theirs = base_assembler.digests()
                 base_contents.update(zip((spec.name for spec in draft.tensors), theirs, strict=True))
                 base_digest = digest(b"".join(theirs))
-            choices.update(_choices(draft, entries))
+            choices.update(_choices(draft, entries, base))
             segments.append(
                 Segment(draft.tensors, draft.block_bytes, tuple(entries), digest(b"".join(own)), base_digest)
             )
@@ -259,7 +274,55 @@ def write_archive(
     alone = _coded_alone(source, base, ties, settings)
     kept = None if before is None else _update_kept(changes, ties, asked, targets is not None)
     n_bytes = writer.finish(index)
+    floor.check(n_bytes, index)
     return WriteReport(index, n_bytes, n_patched, contents, alone, false_positives, choices, update_kept=kept)
+
+
+@dataclass
+class _Floor:
+    """How small an archive may become: readers refuse a large result from few bytes unless their base has its shape.
+
+    Blocks of a network that is constant (zeros, fresh moments) shrink to nothing. So that readers with the default
+    limits accept what was written, one block in a thousand is stored as it is. Nothing else of the archive changes.
+    """
+
+    needed: int
+    counted: int
+
+    #: Readers take `Limits.EXPANSION`; the rest is a margin for what is coded after the last large block.
+    EXPANSION: ClassVar[int] = 1000
+    #: Larger blocks are not stored: those of methods that never cut a tensor.
+    MAX_BLOCK: ClassVar[int] = 64 << 20
+
+    @staticmethod
+    def of(source: Checkpoint, base: Checkpoint | None, ties: Mapping[str, str]) -> _Floor:
+        held = base.specs if base else {}
+        new = {name: spec.n_bytes for name, spec in source.specs.items() if not spec.same_kind(held.get(name))}
+        return _Floor(sum(new.values()), sum(n_bytes for name, n_bytes in new.items() if name in ties))
+
+    def is_too_small(self, n_decoded: int, n_written: int) -> bool:
+        """Whether a block of so many bytes must be stored as it is; `n_written` is the archive's length with it."""
+        self.counted += n_decoded
+        if self.needed <= Limits.FREE_BYTES or n_decoded > self.MAX_BLOCK:
+            return False
+        return self.counted > Limits.FREE_BYTES // 2 and n_written * self.EXPANSION < self.counted
+
+    def check(self, n_bytes: int, index: Index) -> None:
+        """Warn of what readers will refuse all the same."""
+        needed = self.needed if index.base_id is not None else index.n_bytes
+        if needed > Limits().allowed_output(n_bytes):
+            warnings.warn(
+                f"{needed} bytes of tensors take {n_bytes}: readers refuse that unless they are told to trust it "
+                "(--max-output, Limits(output_bytes=...))",
+                stacklevel=3,
+            )
+
+
+def _stored(done: _Done) -> tuple[tuple[bytes, bytes], Pipeline]:
+    """A block's bytes without compression, and the pipeline that reads them."""
+    context = Context(done.restored.dtype, done.task.block.parts, None, done.task.block.grids)
+    encoded = encode_block(done.restored, context, STORED, [EXACT] * len(context.parts))
+    return encoded.pieces, encoded.pipeline
 
 
 def _step_of(pipeline: Pipeline) -> float:
@@ -301,6 +364,22 @@ def _check_writable(source: Checkpoint) -> None:
             raise UsageError(f"tensor {name[:40]!r}..: a name has up to {limits.name_bytes} bytes")
         if len(spec.shape) > limits.rank:
             raise UsageError(f"tensor {name!r} has {len(spec.shape)} dimensions; an archive holds up to {limits.rank}")
+
+
+def _uncorrelated(source: Checkpoint, base: Checkpoint | None) -> list[str]:
+    """Attached bytes that the base does not hold nearly as they are: differences would hide their repeats."""
+    return [
+        name
+        for name in source.specs
+        if name in source.attached and (base is None or not _nearly_equal(source, base, name))
+    ]
+
+
+def _nearly_equal(source: Checkpoint, base: Checkpoint, name: str) -> bool:
+    spec = source.specs[name]
+    if not spec.same_kind(base.specs.get(name)) or not spec.n_elements:
+        return False
+    return float(np.mean(source.read(name) == base.read(name))) > 0.99
 
 
 def _inverted(aliases: Mapping[str, str]) -> dict[str, list[str]]:
@@ -414,6 +493,7 @@ class Reader(Mapping[str, Any]):
         limits: Limits | None = None,
         threads: int | None = None,
         framework: str = "np",
+        list_attached: bool = True,
     ):
         self._source = source
         self._base = base
@@ -421,18 +501,21 @@ class Reader(Mapping[str, Any]):
         self._others: contextlib.ExitStack = contextlib.ExitStack()
         self._threads = number_of_threads(threads)
         limits = limits or Limits()
-        self.index = read_index(source, limits)
+        with naming_memory(source.name):
+            self.index = read_index(source, limits)
         self._check_size(limits)
         self._segment_of = {spec.name: s for s in self.index.segments for spec in s.tensors}
         self._cached: tuple[Segment, dict[str, Array]] | None = None
+        #: Tensors that are bytes of files: found by name, but not listed.
+        self._hidden = frozenset[str]() if list_attached else attached_names(self.index.tree)
 
     # mapping
 
     def __iter__(self) -> Iterator[str]:
-        return (spec.name for spec in self.index.tensors)
+        return (spec.name for spec in self.index.tensors if spec.name not in self._hidden)
 
     def __len__(self) -> int:
-        return len(self.index.tensors)
+        return sum(1 for _ in self)
 
     def __contains__(self, name: object) -> bool:
         return name in self._segment_of or name in self.index.aliases
@@ -662,7 +745,7 @@ class Reader(Mapping[str, Any]):
         if digest(payload) != entry.digest:
             raise CorruptError(f"{where}: the file is damaged here (checksum differs)")
         base = self._base_for(segment) if segment.base_digest is not None else None
-        with block_context(block, base) as context:
+        with naming_memory(where), block_context(block, base) as context:
             try:
                 return decode(payload, context, entry.pipeline)
             except CorruptError as error:
@@ -692,22 +775,29 @@ class Reader(Mapping[str, Any]):
                 zip(segment.blocks, segment_blocks(segment.tensors, segment.block_bytes), strict=True)
             )
         )
-        results = ordered_map(self._decode_block, work, self._threads)
+        n_bytes = sum(spec.n_bytes for segment in segments for spec in segment.tensors)
+        results = ordered_map(self._decode_block, work, 1 if n_bytes < _THREADS_FROM else self._threads)
         for segment in segments:
-            assembler, base_assembler = _Assembler(segment.tensors), _Assembler(segment.tensors)
-            for _ in segment.blocks:
-                values, pieces, base_pieces = next(results)
-                assembler.add(values, pieces)
-                if segment.base_digest is not None:
-                    base_assembler.add(None, base_pieces)
-            if segment.base_digest is not None:
-                self._compare_base(segment, base_assembler)
-            own = assembler.digests()
+            with naming_memory(f"{self._source.name}: {segment.label}"):
+                assembler = self._assemble(segment, results)
+                own = assembler.digests()
             if digest(b"".join(own)) != segment.digest:
                 raise CorruptError(f"{self._source.name}: {segment.label}: decoded values differ from what was written")
             if digests is not None:
                 digests.update(zip((spec.name for spec in segment.tensors), own, strict=True))
             yield list(assembler.tensors())
+
+    def _assemble(self, segment: Segment, results: Iterator[tuple[Array, Any, Any]]) -> _Assembler:
+        """The tensors of a segment from its decoded blocks. Raises WrongBaseError."""
+        assembler, base_assembler = _Assembler(segment.tensors), _Assembler(segment.tensors)
+        for _ in segment.blocks:
+            values, pieces, base_pieces = next(results)
+            assembler.add(values, pieces)
+            if segment.base_digest is not None:
+                base_assembler.add(None, base_pieces)
+        if segment.base_digest is not None:
+            self._compare_base(segment, base_assembler)
+        return assembler
 
 
 class Archive:

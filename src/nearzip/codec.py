@@ -6,13 +6,13 @@ bytes are the pipeline's, and a patch: places and exact values of what decoding 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from nearzip import _core
+import nearzip._core as _core
 from nearzip.bounds import EXACT, Tolerance, violations, violations_and_changes
 from nearzip.changes import Change
 from nearzip.choice import REPEATS, STORED, exact_pipeline, exact_pipelines, may_repeat, promising
@@ -25,8 +25,8 @@ __all__ = ["EncodedBlock", "decode_block", "decode_sparse_block", "encode_block"
 
 #: With more patches than one in this many values, coding the block exactly is tried as well.
 _MANY_PATCHES = 64
-#: Bytes of a block that is not worth another attempt.
-_TINY = 16
+#: Bytes that another coding has to save: its stages stand in the index.
+_MARGIN = 32
 
 
 @dataclass(frozen=True)
@@ -90,17 +90,59 @@ def encode_block(
     """
     target = pipeline.target(values, context)
     before = context.base if before is None else before
-    best = _encode(target, context, pipeline, tolerances, given, before)
-    if best.n_patched * _MANY_PATCHES > context.n:
-        exact = _encode(target, context, exact_pipeline(pipeline.needs_base), [EXACT] * len(context.parts))
-        if exact.n_bytes < best.n_bytes:
-            best = replace(exact, changes=_exactly(best.changes))
-    if best.n_bytes <= _TINY:
-        return best
-    if without is not None and given is None and any(promising(target, context, best.pipeline, [without])):
-        other = _encode(target, context, without, tolerances, before=before)
-        best = min(best, other, key=lambda block: block.n_bytes)
-    return best if fallback == "never" else _or_exact(best, target if fallback == "values" else best.restored, context)
+    first = _encode(target, context, pipeline, tolerances, given, before)
+    if first.n_patched * _MANY_PATCHES > context.n:
+        exact = _encode(target, context, exact_pipeline(pipeline.needs_base), _exact_parts(context))
+        if exact.n_bytes < first.n_bytes:
+            first = replace(exact, changes=_exactly(first.changes))
+    if not context.n or first.n_bytes <= _MARGIN:
+        return first
+    others: dict[Pipeline, Sequence[Tolerance]] = {}
+    if fallback != "never":
+        exact_ones = exact_pipelines(context.base is not None, is_float(context.dtype))
+        others = dict.fromkeys(exact_ones, _exact_parts(context))
+    if without is not None and given is None:
+        others = {without: tolerances, **others}
+    wanted = first.restored if fallback == "restored" else target
+    best = _smallest(first, wanted, context, others, before)
+    return best if fallback == "never" else _or_stored(best, wanted, context)
+
+
+def _smallest(
+    first: EncodedBlock,
+    values: Array,
+    context: Context,
+    others: Mapping[Pipeline, Sequence[Tolerance]],
+    before: Array | None,
+) -> EncodedBlock:
+    """`first`, or values under another pipeline that keeps its own tolerances, if that is smaller."""
+    best = first
+    candidates = [pipeline for pipeline in others if pipeline != first.pipeline]
+    for other in promising(values, context, first.pipeline, first.n_bytes, candidates):
+        block = _encode(values, context, other, others[other], before=before)
+        exact = all(tolerance == EXACT for tolerance in others[other])
+        best = _smaller(best, _instead_of(first, block, values) if exact else block)
+    return best
+
+
+def _or_stored(block: EncodedBlock, values: Array, context: Context) -> EncodedBlock:
+    """`block`, or values by their repeats or as raw bytes if that is smaller."""
+    best = block
+    if may_repeat(values, best.n_bytes):
+        best = _smaller(best, _encode(values, context, REPEATS, _exact_parts(context)))
+    if best.n_bytes > values.nbytes + _MARGIN:
+        best = _encode(values, context, STORED, _exact_parts(context))
+    return block if best is block else _instead_of(block, best, values)
+
+
+def _instead_of(block: EncodedBlock, exact: EncodedBlock, values: Array) -> EncodedBlock:
+    """`exact`, which codes values exactly, with what is said of `block`."""
+    changes = block.changes if values is block.restored else _exactly(block.changes)
+    return replace(exact, n_false=block.n_false, changes=changes)
+
+
+def _exact_parts(context: Context) -> list[Tolerance]:
+    return [EXACT] * len(context.parts)
 
 
 def _exactly(changes: tuple[Change | None, ...]) -> tuple[Change | None, ...]:
@@ -108,20 +150,8 @@ def _exactly(changes: tuple[Change | None, ...]) -> tuple[Change | None, ...]:
     return tuple(change and change.exactly() for change in changes)
 
 
-def _or_exact(block: EncodedBlock, values: Array, context: Context) -> EncodedBlock:
-    """`block`, or values coded exactly if that is smaller."""
-    best, exact = block, [EXACT] * len(context.parts)
-    others = [p for p in exact_pipelines(context.base is not None, is_float(context.dtype)) if p != block.pipeline]
-    for other in promising(values, context, block.pipeline, others):
-        best = min(best, _encode(values, context, other, exact), key=lambda block: block.n_bytes)
-    if may_repeat(values, best.n_bytes):
-        best = min(best, _encode(values, context, REPEATS, exact), key=lambda block: block.n_bytes)
-    if best.n_bytes > values.nbytes + _TINY:
-        best = _encode(values, context, STORED, exact)
-    if best is block:
-        return block
-    changes = block.changes if values is block.restored else _exactly(block.changes)
-    return replace(best, n_false=block.n_false, changes=changes)
+def _smaller(one: EncodedBlock, other: EncodedBlock) -> EncodedBlock:
+    return other if other.n_bytes + _MARGIN < one.n_bytes else one
 
 
 def _encode(

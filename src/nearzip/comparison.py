@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from nearzip import _core
+import nearzip._core as _core
 from nearzip.api import open_input
+from nearzip.attached import without_attached
 from nearzip.bounds import Bound, Lossless, Statistics, Update
 from nearzip.errors import UsageError
 from nearzip.estimates import Estimate, estimate
+from nearzip.fileio import size_on_disk
 from nearzip.names import likely_prefix
 from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.similarity import as_float64, real_parts, ssim, ssim_within
@@ -273,7 +275,7 @@ def _opened(place: Any) -> Iterator[tuple[Checkpoint, int]]:
     else:
         checkpoint = open_input(place)
         try:
-            yield checkpoint, os.stat(place).st_size
+            yield without_attached(checkpoint), size_on_disk(place) or checkpoint.n_bytes
         finally:
             checkpoint.close()
 

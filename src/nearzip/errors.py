@@ -13,8 +13,10 @@
     ├── LimitError (14)           would take more than the caller allows
     ├── BoundError (15)           the error bound cannot be kept
     ├── BudgetError (15)          the accuracy budget cannot be kept
+    │   └── NotShownError (1)     the samples do not show whether it is kept
     ├── WrongBaseError (3)        the base is missing or not the one that the archive was made against
     ├── UnknownMethodError (3)    no recipe or stage of that name
+    ├── PluginError (3)           a plug-in that cannot be loaded
     ├── StoreError (3)            a store that cannot do what was asked
     │   └── NoSpaceError (3)      the disk that holds it is full
     └── MissingExtraError (3)     an optional dependency is not installed; also an ImportError
@@ -38,6 +40,8 @@ __all__ = [
     "NewerFormatError",
     "NoSpaceError",
     "NotFoundError",
+    "NotShownError",
+    "PluginError",
     "StoreError",
     "TruncatedError",
     "UnknownMethodError",
@@ -113,12 +117,22 @@ class BudgetError(Error):
     exit_code = 15
 
 
+class NotShownError(BudgetError):
+    """The samples do not show, with the confidence asked for, whether the accuracy budget is kept."""
+
+    exit_code = 1
+
+
 class WrongBaseError(Error):
     """The base is missing, or is not the one that the archive was made against."""
 
 
 class UnknownMethodError(Error):
     """No recipe or stage of that name."""
+
+
+class PluginError(Error):
+    """A plug-in that cannot be loaded; the message names it and its package."""
 
 
 class StoreError(Error):

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from nearzip.bounds import EXACT, Bound, Statistics, Tolerance
-from nearzip.codec import exact_pipeline
+from nearzip.bounds import EXACT, Bound, NoPromise, Statistics, Tolerance
+from nearzip.buffers import borrowed_buffer
+from nearzip.caching import cached_property
+from nearzip.choice import LEAST_APART, exact_pipeline, is_far, stands_out
 from nearzip.digests import PIECE_BYTES
 from nearzip.errors import UsageError
 from nearzip.parallel import ordered_map
 from nearzip.recipes import Fallback, Recipe, Setting, Settings, TensorPlan, TensorView
 from nearzip.stages import Context, Grid, Pipeline
-from nearzip.tensors import Array, Checkpoint, TensorSpec, borrowed_room, dtype_of
+from nearzip.tensors import Array, Checkpoint, TensorSpec, dtype_of
 
 __all__ = ["Block", "Draft", "block_context", "block_values", "draft_segments", "segment_blocks", "shares_of_work"]
 
@@ -26,7 +27,7 @@ __all__ = ["Block", "Draft", "block_context", "block_values", "draft_segments", 
 class Draft:
     """A segment before it is coded: its tensors, how, what is promised for each, and whether a base takes part.
 
-    `without` and `fallback`: what else may code it; see `encode_block`.
+    `without` and `fallback`: what else may code it; see `encode_block`. `uses_base`: whether the recipe does.
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -36,6 +37,7 @@ class Draft:
     block_bytes: int
     without: Pipeline | None
     fallback: Fallback
+    uses_base: bool
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,13 @@ class Block:
     start: int
     stop: int
 
-    @functools.cached_property
+    @cached_property
     def parts(self) -> tuple[int, ...]:
         if len(self.tensors) == 1:
             return (self.stop - self.start,)
         return tuple(spec.n_elements for spec in self.tensors)
 
-    @functools.cached_property
+    @cached_property
     def grids(self) -> tuple[Grid, ...]:
         """Where each part lies in its tensor."""
         return tuple(Grid.of(spec.shape, self.start) for spec in self.tensors)
@@ -72,7 +74,7 @@ def block_values(source: Checkpoint, block: Block) -> Iterator[Array]:
         yield source.read(block.tensors[0].name).reshape(-1)[block.start : block.stop]
         return
     arrays = [source.read(spec.name).reshape(-1) for spec in block.tensors]
-    with borrowed_room(block.stop - block.start, dtype_of(block.tensors[0].dtype)) as room:
+    with borrowed_buffer(block.stop - block.start, dtype_of(block.tensors[0].dtype)) as room:
         yield np.concatenate(arrays, out=room)
 
 
@@ -132,12 +134,13 @@ def _draft(
     source: Checkpoint, base: Checkpoint | None, names: list[str], setting: Setting, threads: int
 ) -> Iterator[Draft]:
     recipe = setting.recipe
+    apart = recipe.fallback == "values"
     groups: dict[tuple[str, Pipeline, bool], _Group] = {}
     for spec, with_base, plan in _plans(source, base, names, setting, threads):
         member = (spec, plan.tolerance)
         n_bytes = spec.n_bytes
         whole = plan.alone or (recipe.whole_tensors and spec.is_float)
-        if whole or n_bytes >= recipe.group_bytes:
+        if whole or n_bytes >= recipe.group_bytes or (apart and _stands_out(source, spec)):
             cut = recipe.cut_tensors and not whole
             size = recipe.group_bytes if cut else _one_block(n_bytes)
             yield _gathered([member], plan.pipeline, with_base, size, recipe)
@@ -160,7 +163,7 @@ def _gathered(
 ) -> Draft:
     specs, tolerances = zip(*members, strict=True)
     without = recipe.without_base(pipeline) if pipeline.needs_base else None
-    return Draft(specs, pipeline, tolerances, with_base, block_bytes, without, recipe.fallback)
+    return Draft(specs, pipeline, tolerances, with_base, block_bytes, without, recipe.fallback, recipe.uses_base)
 
 
 def _one_block(n_bytes: int) -> int:
@@ -177,15 +180,29 @@ def _plans(
     statistics = _survey(source, rounded, bound, threads)
     none = Statistics()
     whole = sum(statistics.values(), none)
-    views = (_view(source, base, name, statistics.get(name, none), whole) for name in rounded)
+    far = _far(source, base, rounded, setting)
+    views = (_view(source, None if name in far else base, name, statistics.get(name, none), whole) for name in rounded)
     plans = recipe.plan_all(views, bound)
     for name in names:
         spec = source.spec(name)
-        with_base = _has_base(spec, base)
+        with_base = name not in far and _has_base(spec, base)
         if spec.is_float:
             yield spec, with_base, next(plans)
         else:
             yield spec, with_base, TensorPlan(recipe.exact_pipeline(with_base) or exact_pipeline(with_base), EXACT)
+
+
+def _far(source: Checkpoint, base: Checkpoint | None, names: list[str], setting: Setting) -> set[str]:
+    """Tensors that share blocks and whose bases are of no use. In a block of its own, both ways are tried."""
+    if base is None or setting.recipe.fallback == "restored" or isinstance(setting.bound, NoPromise):
+        return set()
+    sizes = range(LEAST_APART, setting.recipe.group_bytes)
+    shared = [name for name in names if source.spec(name).n_bytes in sizes and _has_base(source.spec(name), base)]
+    return {name for name in shared if is_far(source.read(name), base.read(name))}
+
+
+def _stands_out(source: Checkpoint, spec: TensorSpec) -> bool:
+    return spec.n_bytes >= LEAST_APART and stands_out(source.read(spec.name))
 
 
 def _has_base(spec: TensorSpec, base: Checkpoint | None) -> bool:

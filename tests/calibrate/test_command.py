@@ -24,7 +24,7 @@ def make():
 
 def values():
     module, batches = make()
-    return module, batches, {"output": "values", "tune": False}
+    return module, batches, {"output": "values", "fit_biases": False}
 
 def odd():
     return 3

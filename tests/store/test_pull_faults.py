@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import nearzip as nz
-from nearzip import errors, storage
-from nearzip.files import open_checkpoint
+from nearzip import errors, fileio
+from nearzip.checkpoints import open_checkpoint
 from nearzip.store.backends import http
 from nearzip.store.documents import seal
 from store.helpers import history
@@ -96,7 +96,7 @@ def test_cut_again_and_again(store, host, tmp_path, monkeypatch):
 
 def test_one_pull_tries_again_by_itself(store, host, tmp_path, monkeypatch):
     monkeypatch.setattr(http, "PAUSE", 0.0)
-    monkeypatch.setattr("nearzip.store.download.PAUSE", 0.0)
+    monkeypatch.setattr("nearzip.store.pulling.download.PAUSE", 0.0)
     answers = {"left": 3}
     name = next(iter(store._versions.get(0).objects))
 
@@ -158,7 +158,7 @@ class _Counting:
 def _instrument(patch, counting):
     for name in _OPERATIONS:
         patch.setattr(os, name, counting.wrap(getattr(os, name)))
-    patch.setattr(storage._NamingFile, "write", counting.wrap(storage._NamingFile.write))
+    patch.setattr(fileio._NamingFile, "write", counting.wrap(fileio._NamingFile.write))
     append = sys.modules["nearzip.store.pulling.download"]._append
 
     def stepwise(stream, blocks, tally, stop):

@@ -437,6 +437,41 @@ def test_a_program_that_ends_without_close(tmp_path, how):
         assert nz.Store(tmp_path / "run").checkout()["model/weight"].shape == (300, 300)
 
 
+def test_a_step_without_a_bound_rounds_parameters(tmp_path):
+    network = nn.Linear(30, 40)
+    with Saver(tmp_path / "s", options={"step": 0.01}) as saver:
+        saver.save(network, None, step=0)
+    weights = Saver(tmp_path / "s").store.checkout("latest")["model/weight"]
+    off = abs(weights - network.weight.detach().numpy()).max()
+    assert 0 < off <= 0.0051
+
+
+def test_exact_buffers_that_equal_rounded_parameters_stay_exact(tmp_path):
+    network = nn.BatchNorm2d(64)
+    with Saver(tmp_path / "s", bound="rms:0.05") as saver:
+        saver.save(network, None, step=0)
+    back = nn.BatchNorm2d(64)
+    Saver(tmp_path / "s").restore(back)
+    assert torch.equal(back.running_var, network.running_var)
+
+
+@pytest.mark.parametrize("by_view", [False, True])
+def test_a_tied_head_is_rounded_with_its_embedding(tmp_path, by_view):
+    embed, head = nn.Embedding(400, 100), nn.Linear(100, 400, bias=False)
+    if by_view:
+        del head.weight
+        head.register_buffer("weight", embed.weight.detach())
+    else:
+        head.weight = embed.weight
+    network = nn.ModuleDict({"embed": embed, "head": head})
+    with Saver(tmp_path / "s", bound="rms:0.05") as saver:
+        saver.save(network, None, step=0)
+    assert saver.report.n_bytes < 0.25 * embed.weight.numel() * 4
+    weights = Saver(tmp_path / "s").store.checkout("latest")
+    assert weights["model/head.weight"].tobytes() == weights["model/embed.weight"].tobytes()
+    assert weights["model/head.weight"].tobytes() != embed.weight.detach().numpy().tobytes()
+
+
 def test_a_lost_update_is_logged_once_and_ends_nothing(tmp_path, caplog):
     model, optimizer, _ = a_training()
     with caplog.at_level("WARNING", logger="nearzip"), Saver(tmp_path / "run", bound="abs:10") as saver:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -17,10 +16,24 @@ from nearzip.bounds import Rms, Update
 from nearzip.budget import Plan
 from nearzip.changes import UpdateKept
 from nearzip.cli.calibrating import calibrated_file, calibration_options
-from nearzip.cli.console import facts, hint, human_bytes, print_json, progress, safe, show, warn
+from nearzip.cli.console import (
+    check_streams,
+    facts,
+    hint,
+    human_bytes,
+    input_of,
+    output_of,
+    print_json,
+    progress,
+    safe,
+    show,
+    warn,
+)  # fmt: skip
 from nearzip.cli.functions import load_function
 from nearzip.cli.running import common_options, showing_warnings
+from nearzip.errors import Error
 from nearzip.estimates import estimate
+from nearzip.fileio import check_outputs, is_stream, size_on_disk, spooled_input
 from nearzip.limits import Limits
 
 __all__ = ["compress", "decompress", "options_of", "size_of"]
@@ -76,7 +89,7 @@ force_option = click.option("--force", is_flag=True, help="Overwrite outputs tha
 @click.command()
 @click.argument("new", type=_FILE)
 @click.option("--base", type=_FILE, metavar="OLD", help="What the reader already holds; makes an update.")
-@click.option("-o", "--output", required=True, type=_FILE, metavar="OUT.nz", help="The archive to write.")
+@click.option("-o", "--output", required=True, type=_FILE, metavar="OUT.nz", help="The archive to write; - is stdout.")
 @click.option("--method", help="See 'nearzip methods'.  [default: nearzip]")
 @click.option(
     "--bound",
@@ -117,8 +130,9 @@ def compress(
 ) -> int:
     """Compress the network NEW, or the update that leads from OLD to it.
 
-    Reads .safetensors, .pt, .pth, .bin, .npz, and .nz archives that need no base. For the next update, give as --base
-    what the reader will hold then: the file written by --restored, not the original.
+    Reads .safetensors, .pt and its other endings, .npz, .npy and more, told by their content, and .nz archives that
+    need no base; - is stdin. For the next update, give as --base what the reader will hold then: the file written by
+    --restored, not the original.
     """
     if plan_path is not None and (method or bounds or settings):
         raise click.UsageError("a plan says method, bounds and options; give --plan or those, not both")
@@ -131,18 +145,25 @@ def compress(
     bound = bounds_of(bounds)
     if calibrate is not None and isinstance(bound, dict):
         raise click.UsageError("--calibrate keeps one --bound for all tensors, not bounds by pattern")
-    plan = None if plan_path is None else Plan.load(plan_path)
+    on_stdout = check_streams([new, base, plan_path], [output, restored])
+    check_outputs([name for name in (output, restored) if name != "-"], [new, base, plan_path], force)
+    plan = None if plan_path is None else _load_plan(plan_path)
     function = None if retrain is None else load_function("--retrain", retrain)
     started = time.perf_counter()
     with showing_warnings() as warned, progress("compress", as_json) as callback:
-        how: dict[str, Any] = {"restored": restored, "force": force, "threads": threads, "progress": callback}
+        source, target = input_of(new), output_of(output)
+        reference = None if base is None else input_of(base)
+        how: dict[str, Any] = {
+            "restored": None if restored is None else output_of(restored),
+            "force": force, "threads": threads, "progress": callback,
+        }  # fmt: skip
         if calibrate is not None:
-            report = calibrated_file(new, output, base, calibrate, step, kl, bound=bound, plan=plan, **how)
+            report = calibrated_file(source, target, reference, calibrate, step, kl, bound=bound, plan=plan, **how)
         else:
             report = compress_file(
-                new,
-                output,
-                base,
+                source,
+                target,
+                reference,
                 method or "nearzip",
                 bound,
                 plan,
@@ -152,16 +173,25 @@ def compress(
             )
     seconds = time.perf_counter() - started
     if as_json:
-        print_json("compress", _compress_document(report, output, restored, seconds))
+        print_json("compress", _compress_document(report, output, restored, seconds), err=on_stdout)
     else:
-        show(_compress_text(report, output, restored, seconds))
+        show(_compress_text(report, output, restored, seconds), err=on_stdout)
     if method in (None, "nearzip") and bound is None and plan is None and calibrate is None:
         _hint_at_bounds(new, base, report, threads)
     return 1 if warned else 0
 
 
+def _load_plan(path: str) -> Plan:
+    with contextlib.ExitStack() as stack:
+        given = input_of(path)
+        return Plan.load(given if isinstance(given, str) else spooled_input(given, stack))
+
+
 def _hint_at_bounds(new: str, base: str | None, report: FileReport, threads: int | None) -> None:
     """What a bound would have come to, estimated on a sample of this very network or update."""
+    if any(name == "-" or is_stream(name) for name in (new, base) if name):  # which cannot be read again
+        hint("every bit was kept; with a --bound the file is smaller")
+        return
     is_update = base is not None and report.write.index.base_id is not None
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(contextlib.closing(open_input(new)))
@@ -223,6 +253,7 @@ def _compress_document(report: FileReport, output: str, restored: str | None, se
         "update_kept": None if report.write.update_kept is None else report.write.update_kept.to_json(),
         "patched_values": report.write.n_patched,
         "coded_alone": report.write.alone,
+        "choices": report.write.choices,
         "false_positives": report.write.false_positives,
         "divergence": report.write.divergence,
         "not_calibrated": report.write.plain,
@@ -247,6 +278,7 @@ def _compress_text(report: FileReport, output: str, restored: str | None, second
         ("others", others_text(index.method)),
         ("divergence", None if report.write.divergence is None else f"{report.write.divergence:.3g} nats a prediction"),
         ("not calibrated", some([f"{name} ({why})" for name, why in report.write.plain.items()])),
+        ("smaller coding", report.write.choices_text or None),
         ("alone", some([f"{name} ({why})" for name, why in report.write.alone.items()])),
         ("gone", some(index.gone)),
         ("false", some([f"{name}: {n:,} zeros come back as weights"
@@ -303,7 +335,10 @@ def some(items: Sequence[str], n: int = 4) -> str | None:
 @click.command()
 @click.argument("archive", metavar="IN.nz", type=_FILE)
 @click.option("--base", type=_FILE, metavar="OLD", help="What the archive was made against, if anything.")
-@click.option("-o", "--output", required=True, type=_FILE, metavar="OUT", help="Its ending chooses the format.")
+@click.option(
+    "-o", "--output", required=True, type=_FILE, metavar="OUT", help="Its ending chooses the format; - is stdout."
+)
+@click.option("--to", "ending", metavar="FORMAT", help="safetensors, pt or npz, whatever OUT is called.")
 @click.option("--keep-going", is_flag=True, help="Leave out tensors that cannot be read, name them, and exit with 1.")
 @click.option("--max-output", callback=size_of, metavar="SIZE", help="Most that the tensors may take, such as 20GB.")
 @force_option
@@ -313,33 +348,45 @@ def decompress(
     archive: str,
     base: str | None,
     output: str,
+    ending: str | None,
     keep_going: bool,
     max_output: int | None,
     force: bool,
     threads: int | None,
     as_json: bool,
 ) -> int:
-    """Restore an archive to .safetensors, .pt or .npz."""
+    """Restore an archive to a file of the format that it was made from, or to .safetensors, .pt or .npz; - is stdin."""
     started = time.perf_counter()
+    on_stdout = check_streams([archive, base], [output])
     limits = None if max_output is None else Limits(output_bytes=max_output)
-    with progress("decompress", as_json) as callback:
+    with showing_warnings() as warned, progress("decompress", as_json) as callback:
         left_out = decompress_file(
-            archive, output, base, limits, keep_going=keep_going, force=force, threads=threads, progress=callback
-        )
+            input_of(archive), output_of(output), None if base is None else input_of(base), limits,
+            keep_going=keep_going, force=force, threads=threads, progress=callback,
+            ending=None if ending is None else f".{ending.removeprefix('.')}",
+        )  # fmt: skip
     seconds = time.perf_counter() - started
-    n_bytes = os.stat(output).st_size
+    n_bytes = None if on_stdout else size_on_disk(output)
     for name, error in left_out.items():
         warn(f"tensor {name!r} is left out: {error}")
     if as_json:
         print_json("decompress", {
-            "output": output, "bytes_out": n_bytes, "seconds": seconds, "bytes_per_second": n_bytes / seconds,
-            "left_out": {name: str(error) for name, error in left_out.items()},
-        })  # fmt: skip
+            "output": output, "bytes_out": n_bytes, "seconds": seconds,
+            "bytes_per_second": None if n_bytes is None else n_bytes / seconds,
+            "left_out": {name: str(error) for name, error in left_out.items()}, "warnings": warned,
+        }, err=on_stdout)  # fmt: skip
     else:
-        show(facts([
-            ("wrote", output),
-            ("size", f"{human_bytes(os.stat(archive).st_size)} -> {human_bytes(n_bytes)}"),
-            ("left out", some(list(left_out))),
-            ("time", f"{seconds:.2f} s, {human_bytes(n_bytes / seconds)}/s"),
-        ]))  # fmt: skip
-    return 1 if left_out else 0
+        show(_decompress_text(archive, output, n_bytes, left_out, seconds), err=on_stdout)
+    return 1 if left_out or warned else 0
+
+
+def _decompress_text(
+    archive: str, output: str, n_bytes: int | None, left_out: Mapping[str, Error], seconds: float
+) -> str:
+    rows: list[tuple[str, object]] = [("wrote", output)]
+    if n_bytes is not None:
+        size = None if archive == "-" else size_on_disk(archive)
+        rows.append(("size", f"{human_bytes(size)} -> {human_bytes(n_bytes)}" if size else human_bytes(n_bytes)))
+    rows.append(("left out", some(list(left_out))))
+    rate = "" if n_bytes is None else f", {human_bytes(n_bytes / seconds)}/s"
+    return facts([*rows, ("time", f"{seconds:.2f} s{rate}")])

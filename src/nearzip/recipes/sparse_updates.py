@@ -23,6 +23,7 @@ class _SparseUpdate(Unpromised):
     """What the three share: the share of each tensor's values that is kept, of the difference where there is a base."""
 
     whole_tensors = True
+    fallback = "restored"
     knobs: ClassVar[Mapping[str, Sequence[Any]]] = {"keep": _KEEPS}
 
     keep: float = 0.01
@@ -44,6 +45,7 @@ class TopK(_SparseUpdate):
     """
 
     name = "topk"
+    stability = "experimental"
 
     def plan(self, tensor: TensorView, bound: Bound) -> TensorPlan:
         sparse = Sparse(Chain((OrderedBits(), Rans("planes"))), Chain((Rans(),)), gap_bits=32, fill=False)
@@ -59,6 +61,7 @@ class Stc(_SparseUpdate):
     """
 
     name = "stc"
+    stability = "experimental"
 
     coder: Literal["golomb", "rans"] = "golomb"
 
@@ -74,6 +77,7 @@ class Sbc(_SparseUpdate):
     """
 
     name = "sbc"
+    stability = "experimental"
 
     coder: Literal["golomb", "rans"] = "golomb"
 

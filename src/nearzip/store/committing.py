@@ -196,7 +196,7 @@ class Committer:
             if held is not None and held.number == number and held.id == self.versions.get(number).id:
                 return held.checkpoint, held, depth
             if hold and self.versions.get(number).n_bytes <= _HOLD_BYTES:
-                arrays = self.reader.arrays(number)
+                _, arrays = self.reader.arrays(number)
                 self.held = Held(number, self.versions.get(number).id, arrays)
                 return self.held.checkpoint, self.held, depth
             return self.reader.opened(number, stack), None, depth

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from nearzip.errors import NotFoundError
-from nearzip.storage import atomic_file, naming_errors
+from nearzip.fileio import atomic_file, check_outputs, naming_errors
 from nearzip.store.chain import Progress
 from nearzip.store.log import log_json
 from nearzip.store.reading import VersionReader
@@ -40,6 +40,7 @@ def export(
         written.append(row)
         if progress:
             progress(i + 1, len(rows))
+    check_outputs([os.path.join(folder, "log.json")], reader.own_files, force)
     with atomic_file(os.path.join(folder, "log.json"), force=force) as stream:
         stream.write(log_json(written))
     return names

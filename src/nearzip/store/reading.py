@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from nearzip.checkpoints import check_writable, write_checkpoint
 from nearzip.container import Index
 from nearzip.digests import content_id, tensor_digest
 from nearzip.errors import CorruptError, Error, NotFoundError
-from nearzip.files import check_writable, write_checkpoint
+from nearzip.fileio import Output, check_outputs
 from nearzip.limits import Limits
+from nearzip.sources import is_url
 from nearzip.store.backends.backend import Backend
 from nearzip.store.chain import Progress, open_part, restore, stream
 from nearzip.store.log import Version, version_rows
@@ -110,13 +111,13 @@ class VersionReader:
 
     def arrays(
         self, selector: Selector, names: Sequence[str] | None = None, progress: Progress | None = None
-    ) -> dict[str, Array]:
-        """The arrays of a version, of all tensors or some."""
+    ) -> tuple[int, dict[str, Array]]:
+        """The number of a version, and its arrays: all or some."""
 
         def decode(number: int) -> dict[str, Array]:
             return restore(self.backend, self.versions, number, names, self.limits, self.threads, progress)
 
-        return self.read(selector, decode)[1]
+        return self.read(selector, decode)
 
     def stream(self, number: int) -> contextlib.AbstractContextManager[Checkpoint]:
         """A version whose tensors are decoded when they are read; to be called within `read`."""
@@ -132,17 +133,18 @@ class VersionReader:
             return reader.index
 
     def write_file(
-        self, selector: Selector, path: str | os.PathLike[str], force: bool = False, progress: Progress | None = None
+        self, selector: Selector, path: Output, force: bool = False, progress: Progress | None = None
     ) -> int:
-        """Write a version to a checkpoint file, tensor by tensor; returns its number."""
+        """Write a version to a checkpoint file or stream, tensor by tensor; returns its number."""
         return self.read(selector, lambda number: self._write_file(number, path, force, progress))[0]
 
-    def _write_file(self, number: int, path: str | os.PathLike[str], force: bool, progress: Progress | None) -> None:
+    def _write_file(self, number: int, path: Output, force: bool, progress: Progress | None) -> None:
         manifest = self.live(number)
         with self.stream(number) as version:
-            check_writable(path, version.specs)
+            check_outputs([path], self.own_files, force)
+            check_writable(path, version.specs, version.tree, version.read)
             contents, done = {}, 0
-            with write_checkpoint(path, version.specs, version.metadata, version.tree, force) as writer:
+            with write_checkpoint(path, version.specs, version.metadata, version.tree, force, version.read) as writer:
                 for name, array in version.arrays():
                     writer.write(name, array)
                     contents[name] = tensor_digest(array)
@@ -154,6 +156,11 @@ class VersionReader:
                         f"{self.url}: version {number}: what was decoded is not what was committed; "
                         f"run 'nearzip store verify {self.url}'"
                     )
+
+    @property
+    def own_files(self) -> list[str]:
+        """Where the store is, if that is a folder here: no output may overwrite it."""
+        return [] if is_url(self.url) else [self.url]
 
     def specs(self, selector: Selector) -> dict[str, TensorSpec]:
         """Names, dtypes and shapes of a version's tensors, from its indexes alone."""

@@ -11,8 +11,10 @@ from types import TracebackType
 from typing import Any
 
 from nearzip.api import PlanLike, open_input, warn_of_lost_update
+from nearzip.attached import attached_names, without_attached
 from nearzip.changes import UpdateKept
 from nearzip.errors import CorruptError, UsageError
+from nearzip.fileio import Output
 from nearzip.frameworks import check_framework, to_framework
 from nearzip.limits import Limits
 from nearzip.recipes.settings import Settings
@@ -250,8 +252,8 @@ class Store:
 
     def _codec(self, source: Checkpoint, plan: PlanLike | None) -> Settings:
         if plan is None:
-            return self.settings.codec(source.specs)
-        names = list(source.specs)
+            return self.settings.codec(without_attached(source).specs)
+        names = list(without_attached(source).specs)
         return Settings.of_plan(plan.assignments(names), names)
 
     # shards
@@ -475,18 +477,23 @@ class Store:
             Something that it needs is damaged; nothing wrong is ever returned.
         """
         check_framework(framework)
-        arrays = self.reader.arrays(selector, names, progress)
-        return {name: to_framework(array, framework) for name, array in arrays.items()}
+        number, arrays = self.reader.arrays(selector, names, progress)
+        # Of a folder that was committed, the tensors; `checkout_file` also writes its other files.
+        hidden = attached_names(self.reader.live(number).tree) if names is None else ()
+        return {name: to_framework(array, framework) for name, array in arrays.items() if name not in hidden}
 
     def checkout_file(
         self,
         selector: Selector,
-        path: str | os.PathLike[str],
+        path: Output,
         *,
         force: bool = False,
         progress: Progress | None = None,
     ) -> int:
-        """Write a version to a checkpoint file (.safetensors, .pt, .npz), tensor by tensor; returns its number."""
+        """Write a version to a checkpoint file or a binary stream, tensor by tensor; returns its number.
+
+        The ending names the format. Raises UsageError for a path that is part of the store.
+        """
         return self.reader.write_file(selector, path, force, progress)
 
     def specs(self, selector: Selector = "latest") -> dict[str, TensorSpec]:

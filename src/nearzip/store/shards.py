@@ -85,7 +85,7 @@ class ShardWriter:
                 return Checkpoint.of(self._last[1]), steps
             there = reader.specs(latest)
             names = [name for name in source.specs if name in there]
-            return Checkpoint.of(reader.arrays(latest, names) if names else {}), steps
+            return Checkpoint.of(reader.arrays(latest, names)[1] if names else {}), steps
         except (CorruptError, LimitError, NotFoundError):
             return None, {}
 

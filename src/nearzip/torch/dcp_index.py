@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,11 +17,14 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from nearzip.errors import CorruptError, NewerFormatError, UsageError
+from nearzip.strictjson import load
 from nearzip.torch.trees import Json, pack, unpack
 
 __all__ = ["Place", "index_from_json", "index_to_json"]
 
 _FORMAT = 1
+#: Planners nest what they keep as deeply as a state dict is nested.
+_DEPTH = 256
 _MAX_AXES = 32
 
 
@@ -63,10 +65,7 @@ def index_to_json(metadata: Metadata, places: Mapping[MetadataIndex, Place]) -> 
 
 def index_from_json(data: bytes, where: str) -> Metadata:
     """From untrusted bytes. Raises CorruptError, NewerFormatError."""
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        document = None
+    document = load(data, where, _DEPTH)
     if not isinstance(document, dict) or document.get("kind") != "nearzip.dcp":
         raise CorruptError(f"{where}: the version is no index of shards")
     if document.get("format") != _FORMAT:

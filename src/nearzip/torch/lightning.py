@@ -12,9 +12,9 @@ import torch
 
 from nearzip.bounds import Bound, parse_bound
 from nearzip.errors import CorruptError, UsageError, missing_extra
-from nearzip.storage import atomic_file, naming_errors
+from nearzip.fileio import atomic_file, naming_errors
+from nearzip.network.arrays import to_torch
 from nearzip.tensors import Array
-from nearzip.torch.arrays import to_torch
 from nearzip.torch.moments import Moments
 from nearzip.torch.places import StoreLike, commit_quietly, open_store
 from nearzip.torch.plans import StatePlan

@@ -10,9 +10,9 @@ import torch
 import nearzip.api as api
 from nearzip.bounds import Absolute, Bound
 from nearzip.errors import UsageError
+from nearzip.network.arrays import to_torch
 from nearzip.recipes.qd_compressor import QdCompressor, bit_widths, weighted_entropy
 from nearzip.tensors import as_array
-from nearzip.torch.arrays import to_torch
 
 __all__ = ["Quantizer", "grid", "quantizer", "range_quantizer", "recipe_quantizer"]
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 from nearzip.container import Source
-from nearzip.storage import FileSource
+from nearzip.sources import FileSource
 from nearzip.store.backends.backend import Entry
 
 __all__ = ["Disk"]

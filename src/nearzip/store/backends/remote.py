@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import os
 import secrets
 import tempfile
 import threading
@@ -20,7 +21,7 @@ import fsspec
 
 from nearzip.container import Source
 from nearzip.errors import BusyError, CorruptError, Error, LimitError, NotFoundError, StoreError, UsageError
-from nearzip.storage import BytesSource, extra_for
+from nearzip.sources import BytesSource, extra_for
 from nearzip.store.backends.backend import Entry, Stored
 from nearzip.store.backends.lease import Lease, hold
 
@@ -42,6 +43,8 @@ _TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
 _memory_locks: dict[str, Any] = {}
 #: How often each of them was maintained.
 _memory_rounds: dict[str, int] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_memory_locks.clear)  # a thread that held one is not in the child
 
 
 @contextlib.contextmanager

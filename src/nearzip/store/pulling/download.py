@@ -14,7 +14,7 @@ from io import FileIO
 from pathlib import Path
 
 from nearzip.errors import BusyError, CorruptError, Error, NoSpaceError, TruncatedError
-from nearzip.storage import naming_errors
+from nearzip.fileio import naming_errors
 from nearzip.store.backends.backend import Backend
 from nearzip.store.backends.http import PAUSE, CutError, HttpBackend
 from nearzip.store.backends.local import LocalBackend
