@@ -57,6 +57,10 @@ CLAIMS = {
         "Plans keep their accuracy budget, and are smaller than those of the papers' searches",
         "claims.accuracy.budget", ("budget",), _DATA,
     ),
+    "gates": Claim(
+        "With a confidence, plans keep their accuracy budget on data never seen",
+        "claims.accuracy.gates", ("gates",),
+    ),
     "calibration": Claim(
         "Calibration costs some evaluation passes",
         "claims.accuracy.calibration", ("calibration",), _DATA,
@@ -68,6 +72,10 @@ CLAIMS = {
     "store_faults": Claim(
         "A store survives crashes, full disks and failing backends",
         "claims.store.store_faults", ("store_faults",),
+    ),
+    "store_fire": Claim(
+        "A store whose writers, readers, pruners and repairers are killed at random for an hour loses nothing",
+        "claims.store.store_fire", ("store_fire",), "--record",
     ),
     "transmission": Claim(
         "A client that pulls updates waits less than one that fetches networks",
@@ -88,6 +96,10 @@ CLAIMS = {
     "bound_truth": Claim(
         "Bounds are kept, as another implementation checks in rational numbers",
         "claims.trust.bound_truth", ("bound_truth",), "--arrays 100000",
+    ),
+    "promises": Claim(
+        "Every tensor keeps its own bound by every way in, and no archive is larger than what is at hand",
+        "claims.trust.promises", ("promises",),
     ),
     "damage": Claim(
         "No change of any byte of an archive gives wrong values; hostile files take no memory",
@@ -125,7 +137,7 @@ CLAIMS = {
 OTHERS = {"fuzz": ("The native decoders and the readers survive fuzzing", "tests/fuzz/run")}
 
 #: Commands that measure nothing.
-TOOLS = {"docs": "docs.writing", "train": "lab.train", "traces": "lab.trace_sets"}
+TOOLS = {"docs": "docs.writing", "train": "lab.train", "traces": "lab.trace_sets", "check_traces": "lab.traces"}
 #: Names from before one command wrote all pages.
 _OLD = dict.fromkeys(("page", "papers", "store_page", "tables", "training_page"), "docs.writing")
 

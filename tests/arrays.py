@@ -96,7 +96,7 @@ def random_tensor(rng: np.random.Generator, dtype_name: str, wild: bool = True) 
     elif dtype.kind == "c":
         part = np.dtype(f"f{dtype.itemsize // 2}")
         flat = np.concatenate([random_bits(rng, n, part), _weights(rng, n, part)]).view(dtype)
-    elif rng.random() < 0.5:
+    elif rng.random() < 0.5 or dtype.names is not None:
         flat = random_bits(rng, n, dtype)
     else:
         flat = rng.integers(0, 100, n).astype(dtype)
@@ -115,10 +115,12 @@ def _base_for(rng: np.random.Generator, array: Array, wild: bool) -> Array:
         return np.zeros(array.shape, dtype)
     if kind == 3:
         return np.zeros((*array.shape, 2), dtype)
-    if kind == 4 and dtype.kind not in "biu":
-        return _cast(np.full(array.shape, np.nan), dtype) if dtype.kind != "c" else np.full(array.shape, np.nan, dtype)
-    if dtype.kind in "biuc":
+    if dtype.kind in "biuc" or dtype not in (DTYPES[name] for name in FLOATS):
+        if kind == 4 and dtype.kind == "c":
+            return np.full(array.shape, np.nan, dtype)
         return np.roll(array, 1)
+    if kind == 4:
+        return _cast(np.full(array.shape, np.nan), dtype)
     with np.errstate(all="ignore"):
         wide = array.astype(np.float64)
         return _cast(wide * (1 + rng.normal(0, 10.0 ** rng.uniform(-5, 0), array.shape)), dtype)

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
 
 import nearzip as nz
-from nearzip import storage
+from nearzip import fileio
 from nearzip.cli import cli
 from nearzip.cli.console import human_bytes, safe
 
@@ -91,11 +92,11 @@ def test_compress_and_decompress(files: Path):
 
 def test_compress_as_json(files: Path):
     result = good("compress", "new.safetensors", "--base", "old.safetensors", "-o", "u.nz", "--method", "delta-dnn",
-                  "--set", "eps=0.01", "--set", "backend=zstd", "--threads", "1", "--json")  # fmt: skip
+                  "--set", "eps=0.001", "--set", "backend=zstd", "--threads", "1", "--json")  # fmt: skip
     document = json.loads(result.stdout)
     assert (document["message_type"], document["command"]) == ("summary", "compress")
-    assert document["method"] == {"name": "delta-dnn", "options": {"eps": 0.01, "mode": None, "backend": "zstd"}}
-    assert document["bound"] == {"kind": "abs", "value": 0.01}
+    assert document["method"] == {"name": "delta-dnn", "options": {"eps": 0.001, "mode": None, "backend": "zstd"}}
+    assert document["bound"] == {"kind": "abs", "value": 0.001}
     assert document["bytes_out"] == os.path.getsize("u.nz")
     assert document["bytes_in"] == 4 * 64 * 33
     assert document["bits_per_value"] == pytest.approx(8 * document["bytes_out"] / (64 * 33))
@@ -119,6 +120,15 @@ def test_tensors_coded_alone_and_gone_are_named(files: Path):
     assert "layer.weight (was float32 [64, 32], is float32 [32, 32])" in result.stdout
     assert "gone" in result.stdout
     assert "layer.bias" in result.stdout
+
+
+def test_codings_that_are_smaller_than_what_was_asked_are_named(files: Path):
+    rng = np.random.default_rng(5)
+    save_file({"w": rng.normal(size=(64, 64)).astype(np.float16)}, "half.safetensors")
+    result = good("compress", "half.safetensors", "-o", "h.nz", "--bound", "abs:1e-7")
+    assert "smaller coding  1 exactly" in result.stdout
+    report = json.loads(good("compress", "half.safetensors", "-o", "i.nz", "--bound", "abs:1e-7", "--json").stdout)
+    assert report["choices"] == {"w": "exact"}
 
 
 def test_keep_going_leaves_out_damaged_tensors_and_warns(files: Path):
@@ -196,10 +206,10 @@ def test_compare_draws(files: Path):
     ("matplotlib.figure", ("compare", "old.safetensors", "new.safetensors", "--plot", "p.png"), "nearzip[plot]"),
     ("matplotlib.figure", ("demo",), "nearzip[demo]"),
     ("sklearn.datasets", ("demo", "--output", "."), "nearzip[demo]"),
-    ("torch", ("compress", "new.pt", "-o", "u.nz"), "nearzip[torch]"),
+    ("torch", ("decompress", "new.nz", "-o", "new.pt"), "nearzip[torch]"),
 ])  # fmt: skip
 def test_a_missing_extra_is_named(files: Path, monkeypatch: pytest.MonkeyPatch, module, command, extra):
-    Path("new.pt").write_bytes(b"anything")
+    nz.compress({"x": np.ones(3)}).save("new.nz")
     monkeypatch.delenv("NEARZIP_DATA", raising=False)  # with it, the demo takes MNIST
     monkeypatch.setitem(sys.modules, module, None)
     bad(3, *command, says=(extra, "pip install"))
@@ -308,7 +318,8 @@ def test_places_that_cannot_be_read(files: Path):
     bad(10, "compress", "gone.safetensors", "-o", "u.nz", says=("gone.safetensors", "no such file"))
     bad(10, "inspect", "gone.nz", says=("gone.nz",))
     bad(10, "compare", "gone.npz", "new.safetensors", says=("gone.npz",))
-    bad(2, "compress", "notes.txt", "-o", "u.nz", says=("notes.txt", "'.txt'", ".safetensors"))
+    Path("notes.txt").write_text("no network")
+    bad(2, "compress", "notes.txt", "-o", "u.nz", says=("notes.txt", "unknown ending", ".safetensors"))
     Path("folder.pt").mkdir()
     bad(2, "compress", "folder.pt", "-o", "u.nz", says=("folder.pt", "directory"))
     bad(10, "demo", "--data", "gone", "--output", ".", says=("gone", "MNIST"))
@@ -351,7 +362,7 @@ def test_a_format_that_cannot_hold_the_tensors(files: Path):
 def test_an_archive_over_the_limit(files: Path):
     bad(14, "decompress", "update.nz", "--base", "old.safetensors", "-o", "o.npz", "--max-output", "1kB",
         says=("update.nz", "1000", "--max-output"))  # fmt: skip
-    good("decompress", "update.nz", "--base", "old.safetensors", "-o", "o.npz", "--max-output", "0.1 MB")
+    good("decompress", "update.nz", "--base", "old.safetensors", "-o", "o.safetensors", "--max-output", "0.1 MB")
 
 
 class _FullDisk(io.FileIO):
@@ -365,9 +376,9 @@ class _FullDisk(io.FileIO):
 
 def _fill_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Leave no room for files of that name."""
-    roomy = storage._NamingFile
+    roomy = fileio._NamingFile
     full = type("_FullNamingFile", (roomy, _FullDisk), {})
-    monkeypatch.setattr(storage, "_NamingFile", lambda path, to: (full if name in str(path) else roomy)(path, to))
+    monkeypatch.setattr(fileio, "_NamingFile", lambda path, to: (full if name in str(path) else roomy)(path, to))
 
 
 @pytest.mark.parametrize("output", ["out.safetensors", "out.npz", "out.pt"])
@@ -481,3 +492,38 @@ def test_a_signal_leaves_nothing_behind(files: Path, number: signal.Signals, cod
         running.communicate(timeout=60)
     assert running.returncode == code
     assert set(os.listdir()) == before
+
+
+def test_compare_of_networks_without_a_tensor_in_common(files: Path):
+    save_file({f"_orig_mod.{name}": w for name, w in OLD.items()}, "wrapped.safetensors")
+    save_file({name: w.astype(np.float16) for name, w in OLD.items()}, "half.safetensors")
+    np.savez("empty.npz")
+    for other, says in (("wrapped", "'_orig_mod.' in them"), ("half", "float16"), ("empty.npz", "different networks")):
+        path = other if other.endswith(".npz") else f"{other}.safetensors"
+        result = run("compare", "old.safetensors", path)
+        assert result.exit_code == 1
+        assert "compared" in result.stdout
+        assert "unchanged" not in result.stdout
+        assert says in result.stderr
+        document = run("compare", "old.safetensors", path, "--json")
+        assert document.exit_code == 1
+        assert json.loads(document.stdout)["anything_in_common"] is False
+    assert "neither holds a tensor" in run("compare", "empty.npz", "empty.npz").stderr
+
+
+def test_compare_counts_partial_overlaps(files: Path):
+    save_file({"layer.weight": NEW["layer.weight"], "head": OLD["layer.bias"]}, "other.safetensors")
+    result = good("compare", "old.safetensors", "other.safetensors")
+    assert "1 tensors, 2,048 values" in result.stdout
+    assert re.search(r"only in a +1 tensor: layer\.bias", result.stdout)
+    assert re.search(r"only in b +1 tensor: head", result.stdout)
+
+
+@pytest.mark.parametrize("words", [[], ["store"]])
+def test_a_group_without_a_command_prints_its_help(words):
+    result = run(*words)
+    assert result.exit_code in (0, 2)
+    text = result.stdout + result.stderr
+    assert "Commands:" in text
+    assert "\\n" not in text
+    assert "error:" not in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import ml_dtypes
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import nearzip as nz
-from nearzip import comparison
-from nearzip.comparison import ssim
+from nearzip import comparison, similarity
 from nearzip.errors import CorruptError, NotFoundError, UsageError
+from nearzip.similarity import ssim, ssim_within
 
 rng = np.random.default_rng(7)
 
@@ -52,7 +53,7 @@ def test_ssim_of_tiles_is_that_of_the_whole(monkeypatch):
     a = rng.normal(size=(23, 300)).astype(np.float32)
     b = a + rng.normal(0, 0.3, a.shape).astype(np.float32)
     whole = ssim(a, b)
-    monkeypatch.setattr(comparison, "_PIECE", 640)
+    monkeypatch.setattr(similarity, "_PIECE", 640)
     assert ssim(a, b) == pytest.approx(whole, rel=1e-12)
 
 
@@ -74,7 +75,7 @@ def test_ssim_leaves_out_windows_that_are_not_finite():
     b = a + rng.normal(0, 0.1, a.shape)
     b[3, 29] = np.nan
     spread = np.concatenate([a[np.isfinite(b)], b[np.isfinite(b)]])
-    assert ssim(a, b) == pytest.approx(comparison._ssim(a[:, :29], b[:, :29], spread.min(), spread.max()))
+    assert ssim(a, b) == pytest.approx(ssim_within(a[:, :29], b[:, :29], spread.min(), spread.max()))
     assert ssim(np.full(3, np.nan), np.zeros(3)) is None
 
 
@@ -164,10 +165,71 @@ def test_tensors_without_a_partner():
 
 
 def test_nothing_in_common_and_nothing_at_all():
-    assert nz.compare({"a": np.zeros(3)}, {"b": np.zeros(3)}).total.n_values == 0
+    found = nz.compare({"a": np.zeros(3)}, {"b": np.zeros(3)})
+    assert found.total.n_values == 0
+    assert (found.anything_in_common, found.identical, found.reason) == (False, False, None)
     found = nz.compare({}, {})
     assert found.identical
+    assert not found.anything_in_common
     assert found.total.fit is None
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "says"),
+    [
+        (
+            ["w", "b"],
+            ["_orig_mod.w", "_orig_mod.b"],
+            r"in b have '_orig_mod\.' .*torch\.compile.*save the unwrapped module",
+        ),
+        (["module.w"], ["w"], r"in a have 'module\.' .*DataParallel"),
+        (["net.head.w"], ["net._orig_mod.head.w"], r"in b have '_orig_mod\.'"),
+        (
+            ["model.encoder.w", "model.encoder.b"],
+            ["w", "b"],
+            r"in a have 'model\.encoder\.' in them, those in b do not",
+        ),
+    ],
+)
+def test_names_that_differ_by_a_prefix_are_explained(a, b, says):
+    found = nz.compare({name: np.ones(3) for name in a}, {name: np.ones(3) for name in b})
+    assert not found.anything_in_common
+    assert re.search(says, found.reason)
+    some = nz.compare(
+        {"same": np.ones(2), **dict.fromkeys(a, np.ones(3))}, {"same": np.ones(2), **dict.fromkeys(b, np.ones(3))}
+    )
+    assert some.anything_in_common
+    assert re.search(says, some.reason)
+
+
+@pytest.mark.parametrize("other", [np.ones((2, 3), np.float16), np.ones((3, 2), np.float32)])
+def test_dtypes_and_shapes_that_differ_are_explained(other):
+    found = nz.compare({"w": np.ones((2, 3), np.float32)}, {"w": other})
+    assert not found.anything_in_common
+    assert re.search(r"dtypes or shapes differ, as in 'w': float32 \[2, 3\] in a, .*convert", found.reason)
+
+
+def test_large_tensors_are_sampled_unless_exact():
+    rng = np.random.default_rng(0)
+    a = {"w": rng.normal(size=(900, 500)).astype(np.float32), "v": rng.normal(size=400_000)}
+    b = {name: w + rng.normal(0, 1e-3, w.shape).astype(w.dtype) for name, w in a.items()}
+    quick, exact = nz.compare(a, b), nz.compare(a, b, exact=True)
+    for name in (*a, None):
+        one, two = (side.total if name is None else side.tensors[name] for side in (quick, exact))
+        assert (one.max_abs_error, one.rms_error, one.fit, one.n_unchanged) == (
+            two.max_abs_error, two.rms_error, two.fit, two.n_unchanged,
+        )  # fmt: skip
+        assert one.ssim == pytest.approx(two.ssim, abs=1e-3)
+        for decade in (-3, -4):
+            assert one.histogram[decade] == pytest.approx(two.histogram[decade], rel=0.05)
+    assert sum(exact.total.histogram.values()) == exact.total.n_values - exact.total.n_unchanged
+
+
+def test_threads_make_no_difference():
+    rng = np.random.default_rng(0)
+    a = {f"w{i}": rng.normal(size=3000) for i in range(5)}
+    b = {name: w + 1e-3 for name, w in a.items()}
+    assert nz.compare(a, b, threads=1).total == nz.compare(a, b, threads=4).total
 
 
 @settings(max_examples=60, deadline=None)

@@ -141,3 +141,14 @@ def test_a_changed_tree_is_named():
     assert commits("abc1234", "def5678+", "abc1234") == "abc1234, def5678 with uncommitted changes"
     result = {"machine": {"cpu": "X", "cores": 2, "python": "3.11"}, "commit": "abc1234+", "date": "2026-11-28"}
     assert circumstances(result) == "X, 2 cores, Python 3.11; commit abc1234 with uncommitted changes, 2026-11-28"
+
+
+def test_entries_of_an_earlier_run_keep_its_machine():
+    from experiments.claims.bits import fidelity
+
+    document = {"machine": {"cpu": "A"}, "date": "2026-01-01", "pairs": {"p": {"entries": {
+        "old": {"points": []}, "older": {"machine": {"cpu": "B"}, "date": "2025-01-01"}}}}}  # fmt: skip
+    entries = fidelity.earlier(document)["p"]["entries"]
+    assert entries["old"] == {"points": [], "machine": {"cpu": "A"}, "date": "2026-01-01"}
+    assert entries["older"] == {"machine": {"cpu": "B"}, "date": "2025-01-01"}
+    assert fidelity.earlier({}) == {}

@@ -192,8 +192,7 @@ def test_files_are_read_back(limit, dtype, with_base):
     for name, values in new.items():
         assert restored[name].dtype == values.dtype
         assert np.array_equal(restored[name], archive.restored[name])
-    plain = nz.decompress(nz.compress(new, base, options={"step": STEP}).to_bytes(), base=base)
-    assert np.array_equal(plain["small"], restored["small"])
+    assert np.abs(restored["small"].astype(float) - new["small"].astype(float)).max() <= 0.55 * STEP
     stages = {s["id"] for g in archive.report.index.segments for b in g.blocks for s in b.pipeline.to_json()}
     assert stages == {"e8-step", "uniform-step", "rans"} | ({"subtract-base"} if with_base else set())
 

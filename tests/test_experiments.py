@@ -337,6 +337,27 @@ def test_cached_traces_are_built_once(tmp_path: Path, mnist: Path, monkeypatch: 
     assert trace_sets.build_set("quick", tmp_path, None, only=["lenet-5"]) == {}
 
 
+def test_shared_traces_are_told_from_others(tmp_path: Path):
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "00250.safetensors").write_bytes(b"another training")
+    found = traces.differing(tmp_path)
+    assert len(found) == len(traces.CHECKSUMS) == 8
+    assert [line for line in found if not line.endswith("missing")] == [
+        f"{tmp_path / 'transformer' / '00250.safetensors'}: another training than that of the published figures"
+    ]
+    with pytest.raises(SystemExit, match=r"vgg-small.*missing"):
+        traces.main([str(tmp_path)])
+
+
+def test_presets_train_the_shared_traces_again():
+    assert training.preset("transformer").every == 50
+    for older, newer, _ in traces.PAIRS.values():
+        network, _, at = newer.partition("/")
+        settings = training.preset(network)
+        assert int(at) <= (settings.steps or settings.epochs)
+        assert {older, newer} <= set(traces.CHECKSUMS)
+
+
 def test_sets_name_networks_with_sensible_settings():
     for members in trace_sets.SETS.values():
         assert {s.network for s in members} <= set(NETWORKS)
@@ -402,3 +423,14 @@ def test_the_shared_transformer_scores_as_its_notes_say():
     found = sampling.evaluate(network, held_out)
     assert found["loss"] == pytest.approx(1.815, abs=0.02)
     assert found["accuracy"] == pytest.approx(0.460, abs=0.01)
+
+
+def test_gates_count_plans_on_data_never_seen():
+    from experiments.claims.accuracy import gates
+
+    [row] = gates.rows(1, 1)
+    assert set(row["plans"]) == {"None", "0.95"}
+    assert row["plans"]["None"]["loss"] <= gates.MAX_LOSS
+    assert row["plans"]["None"]["bytes"] <= row["plans"]["0.95"]["bytes"]
+    found = gates.summary([row, row])
+    assert {name: each["plans"] for name, each in found.items()} == {"None": 2, "0.95": 2}

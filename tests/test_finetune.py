@@ -8,6 +8,7 @@ import pytest
 import nearzip as nz
 from nearzip.errors import UsageError
 from nearzip.recipes import Hold
+from nearzip.recipes.retrain import retrained
 
 torch = pytest.importorskip("torch")
 
@@ -157,3 +158,119 @@ def test_methods_retrain_through_it(method, options):
         weight = restored["0.weight"]
         assert np.unique(weight[weight != 0]).size <= 8
         assert (weight != 0).sum() == round(0.3 * weight.size)
+
+
+# ---- pulling towards values ------------------------------------------------------------------------------------
+
+
+def by_hand(optimizer, target, weight, batches):
+    """The penalty written into the loss, in place of a hold."""
+    network = module()
+    made = optimizer(network.parameters())
+    for x, y in batches:
+
+        def closure(x=x, y=y):
+            made.zero_grad()
+            loss = nn.functional.cross_entropy(network(x), y)
+            loss = loss + weight / 2 * sum(((dict(network.named_parameters())[n] - t) ** 2).sum() for n, t in target)
+            loss.backward()
+            return loss
+
+        made.step(closure)
+    return network
+
+
+@pytest.mark.parametrize("with_closure", [False, True])
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, lambda p: torch.optim.LBFGS(p, 0.1, max_iter=4)])
+def test_a_pull_is_a_quadratic_penalty(optimizer, with_closure):
+    if not with_closure and optimizer not in OPTIMIZERS:
+        return  # L-BFGS works with a closure only
+    generator = torch.Generator().manual_seed(1)
+    batches = [(torch.randn(32, 12, generator=generator), torch.arange(32) % 4) for _ in range(4)]
+    target = [("0.weight", torch.zeros(16, 12)), ("3.bias", torch.ones(4))]
+    network = module()
+    made = optimizer(network.parameters())
+    with holding(network, nz.Hold(near={name: t.numpy() for name, t in target}, weight=0.3)):
+        for x, y in batches:
+
+            def closure(x=x, y=y):
+                made.zero_grad()
+                loss = nn.functional.cross_entropy(network(x), y)
+                loss.backward()
+                return loss
+
+            if with_closure:
+                made.step(closure)
+            else:
+                closure()
+                made.step()
+    expected = by_hand(optimizer, target, 0.3, batches)
+    # L-BFGS amplifies the roundings of two ways to add: 1e-6 after one step.
+    tolerance = 2e-6 if optimizer in OPTIMIZERS else 2e-4
+    for name, parameter in network.named_parameters():
+        assert torch.allclose(parameter, dict(expected.named_parameters())[name], atol=tolerance), name
+
+
+def test_a_pull_counts_once_a_step_and_reaches_what_the_loss_does_not():
+    layer = nn.Linear(2, 1, bias=False)
+    unused = nn.Parameter(torch.tensor([4.0]))
+    layer.register_parameter("unused", unused)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[2.0, 3.0]]))
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    other = torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1)
+    hold = nz.Hold(near={"weight": np.ones((1, 2), np.float32), "unused": np.zeros(1, np.float32)}, weight=0.5)
+    with holding(layer, hold):
+        for _ in range(4):  # micro-batches
+            (0.25 * layer(torch.ones(1, 2))).sum().backward()
+        other.step()
+        optimizer.step()
+    # 2 - 0.1 (1 + 0.5 (2 - 1)), 3 - 0.1 (1 + 0.5 (3 - 1)), 4 - 0.1 * 0.5 * 4
+    assert layer.weight[0].tolist() == pytest.approx([1.85, 2.8])
+    assert unused.item() == pytest.approx(3.8)
+    optimizer.zero_grad()
+    optimizer.step()
+    assert layer.weight[0].tolist() == pytest.approx([1.85, 2.8]), "nothing pulls afterwards"
+
+
+def test_pulled_and_pruned_at_once():
+    network = module()
+    prune(network, 0.3)
+    hold = nz.Hold(zeros=("0.weight",), near={"0.weight": np.ones((16, 12), np.float32)}, weight=1.0)
+    finetune(network, training(OPTIMIZERS[0]), hold)
+    assert (network[0].weight != 0).sum() == round(0.3 * 192)
+
+
+def pulled(near):
+    return finetune(module(), training(OPTIMIZERS[0]), nz.Hold(near=near, weight=1))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: nz.Hold(weight=-1), "from 0 on"),
+        (lambda: nz.Hold(weight=float("nan")), "from 0 on"),
+        (lambda: nz.Hold(weight=True), "from 0 on"),
+        (lambda: nz.Hold(zeros=("a",), reshaped=("a",)), "'a' may change its shape"),
+        (lambda: pulled({"x": np.ones(1)}), "no parameter 'x'"),
+        (lambda: pulled({"3.bias": np.ones(2)}),
+         r"'3\.bias' is \[4\], what it is pulled to \[2\]"),
+    ],
+)  # fmt: skip
+def test_holds_that_mean_nothing_are_named(make, says):
+    with pytest.raises(UsageError, match=says):
+        make()
+
+
+def test_a_retraining_may_change_shapes_only_where_it_is_told_so():
+    tensors = {"a": np.ones((4, 3), np.float32), "b": np.ones(4, np.float32)}
+
+    def thinner(arrays, hold):
+        return {"a": arrays["a"][:2], "b": arrays["b"]}
+
+    found = retrained(thinner, tensors, nz.Hold(frozen=("b",), reshaped=("a",)))
+    assert found["a"].shape == (2, 3)
+    with pytest.raises(UsageError, match=r"tensor 'a' as float32 \[2, 3\]; it was float32 \[4, 3\]"):
+        retrained(thinner, tensors, nz.Hold())
+    with pytest.raises(UsageError, match="tensor 'a' as float64"):
+        retrained(lambda arrays, hold: {**arrays, "a": np.ones((2, 3))}, tensors, nz.Hold(reshaped=("a",)))

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nearzip.budget.assess import assess
-from nearzip.budget.knapsack import Option, best_accuracy, smallest
+from nearzip.budget.deepsz.assess import assess
+from nearzip.budget.deepsz.knapsack import Option, best_accuracy, smallest
 from nearzip.errors import BudgetError, UsageError
 
 

@@ -138,6 +138,90 @@ def test_outside_is_exact(dtype, relative, seed, n, tie, log_tolerance):
         assert found == expected
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@given(seed=seeds, parts=st.lists(st.integers(0, 80), min_size=1, max_size=4), finite=st.booleans())
+def test_changes_are_those_of_the_twin(dtype, seed, parts, finite):
+    rng = np.random.default_rng(seed)
+    n = sum(parts)
+    tolerance = 10.0 ** rng.uniform(-6, 2)
+    if finite:
+        x = rng.normal(0, 1, n).astype(dtype)
+        base = np.where(rng.random(n) < 0.3, x, x + rng.normal(0, tolerance * 10.0 ** rng.uniform(-9, 9), n)).astype(
+            dtype
+        )
+    else:
+        x, base = floats_of(rng, n, dtype), floats_of(rng, n, dtype)
+    with np.errstate(all="ignore"):
+        y = np.where(rng.random(n) < 0.4, base, (x + rng.uniform(-1, 1, n) * tolerance).astype(dtype))
+    found, rows = _core.outside_and_changes(x, y, base, tolerance, False, parts)
+    assert found == _core.outside(x, y, tolerance, False)
+    at = 0
+    for part, (n_changed, n_kept, squares, error) in zip(parts, rows, strict=True):
+        piece = slice(at, at + part)
+        expected = twins.change(x[piece], y[piece], base[piece])
+        at += part
+        assert (n_changed, n_kept) == expected[:2]
+        for ours, exact in ((squares, expected[2]), (error, expected[3])):
+            # Squares of single precision lose digits only where they are far below what can be kept of them at all.
+            if 1e-280 < exact < 1e300:
+                assert ours == pytest.approx(float(exact), rel=1e-4)
+
+
+def test_changes_beyond_one_stretch_and_what_is_not_finite():
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 1, 20_000).astype(np.float32)
+    base = x + rng.normal(0, 1e-3, x.size).astype(np.float32)
+    y = x + np.float32(1e-4)
+    x[100], base[5000], y[12_000] = np.nan, np.inf, -np.inf
+    found, [row] = _core.outside_and_changes(x, y, base, 1e-3, False, [x.size])
+    assert found == [100, 12_000]
+    changed, kept, squares, error = twins.change(x, y, base)
+    assert row[:2] == (changed, kept)
+    assert row[2:] == pytest.approx((float(squares), float(error)), rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@given(seed=seeds, n=st.integers(0, 5000))
+def test_difference_is_that_of_the_twin(dtype, seed, n):
+    rng = np.random.default_rng(seed)
+    x, base = floats_of(rng, n, dtype), floats_of(rng, n, dtype)
+    with np.errstate(all="ignore"):
+        differences = x.astype(np.float64) - base.astype(np.float64)
+    finite = differences[np.isfinite(differences)]
+    n_finite, squares = _core.difference(x, base)
+    assert n_finite == finite.size
+    with np.errstate(all="ignore"):
+        exact = math.fsum(np.square(finite)) if (np.square(finite) < 1e300).all() else math.inf
+    if 1e-280 < exact < math.inf:
+        assert squares == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@given(seed=seeds, n=st.integers(0, 3000), constant=st.booleans())
+def test_pair_sums_are_numpys(dtype, seed, n, constant):
+    rng = np.random.default_rng(seed)
+    a = np.full(n, 0.1, dtype) if constant else rng.normal(1, 2, n).astype(dtype)
+    b = (0.5 * a + rng.normal(0, 0.1, n)).astype(dtype)
+    a[rng.random(n) < 0.05], b[rng.random(n) < 0.05] = np.nan, np.inf
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    both = np.isfinite(x) & np.isfinite(y)
+    n_finite, odd, found = _core.pair_sums(a, b)
+    assert n_finite == both.sum()
+    assert odd == (~both & ~((x == y) | (np.isnan(x) & np.isnan(y)))).sum()
+    if not n_finite:
+        return
+    x, y = x[both], y[both]
+    d, p, q = y - x, x - x.mean(), y - y.mean()
+    of = np.abs(x[x != 0])
+    expected = [
+        np.abs(d).max(), (np.abs(d[x != 0]) / of).max(initial=0), d.sum(), np.abs(d).sum(), d @ d, x.mean(), y.mean(),
+        p @ p, q @ q, p @ q, min(x.min(), y.min()), max(x.max(), y.max()),
+    ]  # fmt: skip
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    if constant:
+        assert found[7] == 0, "what does not vary has no variance"
+
+
 def test_outside_finds_places_in_every_stretch():
     x = np.zeros(20_000, np.float32)
     y = x.copy()
@@ -481,6 +565,9 @@ def test_arrays_must_be_of_one_size():
         lambda: _core.dequantize(symbols, short, 1.0, x),
         lambda: _core.dequantize(symbols, None, 1.0, short),
         lambda: _core.outside(x, short, 1.0, False),
+        lambda: _core.outside_and_changes(x, x, short, 1.0, False, [4]),
+        lambda: _core.difference(x, short),
+        lambda: _core.pair_sums(x, short),
         lambda: _core.ordered_delta(symbols.view(np.uint32), short.view(np.uint32), True, x.view(np.uint32)),
         lambda: _core.encode_contexts(symbols.view(np.uint32), short.view(np.uint32), True, 23, [4]),
         lambda: _core.decode_contexts(

@@ -10,8 +10,8 @@ import nearzip as nz
 from nearzip import errors
 
 NAMES = {
-    "Absolute", "Archive", "Bound", "Comparison", "Limits", "Lossless", "Plan", "PointwiseRelative", "Reader",
-    "Relative", "Rms", "Store", "__version__", "compare", "compress", "compress_file", "decompress",
+    "Absolute", "Archive", "Bound", "Comparison", "Hold", "Limits", "Lossless", "Plan", "PointwiseRelative", "Reader",
+    "Relative", "Rms", "Store", "Update", "__version__", "compare", "compress", "compress_file", "decompress",
     "decompress_file", "errors", "methods", "open", "pull", "tune",
 }  # fmt: skip
 
@@ -29,6 +29,7 @@ POSITIONAL = {
     nz.Relative: ["value"],
     nz.PointwiseRelative: ["value"],
     nz.Rms: ["value"],
+    nz.Update: ["value", "per"],
     nz.Archive.save: ["self", "path", "force"],
     nz.Archive.to_bytes: ["self"],
     nz.Store: ["url", "create", "bound", "policy", "method", "options"],

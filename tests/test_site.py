@@ -117,7 +117,7 @@ def public_names() -> set[str]:
     import nearzip.store
 
     found = {*nearzip.__all__, *nearzip.store.__all__, *nearzip.errors.__all__} - {"errors", "__version__"}
-    for module in ("nearzip.torch", "nearzip.calibrate"):
+    for module in ("nearzip.torch", "nearzip.calibrate", "nearzip.federated", "nearzip.correctness"):
         with contextlib.suppress(nearzip.errors.MissingExtraError):
             found |= set(importlib.import_module(module).__all__)
     return found - {"finetune"}  # a module
@@ -161,3 +161,23 @@ def test_every_command_has_an_example_of_its_json():
     shown = re.findall(r"^```bash\n([^`]*?--json[^`]*?)^```\n\n```json$", text, flags=re.MULTILINE)
     for path in commands("nearzip", cli):
         assert any(f"{path} " in code for code in shown), f"docs/scripting.md has no example of {path} --json"
+
+
+def test_contributing_names_what_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("## Find your way")[2].partition("\n## ")[0]
+    rows = [row.strip("|").split("|") for row in re.findall(r"^\|.*\|$", table, re.MULTILINE)[2:]]
+    assert len(rows) > 10
+    for _, files, names in rows:
+        paths = [ROOT / name for name in re.findall(r"`([^`]+)`", files)]
+        for path in paths:
+            assert path.exists(), f"CONTRIBUTING names {path.relative_to(ROOT)}"
+            source = path.read_text(encoding="utf-8")
+            for name in re.findall(r"`([^`]+)`", names):
+                assert re.search(rf"\b{name}\b", source), f"CONTRIBUTING looks for {name} in {path.name}"
+
+
+def test_contributing_names_scripts_and_files():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for name in re.findall(r"(?<![\w/.])\.?/?((?:scripts|tests|docs|experiments)/[\w./]+\w)", text):
+        assert (ROOT / name).exists() or name.endswith(("NAME.md", "NNN-title.md")), f"CONTRIBUTING names {name}"

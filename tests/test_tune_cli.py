@@ -40,6 +40,20 @@ def raises(tensors):
     raise KeyError("layer9")
 
 NUMBER = 3
+
+from nearzip.budget import Evaluation
+from nearzip.budget.intervals import Mean
+
+class Right:
+    # 3000 samples, of which two change as soon as anything does.
+    name, identity, confidence = "right", "", None
+
+    def evaluation(self, tensors):
+        same = np.ones(3000)
+        same[: 0 if np.array_equal(tensors["w"], new["w"]) else 2] = 0
+        return Evaluation({"same": same.mean()}, {"same": Mean(same, np.ones(3000))})
+
+right = Right()
 """
 
 
@@ -184,8 +198,8 @@ def test_warnings_end_with_exit_code_1(files):
         (2, "is a int, not a function", (), {"evaluate": "judge:NUMBER"}),
         (2, "importing it raised ZeroDivisionError", (), {"evaluate": "broken:error"}),
         (3, "evaluate raised KeyError on the original network: 'layer9'", (), {"evaluate": "judge:raises"}),
-        (2, "takes a number, not 'x'", (), {"max_loss": "x"}),
-        (2, "takes a number, not 'x'", (), {"max_loss": "score=x"}),
+        (2, "takes a number or a share such as 0.2%, not 'x'", (), {"max_loss": "x"}),
+        (2, "takes a number or a share such as 0.2%, not 'x'", (), {"max_loss": "score=x"}),
         (2, "NAME=X once for each metric", ("--max-loss", "0.3"), {}),
         (2, "NAME=X once for each metric", ("--max-loss", "a=0.3"), {"max_loss": "a=0.1"}),
         (2, "no metric 'top1'; it returns score", (), {"max_loss": "top1=0.1"}),
@@ -231,3 +245,27 @@ def test_plans_are_not_overwritten_and_not_mixed_with_settings(files):
     result = run("compress", "new.safetensors", "--plan", "plan.json", "-o", "a.nz")
     assert (result.exit_code, Path("a.nz").exists()) == (12, False)
     assert "plan.json: is not a plan" in result.stderr
+
+
+def test_a_share_of_the_originals_score_and_a_pattern(files):
+    result = tune("--json", "--max-loss", "e*=0.02", evaluate="judge:right", max_loss="*=0.2%")
+    assert result.exit_code == 2
+    assert "no metric 'e*'" in result.stderr
+    result = tune("--json", evaluate="judge:right", max_loss="same=0.2%")
+    assert result.exit_code == 0, result.stderr
+    assert nz.Plan.load("plan.json").max_loss == {"same": 0.002}
+
+
+def test_confidence_is_carried_by_plan_table_and_exit_code(files):
+    result = tune("--confidence", "0.95", evaluate="judge:right", max_loss="0.002")
+    assert result.exit_code == 0, result.stderr
+    assert "with 95 % confidence: same at most 0.00" in result.stdout
+    assert "(3000 samples)" in result.stdout
+    plan = nz.Plan.load("plan.json")
+    assert plan.verdicts == {"same": "kept"}
+    Path("plan.json").unlink()
+    result = tune("--confidence", "0.95", "--method", "delta-dnn", evaluate="judge:right", max_loss="0.001")
+    assert result.exit_code == 1
+    assert "samples would show" in result.stderr
+    assert not Path("plan.json").exists()
+    assert tune("--confidence", "1", evaluate="judge:right").exit_code == 2

@@ -10,12 +10,12 @@ import pytest
 from counting import Counting
 
 import nearzip as nz
-from nearzip.budget.belief import Belief
+from nearzip.budget.assignment import Choice
 from nearzip.budget.curves import Curves, groups_of
-from nearzip.budget.families import Bounds
-from nearzip.budget.measure import Subject
-from nearzip.budget.plan import Choice
+from nearzip.budget.posterior import Posterior
 from nearzip.budget.search import _Line
+from nearzip.budget.spaces import Bounds
+from nearzip.budget.subject import Network
 
 rng = np.random.default_rng(11)
 #: Forty samples: one of them is a loss of 0.025.
@@ -126,12 +126,12 @@ def test_an_update_may_be_of_no_use_though_half_of_it_does_harm():
     assert alone.losses["score"] <= 0.1
 
 
-# ---- beliefs ---------------------------------------------------------------------------------------------------
+# ---- posteriors ------------------------------------------------------------------------------------------------
 
 
 def chances(usage_by_position, at):
-    belief = Belief(_Line(0.0), np.array(list(usage_by_position)), list(usage_by_position.values()))
-    return belief.chances(np.array(at))
+    posterior = Posterior(_Line(0.0), np.array(list(usage_by_position)), list(usage_by_position.values()))
+    return posterior.chances(np.array(at))
 
 
 def test_chances_fall_with_the_bound():
@@ -158,7 +158,7 @@ def test_any_usage_can_be_believed(usage):
 
 
 def curves(network=NETWORK):
-    subject = Subject.of(network, None, smooth)
+    subject = Network.of(network, None, smooth)
     return Curves.of(subject, Bounds(Choice("nearzip"), "abs", subject))
 
 

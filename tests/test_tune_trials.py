@@ -15,7 +15,7 @@ from torch import nn
 
 import nearzip as nz
 from nearzip import calibrate, errors
-from nearzip.budget import plan as plans
+from nearzip.budget import trial as filed
 from nearzip.torch import evaluator
 
 rng = np.random.default_rng(3)
@@ -126,7 +126,7 @@ def test_a_trial_that_gave_another_archive_is_not_chosen(tmp_path, field, value)
 
 def test_trials_of_another_release_are_not_taken(tmp_path, monkeypatch):
     nz.tune(NETWORK, evaluate=error, max_loss=0.01, trials=tmp_path)
-    monkeypatch.setattr(plans, "__version__", "0.0.7")
+    monkeypatch.setattr(filed, "__version__", "0.0.7")
     again = Counting(error)
     again.name = f"{__name__}:error"
     plan = nz.tune(NETWORK, evaluate=again, max_loss=0.01, trials=tmp_path)
@@ -168,7 +168,7 @@ def test_the_papers_searches_measure_what_they_recall(tmp_path, strategy):
     again = Counting(error)
     assert nz.tune(NETWORK, evaluate=again, **how).chosen.restored_id == first.chosen.restored_id
     assert again.calls == 2
-    with pytest.raises(errors.UsageError, match="judged by another evaluate"):
+    with pytest.raises(errors.UsageError, match="scored by another evaluate"):
         nz.tune(NETWORK, evaluate=Counting(ten_times_as_strict), **how)
 
 

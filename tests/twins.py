@@ -95,6 +95,21 @@ def outside(x: Array, y: Array, tolerance: float, relative: bool) -> list[int]:
     return found
 
 
+def change(x: Array, y: Array, base: Array) -> tuple[int, int, Fraction, Fraction]:
+    """Values that differ from the base, those of them that y does not have as the base does, and the sums of squares,
+    wherever differences are finite."""
+    n_changed = n_kept = 0
+    moved = off = Fraction(0)
+    for one, restored, before in zip(x.tolist(), y.tolist(), base.tolist(), strict=True):
+        if math.isfinite(one - before):
+            moved += (Fraction(one) - Fraction(before)) ** 2
+            n_changed += one != before
+            n_kept += one != before and restored != before
+        if math.isfinite(one - restored):
+            off += (Fraction(one) - Fraction(restored)) ** 2
+    return n_changed, n_kept, moved, off
+
+
 def statistics(x: Array) -> tuple[int, float, float, Fraction]:
     finite = [value for value in x.tolist() if math.isfinite(value)]
     if not finite:

@@ -80,6 +80,23 @@ def _unseen(rows: list[Row]) -> str:
     return f"On data that no search saw, {'; '.join(parts)}. The budget is a promise about the search's data alone."
 
 
+def gates(result: Row) -> str:
+    """Plans over their budget on data never seen, with a confidence and without."""
+    names = {"None": "the measured loss", "0.95": "its 95 % confidence bound"}
+    body = [
+        [name, found["plans"], found["over"], f"{found['median_ratio']:.1f}x"]
+        for name, found in ((names[key], found) for key, found in result["summary"].items())
+    ]
+    bounded = result["summary"]["0.95"]
+    kept = 100 * (1 - bounded["over"] / bounded["plans"])
+    return "\n\n".join([
+        table(["within the budget is", "plans", "over it on data never seen", "smaller (median)"], body),
+        f"Budget {result['max_loss']:g} of top-1 accuracy, {result['samples']:,} samples to tune on, "
+        f"{result['unseen_samples']:,} others; five networks on digits. With the confidence asked for, "
+        f"{kept:.0f} % of the plans keep it. {circumstances(result)}.",
+    ])  # fmt: skip
+
+
 #: Of calibration.
 _PARTS = ("gather", "factors", "round", "tune")
 

@@ -120,6 +120,10 @@ _CALIBRATED = ("nearzip calibrated", "nearzip unbiased", "nearzip", "NNCodec tre
 def calibrated(result: Row) -> str:
     """Bits at given divergences, beside the codec whose quantizer looks ahead."""
     rows = []
+    entries = [
+        row["entries"][name] for row in result["pairs"].values() for name in _CALIBRATED if name in row["entries"]
+    ]
+    measured = {entry["commit"] for entry in entries if "commit" in entry}
     for pair, row in result["pairs"].items():
         for kl in TARGETS:
             sweeps = {name: row["entries"][name].get("points", []) for name in _CALIBRATED if name in row["entries"]}
@@ -130,7 +134,10 @@ def calibrated(result: Row) -> str:
             ratio = f"{both[1] / both[0]:.1f}" if both[0] and both[1] else ""
             cells = ("" if bits.get(name) is None else f"{bits[name]:.3f}" for name in _CALIBRATED)
             rows.append([pair, f"{kl:g}", *cells, ratio])
-    return table(["update", "divergence", *_CALIBRATED, "trellis / calibrated"], rows) + f"\n\n{circumstances(result)}."
+    return (
+        table(["update", "divergence", *_CALIBRATED, "trellis / calibrated"], rows)
+        + f"\n\n{circumstances(result, commits(*sorted(measured)))}."
+    )
 
 
 def largest_shares(result: Row, count: int = 2) -> str:

@@ -65,6 +65,7 @@ BLOCKS = (
     Block("docs/tried.md", "streams", ("lattices",), tried.streams),
     Block("docs/tried.md", "calibration", ("tried",), tried.calibration),
     Block("docs/tried.md", "agreement", ("agreement",), tried.agreement),
+    Block("docs/tune.md", "gates", ("gates",), accuracy.gates),
     Block("docs/tune.md", "budget", ("budget",), accuracy.budgets),
     Block("docs/methods/nearzip.md", "lossless", ("lossless",), bits.lossless),
     Block("docs/methods/nearzip.md", "rates", ("rates",), bits.rates),

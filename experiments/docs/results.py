@@ -110,18 +110,18 @@ def speeds(result: Row) -> str:
 
 
 def missing(pairs: dict[str, Row]) -> str:
-    """Entries that could not be measured, with the reason, or that this run left out."""
-    rows = []
+    """Entries that could not be measured, with the reason, or that were not part of the run."""
+    reasons: dict[tuple[str, str], list[str]] = {}
     for pair, row in pairs.items():
         for kind in METHODS + PEERS:
             entry = row["entries"].get(kind.name)
-            if entry is None:
-                rows.append([pair, kind.name, "not part of this run"])
-            elif "not_measured" in entry:
-                rows.append([pair, kind.name, f"`{entry['not_measured']}`"])
-    if not rows:
+            if entry is None or "not_measured" in entry:
+                reason = "not part of the run" if entry is None else f"`{entry['not_measured']}`"
+                reasons.setdefault((kind.name, reason), []).append(pair)
+    if not reasons:
         return "Every method and peer could be installed and was measured on every pair."
-    return "Not measured:\n\n" + table(["update", "peer", "reason"], rows)
+    rows = [[name, reason, ", ".join(found)] for (name, reason), found in reasons.items()]
+    return "Not measured:\n\n" + table(["method or peer", "reason", "updates"], rows)
 
 
 def repeated(result: Row) -> str:

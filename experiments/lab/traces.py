@@ -5,6 +5,8 @@ Only the names of the quick set need PyTorch.
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,17 @@ PAIRS = {
 }
 
 
+#: SHA-256 of the shared traces' files, which the published figures are measured on.
+CHECKSUMS = {
+    "transformer/00250": "ecfe2c399bee1fbfdee20711e5bd289a1a9688ddeca4e98adbea9e7b7a83c379",
+    "transformer/00300": "55f5a69a34162b8969bbf5ba7e9159fe034888b124769eafdc41bd88a104e41d",
+    "transformer/00900": "1daaf85204fc34cecde55c5e38d1e30b9c2ffc5c5883d5073b71119e20174837",
+    "transformer/00950": "c94c63c6b111a10136f80bf3f361abfc25c2256ec994d7f2b3a4e20868953b59",
+    "vgg-small/006": "f414ad3a5b5b93dd6d7cbed13363c629ed495ed4b4f51508a14e91794c932113",
+    "vgg-small/007": "4351a3a2989393e22219ce7fc3b4a0436269cf61387dd7e683e94945d0583159",
+    "vgg-small/008": "17e171eaf036f5936baebd3fc028bc4fb174aae071b8b0cb1d5a653475507efd",
+    "vgg-small/009": "52ea5ddc8ea0fc6b631b333747b828a3cd9cfab3d4c6012cde2b2a6b6e7b22ae",
+}
 #: Absolute errors that leave a divergence between 1e-4 and 1e-3 on the shared traces.
 _UNITS = {"transformer early": 1.8e-3, "transformer late": 2e-4, "vgg-small early": 1e-3, "vgg-small late": 1e-3}
 _QUICK = "quick "
@@ -54,6 +67,18 @@ def folder(given: str | None) -> Path | None:
         return None
     candidates = [Path(place), Path(place) / "traces", Path(place).parent / "traces"]
     return next((c for c in candidates if (c / "transformer" / "00900.safetensors").is_file()), None)
+
+
+def differing(where: Path) -> list[str]:
+    """Files of the shared traces that are missing or are not those of the published figures."""
+    found = []
+    for name, expected in CHECKSUMS.items():
+        path = where / f"{name}.safetensors"
+        if not path.is_file():
+            found.append(f"{path}: missing")
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            found.append(f"{path}: another training than that of the published figures")
+    return found
 
 
 def pair(where: Path, name: str) -> tuple[Tensors, Tensors]:
@@ -113,3 +138,10 @@ def load_pair(name: str, shared: Path) -> Pair:
 def _rms(old: Tensors, new: Tensors) -> float:
     moved = [(new[n].astype(np.float64) - w).reshape(-1) for n, w in old.items() if w.dtype.kind == "f"]
     return float(np.sqrt(np.mean(np.concatenate(moved) ** 2)))
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="bench check_traces", description=differing.__doc__)
+    parser.add_argument("folder", type=Path, help="folder of the shared traces")
+    found = differing(parser.parse_args(arguments).folder)
+    raise SystemExit("\n".join(found) or None)

@@ -10,21 +10,33 @@ Examples
 True
 """
 
-from nearzip import errors
-from nearzip.api import compress, compress_file, decompress, decompress_file, methods, open
-from nearzip.archive import Archive, Reader
-from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms
-from nearzip.budget import Plan, tune
-from nearzip.comparison import Comparison, compare
-from nearzip.limits import Limits
-from nearzip.store import Store, pull
-from nearzip.version import __version__
+from __future__ import annotations
+
+#: Not from `typing`, which takes longer to import than all of this; type checkers know the name.
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nearzip import errors
+    from nearzip.api import compress, compress_file, decompress, decompress_file, methods, open
+    from nearzip.archive import Archive, Reader
+    from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms, Update
+    from nearzip.budget.plan import Plan
+    from nearzip.budget.tune import tune
+    from nearzip.comparison import Comparison, compare
+    from nearzip.limits import Limits
+    from nearzip.recipes.retrain import Hold
+    from nearzip.store.pull import pull
+    from nearzip.store.repository import Store
+    from nearzip.version import __version__
 
 __all__ = [
     "Absolute",
     "Archive",
     "Bound",
     "Comparison",
+    "Hold",
     "Limits",
     "Lossless",
     "Plan",
@@ -33,6 +45,7 @@ __all__ = [
     "Relative",
     "Rms",
     "Store",
+    "Update",
     "__version__",
     "compare",
     "compress",
@@ -45,3 +58,34 @@ __all__ = [
     "pull",
     "tune",
 ]
+
+#: Modules are imported when a name of theirs is first asked for: the command line starts at once.
+_HOMES = {
+    "api": ("compress", "compress_file", "decompress", "decompress_file", "methods", "open"),
+    "archive": ("Archive", "Reader"),
+    "bounds": ("Absolute", "Bound", "Lossless", "PointwiseRelative", "Relative", "Rms", "Update"),
+    "budget": ("Plan", "tune"),
+    "comparison": ("Comparison", "compare"),
+    "limits": ("Limits",),
+    "recipes": ("Hold",),
+    "store": ("Store", "pull"),
+    "version": ("__version__",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    import importlib.util
+
+    if name in _HOME_OF:
+        found = getattr(importlib.import_module(f"nearzip.{_HOME_OF[name]}"), name)
+    elif not name.startswith("__") and importlib.util.find_spec(f"nearzip.{name}") is not None:
+        found = importlib.import_module(f"nearzip.{name}")
+    else:
+        raise AttributeError(f"module 'nearzip' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from nearzip.archive import Archive, Progress, Reader, WriteReport, write_archive
+from nearzip.attached import described, without_attached
 from nearzip.bounds import Bound, parse_bound
 from nearzip.buffers import WriteBuffer
+from nearzip.changes import UpdateKept
+from nearzip.checkpoints import open_checkpoint, write_checkpoint
+from nearzip.container import is_archive
 from nearzip.digests import checkpoint_id
-from nearzip.errors import CorruptError, Error, UsageError
-from nearzip.files import check_writable, open_checkpoint, write_checkpoint
+from nearzip.errors import CorruptError, Error, UpdateLostWarning, UsageError
+from nearzip.fileio import Output, atomic_file, check_outputs, is_stream, naming_errors, naming_memory, spooled_input
+from nearzip.frameworks import to_framework
 from nearzip.limits import Limits
 from nearzip.recipes import Recipe, Retrain, Setting, Settings, broken_recipes, recipe_type, recipe_types
-from nearzip.storage import atomic_file, check_free, naming_errors, naming_memory, open_source
+from nearzip.sources import open_source
 from nearzip.tensors import Array, Checkpoint, check_text, keeping_last
 
 __all__ = ["PlanLike", "compress", "compress_file", "decompress", "decompress_file", "methods", "open"]
@@ -93,6 +100,13 @@ def _warn_of_another_archive(
         warnings.warn(reason, stacklevel=3)
 
 
+def warn_of_lost_update(kept: UpdateKept | None, stacklevel: int = 2) -> None:
+    """Warn if nearly nothing of a tensor's, or the network's, change against the base is kept."""
+    text = None if kept is None else kept.warning()
+    if text:
+        warnings.warn(text, UpdateLostWarning, stacklevel=stacklevel + 1)
+
+
 def _bound(bound: BoundLike) -> Bound | None:
     if bound is None or isinstance(bound, Bound):
         return bound
@@ -102,17 +116,37 @@ def _bound(bound: BoundLike) -> Bound | None:
 
 
 def _checkpoint(tensors: Any, metadata: Mapping[str, str] | None = None) -> Checkpoint:
+    """Tensors as they are given: a mapping, a checkpoint, or a file's path, which whoever asked closes."""
     if isinstance(tensors, Checkpoint):
         return tensors
     for pair in (metadata or {}).items():
         for text in pair:
             check_text("metadata's keys and values", text)
+    if isinstance(tensors, (str, os.PathLike)):
+        opened = open_input(tensors)
+        return dataclasses.replace(opened, metadata={**opened.metadata, **(metadata or {})})
     return Checkpoint.of(tensors, metadata)
 
 
+@contextlib.contextmanager
+def _checkpoints(
+    tensors: Any, base: Any, metadata: Mapping[str, str] | None = None
+) -> Iterator[tuple[Checkpoint, Checkpoint | None]]:
+    """What is compressed and its base; files are closed at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def opened(given: Any, own: Mapping[str, str] | None = None) -> Checkpoint:
+            checkpoint = _checkpoint(given, own)
+            if isinstance(given, (str, os.PathLike)):
+                stack.callback(checkpoint.close)
+            return checkpoint
+
+        yield opened(tensors, metadata), None if base is None else opened(base)
+
+
 def compress(
-    tensors: Mapping[str, Any],
-    base: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Any] | Path,
+    base: Mapping[str, Any] | Path | None = None,
     method: str = "nearzip",
     bound: BoundLike | Mapping[str, BoundLike] = None,
     plan: PlanLike | None = None,
@@ -127,16 +161,18 @@ def compress(
 
     Parameters
     ----------
-    tensors, base : mapping of str to array
-        NumPy arrays or torch tensors of any shape; float64, float32, float16, bfloat16, float8_e4m3fn, float8_e5m2,
-        integers, bool, complex. `base` is what the reader holds: the `restored` of an earlier archive, not the
-        original it was made from.
+    tensors, base : mapping of str to array, or path
+        NumPy arrays, torch tensors, or arrays of other libraries that have `__array__` or DLPack, of any shape;
+        float64, float32, float16, bfloat16, float8_e4m3fn, float8_e5m2, integers, bool, complex. Names of mappings
+        inside are joined with dots. A path: a checkpoint file, as for `compress_file`. `base` is what the reader has:
+        the `restored` of an earlier archive, not the original it was made from.
     method : str
         One of `methods()`.
     bound : Bound, str, None, or mapping
         What is promised for every element; None: lossless for "nearzip", the paper's default for the others. A mapping
         gives bounds by tensor name or pattern (`fnmatch`): ``{"*": nz.Absolute(1e-3), "*.bias": nz.Lossless()}``. A
-        name comes before patterns, and those in the order given, "*" last.
+        name comes before patterns, and those in the order given, "*" last. For an update, `nz.Update(0.1)` or
+        "upd:0.1": at most a tenth of the rms of the change against `base`.
     plan : PlanLike
         Method and bound for each tensor, in place of `method`, `bound` and `options`; see `tune`. Warns if the plan was
         made for another network or base, or measured on another archive than this.
@@ -146,7 +182,7 @@ def compress(
         Kept in the archive as it is.
     retrain : callable
         For the methods that prune: retrain(tensors, hold) gets a dict of arrays, pruned or clustered, and a
-        `nearzip.recipes.Hold` that says what must stay as it is; it returns the tensors retrained, by the same names.
+        `nearzip.Hold` that says what must stay as it is; it returns the tensors retrained, by the same names.
         `nearzip.torch.finetune` does the holding. Without it, what the options say is pruned and not retrained.
     threads : int or None
         None: `NEARZIP_THREADS`, or all processors. The bytes do not depend on it.
@@ -161,6 +197,11 @@ def compress(
     UnknownMethodError
         No such method.
 
+    Warns
+    -----
+    UpdateLostWarning
+        The bound is so coarse that nearly nothing of the change against `base` is kept (`Archive.update_kept`).
+
     Examples
     --------
     >>> import numpy as np, nearzip as nz
@@ -172,12 +213,27 @@ def compress(
     (True, True)
     """
     _check_arguments(method, bound, plan, options)
-    source = _retrained(method, plan, options, _checkpoint(tensors, metadata), retrain)
-    reference = None if base is None else _checkpoint(base)
-    settings = _settings(method, bound, plan, options, source.specs)
-    archive = archive_of(source, reference, settings, threads, progress)
-    _warn_of_another_archive(plan, source, reference, archive.report)
+    with _checkpoints(tensors, base, metadata) as (opened, reference):
+        source = _retrained(method, plan, options, opened, retrain)
+        settings = _settings(method, bound, plan, options, without_attached(source).specs)
+        archive = archive_of(source, reference, settings, threads, progress)
+        _warn_of_another_archive(plan, source, reference, archive.report)
+    warn_of_lost_update(archive.update_kept)
     return archive
+
+
+def compress_quietly(
+    tensors: Mapping[str, Any],
+    base: Mapping[str, Any] | None = None,
+    method: str = "nearzip",
+    bound: BoundLike | Mapping[str, BoundLike] = None,
+    plan: PlanLike | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Archive:
+    """`compress` without its warnings, for searches and training loops that try settings out."""
+    source = _checkpoint(tensors)
+    settings = _settings(method, bound, plan, options, source.specs)
+    return archive_of(source, None if base is None else _checkpoint(base), settings)
 
 
 def archive_of(
@@ -209,55 +265,69 @@ def _retrained(
     if plan is not None:
         raise UsageError("a plan's settings were found for the tensors as they are; give a plan or retrain, not both")
     recipe = recipe_type(method).from_options(options)
-    recipe.check_names(source.specs)
-    return dataclasses.replace(
-        Checkpoint.of(recipe.prepare(dict(source.arrays()), retrain), source.metadata, source.tree), close=source.close
-    )
+    network = without_attached(source)
+    recipe.check_names(network.specs)
+    prepared = recipe.prepare(dict(network.arrays()), retrain)
+    rest = {name: source.read(name) for name in source.specs if name not in network.specs}
+    made = Checkpoint.of({**prepared, **rest})
+    return dataclasses.replace(source, specs=made.specs, read=made.read)
 
 
 def _separate(tensors: dict[str, Array], aliases: Mapping[str, str]) -> None:
     """Give equal tensors, stored once, memory of their own: a caller may write to one of them."""
     for name in aliases:
-        tensors[name] = tensors[name].copy()
+        if name in tensors:
+            tensors[name] = tensors[name].copy()
 
 
 def open(
-    archive: Archive | bytes | Path,
-    base: Mapping[str, Any] | Checkpoint | None = None,
+    archive: Archive | bytes | Path | BinaryIO,
+    base: Mapping[str, Any] | Checkpoint | Path | None = None,
     limits: Limits | None = None,
     *,
+    framework: str = "np",
     threads: int | None = None,
 ) -> Reader:
-    """Open an archive (bytes, path, or a URL that fsspec reads) without decoding it: a mapping of lazy tensors.
+    """Open an archive without decoding it: a mapping of lazy tensors.
+
+    `archive` is bytes, a path, a binary stream, or a URL that fsspec reads. `base`: also the path of a checkpoint.
+    `framework`: "np" for NumPy arrays, "pt" for PyTorch tensors on the CPU.
 
     Raises CorruptError, NewerFormatError or LimitError if its index cannot be trusted, NotFoundError if it is not
     there. Use as a context manager.
     """
     source = open_source(archive.data if isinstance(archive, Archive) else archive)
     try:
-        return Reader(source, None if base is None else _checkpoint(base), limits, threads)
+        reference = None if base is None else _checkpoint(base)
+        reader = Reader(source, reference, limits, threads, framework, list_attached=False)
     except BaseException:
         source.close()
         raise
+    if reference is not None and isinstance(base, (str, os.PathLike)):
+        reader.closing(reference.close)
+    return reader
 
 
 def decompress(
-    archive: Archive | bytes | Path,
-    base: Mapping[str, Any] | None = None,
+    archive: Archive | bytes | Path | BinaryIO,
+    base: Mapping[str, Any] | Path | None = None,
     limits: Limits | None = None,
     *,
+    framework: str = "np",
     threads: int | None = None,
     progress: Progress | None = None,
-) -> dict[str, Array]:
+) -> dict[str, Any]:
     """All tensors of an archive, bit for bit what `archive.restored` was when it was made.
 
     Parameters
     ----------
-    archive : Archive, bytes, path or URL
-    base : mapping of str to array
+    archive : Archive, bytes, path, URL or binary stream
+    base : mapping of str to array, or path of a checkpoint
         What the archive was made against, if anything; ignored if it needs none.
     limits : Limits
         What reading may take; see `Limits`.
+    framework : {"np", "pt"}
+        NumPy arrays, or PyTorch tensors on the CPU, for `load_state_dict`.
 
     Raises
     ------
@@ -266,10 +336,13 @@ def decompress(
     CorruptError, TruncatedError, NewerFormatError, LimitError
         The archive is damaged, cut short, too new, or larger than the limits or the memory that the process can get.
     """
-    with naming_memory("all tensors together"), open(archive, base, limits, threads=threads) as reader:
-        tensors = dict(reader.stream(progress=progress))
+    with (
+        naming_memory("all tensors together"),
+        open(archive, base, limits, framework=framework, threads=threads) as reader,
+    ):
+        tensors = dict(reader.stream(set(reader), progress))
         _separate(tensors, reader.index.aliases)
-        return {name: tensors[name] for name in reader}
+        return {name: to_framework(tensors[name], framework) for name in reader}
 
 
 # ---- file to file ----------------------------------------------------------------------------------------------
@@ -288,29 +361,45 @@ class FileReport:
         return self.n_bytes_in / self.n_bytes
 
 
-def open_input(path: Path, limits: Limits | None = None) -> Checkpoint:
-    """A checkpoint file, or an archive that needs no base."""
-    if str(path).lower().endswith(".nz"):
-        reader = open(path, limits=limits)
-        specs = {spec.name: spec for spec in reader.index.tensors}
-        if reader.index.base_id is not None:
-            reader.close()
-            raise UsageError(f"{os.fspath(path)}: is an update; decompress it with its base first")
-        read = keeping_last(reader.__getitem__)
-        return Checkpoint(specs, read, reader.metadata(), reader.index.tree, close=reader.close)
-    return open_checkpoint(path)
+def open_input(path: Path | BinaryIO, limits: Limits | None = None) -> Checkpoint:
+    """A checkpoint of any format, or an archive that needs no base: a path, or an open binary stream.
+
+    A stream is copied to a temporary file first: tensors are read in any order.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        return _open_stream(path, limits)
+    if is_stream(path):
+        with naming_errors("read", path), builtins.open(path, "rb") as stream:
+            return _open_stream(stream, limits)
+    if not is_archive(path):
+        return open_checkpoint(path)
+    reader = open(path, limits=limits)
+    specs = {spec.name: spec for spec in reader.index.tensors}
+    if reader.index.base_id is not None:
+        reader.close()
+        raise UsageError(f"{os.fspath(path)}: is an update; decompress it with its base first")
+    read = keeping_last(reader.__getitem__)
+    return described(Checkpoint(specs, read, reader.metadata(), reader.index.tree, close=reader.close))
+
+
+def _open_stream(stream: BinaryIO, limits: Limits | None) -> Checkpoint:
+    with contextlib.ExitStack() as stack:
+        name = spooled_input(stream, stack)
+        opened = open_input(name, limits)
+        stack.callback(opened.close)
+        return dataclasses.replace(opened, close=stack.pop_all().close)
 
 
 def compress_file(
-    src: Path,
-    dst: Path,
-    base: Path | None = None,
+    src: Path | BinaryIO,
+    dst: Output,
+    base: Path | BinaryIO | None = None,
     method: str = "nearzip",
     bound: BoundLike | Mapping[str, BoundLike] = None,
     plan: PlanLike | None = None,
     options: Mapping[str, Any] | None = None,
     *,
-    restored: Path | None = None,
+    restored: Output | None = None,
     retrain: Retrain | None = None,
     force: bool = False,
     threads: int | None = None,
@@ -318,30 +407,44 @@ def compress_file(
 ) -> FileReport:
     """Compress a checkpoint file, tensor by tensor; memory does not grow with the file.
 
-    `src` and `base`: .safetensors, .pt, .pth, .bin, .npz, or an .nz archive that needs no base. `restored`: also write
-    what a reader will get, the next base. Outputs are written whole or not at all and overwritten only with `force`.
-    With `retrain` all tensors are held in memory. The other parameters and the errors are `compress`'s.
+    Parameters
+    ----------
+    src, base : path
+        A checkpoint of any format that is known, told by its content, or an .nz archive that needs no base. `src` may
+        be an open binary stream.
+    dst : path or binary stream
+        Pipes and streams get all bytes at the end.
+    restored : path or binary stream
+        Also write what a reader will get, the next base.
+    force : bool
+        Overwrite outputs that exist. An input is never overwritten.
+    retrain : callable
+        All tensors are held in memory then.
+    method, bound, plan, options, threads, progress
+        As for `compress`, whose errors are raised. Outputs are written whole or not at all.
     """
     _check_arguments(method, bound, plan, options)
-    for output in (dst, restored):
-        if output is not None:
-            check_free(output, force)
+    check_outputs([dst], [src, base, restored], force)
+    check_outputs([restored], [src, base, dst], force, folders=True)
     opened = open_input(src)
     reference = None if base is None else open_input(base)
     try:
         source = _retrained(method, plan, options, opened, retrain)
-        settings = _settings(method, bound, plan, options, source.specs)
+        settings = _settings(method, bound, plan, options, without_attached(source).specs)
         with atomic_file(dst, force=force) as stream:
             if restored is None:
                 report = write_archive(source, reference, settings, stream, None, threads, progress)
             else:
-                with write_checkpoint(restored, source.specs, source.metadata, source.tree, force) as writer:
+                with write_checkpoint(
+                    restored, source.specs, source.metadata, source.tree, force, source.read
+                ) as writer:
                     report = write_archive(source, reference, settings, stream, writer.write, threads, progress)
                     # Neither file appears before the other is safe.
-                    with naming_errors("write", dst):
+                    with naming_errors("write", dst if isinstance(dst, (str, os.PathLike)) else "output stream"):
                         stream.flush()
                         os.fsync(stream.fileno())
         _warn_of_another_archive(plan, source, reference, report)
+        warn_of_lost_update(report.update_kept)
     finally:
         opened.close()
         if reference is not None:
@@ -350,34 +453,49 @@ def compress_file(
 
 
 def decompress_file(
-    src: Path,
-    dst: Path,
-    base: Path | None = None,
+    src: Archive | bytes | Path | BinaryIO,
+    dst: Output,
+    base: Path | BinaryIO | None = None,
     limits: Limits | None = None,
     *,
     keep_going: bool = False,
     force: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
+    ending: str | None = None,
 ) -> dict[str, Error]:
-    """Restore an archive to a checkpoint file whose ending names the format, tensor by tensor.
+    """Restore an archive to a checkpoint file, tensor by tensor.
 
-    With `keep_going`, tensors that cannot be read are left out and returned with their errors; without it the first
-    of them is raised and nothing is written. The errors are `decompress`'s.
+    Parameters
+    ----------
+    src : path, URL, bytes, binary stream or Archive
+    dst : path or binary stream
+        Its ending names the format; streams get .safetensors, or what `ending` says. What the format cannot hold is
+        left out with a warning.
+    keep_going : bool
+        Tensors that cannot be read are left out and returned with their errors; without it the first of them is raised
+        and nothing is written.
+    ending : str
+        The format, such as ".pt", whatever `dst` is called.
+
+    Raises
+    ------
+    WrongBaseError, CorruptError, LimitError, NewerFormatError
+        As `decompress`.
+    UsageError
+        `dst` exists and `force` is not given, is an input, or cannot hold the tensors.
     """
-    check_free(dst, force)
+    check_outputs([dst], [src, base], force, folders=True)
     reference = None if base is None else open_input(base, limits)
     try:
         with open(src, reference, limits, threads=threads) as reader:
             damage: dict[str, Error] = dict(reader.damage()) if keep_going else {}
             specs = {spec.name: spec for spec in reader.index.tensors if spec.name not in damage}
             if damage and not specs:
-                raise CorruptError(
-                    f"{os.fspath(src)}: no tensor can be read; the first error: {next(iter(damage.values()))}"
-                )
-            check_writable(dst, specs)
+                raise CorruptError(f"no tensor can be read; the first error: {next(iter(damage.values()))}")
             tree = None if damage else reader.index.tree
-            with write_checkpoint(dst, specs, reader.metadata(), tree, force) as writer:
+            read = keeping_last(reader.__getitem__)
+            with write_checkpoint(dst, specs, reader.metadata(), tree, force, read, ending) as writer:
                 for name, array in reader.stream(set(specs), progress):
                     writer.write(name, array)
             return damage

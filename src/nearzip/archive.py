@@ -5,30 +5,37 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, ClassVar, Literal, TypeVar
 
 import numpy as np
 
 import nearzip._core as _core
+from nearzip.attached import attached_names
+from nearzip.bounds import EXACT, NoPromise, Update
 from nearzip.buffers import buffer_for
+from nearzip.changes import Change, Changes, UpdateKept
 from nearzip.choice import REPEATS, STORED
 from nearzip.codec import decode_block, decode_sparse_block, encode_block, time_block
 from nearzip.container import BlockEntry, Index, Segment, Source, Writable, Writer, read_index
 from nearzip.digests import content_id, digest, join_pieces, part_digests, tensor_digest
 from nearzip.errors import CorruptError, LimitError, NotFoundError, UsageError, WrongBaseError
+from nearzip.fileio import atomic_file, naming_memory
+from nearzip.frameworks import check_framework, to_framework
 from nearzip.layout import Block, Draft, block_context, block_values, draft_segments, segment_blocks
 from nearzip.limits import Limits
 from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.recipes import Settings
 from nearzip.sparse_forms import sparse_in
 from nearzip.stages import Context, DecodeTimes, Pipeline, SparseValues
-from nearzip.storage import atomic_file, naming_memory
 from nearzip.tensors import Array, Checkpoint, TensorSpec
+from nearzip.texts import html_table, human_bytes
 from nearzip.ties import find_ties
+from nearzip.updates import Resolved, resolve_updates
 from nearzip.version import __version__
 
 __all__ = ["Archive", "Reader", "TensorReport", "write_archive"]
@@ -64,6 +71,7 @@ class _Done:
     n_false: int
     pieces: list[list[bytes]]  # digests of pieces of the restored tensors
     base_pieces: list[list[bytes]]
+    changes: tuple[Change | None, ...] = ()  # of the parts, against the base
 
 
 @dataclass
@@ -85,6 +93,8 @@ class WriteReport:
     plain: dict[str, str] = field(default_factory=dict)
     #: Calibrated archives: of the answers on the batches held back, in nats per prediction.
     divergence: float | None = None
+    #: How much of the change against the base is kept; None if no base was used.
+    update_kept: UpdateKept | None = None
 
     @property
     def choices_text(self) -> str:
@@ -102,11 +112,16 @@ CHOICES = {
 }
 
 
-def _choices(draft: Draft, entries: Sequence[BlockEntry]) -> dict[str, str]:
+def _choices(draft: Draft, entries: Sequence[BlockEntry], base: Checkpoint | None) -> dict[str, str]:
     """The choice for each tensor of a segment, if most of its blocks were coded otherwise than drafted."""
     taken = {draft.without: "no-base", REPEATS: "repeats", STORED: "stored", draft.pipeline: ""}
     choice = Counter(taken.get(entry.pipeline, "exact") for entry in entries).most_common(1)[0][0]
-    return {spec.name: choice for spec in draft.tensors} if choice else {}
+    far = not choice and not draft.with_base and draft.uses_base and base is not None
+    return {
+        spec.name: choice or "no-base"
+        for spec in draft.tensors
+        if choice or (far and base is not None and spec.same_kind(base.specs.get(spec.name)))
+    }
 
 
 def _pieces(block: Block, values: Array) -> list[list[bytes]]:
@@ -171,16 +186,23 @@ def write_archive(
     threads: int | None = None,
     progress: Progress | None = None,
     targets: Checkpoint | None = None,
+    before: Checkpoint | None = None,
 ) -> WriteReport:
     """Encode every tensor of `source` as `settings` say, block by block, and write the archive to `stream`.
 
     `keep` gets each tensor as a reader will. `targets`: tensors of the same names and kinds that the pipelines are
-    given in place of the source's; bounds are kept against the source. Memory: a few blocks, and what `keep` holds.
+    given in place of the source's; bounds are kept against the source. `before`: what the reader has so far where that
+    is no base, for a keyframe: changes, and bounds relative to them, count from it. Memory: a few blocks, and what
+    `keep` holds.
     """
     threads = number_of_threads(threads)
     _check_writable(source)
+    settings = settings.with_exact(source.exact).with_bytes(_uncorrelated(source, base))
     if not any(setting.recipe.uses_base for setting in settings.distinct(source.specs)):
-        base = None
+        base = before = None
+    before = before or base
+    asked, resolved = settings, resolve_updates(source, before, settings, threads)
+    settings = resolved.settings
     ties = find_ties(source, settings, targets)
     tied_to = _inverted(ties)
     names = [name for name in source.specs if name not in ties]
@@ -190,19 +212,25 @@ def write_archive(
     base_contents: dict[str, bytes] = {}
     entries: list[BlockEntry] = []
     false_positives: dict[str, int] = {}
+    changes = Changes()
     choices: dict[str, str] = {}
     n_patched = done_bytes = 0
     drafts = draft_segments(source, base, names, settings, threads)
+    floor = _Floor.of(source, base, ties)
     assembler = base_assembler = _Assembler(())
 
-    for done in ordered_map(lambda task: _encode(task, source, base, targets), _tasks(drafts), threads):
+    for done in ordered_map(lambda task: _encode(task, source, base, targets, before), _tasks(drafts), threads):
         draft = done.task.draft
         if done.task.first:
             entries = []
             assembler, base_assembler = _Assembler(draft.tensors), _Assembler(draft.tensors)
-        entries.append(writer.add_block(done.payload, done.pipeline))
+        payload, pipeline = done.payload, done.pipeline
+        if not draft.with_base and floor.is_too_small(done.restored.nbytes, writer.n_bytes + sum(map(len, payload))):
+            payload, pipeline = _stored(done)
+        entries.append(writer.add_block(payload, pipeline))
         assembler.add(done.restored if keep else None, done.pieces)
         n_patched += done.n_patched
+        changes.add((spec.name for spec in draft.tensors), done.changes, _step_of(draft.pipeline))
         if draft.pipeline.errs_on_zeros:
             false_positives[draft.tensors[0].name] = done.n_false
         done_bytes += done.restored.nbytes
@@ -217,7 +245,7 @@ def write_archive(
                 theirs = base_assembler.digests()
                 base_contents.update(zip((spec.name for spec in draft.tensors), theirs, strict=True))
                 base_digest = digest(b"".join(theirs))
-            choices.update(_choices(draft, entries))
+            choices.update(_choices(draft, entries, base))
             segments.append(
                 Segment(draft.tensors, draft.block_bytes, tuple(entries), digest(b"".join(own)), base_digest)
             )
@@ -239,19 +267,87 @@ def write_archive(
         gone=tuple(name for name in base.specs if name not in source.specs) if base else (),
         metadata=dict(source.metadata),
         tree=source.tree,
-        method=_method_json(settings, specs),
-        bound=settings.default.bound.to_json(),
+        method=_method_json(asked, resolved, specs),
+        bound=resolved.to_json(asked.default.bound, asked.distinct(source.specs).get(asked.default, [])),
         writer=f"nearzip {__version__}",
     )
     alone = _coded_alone(source, base, ties, settings)
-    return WriteReport(index, writer.finish(index), n_patched, contents, alone, false_positives, choices)
+    kept = None if before is None else _update_kept(changes, ties, asked, targets is not None)
+    n_bytes = writer.finish(index)
+    floor.check(n_bytes, index)
+    return WriteReport(index, n_bytes, n_patched, contents, alone, false_positives, choices, update_kept=kept)
 
 
-def _method_json(settings: Settings, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
+@dataclass
+class _Floor:
+    """How small an archive may become: readers refuse a large result from few bytes unless their base has its shape.
+
+    Blocks of a network that is constant (zeros, fresh moments) shrink to nothing. So that readers with the default
+    limits accept what was written, one block in a thousand is stored as it is. Nothing else of the archive changes.
+    """
+
+    needed: int
+    counted: int
+
+    #: Readers take `Limits.EXPANSION`; the rest is a margin for what is coded after the last large block.
+    EXPANSION: ClassVar[int] = 1000
+    #: Larger blocks are not stored: those of methods that never cut a tensor.
+    MAX_BLOCK: ClassVar[int] = 64 << 20
+
+    @staticmethod
+    def of(source: Checkpoint, base: Checkpoint | None, ties: Mapping[str, str]) -> _Floor:
+        held = base.specs if base else {}
+        new = {name: spec.n_bytes for name, spec in source.specs.items() if not spec.same_kind(held.get(name))}
+        return _Floor(sum(new.values()), sum(n_bytes for name, n_bytes in new.items() if name in ties))
+
+    def is_too_small(self, n_decoded: int, n_written: int) -> bool:
+        """Whether a block of so many bytes must be stored as it is; `n_written` is the archive's length with it."""
+        self.counted += n_decoded
+        if self.needed <= Limits.FREE_BYTES or n_decoded > self.MAX_BLOCK:
+            return False
+        return self.counted > Limits.FREE_BYTES // 2 and n_written * self.EXPANSION < self.counted
+
+    def check(self, n_bytes: int, index: Index) -> None:
+        """Warn of what readers will refuse all the same."""
+        needed = self.needed if index.base_id is not None else index.n_bytes
+        if needed > Limits().allowed_output(n_bytes):
+            warnings.warn(
+                f"{needed} bytes of tensors take {n_bytes}: readers refuse that unless they are told to trust it "
+                "(--max-output, Limits(output_bytes=...))",
+                stacklevel=3,
+            )
+
+
+def _stored(done: _Done) -> tuple[tuple[bytes, bytes], Pipeline]:
+    """A block's bytes without compression, and the pipeline that reads them."""
+    context = Context(done.restored.dtype, done.task.block.parts, None, done.task.block.grids)
+    encoded = encode_block(done.restored, context, STORED, [EXACT] * len(context.parts))
+    return encoded.pieces, encoded.pipeline
+
+
+def _step_of(pipeline: Pipeline) -> float:
+    """The step of the quantization in a pipeline; 0 if there is none."""
+    return next((float(stage.step) for stage in pipeline.stages if hasattr(stage, "step")), 0.0)
+
+
+def _update_kept(changes: Changes, ties: Mapping[str, str], settings: Settings, calibrated: bool) -> UpdateKept:
+    """What became of the update, and which of its tensors are judged how."""
+    tensors, residues = changes.found(ties)
+    by_values: set[str] = set()
+    tolerated: set[str] = set()
+    for setting, names in settings.distinct([*tensors, *residues]).items():
+        if calibrated or isinstance(setting.bound, NoPromise):
+            by_values.update(names)
+        if isinstance(setting.bound, Update) and setting.bound.per == "network":
+            tolerated.update(names)
+    return UpdateKept(tensors, by_values, tolerated, residues)
+
+
+def _method_json(settings: Settings, resolved: Resolved, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
     """The default setting, and others with the numbers of their tensors. Readers show it; decoding needs none of it."""
     number = {spec.name: i for i, spec in enumerate(specs)}
     others = [
-        {**setting.to_json(), "bound": setting.bound.to_json(), "tensors": [number[name] for name in names]}
+        {**setting.to_json(), "bound": resolved.to_json(setting.bound, names), "tensors": [number[n] for n in names]}
         for setting, names in settings.distinct(number).items()
         if setting != settings.default
     ]
@@ -268,6 +364,22 @@ def _check_writable(source: Checkpoint) -> None:
             raise UsageError(f"tensor {name[:40]!r}..: a name has up to {limits.name_bytes} bytes")
         if len(spec.shape) > limits.rank:
             raise UsageError(f"tensor {name!r} has {len(spec.shape)} dimensions; an archive holds up to {limits.rank}")
+
+
+def _uncorrelated(source: Checkpoint, base: Checkpoint | None) -> list[str]:
+    """Attached bytes that the base does not hold nearly as they are: differences would hide their repeats."""
+    return [
+        name
+        for name in source.specs
+        if name in source.attached and (base is None or not _nearly_equal(source, base, name))
+    ]
+
+
+def _nearly_equal(source: Checkpoint, base: Checkpoint, name: str) -> bool:
+    spec = source.specs[name]
+    if not spec.same_kind(base.specs.get(name)) or not spec.n_elements:
+        return False
+    return float(np.mean(source.read(name) == base.read(name))) > 0.99
 
 
 def _inverted(aliases: Mapping[str, str]) -> dict[str, list[str]]:
@@ -302,13 +414,22 @@ def _base_id(base: Checkpoint | None, known: Mapping[str, bytes]) -> str | None:
     return content_id((spec, known.get(name) or tensor_digest(base.read(name))) for name, spec in base.specs.items())
 
 
-def _encode(task: _Task, source: Checkpoint, base: Checkpoint | None, targets: Checkpoint | None) -> _Done:
+def _encode(
+    task: _Task,
+    source: Checkpoint,
+    base: Checkpoint | None,
+    targets: Checkpoint | None,
+    before: Checkpoint | None,
+) -> _Done:
     draft, block = task.draft, task.block
     with contextlib.ExitStack() as stack:
         context = stack.enter_context(block_context(block, base if draft.with_base else None))
         wanted = None if targets is None else stack.enter_context(block_values(targets, block))
         values = stack.enter_context(block_values(source, block))
-        encoded = encode_block(values, context, draft.pipeline, draft.tolerances, wanted, draft.without, draft.fallback)
+        had = None if draft.with_base or before is None else _before(values, block, before)
+        encoded = encode_block(
+            values, context, draft.pipeline, draft.tolerances, wanted, draft.without, draft.fallback, had
+        )
         return _Done(
             task,
             encoded.pieces,
@@ -318,7 +439,25 @@ def _encode(task: _Task, source: Checkpoint, base: Checkpoint | None, targets: C
             encoded.n_false,
             _pieces(block, encoded.restored),
             _pieces(block, context.require_base()) if draft.with_base else [],
+            encoded.changes,
         )
+
+
+def _before(values: Array, block: Block, before: Checkpoint) -> Array | None:
+    """What the reader has had so far of a block that is coded without it; None if that is nothing."""
+    known = [spec.same_kind(before.specs.get(spec.name)) for spec in block.tensors]
+    if not any(known) or not block.tensors[0].is_float:
+        return None
+    if len(known) == 1:
+        piece: Array = before.read(block.tensors[0].name).reshape(-1)[block.start : block.stop]
+        return piece
+    had: Array = values.copy()  # tensors that are new count as unchanged
+    at = 0
+    for spec, is_known in zip(block.tensors, known, strict=True):
+        if is_known:
+            had[at : at + spec.n_elements] = before.read(spec.name).reshape(-1)
+        at += spec.n_elements
+    return had
 
 
 def _apart(restored: Array, *others: Array | None) -> Array:
@@ -340,8 +479,8 @@ class TensorReport:
     alias_of: str | None = None
 
 
-class Reader(Mapping[str, Array]):
-    """An open archive: a mapping of names to arrays that are decoded when asked for.
+class Reader(Mapping[str, Any]):
+    """An open archive: a mapping of names to arrays (or PyTorch tensors) that are decoded when asked for.
 
     Decoding one tensor reads its segment and nothing else: its own blocks, or the block that it shares with other
     small tensors. Use as a context manager, or call `close`.
@@ -353,9 +492,13 @@ class Reader(Mapping[str, Array]):
         base: Checkpoint | None = None,
         limits: Limits | None = None,
         threads: int | None = None,
+        framework: str = "np",
+        list_attached: bool = True,
     ):
         self._source = source
         self._base = base
+        self._framework = check_framework(framework)
+        self._others: contextlib.ExitStack = contextlib.ExitStack()
         self._threads = number_of_threads(threads)
         limits = limits or Limits()
         with naming_memory(source.name):
@@ -363,20 +506,26 @@ class Reader(Mapping[str, Array]):
         self._check_size(limits)
         self._segment_of = {spec.name: s for s in self.index.segments for spec in s.tensors}
         self._cached: tuple[Segment, dict[str, Array]] | None = None
+        #: Tensors that are bytes of files: found by name, but not listed.
+        self._hidden = frozenset[str]() if list_attached else attached_names(self.index.tree)
 
     # mapping
 
     def __iter__(self) -> Iterator[str]:
-        return (spec.name for spec in self.index.tensors)
+        return (spec.name for spec in self.index.tensors if spec.name not in self._hidden)
 
     def __len__(self) -> int:
-        return len(self.index.tensors)
+        return sum(1 for _ in self)
 
     def __contains__(self, name: object) -> bool:
         return name in self._segment_of or name in self.index.aliases
 
-    def __getitem__(self, name: str) -> Array:
-        """Decode one tensor. Raises NotFoundError, CorruptError, WrongBaseError."""
+    def __getitem__(self, name: str) -> Any:
+        """Decode one tensor. Raises NotFoundError (a KeyError), CorruptError, WrongBaseError."""
+        return to_framework(self.array(name), self._framework)
+
+    def array(self, name: str) -> Array:
+        """One tensor as a NumPy array, whatever the framework. Raises as indexing does."""
         target = self.index.aliases.get(name, name)
         segment = self._segment_of.get(target)
         if segment is None:
@@ -436,7 +585,7 @@ class Reader(Mapping[str, Array]):
     def _sparse_values(self, segment: Segment, spec: TensorSpec) -> SparseValues:
         """Places within the tensor, and values, of one that has a segment of its own or shares one."""
         if len(segment.tensors) > 1:
-            flat = self[spec.name].reshape(-1)
+            flat = self.array(spec.name).reshape(-1)
             places = np.flatnonzero(flat != 0)
             return SparseValues(places, flat[places])
         blocks = segment_blocks(segment.tensors, segment.block_bytes)
@@ -517,7 +666,18 @@ class Reader(Mapping[str, Array]):
         return [reports[spec.name] for spec in self.index.tensors]
 
     def close(self) -> None:
+        """Close the archive, and the base if it was opened for it."""
         self._source.close()
+        self._others.close()
+
+    def closing(self, close: Callable[[], None]) -> Reader:
+        """Itself; `close` is called when it is closed."""
+        self._others.callback(close)
+        return self
+
+    def _repr_html_(self) -> str:
+        index = self.index
+        return html_table(self._source.name, _described(index, self.nbytes))
 
     def __enter__(self) -> Reader:
         return self
@@ -653,6 +813,9 @@ class Archive:
         What a reader will get, bit for bit: the base for the next version.
     id, base_id : str, str or None
         Identities of `restored` and of the base it needs.
+    update_kept : UpdateKept or None
+        How much of the change against the base is kept: `.share` of the network's, `.tensors` one by one, `.lost` the
+        names of tensors that lost theirs. None if no base was used.
     """
 
     def __init__(self, data: bytes | Array, restored: dict[str, Array], report: WriteReport):
@@ -678,6 +841,10 @@ class Archive:
         return self.report.index.id
 
     @property
+    def update_kept(self) -> UpdateKept | None:
+        return self.report.update_kept
+
+    @property
     def base_id(self) -> str | None:
         return self.report.index.base_id
 
@@ -687,8 +854,14 @@ class Archive:
             self._data = _core.to_bytes(self._data)
         return self._data
 
-    def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
-        """Write the archive to a file, whole or not at all. Raises UsageError if it exists, unless `force`."""
+    def save(self, path: str | os.PathLike[str] | BinaryIO, force: bool = True) -> None:
+        """Write the archive to a file, whole or not at all, or to a binary stream.
+
+        A file that exists is replaced; with `force=False` it is a UsageError.
+        """
+        if not isinstance(path, (str, os.PathLike)):
+            path.write(self.data)
+            return
         with atomic_file(path, force=force) as stream:
             stream.write(self.data)
 
@@ -697,3 +870,18 @@ class Archive:
         choices = self.report.choices_text
         smaller = f"; smaller than asked: {choices}" if choices else ""
         return f"<nearzip.Archive of {n} tensors, {self.nbytes} bytes, ratio {self.ratio:.2f}{smaller}>"
+
+    def _repr_html_(self) -> str:
+        kept = None if self.update_kept is None else f"{self.update_kept.share:.2%} of the change"
+        return html_table("nearzip.Archive", [*_described(self.report.index, self.nbytes), ("update kept", kept)])
+
+
+def _described(index: Index, n_bytes: int) -> list[tuple[str, object]]:
+    """What notebooks show of an archive."""
+    return [
+        ("tensors", f"{len(index.tensors):,}, {human_bytes(index.n_bytes)}"),
+        ("size", f"{human_bytes(n_bytes)}: {index.n_bytes / max(1, n_bytes):.2f}x smaller"),
+        ("method", index.method.get("name")),
+        ("bound", ":".join(str(index.bound[key]) for key in ("kind", "value") if key in index.bound)),
+        ("base", index.base_id or "none needed"),
+    ]

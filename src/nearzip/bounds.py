@@ -9,12 +9,14 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
 import nearzip._core as _core
+from nearzip.changes import Change
 from nearzip.errors import UsageError
 from nearzip.tensors import Array, bits_of, is_float
 
@@ -28,8 +30,11 @@ __all__ = [
     "Rms",
     "Statistics",
     "Tolerance",
+    "Update",
+    "bound_spelling",
     "parse_bound",
     "violations",
+    "violations_and_changes",
 ]
 
 
@@ -45,10 +50,14 @@ class Statistics:
     @staticmethod
     def of(values: Array) -> Statistics:
         """One pass over an array of any floating-point dtype."""
-        working = values.reshape(-1)
-        if working.dtype.itemsize < 4:
-            working = working.astype(np.float32)
-        return Statistics(*_core.statistics(working))
+        return Statistics(*_core.statistics(_at_least_single(values.reshape(-1))))
+
+    @staticmethod
+    def of_difference(values: Array, base: Array) -> Statistics:
+        """Of values - base: how many are finite, and the sum of their squares; no smallest and largest."""
+        one, other = _at_least_single(values.reshape(-1)), _at_least_single(base.reshape(-1))
+        finite, sum_squares = _core.difference(one, other)
+        return Statistics(finite, 0.0, 0.0, sum_squares)
 
     def __add__(self, other: Statistics) -> Statistics:
         if not self.finite:
@@ -81,7 +90,14 @@ class Tolerance:
     value: float = 0.0
 
 
+def _at_least_single(values: Array) -> Array:
+    """Types below 32 bits as float32, which holds all their values."""
+    return values.astype(np.float32) if values.dtype.itemsize < 4 else values
+
+
 EXACT = Tolerance("exact")
+#: Values of less than 32 bits that are converted together.
+_CONVERTED = 1 << 16
 #: Above it, the roundings of 2^62 subnormal squares together are below 1e-13 of their sum.
 _SMALLEST_SQUARES = 1e-290
 
@@ -212,34 +228,107 @@ class Rms(_Sized):
     needs_statistics = True
 
     def tolerance(self, statistics: Statistics) -> Tolerance:
-        # Each addition may be off by 2^-53 of the sum, and whoever sums in another order gets other digits. Squares
-        # that are subnormal have lost theirs: exact, like squares beyond the largest double.
-        if not _SMALLEST_SQUARES < statistics.sum_squares < math.inf:
-            return EXACT
-        margin = 1e-12 + statistics.finite * 2**-53
-        return _tolerance("absolute", math.nextafter(self.value * statistics.rms * max(0.0, 1 - margin), 0))
+        return _of_rms(self.value, statistics)
 
 
-_BOUNDS: dict[str, type[_Sized]] = {cls.key: cls for cls in (Absolute, Relative, PointwiseRelative, Rms)}
+def _of_rms(share: float, statistics: Statistics) -> Tolerance:
+    """|x - x'| <= share times the root mean square that the statistics say."""
+    # Each addition may be off by 2^-53 of the sum, and whoever sums in another order gets other digits. Squares
+    # that are subnormal have lost theirs: exact, like squares beyond the largest double.
+    if not _SMALLEST_SQUARES < statistics.sum_squares < math.inf:
+        return EXACT
+    margin = 1e-12 + statistics.finite * 2**-53
+    return _tolerance("absolute", math.nextafter(share * statistics.rms * max(0.0, 1 - margin), 0))
+
+
+#: Over what the change is measured that an `Update` bound is a share of.
+Scope = Literal["network", "tensor"]
+
+
+@dataclass(frozen=True)
+class Update(_Sized):
+    """|x - x'| <= value sqrt(mean((x - b)^2)), b the base's values: a share of the change. Needs a base.
+
+    Parameters
+    ----------
+    value : float
+    per : {"network", "tensor"}
+        Over what the mean is taken: all floating-point tensors that the base has with the same dtype and shape, or each
+        of them by itself. Only differences that are finite count.
+
+    Notes
+    -----
+    Tensors that the base does not have, or has with another dtype or shape, are exact. So is everything if nothing
+    changed.
+
+    Examples
+    --------
+    >>> str(Update(0.1)), str(Update(0.1, per="tensor"))
+    ('upd:0.1', 'upd:0.1:tensor')
+    """
+
+    key = "upd"
+    needs_statistics = True
+
+    per: Scope = "network"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.per not in get_args(Scope):
+            raise UsageError(f"an update bound is per 'network' or per 'tensor', not {self.per!r}")
+
+    def tolerance(self, statistics: Statistics) -> Tolerance:
+        """The promise for a tensor; the statistics are those of the change (`Statistics.of_difference`)."""
+        return _of_rms(self.value, statistics)
+
+    def __str__(self) -> str:
+        return super().__str__() + (":tensor" if self.per == "tensor" else "")
+
+
+_BOUNDS: dict[str, type[_Sized]] = {cls.key: cls for cls in (Absolute, Relative, PointwiseRelative, Rms, Update)}
 
 
 def parse_bound(text: str) -> Bound:
-    """Read a bound as the command line spells it: lossless, abs:1e-3, rel:1e-3, pwrel:0.01, rms:0.01.
+    """Read a bound as the command line spells it: lossless, abs:1e-3, rel:1e-3, pwrel:0.01, rms:0.01, upd:0.1, or
+    upd:0.1:tensor.
 
     Examples
     --------
     >>> parse_bound("rms:0.01")
     Rms(value=0.01)
+    >>> parse_bound("upd:0.1:tensor")
+    Update(value=0.1, per='tensor')
     """
-    kind, _, value = text.partition(":")
-    if kind == "lossless" and not value:
+    kind, _, rest = text.partition(":")
+    if kind == "lossless" and not rest:
         return Lossless()
+    value, *scope = rest.split(":")
+    bound_of: Callable[[float], Bound] | None = _BOUNDS.get(kind)
+    if scope:
+        bound_of = functools.partial(Update, per="tensor") if (kind, scope) == (Update.key, ["tensor"]) else None
     try:
-        return _BOUNDS[kind](float(value))
-    except (KeyError, ValueError):
+        number = float(value)
+    except ValueError:
+        bound_of = None
+    if bound_of is None:
         raise UsageError(
-            f"cannot read the bound {text!r}; write lossless, abs:1e-3, rel:1e-3, pwrel:0.01 or rms:0.01"
-        ) from None
+            f"cannot read the bound {text!r}; write lossless, abs:1e-3, rel:1e-3, pwrel:0.01, rms:0.01 or upd:0.1"
+        )
+    return bound_of(number)
+
+
+def bound_spelling(bound: Bound) -> str:
+    """As `str`, with every digit: `parse_bound` of it is the same bound.
+
+    Examples
+    --------
+    >>> bound_spelling(Update(0.123456789, per="tensor"))
+    'upd:0.123456789:tensor'
+    """
+    if not isinstance(bound, _Sized):
+        return bound.key
+    scope = f":{bound.per}" if isinstance(bound, Update) and bound.per != "network" else ""
+    return f"{bound.key}:{bound.value!r}{scope}"
 
 
 def violations(original: Array, decoded: Array, tolerance: Tolerance) -> Array:
@@ -264,13 +353,51 @@ def violations(original: Array, decoded: Array, tolerance: Tolerance) -> Array:
         return np.flatnonzero(differs.reshape(-1, per_value).any(axis=1)) if per_value > 1 else np.flatnonzero(differs)
     if tolerance.kind == "finite":
         return _not_finite(original, decoded)
-    left, right = original, decoded
-    if original.dtype.itemsize < 4:
-        left, right = original.astype(np.float32), decoded.astype(np.float32)
-    suspects = np.array(_core.outside(left, right, tolerance.value, tolerance.kind == "pointwise"), dtype=np.int64)
-    if not suspects.size:
-        return suspects
-    broken: Array = suspects[bits_of(original)[suspects] != bits_of(decoded)[suspects]]
+    left, right = _at_least_single(original), _at_least_single(decoded)
+    return _broken(_core.outside(left, right, tolerance.value, tolerance.kind == "pointwise"), original, decoded)
+
+
+def violations_and_changes(
+    original: Array, decoded: Array, base: Array, tolerance: Tolerance, parts: Sequence[int]
+) -> tuple[Array, list[Change]]:
+    """`violations` of floating-point values that may be rounded, and in the same pass the change of each part.
+
+    Parameters
+    ----------
+    original, decoded, base : arrays, shape (n,), same dtype
+    tolerance : Tolerance
+        Any but "exact".
+    parts : sequence of int
+        Sizes of the parts, which follow each other; their sum is n.
+    """
+    if original.dtype.itemsize < 4 and len(parts) == 1 and original.size > _CONVERTED:
+        return _in_pieces(original, decoded, base, tolerance)
+    x, y, b = (_at_least_single(each) for each in (original, decoded, base))
+    # What promises only finite values has no tolerance to compare with.
+    value = tolerance.value if tolerance.kind != "finite" else math.inf
+    suspects, changes = _core.outside_and_changes(x, y, b, value, tolerance.kind == "pointwise", parts)
+    outside = _not_finite(original, decoded) if tolerance.kind == "finite" else _broken(suspects, original, decoded)
+    return outside, [Change(*change) for change in changes]
+
+
+def _in_pieces(original: Array, decoded: Array, base: Array, tolerance: Tolerance) -> tuple[Array, list[Change]]:
+    """As `violations_and_changes` of one part, in pieces small enough that their conversion stays in the cache."""
+    found: list[Array] = []
+    changes: list[Change] = []
+    for at in range(0, original.size, _CONVERTED):
+        x, y, b = (values[at : at + _CONVERTED] for values in (original, decoded, base))
+        outside, more = violations_and_changes(x, y, b, tolerance, [x.size])
+        found.append(outside + at)
+        changes += more
+    return np.concatenate(found), [Change.sum(changes)]
+
+
+def _broken(suspects: Sequence[int], original: Array, decoded: Array) -> Array:
+    """Those of the suspects whose bits differ."""
+    found = np.array(suspects, dtype=np.int64)
+    if not found.size:
+        return found
+    broken: Array = found[bits_of(original)[found] != bits_of(decoded)[found]]
     return broken
 
 

@@ -1,22 +1,36 @@
 """Which other pipelines are worth trying for a block: estimated on samples, so that the usual case stays fast.
 
 A method's own coding is not always the smallest that keeps its promise: a base may not help, a bound may be finer than
-the dtype, values may repeat. Every candidate here is encoded on a sample of the block first; only those that come near
-the method's own size are encoded in full, and `codec` keeps the smallest.
+the dtype, values may repeat. What a sample cannot rule out is encoded on the sample, what comes near the method's own
+size there is encoded in full, and `codec` keeps the smallest.
 """
 
 from __future__ import annotations
 
 import functools
+import math
+import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import zstandard
 
+from nearzip.caching import cached_property
 from nearzip.stages import Chain, Context, ContextDelta, OrderedBits, Pipeline, Rans, RawBytes, Sparse, Zstd
-from nearzip.tensors import Array
+from nearzip.tensors import Array, bits_of, is_float
 
-__all__ = ["REPEATS", "STORED", "exact_pipeline", "exact_pipelines", "may_repeat", "promising"]
+__all__ = [
+    "LEAST_APART",
+    "REPEATS",
+    "STORED",
+    "exact_pipeline",
+    "exact_pipelines",
+    "is_far",
+    "may_repeat",
+    "promising",
+    "stands_out",
+]
 
 #: Values as they are.
 STORED = Pipeline((RawBytes(),))
@@ -25,20 +39,54 @@ REPEATS = Pipeline((RawBytes(), Zstd(19)))
 #: For values of which many are zero, exactly.
 _ZEROS = Pipeline((Sparse(Chain((OrderedBits(), Rans("planes"))), Chain((Rans(),)), gap_bits=32, fill=False),))
 
-#: Values sampled from a block, in so many runs from all over it. Twice as many take part as they are.
-_SAMPLE, _RUNS = 4096, 8
+#: Values sampled from a block, in so many runs from all over it. Blocks of up to four times as many are tried whole.
+_SAMPLE, _RUNS = 1024, 8
 #: A candidate that takes no more than this times the bytes of the method's own coding, on the sample, is encoded in
 #: full. A sample's tables weigh more than a block's.
-_NEAR = 1.2
+_NEAR = 1.25
+#: Exact values, or differences to a base, take at least this share of their entropy on the sample.
+_OF_ENTROPY = 0.6
+#: Where an entropy coder took fewer bits than this for a value of 32 or more, values were rounded, and exact ones have
+#: no less entropy. Of narrow types, differences coded in context of the base's exponents may take less.
+_FEW_BITS = 2.0
+#: Values of which nearly all differ, and that are this much closer to the base than to zero, are coded against it.
+_DISTINCT, _CLOSE = 0.9, 0.25
 #: Share of zeros from which on their places are coded apart.
 _MANY_ZEROS = 0.25
 
-#: Bytes in which repeats are looked for: all of a block up to `_WHOLE`, else runs from all over it.
-_WHOLE, _RUN_BYTES, _N_RUNS = 128 << 10, 16 << 10, 4
-#: zstd's fastest level on noise comes within 1 % of an entropy coder at best.
-_REPEATED = 0.99
-#: Every so many words of eight bytes are compared with each other, and those of one in `_ONE_IN` values.
-_STRIDE, _ONE_IN = 8, 64
+#: Repeats are looked for in all of a block up to `_WHOLE` bytes, else in runs from all over it.
+_WHOLE, _RUN_BYTES = 128 << 10, 16 << 10
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A level of zstd that looks for repeats in so many runs, and how small what it makes has to be to go on.
+
+    At most `near` times the best other coding; or, because zstd 19 makes a small part of what is well structured, at
+    most `structured` of the bytes and `times` the best other coding.
+    """
+
+    level: int
+    n_runs: int
+    near: float
+    structured: float
+    times: float
+
+
+#: One after the other: on noise, the first takes a tenth of the second's time.
+_SEARCHES = (_Search(-1, 2, 1.15, 0.3, math.inf), _Search(3, 4, 0.99, 0.15, 2.0))
+#: A tensor of at least so many bytes, of which zstd's fastest leaves no more than this share on a run, gets a block of
+#: its own: what makes it small would not suit its neighbours.
+LEAST_APART, _APART_RUN, _APART = 64 << 10, 8 << 10, 0.8
+#: A tensor of that size is coded without its base if, of so many values, no more than this share are within a tenth of
+#: the base's: 3 % are if the two have nothing to do with each other.
+_LOOKS, _FEW_NEAR, _NEAR_BASE = 256, 0.06, 0.1
+#: Every so many words of eight bytes are compared with each other: what repeats far apart mostly does so after a
+#: multiple of a KiB, and touching more of a block's memory would show in the time that lossless coding takes.
+_STRIDE = 128
+#: Repeats far apart are looked for in blocks that take at least this share of their values' bytes: smaller ones would
+#: have to repeat so often that near ones show.
+_LEAST_FAR = 1 / 16
 
 
 @functools.cache
@@ -56,28 +104,67 @@ def exact_pipelines(with_base: bool, floats: bool) -> tuple[Pipeline, ...]:
     return (exact_pipeline(False), *with_zeros, *([exact_pipeline(True)] if with_base else []))
 
 
-def promising(values: Array, context: Context, pipeline: Pipeline, others: Iterable[Pipeline]) -> Iterator[Pipeline]:
-    """Those of `others` that may be smaller than `pipeline`.
+def promising(
+    values: Array, context: Context, pipeline: Pipeline, n_bytes: int, others: Iterable[Pipeline]
+) -> Iterator[Pipeline]:
+    """Those of `others` that may be smaller than the `n_bytes` that `pipeline` made.
 
     Parameters
     ----------
     values : array, shape (n,)
     context : Context
-    pipeline, others : Pipeline
+    pipeline : Pipeline
+    n_bytes : int
+    others : iterable of Pipeline
     """
-    if context.n <= 2 * _SAMPLE:
+    if context.n <= 4 * _SAMPLE:
         yield from (other for other in others if other is not _ZEROS or _zeros(values) >= _MANY_ZEROS)
         return
-    few = _sampled(values)
-    here = Context.alone(few, None if context.base is None else _sampled(context.base))
+    sample = _Sample(values, context.base)
     limit = None
     for other in others:
-        if other is _ZEROS and _zeros(few) < _MANY_ZEROS:
+        if sample.rules_out(other, 8 * n_bytes / context.n, pipeline):
             continue
         if limit is None:
-            limit = _NEAR * len(pipeline.encode(few, here))
-        if len(other.encode(few, here)) <= limit:
+            limit = _NEAR * len(pipeline.encode(sample.values, sample.context))
+        if len(other.encode(sample.values, sample.context)) <= limit:
             yield other
+
+
+class _Sample:
+    """Some values of a block, and what they say of candidates without encoding anything."""
+
+    def __init__(self, values: Array, base: Array | None) -> None:
+        self.values = _sampled(values)
+        self.context = Context.alone(self.values, None if base is None else _sampled(base))
+
+    def rules_out(self, other: Pipeline, bits: float, pipeline: Pipeline) -> bool:
+        """Whether a candidate surely takes more than the so many bits a value that `pipeline` took."""
+        few = bits < _FEW_BITS and isinstance(pipeline.stages[-1], Rans) and self.values.itemsize >= 4
+        if few and other in (exact_pipeline(False), exact_pipeline(True), _ZEROS):
+            return True
+        if other is _ZEROS:
+            return _zeros(self.values) < _MANY_ZEROS
+        if other is exact_pipeline(False):
+            return _NEAR * bits < _OF_ENTROPY * self.entropy or _NEAR * bits < _entropy_by_byte(self.values)
+        if other is exact_pipeline(True):
+            return bits < _OF_ENTROPY * _entropy(bits_of(self.values) - bits_of(self.context.require_base()))
+        # What is left does without the base.
+        return self.entropy > _DISTINCT * math.log2(_SAMPLE) and self.is_close
+
+    @cached_property
+    def entropy(self) -> float:
+        return _entropy(bits_of(self.values))
+
+    @cached_property
+    def is_close(self) -> bool:
+        """Whether values are much closer to the base than to zero."""
+        if not is_float(self.values.dtype):
+            return False
+        with np.errstate(invalid="ignore", over="ignore"):
+            x = self.values.astype(np.float32)
+            off = x - self.context.require_base().astype(np.float32)
+            return bool(off @ off <= _CLOSE**2 * (x @ x))
 
 
 def _zeros(values: Array) -> float:
@@ -91,28 +178,83 @@ def _sampled(values: Array) -> Array:
     return np.concatenate([values[start : start + length] for start in starts])
 
 
+def _entropy(words: Array) -> float:
+    """Bits a word, at most the binary logarithm of their number."""
+    words = np.sort(words)
+    starts = np.concatenate([[0], np.flatnonzero(words[1:] != words[:-1]) + 1, [words.size]])
+    return _entropy_of(starts[1:] - starts[:-1])
+
+
+def _entropy_of(counts: Array) -> float:
+    n = int(counts.sum())
+    return math.log2(n) - float(counts @ np.log2(counts)) / n
+
+
+def _entropy_by_byte(values: Array) -> float:
+    """Bits a value, if each of its bytes is coded by itself."""
+    planes = OrderedBits().encode(values).symbols.view(np.uint8).reshape(values.size, -1).T
+    counts = [np.bincount(plane) for plane in planes]
+    return sum(_entropy_of(own[own > 0]) for own in counts)
+
+
 def may_repeat(values: Array, n_bytes: int) -> bool:
-    """Whether `REPEATS` may code values, shape (n,), in fewer than `n_bytes`: zstd at its fastest on some of them."""
+    """Whether `REPEATS` may code values, shape (n,), in fewer than `n_bytes`: faster levels of zstd on some of them."""
     raw = np.ascontiguousarray(values).view(np.uint8)
-    if raw.size <= _WHOLE:
-        return _fast(raw) <= _REPEATED * n_bytes
-    starts = [i * (raw.size - _RUN_BYTES) // (_N_RUNS - 1) for i in range(_N_RUNS)]
-    near = sum(_fast(raw[start : start + _RUN_BYTES]) for start in starts) * raw.size / (_N_RUNS * _RUN_BYTES)
-    if near <= _REPEATED * n_bytes:
+    share = n_bytes / raw.size
+    if all(_goes_on(raw, share, search) for search in _SEARCHES):
         return True
-    return _distinct(raw) * raw.size <= n_bytes and _fast(raw) <= _REPEATED * n_bytes
+    if raw.size <= _WHOLE or share < _LEAST_FAR or _distinct(raw) > share:
+        return False
+    careful = _SEARCHES[-1]
+    return _packed([raw], careful.level) <= careful.near * share
 
 
-def _fast(raw: Array) -> int:
-    return len(zstandard.ZstdCompressor(level=1).compress(raw.data))
+def _goes_on(raw: Array, share: float, search: _Search) -> bool:
+    packed = _packed(_runs(raw, search.n_runs), search.level)
+    return packed <= search.near * share or packed <= min(search.structured, search.times * share)
+
+
+def stands_out(values: Array) -> bool:
+    """Whether a tensor of `LEAST_APART` bytes or more, but less than a block, should not share one with others."""
+    raw = values.reshape(-1).view(np.uint8)
+    start = (raw.size - _APART_RUN) // 2
+    run = raw[start : start + _APART_RUN]
+    return _packed([run], _SEARCHES[0].level) <= _APART and bool(run.any())
+
+
+def is_far(values: Array, base: Array) -> bool:
+    """Whether a tensor of such a size is so far from its base that this is of no use, by some of its values."""
+    step = values.size // _LOOKS
+    with np.errstate(invalid="ignore", over="ignore"):
+        x, b = (each.reshape(-1)[::step][:_LOOKS].astype(np.float32) for each in (values, base))
+        near = np.abs(x - b) <= _NEAR_BASE * np.abs(x)
+    return int(np.count_nonzero(near)) <= _FEW_NEAR * _LOOKS
+
+
+def _runs(raw: Array, n: int) -> list[Array]:
+    if raw.size <= _WHOLE:
+        return [raw]
+    return [raw[i * (raw.size - _RUN_BYTES) // (n - 1) :][:_RUN_BYTES] for i in range(n)]
+
+
+class _Compressors(threading.local):
+    """Some for each thread: making one takes longer than what it does here."""
+
+    def __init__(self) -> None:
+        self.at = functools.cache(lambda level: zstandard.ZstdCompressor(level=level))
+
+
+_compressors = _Compressors()
+
+
+def _packed(runs: list[Array], level: int) -> float:
+    """Share of their bytes that runs take."""
+    compress = _compressors.at(level).compress
+    return sum(len(compress(run.data)) for run in runs) / sum(run.size for run in runs)
 
 
 def _distinct(raw: Array) -> float:
-    """Share of words that occur once among words all over a block, or are the first of their kind; zeros left out.
-
-    Which words are compared is decided by their bits, so that equal ones are all in or all out, however far apart.
-    """
+    """Share of words at even distances all over a block that are the first of their kind; zeros are left out."""
     words = raw[: raw.size // 8 * 8].view(np.uint64)[::_STRIDE]
-    chosen = words[(words * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(58) == 0]
-    chosen = chosen[chosen != 0]
-    return np.unique(chosen).size / chosen.size if chosen.size >= 64 else 1.0
+    words = np.sort(words[words != 0])
+    return (np.count_nonzero(words[1:] != words[:-1]) + 1) / words.size if words.size else 1.0

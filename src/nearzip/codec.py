@@ -6,14 +6,15 @@ bytes are the pipeline's, and a patch: places and exact values of what decoding 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 import nearzip._core as _core
-from nearzip.bounds import EXACT, Tolerance, violations
+from nearzip.bounds import EXACT, Tolerance, violations, violations_and_changes
+from nearzip.changes import Change
 from nearzip.choice import REPEATS, STORED, exact_pipeline, exact_pipelines, may_repeat, promising
 from nearzip.errors import BoundError, CorruptError
 from nearzip.stages import Coded, Context, DecodeTimes, Pipeline, Sparse, SparseValues
@@ -24,20 +25,22 @@ __all__ = ["EncodedBlock", "decode_block", "decode_sparse_block", "encode_block"
 
 #: With more patches than one in this many values, coding the block exactly is tried as well.
 _MANY_PATCHES = 64
-#: Bytes of a block that is not worth another attempt.
-_TINY = 16
+#: Bytes that another coding has to save: its stages stand in the index.
+_MARGIN = 32
 
 
 @dataclass(frozen=True)
 class EncodedBlock:
     """What `encode_block` gives: the bytes, cut somewhere to save a copy, the pipeline that made them, what they decode
-    to, how many patches, and how many zeros came back as something else."""
+    to, how many patches, how many zeros came back as something else, and what became of the change against the base:
+    one for each part, None where there is no base or the part is exact."""
 
     pieces: tuple[bytes, bytes]
     pipeline: Pipeline
     restored: Array
     n_patched: int
     n_false: int = 0
+    changes: tuple[Change | None, ...] = ()
 
     @property
     def payload(self) -> bytes:
@@ -56,6 +59,7 @@ def encode_block(
     given: Array | None = None,
     without: Pipeline | None = None,
     fallback: Literal["values", "restored", "never"] = "never",
+    before: Array | None = None,
 ) -> EncodedBlock:
     """Encode, decode in memory, compare, patch; keep the smallest of the codings that may be taken.
 
@@ -76,6 +80,8 @@ def encode_block(
         Does what `pipeline` does, without a base.
     fallback : "values", "restored" or "never"
         What may be coded exactly where that is smaller: the target; what the pipeline restores; neither.
+    before : array, shape (n,), or None
+        What the reader has had so far, for a block that is coded without it: changes count from it.
 
     Raises
     ------
@@ -83,28 +89,69 @@ def encode_block(
         If the patched block is still outside (a fault in a stage, never the data's).
     """
     target = pipeline.target(values, context)
-    best = _encode(target, context, pipeline, tolerances, given)
-    if best.n_patched * _MANY_PATCHES > context.n:
-        exact = _encode(target, context, exact_pipeline(pipeline.needs_base), [EXACT] * len(context.parts))
-        best = min(best, exact, key=lambda block: block.n_bytes)
-    if best.n_bytes <= _TINY:
-        return best
-    if without is not None and given is None and any(promising(target, context, best.pipeline, [without])):
-        best = min(best, _encode(target, context, without, tolerances), key=lambda block: block.n_bytes)
-    return best if fallback == "never" else _or_exact(best, target if fallback == "values" else best.restored, context)
+    before = context.base if before is None else before
+    first = _encode(target, context, pipeline, tolerances, given, before)
+    if first.n_patched * _MANY_PATCHES > context.n:
+        exact = _encode(target, context, exact_pipeline(pipeline.needs_base), _exact_parts(context))
+        if exact.n_bytes < first.n_bytes:
+            first = replace(exact, changes=_exactly(first.changes))
+    if not context.n or first.n_bytes <= _MARGIN:
+        return first
+    others: dict[Pipeline, Sequence[Tolerance]] = {}
+    if fallback != "never":
+        exact_ones = exact_pipelines(context.base is not None, is_float(context.dtype))
+        others = dict.fromkeys(exact_ones, _exact_parts(context))
+    if without is not None and given is None:
+        others = {without: tolerances, **others}
+    wanted = first.restored if fallback == "restored" else target
+    best = _smallest(first, wanted, context, others, before)
+    return best if fallback == "never" else _or_stored(best, wanted, context)
 
 
-def _or_exact(block: EncodedBlock, values: Array, context: Context) -> EncodedBlock:
-    """`block`, or values coded exactly if that is smaller."""
-    best, exact = block, [EXACT] * len(context.parts)
-    others = [p for p in exact_pipelines(context.base is not None, is_float(context.dtype)) if p != block.pipeline]
-    for other in promising(values, context, block.pipeline, others):
-        best = min(best, _encode(values, context, other, exact), key=lambda block: block.n_bytes)
+def _smallest(
+    first: EncodedBlock,
+    values: Array,
+    context: Context,
+    others: Mapping[Pipeline, Sequence[Tolerance]],
+    before: Array | None,
+) -> EncodedBlock:
+    """`first`, or values under another pipeline that keeps its own tolerances, if that is smaller."""
+    best = first
+    candidates = [pipeline for pipeline in others if pipeline != first.pipeline]
+    for other in promising(values, context, first.pipeline, first.n_bytes, candidates):
+        block = _encode(values, context, other, others[other], before=before)
+        exact = all(tolerance == EXACT for tolerance in others[other])
+        best = _smaller(best, _instead_of(first, block, values) if exact else block)
+    return best
+
+
+def _or_stored(block: EncodedBlock, values: Array, context: Context) -> EncodedBlock:
+    """`block`, or values by their repeats or as raw bytes if that is smaller."""
+    best = block
     if may_repeat(values, best.n_bytes):
-        best = min(best, _encode(values, context, REPEATS, exact), key=lambda block: block.n_bytes)
-    if best.n_bytes > values.nbytes + _TINY:
-        best = _encode(values, context, STORED, exact)
-    return best if best is block else replace(best, n_false=block.n_false)
+        best = _smaller(best, _encode(values, context, REPEATS, _exact_parts(context)))
+    if best.n_bytes > values.nbytes + _MARGIN:
+        best = _encode(values, context, STORED, _exact_parts(context))
+    return block if best is block else _instead_of(block, best, values)
+
+
+def _instead_of(block: EncodedBlock, exact: EncodedBlock, values: Array) -> EncodedBlock:
+    """`exact`, which codes values exactly, with what is said of `block`."""
+    changes = block.changes if values is block.restored else _exactly(block.changes)
+    return replace(exact, n_false=block.n_false, changes=changes)
+
+
+def _exact_parts(context: Context) -> list[Tolerance]:
+    return [EXACT] * len(context.parts)
+
+
+def _exactly(changes: tuple[Change | None, ...]) -> tuple[Change | None, ...]:
+    """The same changes, stored without an error."""
+    return tuple(change and change.exactly() for change in changes)
+
+
+def _smaller(one: EncodedBlock, other: EncodedBlock) -> EncodedBlock:
+    return other if other.n_bytes + _MARGIN < one.n_bytes else one
 
 
 def _encode(
@@ -113,20 +160,23 @@ def _encode(
     pipeline: Pipeline,
     tolerances: Sequence[Tolerance],
     given: Array | None = None,
+    before: Array | None = None,
 ) -> EncodedBlock:
     sides, body = pipeline.encode_apart(values if given is None else given, context)
     restored = pipeline.decode(sides, context, body)
-    places = _outside(values, restored, context, tolerances)
+    places, changes = _outside(values, restored, before, context, tolerances)
     patch = b""
     if places.size:
         patch = _encode_patch(places, bits_of(values), values)
         if not restored.flags.writeable:
             restored = restored.copy()
         _apply_patch(patch, restored)
-        if _outside(values, restored, context, tolerances).size:
+        left, changes = _outside(values, restored, before, context, tolerances)
+        if left.size:
             raise BoundError("a patched block is outside its bound; please report this as a fault")
     n_false = int(((values == 0) & (restored != 0)).sum()) if pipeline.errs_on_zeros else 0
-    return EncodedBlock((put_varint(len(patch)) + patch + sides, body), pipeline, restored, places.size, n_false)
+    pieces = (put_varint(len(patch)) + patch + sides, body)
+    return EncodedBlock(pieces, pipeline, restored, places.size, n_false, changes)
 
 
 def decode_block(payload: bytes | memoryview, context: Context, pipeline: Pipeline) -> Array:
@@ -182,23 +232,35 @@ def _patch_sparse(patch: memoryview, sparse: SparseValues, context: Context) -> 
     return SparseValues(all_places[order], values[order])
 
 
-def _stretches(context: Context, tolerances: Sequence[Tolerance]) -> Iterator[tuple[int, int, Tolerance]]:
-    """Runs of values with one tolerance."""
-    start = at = 0
+def _stretches(context: Context, tolerances: Sequence[Tolerance]) -> Iterator[tuple[int, int, int, Tolerance]]:
+    """Runs of parts with one tolerance: where their values start and stop, and the number of parts."""
+    start = at = n_parts = 0
     for i, (part, tolerance) in enumerate(zip(context.parts, tolerances, strict=True)):
         at += part
+        n_parts += 1
         following = tolerances[i + 1] if i + 1 < len(tolerances) else None
         if following is not tolerance and following != tolerance:
-            yield start, at, tolerance
-            start = at
+            yield start, at, n_parts, tolerance
+            start, n_parts = at, 0
 
 
-def _outside(values: Array, restored: Array, context: Context, tolerances: Sequence[Tolerance]) -> Array:
-    found = [
-        violations(values[start:stop], restored[start:stop], tolerance) + start
-        for start, stop, tolerance in _stretches(context, tolerances)
-    ]
-    return np.concatenate(found) if found else np.empty(0, np.int64)
+def _outside(
+    values: Array, restored: Array, before: Array | None, context: Context, tolerances: Sequence[Tolerance]
+) -> tuple[Array, tuple[Change | None, ...]]:
+    """Indices of values outside their tolerance, and what became of each part's change since `before`."""
+    found: list[Array] = []
+    changes: list[Change | None] = []
+    for start, stop, n_parts, tolerance in _stretches(context, tolerances):
+        ours, theirs = values[start:stop], restored[start:stop]
+        if before is None or tolerance.kind == "exact" or not is_float(values.dtype):
+            found.append(violations(ours, theirs, tolerance) + start)
+            changes += [None] * n_parts
+            continue
+        parts = context.parts[len(changes) : len(changes) + n_parts]
+        outside, more = violations_and_changes(ours, theirs, before[start:stop], tolerance, parts)
+        found.append(outside + start)
+        changes += more
+    return np.concatenate(found) if found else np.empty(0, np.int64), tuple(changes)
 
 
 def _encode_patch(places: Array, bits: Array, values: Array) -> bytes:

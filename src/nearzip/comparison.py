@@ -16,9 +16,16 @@ from typing import Any
 
 import numpy as np
 
+import nearzip._core as _core
 from nearzip.api import open_input
-from nearzip.bounds import Statistics
+from nearzip.attached import without_attached
+from nearzip.bounds import Bound, Lossless, Statistics, Update
 from nearzip.errors import UsageError
+from nearzip.estimates import Estimate, estimate
+from nearzip.fileio import size_on_disk
+from nearzip.names import likely_prefix
+from nearzip.parallel import number_of_threads, ordered_map
+from nearzip.similarity import as_float64, real_parts, ssim, ssim_within
 from nearzip.stages.ranges import Levels
 from nearzip.tensors import Array, Checkpoint, TensorSpec, bits_of, dtype_of, is_float
 
@@ -30,8 +37,10 @@ Path = str | os.PathLike[str]
 _PIECE = 1 << 18
 #: Pairs of values kept for plots, about.
 _SAMPLE = 50_000
-#: Side of SSIM's window, and its constants (Wang et al. 2004, section III.B).
-_WINDOW, _K1, _K2 = 7, 0.01, 0.03
+#: Values of a large tensor that the histogram and SSIM look at, and rows at least.
+_LOOKED_AT, _MIN_ROWS = 1 << 18, 7
+#: Bounds whose outcome is estimated for an update.
+_BOUNDS: tuple[Bound, ...] = (Lossless(), Update(0.01), Update(0.03), Update(0.1), Update(0.3))
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,9 @@ class Comparison:
         Name to reason: tensors of another dtype or shape, which were not compared.
     n_bytes_a, n_bytes_b : int
         Of the files, or of the tensors where no file was given.
+    estimates : tuple of Estimate
+        For an update from a to b: what bounds would come to, bytes and the share of the update that is kept. Empty
+        unless asked for, and where nothing changed.
     sample : pair of arrays
         About 50 000 pairs of values of a and b, evenly spaced, finite, in float64; for plots.
     """
@@ -120,6 +132,27 @@ class Comparison:
     n_bytes_a: int
     n_bytes_b: int
     sample: tuple[Array, Array]
+    estimates: tuple[Estimate, ...] = ()
+
+    @property
+    def anything_in_common(self) -> bool:
+        """Whether there is a tensor of the same name, dtype and shape in both."""
+        return bool(self.tensors)
+
+    @property
+    def reason(self) -> str | None:
+        """Why tensors have no counterpart, as far as their names, dtypes and shapes tell, and what to do about it."""
+        if not (self.only_in_a or self.only_in_b or self.mismatched):
+            return None
+        prefix = likely_prefix(self.only_in_a, self.only_in_b)
+        if prefix is not None:
+            return prefix
+        if self.mismatched and not self.tensors:
+            name, why = next(iter(self.mismatched.items()))
+            return (
+                f"dtypes or shapes differ, as in {name!r}: {why}; convert one of the files, or compare another version"
+            )
+        return None
 
     @property
     def ratio(self) -> float:
@@ -138,6 +171,9 @@ def compare(
     b: Mapping[str, Any] | Checkpoint | Path,
     *,
     bits: int | None = None,
+    exact: bool = False,
+    estimates: bool = False,
+    threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Compare two networks, tensor by tensor.
@@ -149,6 +185,13 @@ def compare(
     bits : int or None
         Compare floating-point tensors as QD-Compressor quantizes them: the range of each, in a and in b, in 2^bits
         levels, 1 to 16 bits. What is not finite counts as level 0.
+    exact : bool
+        Take the histogram and SSIM from every value. By default those of a tensor of more than 262 144 values are those
+        of rows from its middle; all other figures are exact in any case.
+    estimates : bool
+        Estimate what an update from a to b would take under several bounds (`Comparison.estimates`).
+    threads : int or None
+        None: `NEARZIP_THREADS`, or all processors.
     progress : callable
         Called with values done and values in all.
 
@@ -179,20 +222,27 @@ def compare(
         specs = {spec.name: spec for spec, _ in both if spec.name not in mismatched}
         parameters = {name for name, spec in specs.items() if is_float(dtype_of(spec.dtype))} or set(specs)
         n_total = sum(spec.n_elements for spec in specs.values())
-        sample = _Sample(max(1, n_total // _SAMPLE))
+        sample: list[tuple[Array, Array]] = []
         total = _Sums()
         tensors = {}
-        for name in specs:
+
+        def measure(name: str) -> tuple[_Sums, tuple[Array, Array]]:
             one, two = _quantized(source.read(name), bits), _quantized(other.read(name), bits)
-            sums = _tensor(one, two)
+            return _tensor(one, two, exact), _every(one, two, max(1, n_total // _SAMPLE))
+
+        results = ordered_map(measure, iter(specs), number_of_threads(threads))
+        for name, (sums, pairs) in zip(specs, results, strict=True):
             tensors[name] = sums.figures()
             if name in parameters:
-                sample.add(one, two)
+                sample.append(pairs)
                 total.merge(sums)
             else:
                 total.count(sums)
             if progress:
                 progress(total.n_values, n_total)
+        changed = total.n_unchanged < total.n_values and any(spec.is_float for spec in specs.values())
+        wanted = _BOUNDS if estimates and changed else ()
+        found = tuple(estimate(other, source, wanted, threads)) if wanted else ()
     return Comparison(
         specs=specs,
         tensors=tensors,
@@ -202,7 +252,8 @@ def compare(
         mismatched=mismatched,
         n_bytes_a=n_bytes_a,
         n_bytes_b=n_bytes_b,
-        sample=sample.pair(),
+        sample=_joined(sample),
+        estimates=found,
     )
 
 
@@ -224,7 +275,7 @@ def _opened(place: Any) -> Iterator[tuple[Checkpoint, int]]:
     else:
         checkpoint = open_input(place)
         try:
-            yield checkpoint, os.stat(place).st_size
+            yield without_attached(checkpoint), size_on_disk(place) or checkpoint.n_bytes
         finally:
             checkpoint.close()
 
@@ -317,42 +368,63 @@ class _Sums:
         return LinearFit(slope, self.mean_b - slope * self.mean_a, max(-1.0, min(1.0, r)))
 
 
-def _parts(array: Array) -> Array:
-    """Complex numbers as pairs, everything else as it is."""
-    if array.dtype.kind != "c":
-        return array
-    return array.reshape(array.shape or (1,)).view(np.float32 if array.itemsize == 8 else np.float64)
-
-
-def _float64(values: Array) -> Array:
-    with np.errstate(invalid="ignore"):
-        return values.astype(np.float64)
-
-
-def _tensor(a: Array, b: Array) -> _Sums:
-    sums = _Sums()
-    one, two = a.reshape(-1), b.reshape(-1)
-    for at in range(0, one.size, _PIECE):
-        sums.merge(_piece(one[at : at + _PIECE], two[at : at + _PIECE]))
+def _tensor(a: Array, b: Array, exact: bool) -> _Sums:
+    """Of one tensor. Unless `exact`, histogram and SSIM of a large one are those of a part from its middle."""
+    one, two = real_parts(a).reshape(-1), real_parts(b).reshape(-1)
+    if is_float(one.dtype):
+        sums = _native_sums(one, two)
+    else:
+        sums = _Sums()
+        for at in range(0, one.size, _PIECE):
+            sums.merge(_piece(one[at : at + _PIECE], two[at : at + _PIECE]))
+    sums.n_values, sums.n_unchanged = a.size, _n_unchanged(a, b)
     if sums.n:
-        found = _ssim(_parts(a), _parts(b), sums.low, sums.high)
+        if not exact:
+            a, b = _middle(a), _middle(b)
+        x, y = real_parts(a), real_parts(b)
+        sums.histogram = _histogram(x, y, sums.n_values / max(1, a.size))
+        found = ssim_within(x, y, sums.low, sums.high)
         if found is not None:
             sums.ssim, sums.n_ssim = found * sums.n_values, sums.n_values
     return sums
 
 
+def _middle(array: Array) -> Array:
+    """Whole rows from the middle of a large tensor, at least the seven that SSIM's window has; of one row, a part."""
+    if array.size <= _LOOKED_AT:
+        return array
+    if array.ndim < 2 or array.shape[0] == 1:
+        flat = array.reshape(-1)
+        start = (flat.size - _LOOKED_AT) // 2
+        return flat[start : start + _LOOKED_AT]
+    rows = min(array.shape[0], max(_MIN_ROWS, _LOOKED_AT * array.shape[0] // array.size))
+    start = (array.shape[0] - rows) // 2
+    return array[start : start + rows]
+
+
+def _n_unchanged(a: Array, b: Array) -> int:
+    same = np.equal(bits_of(a.reshape(-1)), bits_of(b.reshape(-1)))
+    return int(np.count_nonzero(same if a.dtype.kind != "c" else same.reshape(-1, 2).all(axis=1)))
+
+
+def _native_sums(a: Array, b: Array) -> _Sums:
+    if a.dtype.itemsize < 4:
+        a, b = a.astype(np.float32), b.astype(np.float32)
+    n, odd, found = _core.pair_sums(a, b)
+    names = ("max_abs", "max_relative", "difference", "distance", "squares", "mean_a", "mean_b", "aa", "bb", "ab")
+    sums = _Sums(n=n, n_mismatches=odd)
+    for name, value in zip((*names, "low", "high"), found, strict=True):
+        setattr(sums, name, value)
+    return sums
+
+
 def _piece(a: Array, b: Array) -> _Sums:
-    same = (bits_of(a) == bits_of(b)).reshape(a.size, -1).all(axis=1)
-    x, y = _float64(_parts(a)), _float64(_parts(b))
-    finite = np.isfinite(x) & np.isfinite(y)
-    odd = ~finite & ~((x == y) | (np.isnan(x) & np.isnan(y)))
-    sums = _Sums(n_values=a.size, n_unchanged=int(same.sum()), n_mismatches=int(odd.sum()))
-    if not finite.all():
-        x, y = x[finite], y[finite]
+    """Of integers and booleans, some at a time."""
+    x, y = as_float64(a), as_float64(b)
+    sums = _Sums()
     if x.size:
-        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            _add_differences(sums, x, y)
-            _add_moments(sums, x, y)
+        _add_differences(sums, x, y)
+        _add_moments(sums, x, y)
     return sums
 
 
@@ -363,12 +435,22 @@ def _add_differences(sums: _Sums, x: Array, y: Array) -> None:
     sums.difference = float(difference.sum())
     sums.distance = float(size.sum())
     sums.squares = float(np.square(difference).sum())
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         relative = size / np.abs(x)
     sums.max_relative = float(relative.max(where=x != 0, initial=0.0))
-    changed = size[(size > 0) & (size < math.inf)]
-    decades, counts = np.unique(np.floor(np.log10(changed)).astype(np.int64), return_counts=True)
-    sums.histogram = Counter(dict(zip(decades.tolist(), counts.tolist(), strict=True)))
+
+
+def _histogram(a: Array, b: Array, weight: float) -> Counter[int]:
+    """Differences by power of ten, each counted `weight` times."""
+    found: Counter[int] = Counter()
+    one, two = a.reshape(-1), b.reshape(-1)
+    for at in range(0, one.size, _PIECE):
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            size = np.abs(as_float64(two[at : at + _PIECE]) - as_float64(one[at : at + _PIECE]))
+        changed = size[(size > 0) & (size < math.inf)]
+        decades, counts = np.unique(np.floor(np.log10(changed)).astype(np.int16), return_counts=True)
+        found.update(dict(zip(decades.tolist(), counts.tolist(), strict=True)))
+    return found if weight == 1 else Counter({decade: round(weight * n) for decade, n in found.items()})
 
 
 def _add_moments(sums: _Sums, x: Array, y: Array) -> None:
@@ -379,123 +461,15 @@ def _add_moments(sums: _Sums, x: Array, y: Array) -> None:
     sums.aa, sums.bb, sums.ab = float(x @ x), float(y @ y), float(x @ y)
 
 
-class _Sample:
-    """Every n-th pair of values."""
-
-    def __init__(self, every: int):
-        self._every = every
-        self._pairs: list[tuple[Array, Array]] = []
-
-    def add(self, a: Array, b: Array) -> None:
-        x, y = (_float64(_parts(array).reshape(-1)[:: self._every]) for array in (a, b))
-        finite = np.isfinite(x) & np.isfinite(y)
-        self._pairs.append((x[finite], y[finite]))
-
-    def pair(self) -> tuple[Array, Array]:
-        if not self._pairs:
-            return np.empty(0), np.empty(0)
-        one, two = zip(*self._pairs, strict=True)
-        return np.concatenate(one), np.concatenate(two)
-
-
-# ---- structural similarity -------------------------------------------------------------------------------------
-
-
-def ssim(a: Array, b: Array) -> float | None:
-    """Mean structural similarity of two arrays of one shape, taken for pictures.
-
-    Wang et al. 2004, equation 13, with K1 = 0.01 and K2 = 0.03. Delta-DNN (section 2.3) does not say how parameters
-    become a picture; our reading:
-
-    ==================  ===============================================
-    shape               picture
-    ==================  ===============================================
-    (n, ...)            n rows, the other axes flattened into columns
-    (n,) or ()          one row
-    ==================  ===============================================
-
-    Windows are uniform, 7 x 7 or as much of that as fits, at every place where they lie inside the picture; variances
-    are those of the population. The dynamic range L is max - min over both arrays. Values are taken as they are, signs
-    included. Windows with a non-finite value are left out; None if no window is left
-    or the range overflows. Equal arrays give exactly 1.
-
-    Examples
-    --------
-    >>> x = np.arange(64.0).reshape(8, 8)
-    >>> ssim(x, x), round(ssim(x, x[::-1]), 3)
-    (1.0, -0.925)
-    """
-    x, y = _float64(_parts(a)), _float64(_parts(b))
+def _every(a: Array, b: Array, n: int) -> tuple[Array, Array]:
+    """Every n-th pair of values, if both are finite."""
+    x, y = (as_float64(real_parts(array).reshape(-1)[::n]) for array in (a, b))
     finite = np.isfinite(x) & np.isfinite(y)
-    if not finite.any():
-        return None
-    both = np.concatenate([x[finite], y[finite]])
-    return _ssim(x, y, float(both.min()), float(both.max()))
+    return x[finite], y[finite]
 
 
-def _ssim(a: Array, b: Array, low: float, high: float) -> float | None:
-    one, two = _picture(a), _picture(b)
-    height, width = (min(_WINDOW, n) for n in one.shape)
-    rows, columns = one.shape[0] - height + 1, one.shape[1] - width + 1
-    step_columns = min(columns, _PIECE // 64)
-    step_rows = max(1, _PIECE // step_columns)
-    total, n = 0.0, 0
-    spread = high - low
-    for top in range(0, rows, step_rows):
-        for left in range(0, columns, step_columns):
-            bottom, right = min(rows, top + step_rows) + height - 1, min(columns, left + step_columns) + width - 1
-            tile = np.s_[top:bottom, left:right]
-            with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-                values = _windows(_float64(one[tile]), _float64(two[tile]), height, width, low, spread)
-            total += float(values.sum())
-            n += values.size
-    return total / n if n and math.isfinite(total) else None
-
-
-def _picture(array: Array) -> Array:
-    return array.reshape(array.shape[0], -1) if array.ndim > 1 else array.reshape(1, -1)
-
-
-def _windows(x: Array, y: Array, height: int, width: int, low: float, spread: float) -> Array:
-    """SSIM of each window without non-finite values."""
-    bad = ~(np.isfinite(x) & np.isfinite(y))
-    # Variances about the lower end of the range: about 0 they would cancel where values are large and close.
-    # In units of the range, which SSIM does not see, no square overflows.
-    unit = spread or 1.0
-    x, y = np.where(bad, 0.0, (x - low) / unit), np.where(bad, 0.0, (y - low) / unit)
-    n = height * width
-
-    def mean(values: Array) -> Array:
-        means: Array = _slide(_slide(values, height).T, width).T / n
-        return means
-
-    mean_x, mean_y = mean(x), mean(y)
-    var_x, var_y = mean(x * x) - mean_x * mean_x, mean(y * y) - mean_y * mean_y
-    covariance = mean(x * y) - mean_x * mean_y
-    mean_x, mean_y = mean_x + low / unit, mean_y + low / unit
-    c1, c2 = (_K1 * spread / unit) ** 2, (_K2 * spread / unit) ** 2
-    above = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    below = (mean_x * mean_x + mean_y * mean_y + c1) * (var_x + var_y + c2)
-    values: Array = np.divide(above, below, out=np.ones_like(above), where=below != 0)
-    if not bad.any():
-        return values
-    clean: Array = values[mean(bad.astype(np.float64)) == 0]
-    return clean
-
-
-def _slide(values: Array, width: int) -> Array:
-    """Sums of `width` neighbouring rows, by doubling."""
-    n = values.shape[0] - width + 1
-    total: Array | None = None
-    at, size = 0, 1
-    while width:
-        if width & 1:
-            piece = values[at : at + n]
-            total = piece if total is None else total + piece
-            at += size
-        width >>= 1
-        if width:
-            values = values[:-size] + values[size:]
-            size *= 2
-    assert total is not None  # width is positive
-    return total
+def _joined(pairs: list[tuple[Array, Array]]) -> tuple[Array, Array]:
+    if not pairs:
+        return np.empty(0), np.empty(0)
+    one, two = zip(*pairs, strict=True)
+    return np.concatenate(one), np.concatenate(two)

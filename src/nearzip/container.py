@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 import math
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,14 +20,14 @@ import zstandard
 
 from nearzip import strictjson
 from nearzip.digests import DIGEST_BYTES, PIECE_BYTES, digest
-from nearzip.errors import CorruptError, LimitError, NewerFormatError, TruncatedError
+from nearzip.errors import CorruptError, LimitError, NewerFormatError, TruncatedError, UsageError
 from nearzip.limits import Limits
 from nearzip.stages import Pipeline, pipeline_from_json
 from nearzip.stages.external import unpack_zstd
 from nearzip.strictjson import Kinds, fields, pick, texts
 from nearzip.tensors import DTYPES, TensorSpec
 
-__all__ = ["BlockEntry", "Index", "Segment", "Source", "Writable", "Writer", "read_index"]
+__all__ = ["BlockEntry", "Index", "Segment", "Source", "Writable", "Writer", "is_archive", "read_index"]
 
 MAGIC = b"\x89NZIP\r\n\x1a"
 CLOSING = b"\x1a\nNZEND\x89"
@@ -146,6 +147,17 @@ def _to_json(index: Index) -> bytes:
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
+def is_archive(path: str | os.PathLike[str]) -> bool:
+    """Whether a path or URL is meant to be an archive: by its first bytes, or by its name if it cannot be read here."""
+    if str(path).lower().endswith(".nz"):
+        return True
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(len(MAGIC)) == MAGIC
+    except (OSError, ValueError):
+        return False
+
+
 def header_bytes() -> bytes:
     head = _HEADER.pack(MAGIC, FORMAT_VERSION, FORMAT_VERSION, 0)
     return head + digest(head)[:8]
@@ -165,6 +177,11 @@ class Writer:
         self._header = header_bytes()
         self._offset = 0
         self._write(self._header)
+
+    @property
+    def n_bytes(self) -> int:
+        """Length of what was written so far."""
+        return self._offset
 
     def _write(self, data: bytes) -> None:
         self._stream.write(data)
@@ -225,6 +242,8 @@ def _read_header(source: Source) -> bytes:
     if not header:
         raise TruncatedError(f"{name}: the file is empty")
     if not header.startswith(MAGIC[: len(header)]):
+        if header.startswith(b"version https://git-lfs"):
+            raise UsageError(f"{name}: is a git-lfs pointer, not the file itself; fetch it: git lfs pull")
         raise CorruptError(f"{name}: not a nearzip archive")
     if source.size < HEADER_BYTES + FOOTER_BYTES:
         raise TruncatedError(f"{name}: ends after {source.size} bytes, shorter than any archive")

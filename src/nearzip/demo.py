@@ -1,7 +1,7 @@
 """A real network, trained, compressed after every epoch, and restored in another process: `nearzip demo`.
 
-Training, data and scores are scikit-learn's. Every version is coded against what a reader holds of the version
-before; the last one is restored by a new process from the files alone.
+Training, data and scores come from scikit-learn. Every version is coded against the version before as a reader restored
+it; a new process restores the last one from only the files.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from typing import Any
 
 import numpy as np
 
-from nearzip.api import compress, decompress
+from nearzip.api import compress_quietly, decompress
 from nearzip.bounds import Absolute, Bound, Lossless
+from nearzip.checkpoints import open_checkpoint, write_checkpoint
 from nearzip.comparison import compare
 from nearzip.errors import BoundError, CorruptError, Error, NotFoundError, missing_extra
-from nearzip.files import open_checkpoint, write_checkpoint
+from nearzip.fileio import atomic_file, check_free, naming_errors
 from nearzip.plots import import_figure, save_figure
-from nearzip.storage import atomic_file, check_free, naming_errors
 from nearzip.tensors import Array, Checkpoint
 from nearzip.version import __version__
 
 __all__ = ["BOUND", "DemoReport", "MethodReport", "restore_chain", "run_demo"]
 
 Tensors = dict[str, Array]
-#: Called with steps done, steps in all, and what comes next.
+#: Called with the number of steps done, the number of all steps, and a description of the next one.
 Progress = Callable[[int, int, str], None]
 
 #: Delta-DNN's own choice in its section 5.1.
@@ -69,7 +69,7 @@ _CONTENDERS = (
 
 @dataclass
 class MethodReport:
-    """What one method made of all versions.
+    """Results of one method on all versions.
 
     Attributes
     ----------
@@ -99,7 +99,7 @@ class MethodReport:
 
 @dataclass
 class DemoReport:
-    """Everything that the demo measured."""
+    """All results of the demo."""
 
     data: str
     layers: list[int]
@@ -186,7 +186,7 @@ def run_demo(
 
 
 class _Steps:
-    """Counts what is done and says what comes next."""
+    """Counts steps and reports the next one."""
 
     def __init__(self, total: int, progress: Progress):
         self._total, self._done, self._progress = total, 0, progress
@@ -197,7 +197,7 @@ class _Steps:
 
 
 def _prepare(folder: Path, force: bool) -> Path:
-    """Make the folder; refuse to overwrite a demo, or with `force` clear it away."""
+    """Create the folder. An earlier demo in it is an error, or with `force` it is removed."""
     with naming_errors("make", folder):
         folder.mkdir(exist_ok=True)
         for name in ("demo.png", "demo.json"):
@@ -236,7 +236,7 @@ class _Task:
     network: Any = None
 
     def accuracy(self, tensors: Tensors) -> float:
-        """On held-out data."""
+        """Accuracy on held-out data."""
         network = copy.copy(self.network)
         n = len(self.hidden) + 1
         network.coefs_ = [tensors[f"layer{i}.weight"] for i in range(n)]
@@ -311,7 +311,7 @@ def _train(task: _Task, epochs: int, steps: _Steps) -> Iterator[Tensors]:
 def _contest(
     contender: _Contender, versions: Sequence[Tensors], task: _Task, folder: Path, steps: _Steps
 ) -> MethodReport:
-    """Compress every version against what the reader holds of the one before; restore; check."""
+    """Compress every version against the restored version before it, restore it, and check it."""
     bound = contender.bound.value if isinstance(contender.bound, Absolute) else 0.0
     report = MethodReport(contender.label, contender.method, bound)
     paths = []
@@ -319,7 +319,7 @@ def _contest(
     for epoch, version in enumerate(versions):
         steps.begin(f"{contender.label}, version {epoch + 1} of {len(versions)}")
         started = time.perf_counter()
-        archive = compress(version, held, contender.method, contender.bound)
+        archive = compress_quietly(version, held, contender.method, contender.bound)
         report.encode_seconds += time.perf_counter() - started
         paths.append(folder / contender.folder / f"epoch-{epoch:03d}.nz")
         archive.save(paths[-1])
@@ -335,7 +335,7 @@ def _contest(
 
 
 def _check_restored(label: str, paths: Sequence[Path], expected: Tensors) -> float:
-    """Restore the last version in a new process, from the files alone; seconds that decoding took there."""
+    """Restore the last version in a new process, from only the files. Returns the seconds that decoding took there."""
     with tempfile.TemporaryDirectory() as scratch:
         restored = Path(scratch, "restored.safetensors")
         command = [sys.executable, "-c", _RESTORE, str(restored), *map(str, paths)]

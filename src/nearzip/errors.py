@@ -3,21 +3,27 @@
 ::
 
     Error (3)
-    ├── UsageError (2)            an argument that cannot be meant
-    ├── NotFoundError (10)        no such file, store, version or tensor
-    ├── BusyError (11)            somebody else holds the lock or won the race
-    ├── CorruptError (12)         bytes that no writer of ours wrote
-    │   └── TruncatedError (12)   bytes that end too early
-    ├── NewerFormatError (13)     written by a release that this one cannot read
+    ├── UsageError (2)            an invalid argument or combination of arguments; also a ValueError
+    ├── NotFoundError (10)        no such file, store, version or tensor; also a KeyError
+    │   └── MissingFileError (10) no such file or folder; also a FileNotFoundError
+    ├── BusyError (11)            another writer holds the lock or won the race
+    ├── CorruptError (12)         data that is damaged or was not written by nearzip
+    │   └── TruncatedError (12)   data that ends too early
+    ├── NewerFormatError (13)     written by a newer release, which this one cannot read
     ├── LimitError (14)           would take more than the caller allows
     ├── BoundError (15)           the error bound cannot be kept
     ├── BudgetError (15)          the accuracy budget cannot be kept
+    │   └── NotShownError (1)     the samples do not show whether it is kept
     ├── WrongBaseError (3)        the base is missing or not the one that the archive was made against
     ├── UnknownMethodError (3)    no recipe or stage of that name
     ├── PluginError (3)           a plug-in that cannot be loaded
     ├── StoreError (3)            a store that cannot do what was asked
     │   └── NoSpaceError (3)      the disk that holds it is full
-    └── MissingExtraError (3)     an optional dependency is not installed
+    └── MissingExtraError (3)     an optional dependency is not installed; also an ImportError
+
+    UpdateLostWarning (1)         nearly nothing of an update is kept; a UserWarning
+
+Errors that Python has a word for are of that type as well, so that `except KeyError` and mappings' `get` work.
 """
 
 from __future__ import annotations
@@ -30,13 +36,16 @@ __all__ = [
     "Error",
     "LimitError",
     "MissingExtraError",
+    "MissingFileError",
     "NewerFormatError",
     "NoSpaceError",
     "NotFoundError",
+    "NotShownError",
     "PluginError",
     "StoreError",
     "TruncatedError",
     "UnknownMethodError",
+    "UpdateLostWarning",
     "UsageError",
     "WrongBaseError",
 ]
@@ -47,33 +56,41 @@ class Error(Exception):
 
     exit_code = 3
 
+    def __str__(self) -> str:
+        """The message as it is: KeyError would show its `repr`, OSError take it for a number."""
+        return str(self.args[0]) if len(self.args) == 1 else Exception.__str__(self)
 
-class UsageError(Error):
-    """An argument that cannot be meant."""
+
+class UsageError(Error, ValueError):
+    """Invalid argument or combination of arguments."""
 
     exit_code = 2
 
 
-class NotFoundError(Error):
+class NotFoundError(Error, KeyError):
     """No such file, store, version or tensor."""
 
     exit_code = 10
 
 
+class MissingFileError(NotFoundError, FileNotFoundError):
+    """No such file or folder."""
+
+
 class BusyError(Error):
-    """Somebody else holds the lock or won the race; try again."""
+    """Another writer holds the lock or won the race; try again."""
 
     exit_code = 11
 
 
 class CorruptError(Error):
-    """Bytes that no writer of ours wrote: damaged or hostile."""
+    """Data that is damaged or was not written by nearzip."""
 
     exit_code = 12
 
 
 class TruncatedError(CorruptError):
-    """Bytes that end too early."""
+    """Data that ends too early."""
 
 
 class NewerFormatError(Error):
@@ -100,6 +117,12 @@ class BudgetError(Error):
     exit_code = 15
 
 
+class NotShownError(BudgetError):
+    """The samples do not show, with the confidence asked for, whether the accuracy budget is kept."""
+
+    exit_code = 1
+
+
 class WrongBaseError(Error):
     """The base is missing, or is not the one that the archive was made against."""
 
@@ -120,7 +143,11 @@ class NoSpaceError(StoreError):
     """The disk that holds a store is full; what was committed is safe."""
 
 
-class MissingExtraError(Error):
+class UpdateLostWarning(UserWarning):
+    """The error bound is so coarse that nearly nothing of an update is kept: a reader gets the base back."""
+
+
+class MissingExtraError(Error, ImportError):
     """An optional dependency is not installed; the message names the extra."""
 
 

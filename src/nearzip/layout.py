@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nearzip.bounds import EXACT, Bound, Statistics, Tolerance
+from nearzip.bounds import EXACT, Bound, NoPromise, Statistics, Tolerance
 from nearzip.buffers import borrowed_buffer
 from nearzip.caching import cached_property
-from nearzip.codec import exact_pipeline
+from nearzip.choice import LEAST_APART, exact_pipeline, is_far, stands_out
 from nearzip.digests import PIECE_BYTES
 from nearzip.errors import UsageError
 from nearzip.parallel import ordered_map
@@ -20,14 +20,14 @@ from nearzip.recipes import Fallback, Recipe, Setting, Settings, TensorPlan, Ten
 from nearzip.stages import Context, Grid, Pipeline
 from nearzip.tensors import Array, Checkpoint, TensorSpec, dtype_of
 
-__all__ = ["Block", "Draft", "block_context", "block_values", "draft_segments", "segment_blocks"]
+__all__ = ["Block", "Draft", "block_context", "block_values", "draft_segments", "segment_blocks", "shares_of_work"]
 
 
 @dataclass(frozen=True)
 class Draft:
     """A segment before it is coded: its tensors, how, what is promised for each, and whether a base takes part.
 
-    `without` and `fallback`: what else may code it; see `encode_block`.
+    `without` and `fallback`: what else may code it; see `encode_block`. `uses_base`: whether the recipe does.
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -37,6 +37,7 @@ class Draft:
     block_bytes: int
     without: Pipeline | None
     fallback: Fallback
+    uses_base: bool
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,11 @@ def _survey(source: Checkpoint, names: list[str], bound: Bound, threads: int) ->
     def survey(some: list[str]) -> list[Statistics]:
         return [Statistics.of(source.read(name)) for name in some]
 
-    found = ordered_map(survey, _shares(source, names), threads)
+    found = ordered_map(survey, shares_of_work(source, names), threads)
     return dict(zip(names, itertools.chain.from_iterable(found), strict=True))
 
 
-def _shares(source: Checkpoint, names: list[str]) -> Iterator[list[str]]:
+def shares_of_work(source: Checkpoint, names: list[str]) -> Iterator[list[str]]:
     """Tensors for one thread after another: handing over a small one takes longer than surveying it."""
     share, n_bytes = [], 0
     for name in names:
@@ -133,12 +134,13 @@ def _draft(
     source: Checkpoint, base: Checkpoint | None, names: list[str], setting: Setting, threads: int
 ) -> Iterator[Draft]:
     recipe = setting.recipe
+    apart = recipe.fallback == "values"
     groups: dict[tuple[str, Pipeline, bool], _Group] = {}
     for spec, with_base, plan in _plans(source, base, names, setting, threads):
         member = (spec, plan.tolerance)
         n_bytes = spec.n_bytes
         whole = plan.alone or (recipe.whole_tensors and spec.is_float)
-        if whole or n_bytes >= recipe.group_bytes:
+        if whole or n_bytes >= recipe.group_bytes or (apart and _stands_out(source, spec)):
             cut = recipe.cut_tensors and not whole
             size = recipe.group_bytes if cut else _one_block(n_bytes)
             yield _gathered([member], plan.pipeline, with_base, size, recipe)
@@ -161,7 +163,7 @@ def _gathered(
 ) -> Draft:
     specs, tolerances = zip(*members, strict=True)
     without = recipe.without_base(pipeline) if pipeline.needs_base else None
-    return Draft(specs, pipeline, tolerances, with_base, block_bytes, without, recipe.fallback)
+    return Draft(specs, pipeline, tolerances, with_base, block_bytes, without, recipe.fallback, recipe.uses_base)
 
 
 def _one_block(n_bytes: int) -> int:
@@ -178,15 +180,29 @@ def _plans(
     statistics = _survey(source, rounded, bound, threads)
     none = Statistics()
     whole = sum(statistics.values(), none)
-    views = (_view(source, base, name, statistics.get(name, none), whole) for name in rounded)
+    far = _far(source, base, rounded, setting)
+    views = (_view(source, None if name in far else base, name, statistics.get(name, none), whole) for name in rounded)
     plans = recipe.plan_all(views, bound)
     for name in names:
         spec = source.spec(name)
-        with_base = _has_base(spec, base)
+        with_base = name not in far and _has_base(spec, base)
         if spec.is_float:
             yield spec, with_base, next(plans)
         else:
             yield spec, with_base, TensorPlan(recipe.exact_pipeline(with_base) or exact_pipeline(with_base), EXACT)
+
+
+def _far(source: Checkpoint, base: Checkpoint | None, names: list[str], setting: Setting) -> set[str]:
+    """Tensors that share blocks and whose bases are of no use. In a block of its own, both ways are tried."""
+    if base is None or setting.recipe.fallback == "restored" or isinstance(setting.bound, NoPromise):
+        return set()
+    sizes = range(LEAST_APART, setting.recipe.group_bytes)
+    shared = [name for name in names if source.spec(name).n_bytes in sizes and _has_base(source.spec(name), base)]
+    return {name for name in shared if is_far(source.read(name), base.read(name))}
+
+
+def _stands_out(source: Checkpoint, spec: TensorSpec) -> bool:
+    return spec.n_bytes >= LEAST_APART and stands_out(source.read(spec.name))
 
 
 def _has_base(spec: TensorSpec, base: Checkpoint | None) -> bool:

@@ -1,15 +1,16 @@
-"""Pictures. matplotlib is an extra and is imported when a picture is asked for."""
+"""Plots. matplotlib is an extra and is imported only when a plot is made."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from nearzip.comparison import Comparison
 from nearzip.errors import UsageError, missing_extra
-from nearzip.storage import atomic_file, check_free
+from nearzip.fileio import atomic_file, check_free
 
 __all__ = ["check_plot", "draw_comparison", "import_figure", "save_figure"]
 
@@ -25,12 +26,12 @@ def import_figure(extra: str, purpose: str) -> Any:
     return Figure
 
 
-def check_plot(path: str, force: bool) -> None:
-    """Refuse a plot that could not be written before any work is done."""
+def check_plot(path: str, force: bool, inputs: Iterable[str] = ()) -> None:
+    """Check that a plot can be written and would not overwrite an input, before any work is done."""
     if os.path.splitext(path)[1].lower() not in _ENDINGS:
         raise UsageError(f"{path}: unknown ending for a plot; use one of {', '.join(_ENDINGS)}")
     import_figure("plot", f"{path}: a plot")
-    check_free(path, force)
+    check_free(path, force, inputs)
 
 
 def save_figure(figure: Any, path: str | os.PathLike[str], force: bool) -> None:
@@ -75,7 +76,7 @@ def _draw_histogram(axes: Any, found: Comparison) -> None:
     decades = sorted(total.histogram)
     axes.bar([k + 0.5 for k in decades], [total.histogram[k] for k in decades], width=0.92, color="tab:blue")
     axes.set_yscale("log")
-    axes.set_ylim(bottom=0.5)  # one value is to be seen
+    axes.set_ylim(bottom=0.5)  # so that a bar of one value is visible
     ticks = range(min(decades, default=0), max(decades, default=0) + 2)
     axes.set_xticks(list(ticks), [f"$10^{{{k}}}$" for k in ticks])
     axes.set_xlabel("size of the difference |b - a|")

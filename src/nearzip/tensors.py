@@ -22,6 +22,7 @@ __all__ = [
     "as_array",
     "bits_of",
     "check_text",
+    "dtype_name",
     "dtype_of",
     "is_float",
     "keeping_last",
@@ -39,6 +40,13 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
     "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    # Kept bit for bit, never rounded: scales and formats of some accelerators.
+    "float8_e4m3fnuz": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "float8_e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "float8_e8m0fnu": np.dtype(ml_dtypes.float8_e8m0fnu),
+    # NumPy has no such types: two 4-bit numbers in a byte; a complex number of two halves.
+    "float4_e2m1fn_x2": np.dtype([("float4_e2m1fn_x2", np.uint8)]),
+    "complex32": np.dtype([("real", np.float16), ("imag", np.float16)]),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = frozenset({"float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"})
@@ -56,6 +64,13 @@ def dtype_of(name: str) -> np.dtype[Any]:
         return DTYPES[name]
     except KeyError:
         raise UsageError(f"dtype {name!r} is not supported; known are {', '.join(sorted(DTYPES))}") from None
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """The name of a NumPy dtype in `DTYPES`. Raises UsageError."""
+    if dtype not in _NAMES:
+        raise UsageError(f"dtype {dtype} is not supported; known are {', '.join(sorted(DTYPES))}")
+    return _NAMES[dtype]
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
@@ -117,7 +132,8 @@ class TensorSpec:
 
 
 def as_array(name: str, value: Any) -> Array:
-    """`value` (NumPy or torch, any device) as a contiguous array in native byte order, without a copy where possible.
+    """`value` as a contiguous array in native byte order, without a copy where possible: of NumPy, of torch on any
+    device, or of a library whose arrays have `__array__` or DLPack.
 
     Raises UsageError for anything that is not a tensor of a supported dtype; the message names `name`.
     """
@@ -127,25 +143,75 @@ def as_array(name: str, value: Any) -> Array:
     if torch is not None and isinstance(value, torch.Tensor):
         value = _from_torch(torch, name, value)
     if not isinstance(value, (np.ndarray, np.generic)):
-        raise UsageError(f"tensor {name!r} is a {type(value).__name__}, not a NumPy array or torch tensor")
+        value = _from_others(name, value)
     array = np.asarray(value)
     if array.dtype.newbyteorder("=") not in _NAMES:
         raise UsageError(f"tensor {name!r} has dtype {array.dtype}, which is not supported")
     return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)).reshape(array.shape)
 
 
+def _from_others(name: str, value: Any) -> Any:
+    """A NumPy array of JAX's, TensorFlow's, .. array. Raises UsageError for what is none."""
+    convert = np.asarray if hasattr(value, "__array__") else np.from_dlpack if hasattr(value, "__dlpack__") else None
+    if convert is None:
+        raise UsageError(
+            f"tensor {name!r} is a {type(value).__name__}, not an array of NumPy, PyTorch or another library that has "
+            f"__array__ or DLPack"
+        )
+    try:
+        return convert(value)
+    except Exception as error:
+        raise UsageError(
+            f"tensor {name!r}, a {type(value).__name__}, does not become a NumPy array: {error}"
+        ) from error
+
+
+#: Mappings inside mappings, at most.
+_MAX_DEPTH = 100
+
+
+def _flattened(tensors: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Names and values, those of mappings inside by names with dots, as field tools write trees of parameters."""
+    if depth > _MAX_DEPTH:
+        raise UsageError(f"tensors are nested more than {_MAX_DEPTH} mappings deep")
+    for name, value in tensors.items():
+        whole = prefix + check_text("tensor names", name)
+        if isinstance(value, Mapping):
+            yield from _flattened(value, whole + ".", depth + 1)
+        else:
+            yield whole, value
+
+
 def _from_torch(torch: Any, name: str, tensor: Any) -> Array:
+    kind = type(tensor)
+    if kind is not torch.Tensor and hasattr(kind, "__tensor_flatten__"):
+        parts = ", ".join(map(repr, tensor.__tensor_flatten__()[0]))
+        raise UsageError(
+            f"tensor {name!r} is a {kind.__name__}, made of the tensors {parts}; give those as tensors of their "
+            "own, or convert it to a plain tensor"
+        )
+    if tensor.device.type == "meta":
+        raise UsageError(f"tensor {name!r} is on the meta device and has no values; load the weights first")
     if tensor.layout is not torch.strided or tensor.is_quantized:
         raise UsageError(f"tensor {name!r} is sparse or quantized; give its parts as plain tensors")
-    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     type_name = str(tensor.dtype).removeprefix("torch.")
     if type_name not in DTYPES:
         raise UsageError(f"tensor {name!r} has dtype {tensor.dtype}, which is not supported")
-    dtype = DTYPES[type_name]
-    if dtype.kind != "V" and type_name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+    try:
+        return _values_of(torch, tensor.detach().cpu().resolve_conj().resolve_neg(), DTYPES[type_name])
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise UsageError(
+            f"tensor {name!r}: PyTorch cannot give the values of this {kind.__name__} ({reason}); convert it to a "
+            "plain tensor"
+        ) from None
+
+
+def _values_of(torch: Any, tensor: Any, dtype: np.dtype[Any]) -> Array:
+    if dtype.isbuiltin == 1:
         return np.asarray(tensor.numpy())
-    as_integers = tensor.contiguous().view(torch.int16 if dtype.itemsize == 2 else torch.uint8)
-    return np.asarray(as_integers.numpy()).view(dtype)
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[dtype.itemsize]
+    return np.asarray(tensor.contiguous().view(integers).numpy()).view(dtype)
 
 
 def keeping_last(read: Callable[[str], Array]) -> Callable[[str], Array]:
@@ -196,6 +262,10 @@ class Checkpoint:
     read: Callable[[str], Array]
     metadata: Mapping[str, str] = field(default_factory=dict)
     tree: str | None = None
+    #: Tensors that are bytes of files, not numbers of a network (see `attached`).
+    attached: frozenset[str] = frozenset()
+    #: Tensors that keep every bit unless a bound or a plan names them: the state of an optimizer beside its network.
+    exact: frozenset[str] = frozenset()
     #: Called when nobody reads any more.
     close: Callable[[], None] = lambda: None
 
@@ -203,10 +273,14 @@ class Checkpoint:
     def of(
         tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None, tree: str | None = None
     ) -> Checkpoint:
-        """Wrap a mapping of NumPy arrays or torch tensors (nothing is copied where that can be avoided)."""
+        """Wrap a mapping of arrays (nothing is copied where that can be avoided); mappings inside are flattened."""
         if not isinstance(tensors, Mapping):
             raise UsageError(f"tensors must be a mapping of names to arrays, not {type(tensors).__name__}")
-        arrays = {check_text("tensor names", name): as_array(name, value) for name, value in tensors.items()}
+        arrays: dict[str, Array] = {}
+        for name, value in _flattened(tensors):
+            if name in arrays:
+                raise UsageError(f"two tensors are called {name!r} once mappings inside are flattened; rename one")
+            arrays[name] = as_array(name, value)
         specs = {name: TensorSpec(name, _NAMES[a.dtype], a.shape) for name, a in arrays.items()}
         return Checkpoint(specs, arrays.__getitem__, dict(metadata or {}), tree)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from nearzip.bounds import Statistics, Tolerance
 from nearzip.recipes import Setting, Settings
-from nearzip.tensors import Array, Checkpoint
+from nearzip.tensors import Array, Checkpoint, mantissa_bits
 
 __all__ = ["find_ties"]
 
@@ -75,21 +76,31 @@ def _equal(source: Checkpoint) -> Iterator[list[str]]:
 
 @dataclass(frozen=True)
 class _Coding:
-    """Equal tensors that are coded alike, and what is promised; None if exact values would not do for them."""
+    """Equal tensors that are coded alike, and what is promised; None if exact values would not do for them.
+
+    `same`: whether the promise leaves no other value than the tensor's own, but for the sign of zeros.
+    """
 
     names: tuple[str, ...]
     promise: Tolerance | None
+    same: bool = False
 
     @property
     def strictness(self) -> tuple[int, float]:
         """Orders codings so that one comes before those whose promises it includes."""
-        return (len(_KINDS), 0.0) if self.promise is None else (_KINDS.index(self.promise.kind), self.promise.value)
+        if self.promise is None:
+            return len(_KINDS), 0.0
+        if self.promise.kind == "exact":
+            return 0, 0.0
+        return 1 if self.same else 1 + _KINDS.index(self.promise.kind), self.promise.value
 
     def includes(self, other: _Coding) -> bool:
         """Whether what keeps this promise keeps the other's."""
         if self.promise is None or other.promise is None:
             return False
         if self.promise.kind == "exact":
+            return True
+        if self.same and other.promise.kind in ("absolute", "pointwise"):
             return True
         return self.promise.kind == other.promise.kind != "finite" and self.promise.value <= other.promise.value
 
@@ -122,9 +133,15 @@ def _codings(names: list[str], source: Checkpoint, settings: Settings, shapes: C
         alike.setdefault((setting, setting.recipe.by_name(name, shapes()[setting])), []).append(name)
     if len(alike) == 1:
         return [_Coding(tuple(names), None)]
-    statistics = Statistics.of(source.read(names[0]))
-    return [_Coding(tuple(own), _promise(setting, statistics)) for (setting, _), own in alike.items()]
+    values = source.read(names[0])
+    statistics = Statistics.of(values)
+    return [_coding(own, setting, values.dtype, statistics) for (setting, _), own in alike.items()]
 
 
-def _promise(setting: Setting, statistics: Statistics) -> Tolerance | None:
-    return None if setting.recipe.fallback == "restored" else setting.bound.tolerance(statistics)
+def _coding(names: list[str], setting: Setting, dtype: np.dtype[Any], statistics: Statistics) -> _Coding:
+    if setting.recipe.fallback == "restored":
+        return _Coding(tuple(names), None)
+    promise = setting.bound.tolerance(statistics)
+    # Neighbouring values differ by more than this part of themselves.
+    same = promise.kind == "pointwise" and promise.value < 2.0 ** -(mantissa_bits(dtype) + 2)
+    return _Coding(tuple(names), promise, same)

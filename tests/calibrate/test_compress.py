@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from torch import nn
 
 import nearzip as nz
 from nearzip import calibrate
-from nearzip.calibrate.network import Runner
-from nearzip.calibrate.search import largest_step
+from nearzip.calibrate.largest_step import largest_step
+from nearzip.calibrate.network import Predictor
 from nearzip.calibrate.steps import Cost, Steps
 from nearzip.errors import BudgetError, UsageError
 from tests.calibrate.networks import Attention, Tied, Turned, convolutions, images, words
@@ -36,10 +37,12 @@ def moved(module: nn.Module, size: float = 0.01) -> nn.Module:
 
 
 def divergence(module: nn.Module, batches, tensors) -> float:
-    runner = Runner(module.eval(), batches, None, "logits")
+    predictor = Predictor(module.eval(), batches, None, "logits")
     with torch.no_grad():
-        originals = [runner.predictions(batch) for batch in runner.batches]
-        return runner.mean_divergence(originals, runner.batches, {n: torch.from_numpy(a) for n, a in tensors.items()})
+        originals = [predictor.predictions(batch) for batch in predictor.batches]
+        return predictor.mean_divergence(
+            originals, predictor.batches, {n: torch.from_numpy(a) for n, a in tensors.items()}
+        )
 
 
 def trained(inputs: int = 24, classes: int = 8) -> tuple[nn.Module, list[torch.Tensor], list[torch.Tensor]]:
@@ -282,7 +285,7 @@ def test_damping_is_positive(value):
 
 
 def test_public_names():
-    assert set(calibrate.__all__) == {"Damping", "compress", "compress_file", "tune"}
+    assert set(calibrate.__all__) == {"Calibration", "Damping", "compress", "compress_file", "tune"}
 
 
 # ---- steps and their search ------------------------------------------------------------------------------------
@@ -325,3 +328,23 @@ def test_a_target_that_is_always_kept_ends_the_search():
     step, found = largest_step(1.0, 1e-3, lambda step: 1e-9, lambda kl: kl)
     assert step > 1
     assert found == 1e-9
+
+
+def test_a_calibration_is_one_value_and_its_fields_stay_accepted():
+    network, shape = convolutions()["conv1d"]
+    batches = images(shape)
+    how = calibrate.Calibration(n_batches=2, damping=calibrate.Damping(0.2, 0.2), fit_biases=False)
+    archive = calibrate.compress(network, batches, step=0.02, calibration=how)
+    separate = {"n_batches": 2, "damping": calibrate.Damping(0.2, 0.2)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert calibrate.compress(network, batches, step=0.02, **separate, fit_biases=False).id == archive.id
+    with pytest.warns(DeprecationWarning, match=r"compress: tune= is now called fit_biases="):
+        assert calibrate.compress(network, batches, step=0.02, **separate, tune=False).id == archive.id
+    assert calibrate.compress(network, batches, step=0.02, **separate).id != archive.id
+    with pytest.raises(UsageError, match="calibration= or n_batches=, not both"):
+        calibrate.compress(network, batches, step=0.02, calibration=how, n_batches=3)
+    with pytest.raises(UsageError, match=r"takes a nearzip\.calibrate\.Calibration"):
+        calibrate.compress(network, batches, step=0.02, calibration={"n_batches": 3})
+    with pytest.raises(TypeError, match=r"compress\(\) got an unexpected keyword argument 'batch'"):
+        calibrate.compress(network, batches, step=0.02, batch=3)

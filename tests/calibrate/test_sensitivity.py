@@ -8,16 +8,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nearzip.calibrate.network import Runner, call
+from nearzip.calibrate.network import Predictor
 from nearzip.calibrate.sensitivity import gather
 from nearzip.calibrate.unfolding import patches
 from nearzip.calibrate.uses import Piece
 from nearzip.errors import UsageError
+from nearzip.network.calls import call, output_of
 from tests.calibrate.networks import Attention, Tied, Turned, convolutions, images, words
 
 
 def gathered(module, batches, output="logits"):
-    return gather(Runner(module, batches, None, output))
+    return gather(Predictor(module, batches, None, output))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def test_usual_ways_to_call_a_network(shape):
 
     module, x = Wrapped(3, 2), torch.ones(4, 3)
     batch = {"pair": (x, torch.zeros(4)), "mapping": {"input": x}}.get(shape, x)
-    assert call(module, batch).shape == (4, 2)
+    assert output_of(call(module, batch), "forward").shape == (4, 2)
 
 
 def test_what_cannot_be_calibrated_with_is_refused():
@@ -165,11 +166,11 @@ def test_what_cannot_be_calibrated_with_is_refused():
     with pytest.raises(UsageError, match="not finite"):
         gathered(module, [torch.full((2, 3), float("nan"))])
     with pytest.raises(UsageError, match="floating-point tensor"):
-        gather(Runner(module, [torch.ones(2, 3)], lambda m, b: m(b).argmax(-1), "logits"))
+        gather(Predictor(module, [torch.ones(2, 3)], lambda m, b: m(b).argmax(-1), "logits"))
     with pytest.raises(UsageError, match="forward="):
-        call(nn.Module.__new__(_Silent), torch.ones(2))
+        output_of(call(nn.Module.__new__(_Silent), torch.ones(2)), "forward")
     with pytest.raises(UsageError, match="'logits' or 'values'"):
-        Runner(module, [torch.ones(2, 3)], None, "both")
+        Predictor(module, [torch.ones(2, 3)], None, "both")
 
 
 class _Silent(nn.Module):

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 import nearzip as nz
+from nearzip.checkpoints import open_checkpoint, write_checkpoint
 from nearzip.container import FORMAT_VERSION
-from nearzip.files import open_checkpoint, write_checkpoint
 from nearzip.recipes import recipe_types
 from nearzip.tensors import DTYPES, Checkpoint
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import nearzip as nz
-from nearzip.files import open_checkpoint
+from nearzip.checkpoints import open_checkpoint
 from nearzip.recipes import recipe_types
 from nearzip.tensors import DTYPES
 

@@ -204,7 +204,7 @@ class ModelDisk:
         return bytes(self._file(path).data[:most])
 
     def source(self, path: str) -> Any:
-        from nearzip.storage import BytesSource
+        from nearzip.sources import BytesSource
 
         return BytesSource(bytes(self._file(path).data), path)
 

@@ -91,6 +91,21 @@ def test_metadata_comes_back():
     assert store.log()[0].metadata == {"net": "lenet"}
 
 
+def test_a_version_that_is_all_shared_adds_nothing(url):
+    frozen = np.random.default_rng(0).normal(size=100_000).astype(np.float32)
+    store = nz.Store(url, create=True)
+    for _ in range(3):
+        store.commit({"frozen": frozen})
+    rows = store.log()
+    assert [row.n_stored for row in rows[1:]] == [0, 0]
+    assert rows[1].ratio == math.inf
+    assert sum(row.n_stored for row in rows) == store.stat().n_stored
+    store.prune("last:1")
+    (row,) = store.log()
+    assert row.n_stored == store.info(2).n_stored == store.stat().n_stored > 0
+    assert [row.n_stored for row in store.log(pruned=True)][:2] == [0, 0]
+
+
 def test_selectors():
     store = nz.Store(memory_url(), create=True)
     for i, (accuracy, loss) in enumerate([(0.1, 3.0), (0.9, 1.0), (0.9, math.nan), (0.2, 0.5)]):
@@ -158,6 +173,9 @@ def test_unchanged_tensors_are_stored_once(url):
     names = {part.object for i in range(6) for part in store._versions.get(i).parts}
     assert store.stat().n_stored < 1.1 * sizes[0] + 6 * 2000
     assert len(names) == 6
+    # What a version added, not what it points to: the sum is what all of them take.
+    assert sum(sizes) == store.stat().n_stored == sum(nz.Store(url).info(i).n_stored for i in range(6))
+    assert max(sizes[1:]) < 2000
     for i in range(6):
         restored = nz.Store(url).checkout(i)
         assert np.array_equal(restored["frozen"], frozen)

@@ -103,7 +103,7 @@ def test_verify(filled):
     Path("runs/objects", name).write_bytes(b"damaged")
     out, _ = filled("store", "verify", "runs", code=12)
     assert f"objects/{name}: has 7 bytes instead of" in out
-    assert "touches versions" in out
+    assert "affects versions" in out
     document = json.loads(filled("store", "verify", "runs", "--json", code=12)[0])
     assert document["damages"][0]["path"] == f"objects/{name}"
     assert "--source" in filled("store", "verify", "runs", "--source", "copy/runs", code=2)[1]

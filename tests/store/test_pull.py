@@ -11,8 +11,8 @@ import pytest
 
 import nearzip as nz
 from nearzip import errors
+from nearzip.checkpoints import open_checkpoint
 from nearzip.cli import cli
-from nearzip.files import open_checkpoint
 from store.helpers import history, memory_url, network, same, updated
 from store.hosts import nginx, python_host, serving
 
@@ -287,7 +287,16 @@ def test_command(store, host, tmp_path, capsys, monkeypatch):
     document = json.loads(out)
     assert (document["held"], document["version"], document["route"]) == (1, 6, [4, 5, 6])
     assert document["seconds_at_mbps"]["8.0"]["update"] == document["n_needed"] / 1e6
-    assert run(host.url, "--to", "m.npz")[1].split() == ["file", "m.npz", "version", "6,", "as", "before"]
+    assert run(host.url, "--to", "m.npz")[1].split() == [
+        "file",
+        "m.npz",
+        "version",
+        "6,",
+        "already",
+        "up",
+        "to",
+        "date",
+    ]
     code, out, _ = run(f"{host.url}@0", "--to", "m.npz", "--dry-run")
     assert "would write" in out
     assert run(f"{host.url}@77", "--to", "m.npz")[0] == 10

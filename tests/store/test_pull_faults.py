@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import sys
+import time
 
 import numpy as np
 import pytest
 
 import nearzip as nz
-from nearzip import errors, storage
-from nearzip.files import open_checkpoint
+from nearzip import errors, fileio
+from nearzip.checkpoints import open_checkpoint
 from nearzip.store import http
 from nearzip.store.documents import seal
 from store.helpers import history
 from store.hosts import serving
 
+pull_module = sys.modules["nearzip.store.pull"]
 #: No second attempt: every cut ends the pull.
 AT_ONCE = {"retries": 0}
 
@@ -155,7 +158,7 @@ class _Counting:
 def _instrument(patch, counting):
     for name in _OPERATIONS:
         patch.setattr(os, name, counting.wrap(getattr(os, name)))
-    patch.setattr(storage._NamingFile, "write", counting.wrap(storage._NamingFile.write))
+    patch.setattr(fileio._NamingFile, "write", counting.wrap(fileio._NamingFile.write))
     append = sys.modules["nearzip.store.download"]._append
 
     def stepwise(stream, blocks, tally, stop):
@@ -430,3 +433,107 @@ def test_a_chain_without_an_end(tmp_path):
         with pytest.raises(errors.LimitError, match="more than 64"):
             nz.pull(host.url, tmp_path / "m.npz", 2000)
         assert len(host.paths) < 200
+
+
+# ---- answers without an end ------------------------------------------------------------------------------------
+
+
+def _forever(head, piece):
+    """Sends `head`, then `piece` again and again, until the client hangs up."""
+
+    def answer(handler):
+        handler.close_connection = True
+        with contextlib.suppress(OSError):
+            handler.wfile.write(head)
+            while True:
+                handler.wfile.write(piece * 200)
+
+    return answer
+
+
+def _slowly(data, pause=0.05):
+    """One byte at a time."""
+
+    def answer(handler):
+        handler.close_connection = True
+        with contextlib.suppress(OSError):
+            for i in range(len(data)):
+                handler.wfile.write(data[i : i + 1])
+                time.sleep(pause)
+
+    return answer
+
+
+def _redirect_without_end(handler):
+    handler.send_response(302)
+    handler.send_header("Location", "/elsewhere")
+    handler.end_headers()
+    _forever(b"", b"x" * 100)(handler)
+
+
+_CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+ENDLESS = {
+    "continue": _forever(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "continue with headers": _forever(b"", b"HTTP/1.1 100 Continue\r\na: b\r\n\r\n"),
+    "one header": _forever(b"HTTP/1.1 200 OK\r\na: ", b"b" * 100),
+    "headers": _forever(b"HTTP/1.1 200 OK\r\n", b"a: b\r\n"),
+    "status line": _forever(b"HTTP/1.1 200 ", b"OK"),
+    "trailers": _forever(_CHUNKED + b"1\r\nn\r\n0\r\n", b"a: b\r\n"),
+    "chunk extensions": _forever(_CHUNKED, b"1;" + b"e" * 1000 + b"\r\nn\r\n"),
+    "one chunk extension": _forever(_CHUNKED + b"1;", b"e" * 100),
+    "body of a redirection": _redirect_without_end,
+    "slow status": _slowly(b"HTTP/1.1 100 Continue\r\n\r\n" * 50),
+    "slow headers": _slowly(b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 100),
+    "slow body": _slowly(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n" + b"n" * 900),
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_answers_without_an_end(store, host, tmp_path, what):
+    """Neither the time-out nor a limit of bytes is passed, whatever part of an answer goes on."""
+    host.answers["nearzip-store"] = ENDLESS[what]
+    options = {"retries": 0, "timeout": 0.5}
+    with pytest.raises(errors.Error):
+        nz.pull(host.url, tmp_path / "m.npz", max_download=1 << 20, storage_options=options)
+    assert not (tmp_path / "m.npz").exists()
+
+
+@pytest.mark.parametrize("what", ["trailers", "chunk extensions", "slow body"])
+def test_objects_without_an_end(store, host, tmp_path, what):
+    host.answers[_object(store)] = ENDLESS[what]
+    with pytest.raises(errors.Error):
+        nz.pull(host.url, tmp_path / "m.npz", storage_options={"retries": 0, "timeout": 0.5})
+    assert not (tmp_path / "m.npz").exists()
+
+
+def test_few_bytes_are_taken_of_an_answer_without_an_end(store, host, tmp_path):
+    sent = []
+
+    def answer(handler):
+        handler.close_connection = True
+        with contextlib.suppress(OSError):
+            while True:
+                sent.append(handler.connection.send(b"HTTP/1.1 100 Continue\r\n\r\n" * 400))
+
+    host.answers["nearzip-store"] = answer
+    with pytest.raises(errors.LimitError, match="before its answer"):
+        nz.pull(host.url, tmp_path / "m.npz", storage_options=AT_ONCE)
+    assert sum(sent) < 16 << 20  # what the sockets hold, and no more
+
+
+def test_a_store_of_endless_versions(host, tmp_path, monkeypatch):
+    """A host that has every version that is asked for: what is read of descriptions is bounded."""
+    monkeypatch.setattr(pull_module, "_DOCUMENT_BYTES", 1 << 20)
+    template = json.loads((host.root / "versions" / "00000003").read_bytes().partition(b"\n")[2])
+
+    template["parts"][0]["base"] = None
+
+    class Every(dict):
+        def get(self, path, default=None):
+            if path.startswith("versions/") and not path.endswith(".pruned"):
+                return seal("version", {**template, "version": int(path[9:]), "tags": [], "id": "a" * 32})
+            return default
+
+    host.answers = Every()
+    with pytest.raises(errors.LimitError, match="name the version by its number"):
+        nz.pull(host.url, tmp_path / "m.npz", "tag:x", storage_options=AT_ONCE)

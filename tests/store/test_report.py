@@ -15,6 +15,7 @@ import pytest
 import nearzip as nz
 from nearzip import errors
 from nearzip.cli import cli
+from nearzip.recipes import recipe_type
 from nearzip.report import write_report
 from nearzip.report.facts import gather
 from nearzip.report.svg import Series, lines
@@ -209,6 +210,31 @@ def test_damage_is_named(store, tmp_path):
     assert "Damaged: version 8" in parsed.text
     path.unlink()
     assert "version 8" in gather(store).damage[0]
+
+
+@pytest.mark.parametrize("recoded", [False, True])
+def test_errors_of_versions_that_were_committed_under_a_plan(tmp_path, recoded):
+    """The promise is that under which the tensor was committed, not the store's; re-encoding keeps it."""
+
+    class Plan:
+        def assignments(self, names):
+            chosen = {"weight": nz.Absolute(0.01), "bias": nz.Rms(0.1)}
+            return {name: (recipe_type("nearzip")(), chosen.get(name, nz.Lossless())) for name in names}
+
+    store = nz.Store(tmp_path / "store", create=True, policy="forward")
+    versions = history(4, 4000)
+    for version in versions:
+        store.commit(version, plan=Plan())
+    if recoded:
+        assert store.prune("last:1 2").recoded
+    nz.compress(versions[3]).save(tmp_path / "3.nz")
+    rows = {row.name: row for row in gather(store, originals={"3": tmp_path / "3.nz"}).errors}
+    assert rows["weight"].promise == "0.01"
+    assert 0 < rows["weight"].share <= 1
+    assert 0 < rows["bias"].share <= 1
+    assert rows["bias"].promise != "every bit"
+    assert rows["steps"].promise == "every bit"
+    assert max(row.share for row in rows.values()) <= 1
 
 
 def test_many_versions(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nearzip as nz
-from nearzip.files import open_checkpoint
+from nearzip.checkpoints import open_checkpoint
 
 transmission = pytest.importorskip("experiments.claims.store.transmission")
 

@@ -14,13 +14,15 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
+from click.testing import CliRunner
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 import nearzip as nz
 from nearzip import errors
+from nearzip.cli import cli
 from nearzip.torch import Moments
-from nearzip.torch.dcp import NearzipReader, NearzipWriter, versions
+from nearzip.torch.dcp import NearzipReader, NearzipWriter, prune, versions
 from nearzip.torch.dcp_index import index_from_json
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -244,3 +246,77 @@ def test_what_does_not_fit(tmp_path):
     dcp.save({"x": torch.ones(2)}, storage_writer=writer, no_dist=True)
     with pytest.raises(CheckpointException, match="y"):
         dcp.load({"y": torch.ones(2)}, storage_reader=NearzipReader(tmp_path / "run"), no_dist=True)
+
+
+# ---- by checkpoint_id, and pruned ------------------------------------------------------------------------------
+
+
+def saved(place, steps, **options):
+    """One checkpoint for each step, saved under `step-N`."""
+    writer = NearzipWriter(place, **options)
+    for step in steps:
+        dcp.save(
+            {"w": torch.full((300,), float(step))}, checkpoint_id=f"step-{step}", storage_writer=writer, no_dist=True
+        )
+    return writer
+
+
+def loaded(place, checkpoint_id=None, version="latest"):
+    state = {"w": torch.zeros(300)}
+    dcp.load(state, checkpoint_id=checkpoint_id, storage_reader=NearzipReader(place, version), no_dist=True)
+    return state["w"][0].item()
+
+
+def test_a_checkpoint_id_chooses_the_version(tmp_path):
+    place = str(tmp_path / "run")
+    saved(place, [1, 2, 3])
+    assert [loaded(place, f"step-{step}") for step in (1, 2, 3)] == [1, 2, 3]
+    assert loaded(place) == 3
+    assert loaded(place, place) == 3  # as PyTorch's own readers name a checkpoint
+    assert loaded(place, "step-1", 0) == 1
+    assert loaded(place, version=1) == 2
+    with pytest.raises(errors.NotFoundError, match="no checkpoint was saved under checkpoint_id 'step-4'; the newest"):
+        loaded(place, "step-4")
+    with pytest.raises(errors.UsageError, match="version 1 was saved under checkpoint_id 'step-2', not 'step-1'"):
+        loaded(place, "step-1", 1)
+    saved(place, [1])
+    with pytest.raises(errors.NotFoundError):
+        loaded(place, "step")
+    assert loaded(place, "step-1") == 1
+    assert versions(place)[3] == "step-1"
+
+
+def test_checkpoints_and_their_shards_are_dropped(tmp_path):
+    place = tmp_path / "run"
+    saved(place, range(6), keep="last:2")
+    assert list(versions(place)) == [4, 5]
+    assert [row.number for row in nz.Store(place / "shards" / "00000").log()] == [4, 5]
+    assert [loaded(place, f"step-{step}") for step in (4, 5)] == [4, 5]
+    with pytest.raises(errors.UsageError, match="cannot read the rule"):
+        NearzipWriter(place, keep="most")
+    assert all(nz.Store(place / name).verify("deep").ok for name in ("index", "shards/00000"))
+
+
+def test_shards_of_a_save_under_way_stay(tmp_path):
+    """A shard that no index names yet is newer than those that are named."""
+    place = tmp_path / "run"
+    saved(place, range(4))
+    shards = nz.Store(place / "shards" / "00000")
+    under_way = shards.commit(shards.checkout())
+    assert prune(place, "0") == (1, 2)
+    assert [row.number for row in nz.Store(place / "shards" / "00000").log()] == [0, 3, under_way]
+    assert [loaded(place, f"step-{step}") for step in (0, 3)] == [0, 3]
+
+
+def test_the_command_prunes_the_folder(tmp_path):
+    place = tmp_path / "run"
+    saved(place, range(4))
+    run = CliRunner().invoke(cli, ["store", "prune", str(place), "--keep", "last:1", "--dry-run", "--json"])
+    assert (run.exit_code, json.loads(run.stdout)["dropped"]) == (0, [0, 1, 2])
+    assert list(versions(place)) == [0, 1, 2, 3]
+    run = CliRunner().invoke(cli, ["store", "prune", str(place), "--keep", "last:1"])
+    assert run.exit_code == 0
+    assert "1 checkpoints: 3" in run.stdout
+    assert loaded(place) == 3
+    with pytest.raises(errors.NotFoundError, match=r"torch\.distributed\.checkpoint saves into"):
+        nz.Store(place)

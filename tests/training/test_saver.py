@@ -243,6 +243,55 @@ def test_settings_that_cannot_be_meant(tmp_path):
         Saver(tmp_path / "run").save(nn.Linear(2, 2), metrics={"loss": "low"})
 
 
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_saver_leaves_the_settings_of_its_store(tmp_path, opened):
+    nz.Store(tmp_path / "run", create=True, policy="hop:4")
+    store = nz.Store(tmp_path / "run")
+    model, optimizer, _ = a_training()
+    with Saver(store if opened else tmp_path / "run", policy="backward") as saver:
+        for step in range(3):
+            saver.save(model, optimizer, step=step)
+    assert str(saver.store.policy) == "backward"
+    assert str(nz.Store(tmp_path / "run").policy) == str(store.policy) == "hop:4"
+    assert [row.base for row in saver.store.log()] == [1, 2, None]
+    with Saver(tmp_path / "new", policy="backward") as saver:
+        saver.save(model, optimizer)
+    assert str(nz.Store(tmp_path / "new").policy) == "backward"
+
+
+def test_a_saver_without_a_bound_takes_that_of_its_store(tmp_path):
+    model, optimizer, _ = a_training()
+    train(model, optimizer, None, 2)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def errors_of(place, **settings):
+        with Saver(place, **settings) as saver:
+            saver.save(model, optimizer)
+        arrays = saver.store.checkout()
+        return {name: np.abs(arrays[f"model/{name}"] - value.numpy()).max() for name, value in weights.items()}
+
+    nz.Store(tmp_path / "one", create=True, bound="abs:0.01")
+    found = errors_of(tmp_path / "one")
+    assert max(found.values()) > 0.001
+    assert all(found[name] <= (0.01 if value.dim() > 1 else 0.01 / 8) for name, value in weights.items())
+    assert max(errors_of(tmp_path / "one", bound="lossless").values()) == 0
+    nz.Store(tmp_path / "two", create=True, bound={"*": "lossless", "*.weight": "abs:0.02"})
+    found = errors_of(tmp_path / "two")
+    assert 0.002 < max(found.values()) <= 0.02
+    assert all(found[name] == 0 for name in weights if not name.endswith(".weight"))
+    assert max(errors_of(tmp_path / "none").values()) == 0
+
+
+def test_the_report_counts_shared_objects_once(tmp_path):
+    model = nn.Linear(300, 300)
+    with Saver(tmp_path / "run") as saver:
+        for step in range(4):
+            with torch.no_grad():
+                model.bias += 1
+            saver.save(model, step=step)
+    assert saver.report.n_bytes == saver.store.stat().n_stored
+
+
 def test_versions_and_pruning(tmp_path):
     model, optimizer, _ = a_training()
     with Saver(tmp_path / "run", keep="last:2 best:accuracy") as saver:
@@ -386,3 +435,64 @@ def test_a_program_that_ends_without_close(tmp_path, how):
         assert "the last save failed: in use" in run.stderr
     else:
         assert nz.Store(tmp_path / "run").checkout()["model/weight"].shape == (300, 300)
+
+
+def test_a_step_without_a_bound_rounds_parameters(tmp_path):
+    network = nn.Linear(30, 40)
+    with Saver(tmp_path / "s", options={"step": 0.01}) as saver:
+        saver.save(network, None, step=0)
+    weights = Saver(tmp_path / "s").store.checkout("latest")["model/weight"]
+    off = abs(weights - network.weight.detach().numpy()).max()
+    assert 0 < off <= 0.0051
+
+
+def test_exact_buffers_that_equal_rounded_parameters_stay_exact(tmp_path):
+    network = nn.BatchNorm2d(64)
+    with Saver(tmp_path / "s", bound="rms:0.05") as saver:
+        saver.save(network, None, step=0)
+    back = nn.BatchNorm2d(64)
+    Saver(tmp_path / "s").restore(back)
+    assert torch.equal(back.running_var, network.running_var)
+
+
+@pytest.mark.parametrize("by_view", [False, True])
+def test_a_tied_head_is_rounded_with_its_embedding(tmp_path, by_view):
+    embed, head = nn.Embedding(400, 100), nn.Linear(100, 400, bias=False)
+    if by_view:
+        del head.weight
+        head.register_buffer("weight", embed.weight.detach())
+    else:
+        head.weight = embed.weight
+    network = nn.ModuleDict({"embed": embed, "head": head})
+    with Saver(tmp_path / "s", bound="rms:0.05") as saver:
+        saver.save(network, None, step=0)
+    assert saver.report.n_bytes < 0.25 * embed.weight.numel() * 4
+    weights = Saver(tmp_path / "s").store.checkout("latest")
+    assert weights["model/head.weight"].tobytes() == weights["model/embed.weight"].tobytes()
+    assert weights["model/head.weight"].tobytes() != embed.weight.detach().numpy().tobytes()
+
+
+def test_a_lost_update_is_logged_once_and_ends_nothing(tmp_path, caplog):
+    model, optimizer, _ = a_training()
+    with caplog.at_level("WARNING", logger="nearzip"), Saver(tmp_path / "run", bound="abs:10") as saver:
+        for step in range(4):
+            train(model, optimizer, None, 1)
+            saver.save(model, optimizer, step=step)
+        saver.wait()
+        assert saver.report.update_kept < 0.01
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "the update is lost" in caplog.text
+
+
+def test_a_bound_relative_to_the_update(tmp_path):
+    model, optimizer, _ = a_training()
+    with Saver(tmp_path / "run", bound="upd:0.1") as saver:
+        for step in range(3):
+            train(model, optimizer, None, 3)
+            saver.save(model, optimizer, step=step)
+        saver.wait()
+        assert saver.report.update_kept > 0.98
+    other = small_model(1)
+    assert nz.torch.Saver(tmp_path / "run").restore(other) is not None
+    for name, value in model.named_parameters():
+        assert (value - other.get_parameter(name)).abs().max() < 0.01

@@ -68,8 +68,8 @@ def sizes() -> dict[str, Any]:
 
 def cost(where: Path, pair: str) -> dict[str, Any]:
     """Processor seconds of each part, beside one evaluation pass over the same batches."""
-    from nearzip.calibrate.calibration import Calibration
-    from nearzip.calibrate.network import Runner
+    from nearzip.calibrate.network import Predictor
+    from nearzip.calibrate.rounder import Rounder
     from nearzip.calibrate.sensitivity import gather
 
     old, new = traces.pair(where, pair)
@@ -83,14 +83,14 @@ def cost(where: Path, pair: str) -> dict[str, Any]:
 
     evaluation_pass()
     _, pass_s = timed(evaluation_pass, 3)
-    runner = Runner(module, batches)
-    sensitivity, gather_s = timed(lambda: gather(runner), 3)
+    predictor = Predictor(module, batches)
+    sensitivity, gather_s = timed(lambda: gather(predictor), 3)
     floats = {n: w for n, w in new.items() if w.dtype == np.float32}
-    calibration, factors_s = timed(lambda: Calibration(runner, sensitivity, floats, old))
+    calibration, factors_s = timed(lambda: Rounder(predictor, sensitivity, floats, old))
     step = calibration.steps.for_divergence(3e-4)
     assert step is not None
-    rounded, round_s = timed(lambda: calibration.round(step, tuned=False), 3)
-    _, tune_s = timed(lambda: calibration._tuned(rounded))
+    rounded, round_s = timed(lambda: calibration.round(step, fitted=False), 3)
+    _, tune_s = timed(lambda: calibration.with_fitted_biases(rounded))
     parts = {"gather": gather_s, "factors": factors_s, "round": round_s, "tune": tune_s}
     return {
         "predictions": sensitivity.n_predictions,

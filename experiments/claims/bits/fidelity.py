@@ -8,7 +8,6 @@ number of threads matter little.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -32,10 +31,14 @@ def update(old: traces.Tensors, new: traces.Tensors) -> dict[str, Any]:
     }
 
 
-def _load() -> dict[str, Any]:
-    path = record.RESULTS / "fidelity.json"
-    loaded: dict[str, Any] = json.loads(path.read_text())["pairs"] if path.is_file() else {}
-    return loaded
+def earlier(document: dict[str, Any]) -> dict[str, Any]:
+    """Rows of an earlier run; entries get its machine and date, which this run's file will not have."""
+    rows: dict[str, Any] = document.get("pairs", {})
+    for row in rows.values():
+        for entry in row["entries"].values():
+            entry.setdefault("machine", document["machine"])
+            entry.setdefault("date", document["date"])
+    return rows
 
 
 def main(arguments: list[str]) -> None:
@@ -64,7 +67,7 @@ def main(arguments: list[str]) -> None:
         evaluate = running.CachedEvaluator(pair, data, options.share, options.fresh)
         for method in options.methods + options.peers:
             entry = running.measure(known[method](), pair, evaluate, options.rounds)
-            rows = _load()
+            rows = earlier(record.load("fidelity"))
             row = rows.setdefault(name, {"unit": pair.unit, "entries": {}})
             row |= {**update(pair.old, pair.new), "held_out_share": options.share}
             row |= {"base": evaluate(pair.old), "original": evaluate(pair.new)}

@@ -22,7 +22,7 @@ _STEPS = {
     "decompress": "import sys, nearzip as nz; nz.decompress_file(sys.argv[3], sys.argv[4], sys.argv[2])",
     "check": """
 import sys, numpy as np
-from nearzip.files import open_checkpoint
+from nearzip.checkpoints import open_checkpoint
 a, b = open_checkpoint(sys.argv[1]), open_checkpoint(sys.argv[4])
 assert list(a.specs) == list(b.specs)
 worst = max(float(np.abs(a.read(n) - b.read(n)).max()) for n in a.specs)

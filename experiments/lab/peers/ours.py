@@ -129,6 +129,38 @@ class LcCheckpointPeer(_Optioned):
         return [{"bits": bits} for bits in (5, 4, 3, 2)]
 
 
+class TopKPeer(_Optioned):
+    """Sparse updates, here without the residual that federated learning keeps for what is not sent."""
+
+    name = "topk"
+    method = "topk"
+    prunes = True
+
+    def settings(self, unit: float) -> list[Setting]:
+        return [{"keep": keep} for keep in (0.5, 0.2, 0.1, 0.05, 0.01)]
+
+
+class StcPeer(TopKPeer):
+    name = "stc"
+    method = "stc"
+
+
+class SbcPeer(TopKPeer):
+    name = "sbc"
+    method = "sbc"
+
+
+class QsgdPeer(_Optioned):
+    """Changes rounded at random to levels of their bucket's norm."""
+
+    name = "qsgd"
+    method = "qsgd"
+    prunes = True
+
+    def settings(self, unit: float) -> list[Setting]:
+        return [{"levels": levels} for levels in (511, 127, 31, 7, 1)]
+
+
 class Sz3MethodPeer(_Method):
     """SZ3 as a method: the bound is kept by patching, tensor by tensor."""
 

@@ -8,8 +8,8 @@ from typing import Any
 import nearzip as nz
 from experiments.papers.deepsz.case import Case, Row, at_bounds, compressed, layer_bytes, measured
 from experiments.papers.deepsz.pruning import Correct, Tensors, paired
-from nearzip.budget.assess import DISTORTION
-from nearzip.budget.knapsack import Option, best_accuracy
+from nearzip.budget.deepsz.assess import DISTORTION
+from nearzip.budget.deepsz.knapsack import Option, best_accuracy
 
 #: Allowed loss of the original's accuracy, the paper's expected loss: a share of 1.
 MAX_LOSS = 0.002

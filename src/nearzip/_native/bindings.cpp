@@ -15,6 +15,7 @@
 
 #include "bloomier.hpp"
 #include "contexts.hpp"
+#include "comparing.hpp"
 #include "floats.hpp"
 #include "huffman.hpp"
 #include "lanes.hpp"
@@ -247,6 +248,49 @@ std::vector<uint64_t> py_outside(Input<F> x, Input<F> y, double tolerance, bool 
                     : outside<F>(x.data(), y.data(), x.size(), tolerance);
 }
 
+// Indices outside the tolerance, and for each part: values changed, kept, and the two sums of `Change`.
+template <class F>
+std::tuple<std::vector<uint64_t>, std::vector<std::tuple<uint64_t, uint64_t, double, double>>> py_outside_and_changes(
+    Input<F> x, Input<F> y, Input<F> base, double tolerance, bool relative, const std::vector<size_t> &parts) {
+    same_size(x.size(), y.size());
+    same_size(x.size(), base.size());
+    size_t left = x.size();
+    for (const size_t part : parts) {
+        if (part > left) throw nb::value_error("parts are longer than the values");
+        left -= part;
+    }
+    std::vector<Change> changes;
+    std::vector<uint64_t> found;
+    {
+        nb::gil_scoped_release nogil;
+        found = outside_and_changes<F>(x.data(), y.data(), base.data(), parts, tolerance, relative, changes);
+    }
+    std::vector<std::tuple<uint64_t, uint64_t, double, double>> rows;
+    for (const Change &c : changes) rows.emplace_back(c.changed, c.kept, c.change, c.error);
+    return {std::move(found), std::move(rows)};
+}
+
+// In the order of `PairSums`.
+template <class F>
+std::tuple<uint64_t, uint64_t, std::vector<double>> py_pair_sums(Input<F> a, Input<F> b) {
+    same_size(a.size(), b.size());
+    PairSums s;
+    {
+        nb::gil_scoped_release nogil;
+        s = pair_sums<F>(a.data(), b.data(), a.size());
+    }
+    return {s.n, s.odd, {s.max_abs, s.max_relative, s.difference, s.distance, s.squares, s.mean_a, s.mean_b, s.aa, s.bb,
+                         s.ab, s.low, s.high}};
+}
+
+template <class F>
+std::tuple<uint64_t, double> py_difference(Input<F> x, Input<F> base) {
+    same_size(x.size(), base.size());
+    nb::gil_scoped_release nogil;
+    const Difference d = difference<F>(x.data(), base.data(), x.size());
+    return {d.finite, d.sum_squares};
+}
+
 template <class F>
 std::tuple<uint64_t, double, double, double> py_statistics(Input<F> x) {
     nb::gil_scoped_release nogil;
@@ -315,6 +359,10 @@ void bind_floats(nb::module_ &m) {
     m.def("decode_quantized", &py_decode_quantized<F>, "data"_a.noconvert(), "base"_a.none().noconvert(), "step"_a,
           "parts"_a, "out"_a.noconvert());
     m.def("outside", &py_outside<F>, "x"_a.noconvert(), "y"_a.noconvert(), "tolerance"_a, "relative"_a);
+    m.def("outside_and_changes", &py_outside_and_changes<F>, "x"_a.noconvert(), "y"_a.noconvert(),
+          "base"_a.noconvert(), "tolerance"_a, "relative"_a, "parts"_a);
+    m.def("pair_sums", &py_pair_sums<F>, "a"_a.noconvert(), "b"_a.noconvert());
+    m.def("difference", &py_difference<F>, "x"_a.noconvert(), "base"_a.noconvert());
     m.def("statistics", &py_statistics<F>, "x"_a.noconvert());
 }
 

@@ -50,16 +50,17 @@ bool exceeds(F xf, F yf, double tolerance) {
 
 constexpr size_t kStretch = 4096;
 
-template <class F, class Suspicious, class Exceeds>
-NZ_INLINE std::vector<uint64_t> collect(size_t n, Suspicious suspicious, Exceeds exceeds) {
-    std::vector<uint64_t> found;
-    for (size_t begin = 0; begin < n; begin += kStretch) {
-        const size_t end = begin + kStretch < n ? begin + kStretch : n;
+// `also` sees each stretch while it is in the cache.
+template <class Suspicious, class Exceeds, class Also>
+NZ_INLINE void collect(size_t from, size_t to, Suspicious suspicious, Exceeds exceeds, Also also,
+                       std::vector<uint64_t> &found) {
+    for (size_t begin = from; begin < to; begin += kStretch) {
+        const size_t end = begin + kStretch < to ? begin + kStretch : to;
+        also(begin, end);
         if (!suspicious(begin, end)) continue;
         for (size_t i = begin; i < end; ++i)
             if (exceeds(i)) found.push_back(i);
     }
-    return found;
 }
 
 template <class F>
@@ -165,24 +166,46 @@ NZ_CLONES void turn_right(const U *x, size_t n, U *out) {
     for (size_t i = 0; i < n; ++i) out[i] = U(U(x[i] >> 1) | U(x[i] << (8 * sizeof(U) - 1)));
 }
 
-template <class F>
-std::vector<uint64_t> outside(const F *x, const F *y, size_t n, double tolerance) {
-    return collect<F>(
-        n, [&](size_t b, size_t e) { return suspicious(x, y, b, e, tolerance); },
-        [&](size_t i) { return exceeds(x[i], y[i], tolerance); });
+namespace {
+
+template <class F, class Also>
+NZ_INLINE void collect_outside(const F *x, const F *y, size_t from, size_t to, double tolerance, Also also,
+                               std::vector<uint64_t> &found) {
+    collect(
+        from, to, [&](size_t b, size_t e) { return suspicious(x, y, b, e, tolerance); },
+        [&](size_t i) { return exceeds(x[i], y[i], tolerance); }, also, found);
 }
 
-template <class F>
-std::vector<uint64_t> outside_relative(const F *x, const F *y, size_t n, double tolerance) {
+template <class F, class Also>
+NZ_INLINE void collect_relative(const F *x, const F *y, size_t from, size_t to, double tolerance, Also also,
+                                std::vector<uint64_t> &found) {
     // The product is rounded: its lower neighbour is certainly not above the exact bound. Among subnormals a
     // relative step down may be nothing, hence the subtraction of the smallest double.
     const auto limit = [&](size_t i) {
         const double product = tolerance * std::fabs(double(x[i]));
         return product * (1 - std::numeric_limits<double>::epsilon()) - std::numeric_limits<double>::denorm_min();
     };
-    return collect<F>(
-        n, [&](size_t b, size_t e) { return count_not_below_relative<F>(x, y, b, e, tolerance * (1 - 1e-12)) != 0; },
-        [&](size_t i) { return x[i] == y[i] && std::isfinite(x[i]) ? false : exceeds(x[i], y[i], limit(i)); });
+    collect(
+        from, to,
+        [&](size_t b, size_t e) { return count_not_below_relative<F>(x, y, b, e, tolerance * (1 - 1e-12)) != 0; },
+        [&](size_t i) { return x[i] == y[i] && std::isfinite(x[i]) ? false : exceeds(x[i], y[i], limit(i)); }, also,
+        found);
+}
+
+}  // namespace
+
+template <class F>
+std::vector<uint64_t> outside(const F *x, const F *y, size_t n, double tolerance) {
+    std::vector<uint64_t> found;
+    collect_outside(x, y, 0, n, tolerance, [](size_t, size_t) {}, found);
+    return found;
+}
+
+template <class F>
+std::vector<uint64_t> outside_relative(const F *x, const F *y, size_t n, double tolerance) {
+    std::vector<uint64_t> found;
+    collect_relative(x, y, 0, n, tolerance, [](size_t, size_t) {}, found);
+    return found;
 }
 
 // Sums side by side, so that their order is the same on every machine and yet one instruction does several.
@@ -235,13 +258,139 @@ Statistics statistics(const F *x, size_t n) {
     return s;
 }
 
+namespace {
+
+template <class F>
+NZ_INLINE double finite_or_zero(F x, F y) {
+    const double difference = double(x) - double(y);
+    return std::fabs(difference) <= std::numeric_limits<double>::max() ? difference : 0.0;
+}
+
+template <class F>
+NZ_CLONES void add_change_exactly(const F *x, const F *y, const F *base, size_t begin, size_t end, Change &sum) {
+    double change[kSide] = {}, error[kSide] = {};
+    uint32_t changed = 0, kept = 0;  // of at most kStretch values
+    const auto add = [&](size_t i, size_t side) {
+        const double moved = finite_or_zero(x[i], base[i]), off = finite_or_zero(x[i], y[i]);
+        change[side] += moved * moved;
+        error[side] += off * off;
+    };
+    size_t i = begin;
+    for (; i + kSide <= end; i += kSide)
+        for (size_t side = 0; side < kSide; ++side) add(i + side, side);
+    for (; i < end; ++i) add(i, 0);
+    for (i = begin; i < end; ++i) {
+        const bool moved = finite_or_zero(x[i], base[i]) != 0;
+        changed += moved;
+        kept += moved & (y[i] != base[i]);
+    }
+    sum.changed += changed;
+    sum.kept += kept;
+    for (size_t side = 0; side < kSide; ++side) sum.change += change[side], sum.error += error[side];
+}
+
+// Single precision is enough for sums of one stretch, and twice as fast: differences in units of about the tolerance, so
+// that few squares leave its range. False where they do, or where a value is not finite.
+NZ_CLONES bool add_change_quickly(const float *x, const float *y, const float *base, size_t begin, size_t end,
+                                  double tolerance, Change &sum) {
+    if (!(tolerance > 1e-30 && tolerance < 1e30)) return false;
+    const float scale = float(1 / tolerance);
+    float change[kSide] = {}, error[kSide] = {};
+    uint32_t same[kSide] = {}, lost[kSide] = {};
+    for (size_t i = begin; i + kSide <= end; i += kSide)
+        for (size_t side = 0; side < kSide; ++side) {
+            const float xs = x[i + side], ys = y[i + side], bs = base[i + side];
+            const float moved = (xs - bs) * scale, off = (xs - ys) * scale;
+            change[side] += moved * moved;
+            error[side] += off * off;
+            same[side] += xs == bs;
+            lost[side] += (xs == bs) | (ys == bs);
+        }
+    double changes = 0, errors = 0;
+    uint32_t n = uint32_t(end - begin), n_same = 0, n_lost = 0;
+    for (size_t side = 0; side < kSide; ++side) {
+        changes += change[side];
+        errors += error[side];
+        n_same += same[side];
+        n_lost += lost[side];
+    }
+    if (!std::isfinite(changes) || !std::isfinite(errors)) return false;
+    if (n_same < n && !(changes > 1e-20)) return false;
+    sum.changed += n - n_same;
+    sum.kept += n - n_lost;
+    sum.change += changes * tolerance * tolerance;
+    sum.error += errors * tolerance * tolerance;
+    return true;
+}
+
+NZ_INLINE void add_change(const float *x, const float *y, const float *base, size_t begin, size_t end,
+                          double tolerance, Change &sum) {
+    const size_t whole = end - (end - begin) % kSide;
+    if (!add_change_quickly(x, y, base, begin, whole, tolerance, sum))
+        add_change_exactly(x, y, base, begin, whole, sum);
+    if (whole < end) add_change_exactly(x, y, base, whole, end, sum);
+}
+
+NZ_INLINE void add_change(const double *x, const double *y, const double *base, size_t begin, size_t end, double,
+                          Change &sum) {
+    add_change_exactly(x, y, base, begin, end, sum);
+}
+
+}  // namespace
+
+template <class F>
+std::vector<uint64_t> outside_and_changes(const F *x, const F *y, const F *base, const std::vector<size_t> &parts,
+                                          double tolerance, bool relative, std::vector<Change> &changes) {
+    std::vector<uint64_t> found;
+    size_t from = 0;
+    for (const size_t part : parts) {
+        Change sum;
+        const auto add = [&](size_t b, size_t e) { add_change(x, y, base, b, e, tolerance, sum); };
+        if (relative)
+            collect_relative(x, y, from, from + part, tolerance, add, found);
+        else
+            collect_outside(x, y, from, from + part, tolerance, add, found);
+        changes.push_back(sum);
+        from += part;
+    }
+    return found;
+}
+
+template <class F>
+NZ_CLONES Difference difference(const F *x, const F *base, size_t n) {
+    double squares[kSide] = {};
+    Difference sum;
+    for (size_t begin = 0; begin < n; begin += kStretch) {
+        const size_t end = begin + kStretch < n ? begin + kStretch : n;
+        size_t i = begin;
+        for (; i + kSide <= end; i += kSide)
+            for (size_t side = 0; side < kSide; ++side) {
+                const double d = finite_or_zero(x[i + side], base[i + side]);
+                squares[side] += d * d;
+            }
+        for (; i < end; ++i) {
+            const double d = finite_or_zero(x[i], base[i]);
+            squares[0] += d * d;
+        }
+        uint32_t finite = 0;
+        for (i = begin; i < end; ++i)
+            finite += std::fabs(double(x[i]) - double(base[i])) <= std::numeric_limits<double>::max();
+        sum.finite += finite;
+    }
+    for (double square : squares) sum.sum_squares += square;
+    return sum;
+}
+
 #define NZ_FLOATS(F)                                                                             \
     template void quantize<F>(const F *, const F *, size_t, double, int32_t *);                  \
     template Projection projection<F>(const F *, const F *, size_t, double);                     \
     template void dequantize<F>(const int32_t *, const F *, size_t, double, F *);                \
     template std::vector<uint64_t> outside<F>(const F *, const F *, size_t, double);             \
     template std::vector<uint64_t> outside_relative<F>(const F *, const F *, size_t, double);    \
-    template Statistics statistics<F>(const F *, size_t);
+    template Statistics statistics<F>(const F *, size_t);                                        \
+    template Difference difference<F>(const F *, const F *, size_t);                             \
+    template std::vector<uint64_t> outside_and_changes<F>(const F *, const F *, const F *, const std::vector<size_t> &, \
+                                                          double, bool, std::vector<Change> &);
 NZ_FLOATS(float)
 NZ_FLOATS(double)
 #undef NZ_FLOATS

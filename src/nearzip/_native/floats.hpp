@@ -54,4 +54,24 @@ struct Statistics {
 template <class F>
 Statistics statistics(const F *x, size_t n);
 
+// What becomes of an update. Of the values x that differ from the base: how many there are, and how many of them come back
+// (y) as something else than the base; the sums of (x - base)^2 and (x - y)^2. All of it where differences are finite.
+struct Change {
+    uint64_t changed = 0, kept = 0;
+    double change = 0, error = 0;
+};
+
+// As `outside` or `outside_relative`, and in the same pass the change of each part; parts follow each other in x.
+template <class F>
+std::vector<uint64_t> outside_and_changes(const F *x, const F *y, const F *base, const std::vector<size_t> &parts,
+                                          double tolerance, bool relative, std::vector<Change> &changes);
+
+// How many differences x - base are finite, and the sum of their squares.
+struct Difference {
+    uint64_t finite = 0;
+    double sum_squares = 0;
+};
+template <class F>
+Difference difference(const F *x, const F *base, size_t n);
+
 }  // namespace nearzip

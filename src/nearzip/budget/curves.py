@@ -1,4 +1,4 @@
-"""Bytes and error of parts of a network by the bound: compressed and restored, but not evaluated, so nearly free."""
+"""Bytes and error of parts of a network at several bounds: compressed and restored but not evaluated, so cheap."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nearzip.api import compress
-from nearzip.budget.families import Bounds
-from nearzip.budget.measure import Subject
-from nearzip.budget.plan import Assignment
+from nearzip.api import compress_quietly
+from nearzip.budget.assignment import Assignment
+from nearzip.budget.spaces import Bounds
+from nearzip.budget.subject import Network
 from nearzip.tensors import Array, is_float
 
 __all__ = ["GRID", "Curves", "Group", "groups_of"]
 
 Group = tuple[str, ...]
 
-#: Groups that get bounds of their own, and positions between which sizes and errors are interpolated.
+#: Maximum number of groups with bounds of their own; distance of the positions that are measured.
 _GROUPS = 32
 _SURVEY = 0.5
 #: How far below a search's start curves are measured, in steps that double the bound; smaller ones are extrapolated.
 _BELOW = 4.0
 #: Positions of groups are multiples of this.
 GRID = 1 / 8
-#: Of a larger tensor as many values stand for all.
+#: Values sampled from a larger tensor.
 _SAMPLE = 1 << 18
-#: Squared error below which nothing is lost.
+#: Smallest squared error whose logarithm is taken.
 _TINY = 1e-300
-#: Prices of a byte that are looked at, as powers of e.
+#: Range of the price of a byte, in powers of e.
 _PRICES = 28
-#: Of a layer that is zero this share counts as left.
+#: Smallest share of a layer's squares that counts as left.
 _LEAST_LEFT = 1e-3
 
 
@@ -46,9 +46,9 @@ def groups_of(tensors: Mapping[str, Array]) -> list[Group]:
 
 @dataclass(frozen=True)
 class Curves:
-    """Of each group at each of `positions`: logarithms of bytes and of the squared error, (groups, positions).
+    """Logarithms of bytes and squared error of each group at each position, (groups, positions).
 
-    Both never turn back: bytes fall and errors grow with the bound.
+    Both are monotone: bytes fall and errors grow with the bound.
     """
 
     groups: Sequence[Group]
@@ -57,19 +57,19 @@ class Curves:
     log_errors: Array
 
     @staticmethod
-    def of(subject: Subject, family: Bounds) -> Curves:
-        """Measures every group alone, at a dozen bounds."""
+    def of(subject: Network, space: Bounds) -> Curves:
+        """Measure each group by itself, at a dozen bounds."""
         groups = groups_of(subject.tensors)
-        lowest = max(family.low, family.start - _BELOW)
-        coarse = np.arange(lowest, family.high + _SURVEY, _SURVEY).clip(None, family.high)
-        fine = np.arange(round(family.low / GRID), round(family.high / GRID) + 1) * GRID
-        rows = [_measured(subject, family, group, coarse) for group in groups]
+        lowest = max(space.low, space.start - _BELOW)
+        coarse = np.arange(lowest, space.high + _SURVEY, _SURVEY).clip(None, space.high)
+        fine = np.arange(round(space.low / GRID), round(space.high / GRID) + 1) * GRID
+        rows = [_measured(subject, space, group, coarse) for group in groups]
         at_fine = [[_extended(fine, coarse, values) for values in row] for row in rows]
         sizes, errors = (np.array(part).reshape(len(groups), len(fine)) for part in zip(*at_fine, strict=True))
         return Curves(groups, fine, np.minimum.accumulate(sizes, 1), np.maximum.accumulate(errors, 1))
 
     def n_bytes(self, settings: Array) -> Array:
-        """Of all groups together, (n,), at indices into `positions`, (n, groups)."""
+        """Bytes of all groups together, (n,), at indices into `positions`, (n, groups)."""
         return np.asarray(np.exp(np.take_along_axis(self.log_bytes, settings.T, 1)).sum(0))
 
     def errors(self, settings: Array) -> Array:
@@ -77,7 +77,7 @@ class Curves:
         return np.asarray(np.take_along_axis(self.log_errors, settings.T, 1).T)
 
     def cheapest(self, log_weights: Array, n_bytes: Array) -> Array:
-        """The settings of least weighted error in about so many bytes, (sizes, groups).
+        """The settings of least weighted error that take about `n_bytes`, (sizes, groups).
 
         Rate-distortion optimization by a Lagrange multiplier: for a price of a byte, each group takes what makes its
         weighted error plus the price of its bytes least.
@@ -95,23 +95,21 @@ class Curves:
         return np.stack([(errors + price * sizes).argmin(1) for price in np.exp(log_prices)])
 
 
-def _measured(subject: Subject, family: Bounds, group: Group, positions: Array) -> tuple[Array, Array]:
+def _measured(subject: Network, space: Bounds, group: Group, positions: Array) -> tuple[Array, Array]:
     """Logarithms of bytes and squared error of a group by position."""
     tensors, scale = _sampled(subject.tensors, group)
     base = None if subject.base is None else _sampled(subject.base, [n for n in group if n in subject.base])[0]
     sizes, errors = [], []
     for position in positions:
-        archive = compress(tensors, base, plan=Assignment(family.choice_at(position)))
+        archive = compress_quietly(tensors, base, plan=Assignment(space.choice_at(position)))
         restored = archive.restored
         sizes.append(math.log(scale * archive.nbytes))
-        errors.append(
-            math.log(scale * sum(_error(tensors[n], restored[n], n in family.updates) for n in group) + _TINY)
-        )
+        errors.append(math.log(scale * sum(_error(tensors[n], restored[n], n in space.updates) for n in group) + _TINY))
     return np.array(sizes), np.array(errors)
 
 
 def _sampled(tensors: Mapping[str, Array], group: Sequence[str]) -> tuple[dict[str, Array], float]:
-    """Evenly spaced rows of large tensors, and what sums over them are to be multiplied by."""
+    """Evenly spaced rows of large tensors, and the factor from sums over them to sums over all."""
     steps = {name: max(1, tensors[name].size // _SAMPLE) for name in group}
     taken = {name: tensors[name][:: steps[name]] if tensors[name].ndim else tensors[name] for name in group}
     n, m = (sum(source[name].size for name in group) for source in (tensors, taken))
@@ -138,7 +136,7 @@ def _squares(original: Array, restored: Array) -> float:
 
 
 def _extended(positions: Array, measured: Array, values: Array) -> Array:
-    """Between measured positions interpolated, below them straight on."""
+    """Interpolate between measured positions; extrapolate below them."""
     slope = (values[1] - values[0]) / (measured[1] - measured[0]) if len(measured) > 1 else 0.0
     below = np.minimum(positions - measured[0], 0.0)
     return np.asarray(np.interp(positions, measured, values) + slope * below)

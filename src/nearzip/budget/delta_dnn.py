@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nearzip.budget.families import KINDS, Bounds, Family, Options
-from nearzip.budget.plan import Assignment, Trial
+from nearzip.budget.assignment import Assignment
+from nearzip.budget.spaces import KINDS, Bounds, Options, Space
+from nearzip.budget.trial import Trial
 from nearzip.budget.trials import Runner
 from nearzip.errors import UsageError
 
@@ -22,8 +23,8 @@ class DeltaDnnSearch:
     """Try every candidate, keep those that lose at most theta, take the one of the best score.
 
     Score = alpha Phi + beta Omega (equation 3): Phi is minus the loss in percent, of the metric that loses most, and
-    Omega the compression ratio. The loss is signed, so that gains pass. Without a candidate whose score is above zero
-    the answer is `fallback` (the paper's lambda), which is measured like any other.
+    Omega the compression ratio. The loss is signed, so that gains pass. If no candidate scores above zero, the
+    result is `fallback` (the paper's lambda), which is measured like any other.
 
     Parameters
     ----------
@@ -53,19 +54,19 @@ class DeltaDnnSearch:
 
     @property
     def ends(self) -> str:
-        """When a search is over."""
+        """How a search ends, for messages."""
         return (
             f"tries every one of its candidates ({len(self.candidates)}), and fallback if none is good: give candidates"
         )
 
-    def search(self, runner: Runner, family: Family) -> Trial | None:
+    def search(self, runner: Runner, space: Space) -> Trial | None:
         """The trial chosen, or None if the fallback loses too much as well."""
-        trials = runner.run(self._settings(family), "candidate")
+        trials = runner.run(self._settings(space), "candidate")
         scored = [(self.score(trial, runner.subject.n_bytes), trial) for trial in trials if trial.fits]
         best = max(scored, key=lambda pair: pair[0], default=(0.0, None))
         if best[1] is not None and best[0] > 0:
             return best[1]
-        [last] = runner.run([self._fallback(family)], "fallback")
+        [last] = runner.run([self._fallback(space)], "fallback")
         return last if last.fits else None
 
     def score(self, trial: Trial, n_bytes: int) -> float:
@@ -73,16 +74,16 @@ class DeltaDnnSearch:
         phi = -100 * max(trial.losses.values())
         return self.alpha * phi + self.beta * n_bytes / trial.n_bytes
 
-    def _settings(self, family: Family) -> list[Assignment]:
-        if isinstance(family, Options):
-            return [family.at(i) for i in range(len(family.values))]
-        if isinstance(family, Bounds):
-            return [self._bounded(family, eps) for eps in self.candidates]
-        return [family.at(0)]
+    def _settings(self, space: Space) -> list[Assignment]:
+        if isinstance(space, Options):
+            return [space.at(i) for i in range(len(space.values))]
+        if isinstance(space, Bounds):
+            return [self._bounded(space, eps) for eps in self.candidates]
+        return [space.at(0)]
 
-    def _fallback(self, family: Family) -> Assignment:
-        return self._bounded(family, self.fallback) if isinstance(family, Bounds) else family.at(family.low)
+    def _fallback(self, space: Space) -> Assignment:
+        return self._bounded(space, self.fallback) if isinstance(space, Bounds) else space.at(space.low)
 
     @staticmethod
-    def _bounded(family: Bounds, eps: float) -> Assignment:
-        return Assignment(family.choice.with_bound(KINDS[family.kind](eps)))
+    def _bounded(space: Bounds, eps: float) -> Assignment:
+        return Assignment(space.choice.with_bound(KINDS[space.kind](eps)))

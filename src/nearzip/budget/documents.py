@@ -7,7 +7,7 @@ from typing import Any
 
 from nearzip import strictjson
 from nearzip.errors import LimitError
-from nearzip.storage import Path_, naming_errors
+from nearzip.fileio import Path_, naming_errors
 
 __all__ = ["read_document"]
 

@@ -2,238 +2,75 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nearzip.archive import WriteReport
-from nearzip.bounds import Bound, parse_bound
+from nearzip.bounds import Bound
+from nearzip.budget.assignment import Assignment, Choice
 from nearzip.budget.documents import read_document
+from nearzip.budget.intervals import Interval, Verdict, check_confidence
+from nearzip.budget.trial import Trial, finite
 from nearzip.errors import CorruptError, NewerFormatError, UnknownMethodError, UsageError
-from nearzip.recipes import Recipe, recipe_type
-from nearzip.storage import Path_, atomic_file
-from nearzip.strictjson import Kinds, as_dict, fields, number, numbers, text
-from nearzip.tensors import Array
-from nearzip.version import __version__
+from nearzip.fileio import Output, Path_, atomic_file
+from nearzip.recipes import Recipe
+from nearzip.strictjson import Kinds, fields, number, numbers, text
 
-__all__ = ["Assignment", "CalibratedRounding", "Choice", "Plan", "Trial", "trial_key"]
+__all__ = ["CalibratedRounding", "Plan"]
 
-#: Raised with every change of the schema. Plans without a calibration are written as version 1.
-PLAN_VERSION = 2
+#: Raised with every change of the schema. Version 2 added `calibration`; version 3 has `made_by` in its place, and
+#: `confidence`.
+PLAN_VERSION = 3
 FORMAT = "nearzip-plan"
+#: Makers of plans: `nearzip.compress` applies those of the first.
+TUNE, CALIBRATE = "nearzip.tune", "nearzip.calibrate"
 _NOTHING = type(None)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A method, its options, and the bound that was asked of it (None: the method's own)."""
-
-    method: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    bound: Bound | None = None
-
-    def recipe(self) -> Recipe:
-        """The method with its options. Raises UnknownMethodError, UsageError."""
-        return recipe_type(self.method).from_options(self.options)
-
-    def checked(self) -> Choice:
-        """Itself, if the method exists and can keep the bound. Raises UnknownMethodError, UsageError."""
-        self.recipe().resolve_bound(self.bound)
-        return self
-
-    def with_bound(self, bound: Bound) -> Choice:
-        """The same method and options with another bound."""
-        return replace(self, bound=bound)
-
-    def to_json(self) -> dict[str, Any]:
-        bound = None if self.bound is None else self.bound.to_json()
-        return {"method": self.method, "options": dict(self.options), "bound": bound}
-
-    @staticmethod
-    def from_json(document: Any, where: str) -> Choice:
-        """Raises CorruptError; whether the method exists is `recipe`'s question."""
-        d = fields(document, where, {"method": str, "options": dict, "bound": (dict, _NOTHING)})
-        return Choice(d["method"], d["options"], _bound(d["bound"], f"{where}, bound"))
-
-    def __str__(self) -> str:
-        options = [f"{name}={value}" for name, value in self.options.items()]
-        return " ".join([self.method, *options] + ([] if self.bound is None else [str(self.bound)]))
-
-
-def _bound(document: Any, where: str) -> Bound | None:
-    if document is None:
-        return None
-    kind = text(as_dict(document, where).get("kind"), where)
-    value = f":{number(document['value'], where)!r}" if "value" in document else ""
-    try:
-        found = parse_bound(kind + value)
-    except UsageError as error:
-        raise CorruptError(f"{where}: {error}") from None
-    if set(document) != set(found.to_json()):
-        raise CorruptError(f"{where}: has unknown fields")
-    return found
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """A choice for every tensor: `default`, and others by name.
-
-    `targets`: what is stored in place of the tensors of these names; rounded on a grid by a calibration, for example.
-    """
-
-    default: Choice
-    by_name: Mapping[str, Choice] = field(default_factory=dict)
-    targets: Mapping[str, Array] | None = field(default=None, compare=False, repr=False)
-
-    def __getitem__(self, name: str) -> Choice:
-        return self.by_name.get(name, self.default)
-
-    def settings(self) -> Assignment:
-        """The same without what is stored."""
-        return replace(self, targets=None)
-
-    def assignments(self, names: Sequence[str]) -> dict[str, tuple[Recipe, Bound | None]]:
-        """What `compress(plan=...)` asks for: every tensor's recipe and bound."""
-        return {name: (self[name].recipe(), self[name].bound) for name in names}
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "default": self.default.to_json(),
-            "tensors": {name: choice.to_json() for name, choice in self.by_name.items()},
-        }
-
-    @staticmethod
-    def from_json(document: Any, where: str) -> Assignment:
-        d = fields(document, where, {"default": dict, "tensors": dict})
-        others = {name: Choice.from_json(c, f"{where}, tensor {name[:80]!r}") for name, c in d["tensors"].items()}
-        return Assignment(Choice.from_json(d["default"], f"{where}, default"), others)
-
-    def __str__(self) -> str:
-        if len(self.by_name) == 1:
-            [(name, choice)] = self.by_name.items()
-            return f"{self.default} and {name!r} {choice}"
-        return str(self.default) + (f" and {len(self.by_name)} tensors otherwise" if self.by_name else "")
-
-
-_TRIAL: Kinds = {
-    "settings": dict, "bytes": int, "restored_id": str, "metrics": dict, "losses": dict,
-    "usage": (float, int, _NOTHING), "stage": str, "seconds": (float, int),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One setting, stored, restored from the stored bytes, and evaluated.
-
-    Parameters
-    ----------
-    assignment : Assignment
-    n_bytes : int
-        Of the whole archive.
-    restored_id : str
-        Content id of what a reader gets.
-    metrics, losses : dict
-        By metric, higher is better; loss is the original network's metric minus this one's, negative for a gain. -inf
-        and inf for what was no number.
-    usage : float
-        The largest share of a metric's budget that was used; at most 1 means within. Without a budget 0, or infinite
-        if a metric was no number.
-    stage : str
-        Which part of the search asked for it.
-    seconds : float
-        Compressing, restoring and evaluating.
-    """
-
-    assignment: Assignment
-    n_bytes: int
-    restored_id: str
-    metrics: Mapping[str, float]
-    losses: Mapping[str, float]
-    usage: float
-    stage: str = ""
-    seconds: float = 0.0
-
-    @property
-    def fits(self) -> bool:
-        return self.usage <= 1
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "settings": self.assignment.to_json(),
-            "bytes": self.n_bytes,
-            "restored_id": self.restored_id,
-            "metrics": _finite(self.metrics),
-            "losses": _finite(self.losses),
-            "usage": self.usage if math.isfinite(self.usage) else None,
-            "stage": self.stage,
-            "seconds": round(self.seconds, 4),
-        }
-
-    @staticmethod
-    def from_json(document: Any, where: str) -> Trial:
-        """Raises CorruptError."""
-        d = fields(document, where, _TRIAL)
-        if d["bytes"] <= 0:
-            raise CorruptError(f"{where}: takes {d['bytes']} bytes")
-        metrics = _infinite(d["metrics"], f"{where}, metrics", -math.inf)
-        losses = _infinite(d["losses"], f"{where}, losses", math.inf)
-        if set(metrics) != set(losses) or not metrics:
-            raise CorruptError(f"{where}: metrics and losses differ in their names")
-        usage = math.inf if d["usage"] is None else number(d["usage"], f"{where}, usage")
-        seconds = number(d["seconds"], f"{where}, seconds")
-        assignment = Assignment.from_json(d["settings"], f"{where}, settings")
-        return Trial(assignment, d["bytes"], d["restored_id"], metrics, losses, usage, d["stage"], seconds)
-
-
-def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no infinity."""
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
-def _infinite(document: Any, where: str, meant: float) -> dict[str, float]:
-    values = as_dict(document, where)
-    return {name: meant if v is None else number(v, f"{where}, {name[:80]!r}") for name, v in values.items()}
-
-
+#: Fields of `CalibratedRounding`, and of the same in plans of version 2.
 _ROUNDING: Kinds = {
-    "step": (float, int), "tune": bool, "inputs": (float, int), "gradients": (float, int), "n_batches": int,
+    "step": (float, int), "fit_biases": bool, "inputs": (float, int), "gradients": (float, int), "n_batches": int,
 }  # fmt: skip
+_ROUNDING_2 = {("tune" if name == "fit_biases" else name): kind for name, kind in _ROUNDING.items()}
 
 
 @dataclass(frozen=True)
 class CalibratedRounding:
-    """How `nearzip.calibrate` rounded, besides the module and its batches, which a plan cannot hold.
+    """How `nearzip.calibrate` rounded; the module and its batches are not in a plan.
 
     Parameters
     ----------
     step : float
         Distance between the levels of a weight, geometric mean over the network.
-    tune : bool
-        Whether biases and norms followed.
+    fit_biases : bool
+        Whether biases and norms were fitted to the rounded weights.
     inputs, gradients : float
         Damping.
     n_batches : int
     """
 
     step: float
-    tune: bool
+    fit_biases: bool
     inputs: float
     gradients: float
     n_batches: int
 
     @staticmethod
-    def from_json(document: Any) -> CalibratedRounding:
+    def from_json(document: Any, version: int = PLAN_VERSION) -> CalibratedRounding:
         """Raises CorruptError."""
-        d = fields(document, "plan, calibration", _ROUNDING)
+        where = "plan, made_by" if version > 2 else "plan, calibration"
+        d = dict(fields(document, where, _ROUNDING if version > 2 else _ROUNDING_2))
         for name in ("step", "inputs", "gradients", "n_batches"):
-            if not number(d[name], f"plan, calibration, {name}") > 0:
-                raise CorruptError(f"plan, calibration: {name} is not positive")
+            if not number(d[name], f"{where}, {name}") > 0:
+                raise CorruptError(f"{where}: {name} is not positive")
+        if version <= 2:
+            d["fit_biases"] = d.pop("tune")
         return CalibratedRounding(**d)
 
 
+_VERSION_3: Kinds = {"made_by": dict, "confidence": (float, int, _NOTHING)}
 _PLAN: Kinds = {
     "format": str, "version": int, "network_id": str, "base_id": (str, _NOTHING), "tensors": dict, "bytes": int,
     "original_bytes": int, "restored_id": str, "metrics": dict, "losses": dict, "max_loss": dict, "original": dict,
@@ -261,14 +98,17 @@ class Plan:
     original_bytes : int
         Of the tensors.
     evaluate : str
-        Name of the function that judged.
+        Name of the evaluator.
     strategy : dict
         Name and parameters of the search.
     seed : int
     versions : dict
         Packages' versions.
-    calibration : CalibratedRounding or None
-        Of a plan by `nearzip.calibrate.tune`, which `nearzip.calibrate.compress` applies.
+    made_by : dict
+        The `name` of what made the plan and applies it, and what else that needs: "nearzip.tune" for `compress`,
+        "nearzip.calibrate" for `nearzip.calibrate.compress`.
+    confidence : float or None
+        With it, the upper confidence bound of every limited loss is within its budget; see `intervals`.
     """
 
     choices: Mapping[str, Choice]
@@ -284,7 +124,8 @@ class Plan:
     strategy: Mapping[str, Any]
     seed: int
     versions: Mapping[str, str]
-    calibration: CalibratedRounding | None = None
+    made_by: Mapping[str, Any] = field(default_factory=lambda: {"name": TUNE})
+    confidence: float | None = None
 
     def __repr__(self) -> str:
         losses = ", ".join(f"{name} {-loss:+.4g}" for name, loss in self.chosen.losses.items())
@@ -304,15 +145,36 @@ class Plan:
         """By metric, as measured on the stored archive."""
         return self.chosen.losses
 
+    @property
+    def intervals(self) -> Mapping[str, Interval]:
+        """By metric, confidence bounds of the loss. Empty without a confidence."""
+        return self.chosen.intervals
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """Of every limited metric, with a confidence: "kept", "broken" or "not shown"."""
+        return {name: self.intervals[name].verdict(x) for name, x in self.max_loss.items() if name in self.intervals}
+
+    @property
+    def calibration(self) -> CalibratedRounding | None:
+        """How `nearzip.calibrate` rounded; None in a plan by another maker."""
+        if self.made_by["name"] != CALIBRATE:
+            return None
+        return CalibratedRounding.from_json({name: v for name, v in self.made_by.items() if name != "name"})
+
     def assignments(self, names: Sequence[str]) -> dict[str, tuple[Recipe, Bound | None]]:
-        """What `compress(plan=...)` asks for. Raises UsageError for tensors that are not the plan's, and for a plan of
-        calibrated rounding.
+        """Every tensor's recipe and bound, for `compress(plan=...)`.
+
+        Raises UsageError for tensors that are not the plan's, and for a plan that something else applies.
         """
-        if self.calibration is not None:
+        maker = self.made_by["name"]
+        if maker == CALIBRATE:
             raise UsageError(
                 "the plan is of calibrated rounding; give it to nearzip.calibrate.compress with the module and the "
                 "batches, on the command line with --calibrate"
             )
+        if maker != TUNE:
+            raise UsageError(f"the plan was made by {maker}, which applies it; nearzip.compress cannot")
         odd = sorted(set(names) ^ set(self.choices))
         if odd:
             known = "has no setting for it" if odd[0] not in self.choices else "expects it"
@@ -326,7 +188,11 @@ class Plan:
             if report.index.id == self.chosen.restored_id:
                 return self._resized(report)
             others = "with other batches, or on another machine or release of PyTorch"
-            how = "by another release of nearzip or of a codec that it calls" if self.calibration is None else others
+            how = (
+                others
+                if self.made_by["name"] == CALIBRATE
+                else "by another release of nearzip or of a codec that it calls"
+            )
             reason = (
                 f"the plan was measured {how}: its archive gives {self.chosen.restored_id}, this one {report.index.id}"
             )
@@ -355,7 +221,8 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "version": 1 if self.calibration is None else PLAN_VERSION,
+            "version": PLAN_VERSION,
+            "made_by": dict(self.made_by),
             "network_id": self.network_id,
             "base_id": self.base_id,
             "original_bytes": self.original_bytes,
@@ -363,21 +230,21 @@ class Plan:
             "restored_id": self.chosen.restored_id,
             "evaluate": self.evaluate,
             "max_loss": dict(self.max_loss),
+            "confidence": self.confidence,
             "original": dict(self.original),
             "original_again": dict(self.original_again),
-            "metrics": _finite(self.chosen.metrics),
-            "losses": _finite(self.chosen.losses),
+            "metrics": finite(self.chosen.metrics),
+            "losses": finite(self.chosen.losses),
             "strategy": dict(self.strategy),
             "seed": self.seed,
             "versions": dict(self.versions),
-            **({} if self.calibration is None else {"calibration": asdict(self.calibration)}),
             "tensors": {name: choice.to_json() for name, choice in self.choices.items()},
             "trials": [trial.to_json() for trial in self.trials],
         }
 
-    def save(self, path: Path_, force: bool = False) -> None:
+    def save(self, path: Output, force: bool = False) -> None:
         """Write the plan, whole or not at all. Raises UsageError if the file exists, unless `force`."""
-        with atomic_file(path, force=force) as stream:
+        with atomic_file(path, force=force, text=True) as stream:
             stream.write(json.dumps(self.to_json(), indent=1, allow_nan=False).encode() + b"\n")
 
     @staticmethod
@@ -393,23 +260,29 @@ class Plan:
     def from_json(document: Any) -> Plan:
         """Raises CorruptError if the parts do not fit together, UnknownMethodError for a method that is not here."""
         _check_version(document)
-        calibrated: Kinds = {} if document["version"] == 1 else {"calibration": dict}
-        d = fields(document, "plan", {**_PLAN, **calibrated})
+        version = document["version"]
+        own: Kinds = _VERSION_3 if version > 2 else {"calibration": dict} if version == 2 else {}
+        d = fields(document, "plan", {**_PLAN, **own})
+        made_by = _made_by(d)
         trials = tuple(Trial.from_json(trial, f"trial {i}") for i, trial in enumerate(d["trials"]))
         choices = {name: Choice.from_json(c, f"tensor {name[:80]!r}") for name, c in d["tensors"].items()}
-        for choice in choices.values():
-            _check_choice(choice)
+        if made_by["name"] in (TUNE, CALIBRATE):
+            for choice in choices.values():
+                _check_choice(choice)
         chosen = _chosen(trials, choices, d)
         names = set(chosen.metrics)
         original, again = (numbers(d[key], key) for key in ("original", "original_again"))
         max_loss = numbers(d["max_loss"], "max_loss") if d["max_loss"] else {}
         if set(max_loss) - names or set(original) != names or set(again) != names:
             raise CorruptError("plan: metrics differ in their names")
+        confidence = _confidence(d.get("confidence"))
+        if confidence is not None and not set(max_loss) <= set(chosen.intervals):
+            raise CorruptError("plan: has a confidence, but not the bounds of every limited loss")
         versions = {name: text(version, "versions") for name, version in d["versions"].items()}
         return Plan(
             choices, chosen, trials, max_loss, original, again, d["network_id"], d["base_id"], d["original_bytes"],
             d["evaluate"], d["strategy"], d["seed"], versions,
-            CalibratedRounding.from_json(d["calibration"]) if calibrated else None,
+            made_by, confidence,
         )  # fmt: skip
 
 
@@ -419,7 +292,30 @@ def _check_version(document: Any) -> None:
     if document["version"] > PLAN_VERSION:
         raise NewerFormatError(f"is a plan of version {document['version']}; this release reads {PLAN_VERSION}")
     if document["version"] < 1:
-        raise CorruptError(f"is a plan of version {document['version']}, which never was")
+        raise CorruptError(f"is a plan of version {document['version']}; the first is 1")
+
+
+def _made_by(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What made a plan of any version. Raises CorruptError."""
+    if document["version"] < 3:
+        if "calibration" not in document:
+            return {"name": TUNE}
+        return {"name": CALIBRATE, **asdict(CalibratedRounding.from_json(document["calibration"], 2))}
+    made_by: dict[str, Any] = document["made_by"]
+    name = text(made_by.get("name"), "plan, made_by, name")
+    rest = {key: value for key, value in made_by.items() if key != "name"}
+    if name == CALIBRATE:
+        CalibratedRounding.from_json(rest)
+    elif name == TUNE and rest:
+        raise CorruptError(f"plan, made_by: unknown field {next(iter(rest))[:80]!r}")
+    return made_by
+
+
+def _confidence(value: Any) -> float | None:
+    try:
+        return None if value is None else check_confidence(value)
+    except UsageError as error:
+        raise CorruptError(f"plan: {error}") from None
 
 
 def _check_choice(choice: Choice) -> None:
@@ -434,15 +330,6 @@ def _chosen(trials: Sequence[Trial], choices: Mapping[str, Choice], document: Ma
     for trial in trials:
         if trial.restored_id == document["restored_id"] and trial.n_bytes == document["bytes"]:
             same = all(trial.assignment[name] == choice for name, choice in choices.items())
-            if same and _finite(trial.losses) == document["losses"] and _finite(trial.metrics) == document["metrics"]:
+            if same and finite(trial.losses) == document["losses"] and finite(trial.metrics) == document["metrics"]:
                 return trial
     raise CorruptError("plan: no trial of it has its settings, size and metrics")
-
-
-def trial_key(network_id: str, base_id: str | None, assignment: Assignment, evaluate: str) -> str:
-    """What a trial is filed under: the same network, base, settings, judge and release give the same key."""
-    document = {
-        "network": network_id, "base": base_id, "settings": assignment.to_json(), "evaluate": evaluate,
-        "nearzip": __version__,
-    }  # fmt: skip
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,31 +1,34 @@
-"""Runs trials through joblib, as the caller's `parallel_config` says, and files each one as soon as it is measured."""
+"""Runs the trials of a search, in parallel where joblib is configured so, and files each as soon as it is measured."""
 
 from __future__ import annotations
 
 import json
 import math
-import pickle
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nearzip.budget.assignment import Assignment, Choice
+from nearzip.budget.budgets import Budgets, losses_of, usage_of
 from nearzip.budget.documents import read_document
-from nearzip.budget.measure import Outcome, Subject, evaluate_original, identity_of, losses_of, measure, usage_of
-from nearzip.budget.plan import Assignment, Choice, Trial, trial_key
+from nearzip.budget.evaluators import Evaluation
+from nearzip.budget.intervals import Interval, check_confidence, interval
+from nearzip.budget.jobs import in_parallel, n_workers
+from nearzip.budget.subject import Outcome, Subject
+from nearzip.budget.trial import Trial, trial_key
 from nearzip.caching import cached_property
-from nearzip.errors import CorruptError, Error, UsageError
-from nearzip.storage import Path_, atomic_file, naming_errors
+from nearzip.errors import CorruptError, NotShownError, UsageError
+from nearzip.fileio import Path_, atomic_file, naming_errors
 from nearzip.strictjson import as_dict, fields, numbers
 
-__all__ = ["Runner", "Status", "Watch", "check_budgets", "n_workers"]
+__all__ = ["Runner", "Status", "Watch"]
 
 
 @dataclass(frozen=True)
 class Status:
-    """Where a search stands: trials done, the most that it will make, and the best of those within the budget."""
+    """Progress of a search: trials done, their maximum number, the latest, and the best within the budget."""
 
     done: int
     most: int
@@ -35,78 +38,68 @@ class Status:
 
 Watch = Callable[[Status], None]
 
-#: How far a metric measured again may be off, as other threads and processors make it: as a share of its budget, and
-#: where it has none, of itself.
+#: Tolerance for a metric that is measured again, on other threads or processors: as a share of its budget, or of itself
+#: where it has none.
 _APART_LIMITED, _APART = 0.05, 1e-3
-#: Of metrics around zero.
+#: Tolerance for metrics around zero.
 _TINY = 1e-9
 
 
-def n_workers() -> int:
-    """How many trials the caller's joblib configuration runs at once; 1 without joblib."""
-    try:
-        import joblib
-    except ImportError:
-        return 1
-    return int(joblib.effective_n_jobs(None))
-
-
-def _in_parallel(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-    """Number and result of each job, as they end."""
-    try:
-        import joblib
-    except ImportError:
-        yield from ((i, function(*job)) for i, job in enumerate(jobs))
-        return
-    calls = [joblib.delayed(_numbered)(i, function, job) for i, job in enumerate(jobs)]
-    try:
-        parallel = joblib.Parallel(return_as="generator_unordered")
-    except ValueError:  # a backend that gives its results all at once
-        parallel = joblib.Parallel()
-    try:
-        yield from parallel(calls)
-    except pickle.PicklingError as error:
-        raise UsageError(
-            f"evaluate cannot be sent to another process ({error}); make it a function of a module, or run trials with "
-            "joblib.parallel_config('threading')"
-        ) from error
-    except BrokenExecutor as error:
-        raise Error(
-            f"a worker ended before its trial did, perhaps for want of memory ({error}); run fewer at once, and give "
-            "trials= to go on from those that are done"
-        ) from error
-
-
-def _numbered(i: int, function: Callable[..., Any], job: tuple[Any, ...]) -> tuple[int, Any]:
-    return i, function(*job)
-
-
 class Runner:
-    """Measures assignments; knows those measured before, in this process or in `folder`.
+    """Measures candidates; knows those measured before, in this process or in `folder`.
 
     Parameters
     ----------
     subject : Subject
-    max_loss : float, mapping or None
-        As the caller gave it; `max_loss` afterwards is by metric. None: nothing is limited.
+    max_loss : MaxLoss or None
+        As the caller gave it. None: nothing is limited.
     folder : path or None
         Where trials are filed, one JSON each, and found again.
     watch : callable or None
-        Told after every trial.
+        Called after every trial.
+    confidence : float or None
+        With it a trial is within a budget if the upper confidence bound of its loss is. None: the evaluator's own.
+
+    Attributes
+    ----------
+    budgets : Budgets
+    max_loss : dict of str to float
+        The budgets, absolute, by metric.
+    original, original_again : dict of str to float
+        The original's metrics, evaluated twice.
+
+    Raises
+    ------
+    NotShownError
+        The evaluator has too few samples: not even an unchanged output of every one of them shows that a budget is
+        kept.
     """
 
-    def __init__(self, subject: Subject, max_loss: Any, folder: Path_ | None = None, watch: Watch | None = None):
+    def __init__(
+        self,
+        subject: Subject,
+        max_loss: Any,
+        folder: Path_ | None = None,
+        watch: Watch | None = None,
+        confidence: float | None = None,
+    ):
         self.subject = subject
-        self.network_id, self.base_id = subject.network_id, subject.base_id
-        self.evaluate_name = name_of(subject.evaluate)
+        self.id, self.base_id = subject.id, subject.base_id
+        self.evaluate_name = subject.evaluator.name
+        found = subject.evaluator.confidence if confidence is None else confidence
+        self.confidence = None if found is None else check_confidence(found)
         self._folder = None if folder is None else _prepared(folder)
         self._watch = watch
         self._trials: dict[str, Trial] = {}
-        #: Of the trials within the budget that come from the folder, what to measure them again with.
+        #: Candidates of the trials within the budget that come from the folder, to measure them again.
         self._recalled: dict[str, Assignment] = {}
         self.most = 0
+        self._samples = Evaluation({})
         self.original, self.original_again = self._originals()
-        self.max_loss = {} if max_loss is None else budgets(max_loss, self.original)
+        self.budgets = Budgets.of(max_loss, self.original)
+        self.max_loss = self.budgets.allowed
+        if self.confidence is not None:
+            self._check_samples()
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -118,28 +111,28 @@ class Runner:
         return min((t for t in self.trials if t.fits), key=lambda t: (t.n_bytes, t.usage), default=None)
 
     def run(self, assignments: Sequence[Assignment], stage: str) -> list[Trial]:
-        """Trials of all assignments, in their order; only what is new is measured."""
+        """Trials of all assignments, in their order; only new ones are measured."""
         keys = [self._key(assignment) for assignment in assignments]
         new: dict[str, Assignment] = {}
         for key, assignment in zip(keys, assignments, strict=True):
             if key not in self._trials and not self._recall(key, assignment):
                 new.setdefault(key, assignment)
-        # Trials beside each other share the processors; the bytes do not depend on the threads.
+        # Parallel trials share the processors; the bytes do not depend on the threads.
         threads = 1 if min(n_workers(), len(new)) > 1 else None
-        jobs = [(self.subject, assignment, threads) for assignment in new.values()]
+        jobs = [(assignment, threads, self._with_samples) for assignment in new.values()]
         waiting = list(new.items())
-        for i, outcome in _in_parallel(measure, jobs) if jobs else ():
+        for i, outcome in in_parallel(self.subject.measure, jobs) if jobs else ():
             self._file(*waiting[i], outcome, stage)
-        # In the order asked for, however they ended: plans do not depend on the number of workers' luck.
+        # In the order asked for, not the order of completion: plans do not depend on the timing of workers.
         for key in new:
             self._trials[key] = self._trials.pop(key)
         return [self._trials[key] for key in keys]
 
     def settled(self, find: Callable[[], Trial | None]) -> Trial | None:
-        """What `find` chooses. A trial that comes from the folder is measured once more, and `find` asked again if it
-        is not within the budget any more.
+        """The trial that `find` chooses. One that comes from the folder is measured once more, and `find` is called
+        again if it is no longer within the budget.
 
-        Raises UsageError for a trial that is not what was filed.
+        Raises UsageError for a trial that differs from what was filed.
         """
         while True:
             chosen = find()
@@ -151,18 +144,23 @@ class Runner:
                 return again
 
     def _key(self, assignment: Assignment) -> str:
-        judge = f"{self._judge} {self.subject.rounding}".rstrip()
-        return trial_key(self.network_id, self.base_id, assignment, judge)
+        evaluator = f"{self._evaluator} {self.subject.rounding}".rstrip()
+        return trial_key(self.id, self.base_id, assignment, evaluator)
 
     @cached_property
-    def _judge(self) -> str:
-        """Name and identity. Without a folder nobody else's trials are near: data are not read for their identity."""
-        return f"{self.evaluate_name} {identity_of(self.subject) if self._folder else ''}".rstrip()
+    def _evaluator(self) -> str:
+        """Name and identity. Without a folder there are no other trials: data are not read for their identity."""
+        return f"{self.evaluate_name} {self.subject.evaluator_identity() if self._folder else ''}".rstrip()
+
+    @property
+    def _with_samples(self) -> bool:
+        return self.confidence is not None
 
     # ---- one trial ---------------------------------------------------------------------------------------------
 
     def _file(self, key: str, assignment: Assignment, outcome: Outcome, stage: str) -> None:
-        odd = {name: str(v) for name, v in outcome.metrics.items() if math.isnan(v) or v == math.inf}
+        metrics = outcome.evaluation.metrics
+        odd = {name: str(v) for name, v in metrics.items() if math.isnan(v) or v == math.inf}
         _warn_of_no_numbers(assignment, odd, self.max_loss)
         trial = self._trial(assignment, outcome, stage)
         if self._folder is not None:
@@ -170,14 +168,57 @@ class Runner:
         self._keep(key, trial)
 
     def _trial(self, assignment: Assignment, outcome: Outcome, stage: str) -> Trial:
-        metrics = {name: v if math.isfinite(v) else -math.inf for name, v in outcome.metrics.items()}
+        metrics = {name: v if math.isfinite(v) else -math.inf for name, v in outcome.evaluation.metrics.items()}
         losses = losses_of(self.original, metrics)
-        usage = usage_of(losses, self.max_loss, self.original)
-        settings = assignment.settings()
-        return Trial(settings, outcome.n_bytes, outcome.restored_id, metrics, losses, usage, stage, outcome.seconds)
+        intervals = self._intervals(outcome)
+        usage = self._usage(losses, intervals)
+        return Trial(
+            assignment.settings(), outcome.n_bytes, outcome.restored_id, metrics, losses, usage, stage, outcome.seconds,
+            intervals,
+        )  # fmt: skip
+
+    def _usage(self, losses: Mapping[str, float], intervals: Mapping[str, Interval]) -> float:
+        bounds = {**losses, **{name: found.upper for name, found in intervals.items()}}
+        return usage_of(bounds, self.max_loss, self.original)
+
+    @cached_property
+    def _confidences(self) -> dict[str, float]:
+        """The confidence of each metric's bounds, limited or not."""
+        if self.confidence is None:
+            return {}
+        return {**dict.fromkeys(self._samples.statistics, self.confidence), **self.budgets.confidences(self.confidence)}
+
+    def _intervals(self, outcome: Outcome) -> dict[str, Interval]:
+        found = {}
+        for name, confidence in self._confidences.items():
+            restored = outcome.evaluation.statistics.get(name)
+            if restored is None:
+                raise UsageError(f"evaluate returned no samples for {name!r} of a trial; confidence needs them")
+            found[name] = interval(self._samples.statistics[name], restored, confidence)
+            if outcome.restored_id == self.id:
+                found[name] = Interval.exact(found[name].n, confidence)
+        return found
+
+    def _check_samples(self) -> None:
+        """Raises UsageError for a limited metric without samples, NotShownError for one with too few."""
+        for name, confidence in self.budgets.confidences(self.confidence or 0.5).items():
+            own = self._samples.statistics.get(name)
+            if own is None:
+                raise UsageError(
+                    f"confidence needs the samples behind {name!r}; take an evaluator that has them, such as "
+                    "nearzip.torch.evaluator"
+                )
+            at_best = interval(own, own, confidence)
+            if at_best.upper > self.max_loss[name]:
+                needed = at_best.samples_needed(self.max_loss[name])
+                enough = "no number of samples would do" if needed is None else f"{needed} samples would do"
+                raise NotShownError(
+                    f"{at_best.n} samples of {name!r} cannot show a loss of at most {self.max_loss[name]:g} with "
+                    f"{confidence:g} confidence, even if no output changes; {enough}"
+                )
 
     def _recall(self, key: str, assignment: Assignment) -> bool:
-        """Take a trial from the folder, if it is there."""
+        """Read a trial from the folder; whether it was there."""
         path = None if self._folder is None else self._folder / f"{key}.json"
         if path is None or not path.exists():
             return False
@@ -193,28 +234,36 @@ class Runner:
                 raise CorruptError("says of something that it is no number")
         except CorruptError as error:
             raise CorruptError(f"{path}: {error}; delete it to have it measured again") from None
+        if any(self._stale(trial, name) for name in self._confidences):
+            return False
         # Budgets may have changed since.
         losses = losses_of(self.original, trial.metrics)
-        usage = usage_of(losses, self.max_loss, self.original)
-        trial = replace(trial, assignment=assignment.settings(), losses=losses, usage=usage)
+        intervals = {name: trial.intervals[name] for name in self._confidences}
+        usage = self._usage(losses, intervals)
+        trial = replace(trial, assignment=assignment.settings(), losses=losses, usage=usage, intervals=intervals)
         _warn_of_no_numbers(assignment, odd, self.max_loss)
         if trial.fits:
             self._recalled[key] = assignment
         self._keep(key, trial)
         return True
 
+    def _stale(self, trial: Trial, metric: str) -> bool:
+        """Whether a filed trial lacks a metric's bounds at the confidence asked for: it is measured anew."""
+        found = trial.intervals.get(metric)
+        return found is None or not math.isclose(found.confidence, self._confidences[metric], rel_tol=1e-12)
+
     def _again(self, key: str) -> Trial:
-        """A trial from the folder, measured here. Raises UsageError if it is another one."""
+        """Measure a trial from the folder again. Raises UsageError if it differs."""
         filed, assignment = self._trials[key], self._recalled.pop(key)
-        outcome = next(_in_parallel(measure, [(self.subject, assignment, None)]))[1]
+        outcome = next(in_parallel(self.subject.measure, [(assignment, None, self._with_samples)]))[1]
         again = self._trial(assignment, outcome, filed.stage)
-        # Of a judge that never says the same twice, what was filed is worth as much.
+        # From an evaluator that is not deterministic, the filed metrics are worth as much.
         steady = self.original == self.original_again
         same = (again.n_bytes, again.restored_id) == (filed.n_bytes, filed.restored_id)
         if not same or (steady and not self._alike(filed.metrics, again.metrics)):
             raise UsageError(
                 f"{self._folder}: the trial of {assignment} was filed with {_figures(filed)}; measured again, it has "
-                f"{_figures(again)}: its trials were judged by another evaluate or filed by another release; give "
+                f"{_figures(again)}: its trials were scored by another evaluate or filed by another release; give "
                 "another folder"
             )
         if steady:
@@ -239,14 +288,17 @@ class Runner:
 
     def _originals(self) -> tuple[dict[str, float], dict[str, float]]:
         """The original's metrics, twice; the first may come from the folder. Warns if they differ."""
+        evaluate = self.subject.evaluate_original
         path = None if self._folder is None else self._folder / f"original-{self._original_key()}.json"
         if path is not None and path.exists():
             first = _read_original(path)
-            second = next(_in_parallel(evaluate_original, [(self.subject,)]))[1]
-            _check_same_judge(path, first, second)
+            self._samples = next(in_parallel(evaluate, [(self._with_samples,)]))[1]
+            second = dict(self._samples.metrics)
+            _check_same_evaluator(path, first, second)
         else:
-            scores = dict(_in_parallel(evaluate_original, [(self.subject,)] * 2))
-            first, second = scores[0], scores[1]
+            both = dict(in_parallel(evaluate, [(self._with_samples,)] * 2))
+            self._samples = both[1]
+            first, second = dict(both[0].metrics), dict(both[1].metrics)
             if path is not None:
                 _write(path, {"metrics": first, "spread": any(first[n] != second.get(n) for n in first)})
         losses_of(first, second)  # the same names
@@ -254,38 +306,7 @@ class Runner:
         return first, second
 
     def _original_key(self) -> str:
-        return trial_key(self.network_id, None, Assignment(Choice("original")), self._judge)
-
-
-def name_of(evaluate: Any) -> str:
-    """Module and name of a function; of an object, what it calls itself in `name`, or its class."""
-    own = getattr(evaluate, "name", None)
-    if isinstance(own, str):
-        return own
-    named = evaluate if hasattr(evaluate, "__qualname__") else type(evaluate)
-    return f"{named.__module__}:{named.__qualname__}"
-
-
-def budgets(max_loss: Any, original: Mapping[str, float]) -> dict[str, float]:
-    """The largest loss by metric; one number counts for every metric. Raises UsageError."""
-    given = dict(max_loss) if isinstance(max_loss, Mapping) else dict.fromkeys(original, max_loss)
-    unknown = sorted(set(given) - set(original))
-    if unknown or not given:
-        what = f"no metric {unknown[0]!r}" if unknown else "nothing to be limited"
-        raise UsageError(f"max_loss: evaluate returns {what}; it returns {', '.join(sorted(original))}")
-    return {name: _budget(name, value) for name, value in given.items()}
-
-
-def check_budgets(max_loss: Any) -> None:
-    """What can be refused before anything is evaluated. Raises UsageError."""
-    for name, value in max_loss.items() if isinstance(max_loss, Mapping) else [("every metric", max_loss)]:
-        _budget(name, value)
-
-
-def _budget(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise UsageError(f"max_loss of {name} is a number from 0 on, in evaluate's units, not {value!r}")
-    return float(value)
+        return trial_key(self.id, None, Assignment(Choice("original")), self._evaluator)
 
 
 def _prepared(folder: Path_) -> Path:
@@ -310,13 +331,13 @@ def _read_original(path: Path) -> dict[str, float]:
         raise CorruptError(f"{path}: {error}; delete the folder's files to begin anew") from None
 
 
-def _check_same_judge(path: Path, first: Mapping[str, float], second: Mapping[str, float]) -> None:
+def _check_same_evaluator(path: Path, first: Mapping[str, float], second: Mapping[str, float]) -> None:
     """Trials filed by another evaluate, or on other data, are no evidence."""
     if read_document(path)["spread"]:
         return
     if first != second:
         raise UsageError(
-            f"{path.parent}: its trials were judged by another evaluate: the original scored {dict(first)} then, "
+            f"{path.parent}: its trials were scored by another evaluate: the original scored {dict(first)} then, "
             f"{dict(second)} now; give another folder"
         )
 

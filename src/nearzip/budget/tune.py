@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from nearzip.budget.budgets import MaxLoss, check_budgets
 from nearzip.budget.deepsz import DeepSzSearch
 from nearzip.budget.delta_dnn import DeltaDnnSearch
-from nearzip.budget.families import family_of
-from nearzip.budget.measure import Evaluate, Subject
-from nearzip.budget.plan import CalibratedRounding, Plan, Trial
+from nearzip.budget.evaluators import Evaluate
+from nearzip.budget.intervals import check_confidence
+from nearzip.budget.plan import TUNE, Plan
 from nearzip.budget.search import EVALUATIONS, search
-from nearzip.budget.trials import Runner, Watch, check_budgets
-from nearzip.errors import BudgetError, UsageError
-from nearzip.storage import Path_
+from nearzip.budget.spaces import space_of
+from nearzip.budget.subject import Network
+from nearzip.budget.trial import Trial
+from nearzip.budget.trials import Runner, Watch
+from nearzip.errors import BudgetError, NotShownError, UsageError
+from nearzip.fileio import Path_
 from nearzip.version import __version__
 
 __all__ = ["STRATEGIES", "check_tuned", "evaluations_of", "parameters_of", "plan_of", "tune"]
@@ -31,7 +35,7 @@ def tune(
     base: Mapping[str, Any] | None = None,
     method: str = "nearzip",
     evaluate: Evaluate | None = None,
-    max_loss: float | Mapping[str, float] | None = None,
+    max_loss: MaxLoss | None = None,
     *,
     options: Mapping[str, Any] | None = None,
     knob: str | None = None,
@@ -39,6 +43,7 @@ def tune(
     evaluations: int | None = None,
     trials: Path_ | None = None,
     seed: int = 0,
+    confidence: float | None = None,
     progress: Watch | None = None,
     **parameters: Any,
 ) -> Plan:
@@ -54,17 +59,18 @@ def tune(
         As for `compress`.
     method : str
         One of `methods()`; what is turned is its bound, or the option that stands for one.
-    evaluate : callable
+    evaluate : callable or Evaluator
         Takes a dict of arrays; returns a number, or a dict of numbers by metric. Higher is better.
-    max_loss : float or dict
-        The largest loss allowed, absolute, in evaluate's units, against the original network; by metric if it is a dict
-        (metrics that it does not name are recorded), else the same for every metric. May be left out where the strategy
-        "deepsz" is given `max_bytes`.
+        `nearzip.torch.evaluator` makes one.
+    max_loss : float, str or dict
+        The largest loss allowed against the original network: a number in evaluate's units, or a share of the
+        original's score ("0.2%"). A dict limits metrics by name or pattern (``{"top1": 0.002, "class/*": "5%"}``);
+        metrics that it does not name are recorded. May be left out where the strategy "deepsz" is given `max_bytes`.
     options : mapping
         The method's own settings, held fixed.
     knob : str
-        What to turn: a kind of bound ("abs", "rel", "pwrel", "rms") or an option of the method that trades size for
-        accuracy ("bits", "keep"). Default: the first kind of bound that the method promises, else such an option.
+        What to turn: a kind of bound ("abs", "rel", "pwrel", "rms", "upd") or an option of the method that trades size
+        for accuracy ("bits", "keep"). Default: the first kind of bound that the method promises, else such an option.
     strategy : str
         "nearzip": ours. "delta-dnn": Algorithm 1 of Hu et al., ICPP 2020. "deepsz": Algorithms 1 and 2 of Jin et al.,
         HPDC 2019.
@@ -72,11 +78,15 @@ def tune(
         Most trials of our strategy, besides two evaluations of the original. The papers' have their own ends.
     trials : path
         A folder where every trial is filed as soon as it is measured; a search that was interrupted goes on from there.
-        Taken are trials of the same network, base, settings, release of nearzip and judge: a function of the same name
-        and, if it has an attribute `identity` (a text, as `nearzip.torch.evaluator`'s have), of the same identity. One
-        that would be chosen is measured once more.
+        Trials are reused for the same network, base, settings, release of nearzip and evaluator: a function of the same
+        name and, if it has an attribute `identity` (a text, as `nearzip.torch.evaluator`'s have), of the same identity.
+        One that would be chosen is measured once more.
     seed : int
-        Python's, NumPy's and torch's global generators start from it at every evaluation, and are put back afterwards.
+        Python's, NumPy's and torch's global generators start from it at every evaluation; their states are restored
+        afterwards.
+    confidence : float
+        0.95: a trial is within a budget only if the loss is shown to be, with 95 % confidence, by an evaluator that has
+        samples. Default: the evaluator's own, or none.
     progress : callable
         Called with a `Status` after every trial.
     **parameters
@@ -93,8 +103,10 @@ def tune(
     ------
     BudgetError
         No setting tried was within the budget, or none as small as `max_bytes`; the message says the best one reached.
+    NotShownError
+        With a confidence: no setting is shown to be within the budget; the message says how many samples would do.
     UsageError
-        An argument that cannot be meant; trials in the folder that another judge or release filed.
+        Invalid argument or combination of arguments; trials in the folder that another evaluator or release filed.
     Error
         `evaluate` raised, or gave no number for the original network.
 
@@ -118,26 +130,28 @@ def tune(
     finder = _finder(strategy, parameters)
     if evaluate is None or (max_loss is None and getattr(finder, "max_bytes", None) is None):
         raise UsageError("tune needs evaluate, a function of a dict of arrays, and max_loss")
-    check_tuned({} if max_loss is None else max_loss, seed)
-    subject = Subject.of(tensors, base, evaluate, seed)
+    check_tuned({} if max_loss is None else max_loss, seed, confidence)
+    subject = Network.of(tensors, base, evaluate, seed)
     if finder is not None and evaluations is not None:
         raise UsageError(f"evaluations limits the strategy 'nearzip'; {strategy!r} {finder.ends}")
     most = evaluations_of(evaluations)
-    family = family_of(subject, method, options, knob)
-    family.at(family.start).default.checked()
-    runner = Runner(subject, max_loss, trials, progress)
+    space = space_of(subject, method, options, knob)
+    space.at(space.start).default.checked()
+    runner = Runner(subject, max_loss, trials, progress, confidence)
     if finder is None:
         runner.most = most
-        chosen = runner.settled(lambda: search(runner, family, most))
+        chosen = runner.settled(lambda: search(runner, space, most))
     else:
         runner.most = getattr(finder, "most", 0)
-        chosen = runner.settled(lambda: finder.search(runner, family))
+        chosen = runner.settled(lambda: finder.search(runner, space))
     described = {"evaluations": most} if finder is None else asdict(finder)
     return plan_of(runner, chosen, method, {"name": strategy, "knob": knob, **described})
 
 
-def check_tuned(max_loss: Any, seed: Any) -> None:
-    """What can be refused before anything is evaluated. Raises UsageError."""
+def check_tuned(max_loss: Any, seed: Any, confidence: Any = None) -> None:
+    """Refuses what can be refused before anything is evaluated. Raises UsageError."""
+    if confidence is not None:
+        check_confidence(confidence)
     if type(seed) is not int:
         raise UsageError(f"a seed is an integer, not {seed!r}")
     check_budgets(max_loss)
@@ -193,13 +207,29 @@ def evaluations_of(wanted: int | None) -> int:
     return wanted
 
 
-def _why_nothing_fits(runner: Runner, method: str) -> str:
+def _nothing_fits(runner: Runner, method: str) -> BudgetError:
     best = min(runner.trials, key=lambda trial: trial.usage)
     losses = ", ".join(f"{name} {best.losses[name]:.6g} of {allowed:g}" for name, allowed in runner.max_loss.items())
-    return (
-        f"no setting of {method} is within the budget after {len(runner.trials)} trials; the best reached, "
-        f"{best.assignment}, loses {losses}; allow more, or take a method that can be lossless"
+    reached = (
+        f"within the budget after {len(runner.trials)} trials; the best reached, {best.assignment}, loses {losses}"
     )
+    if best.intervals and "broken" not in _verdicts(runner, best).values():
+        return NotShownError(f"no setting of {method} is shown to be {reached}; {_enough(runner, best)}")
+    return BudgetError(f"no setting of {method} is {reached}; allow more, or take a method that can be lossless")
+
+
+def _verdicts(runner: Runner, trial: Trial) -> dict[str, str]:
+    return {name: trial.intervals[name].verdict(allowed) for name, allowed in runner.max_loss.items()}
+
+
+def _enough(runner: Runner, trial: Trial) -> str:
+    """How many samples would show what was not shown."""
+    open_ = [name for name, verdict in _verdicts(runner, trial).items() if verdict == "not shown"]
+    needed = [trial.intervals[name].samples_needed(runner.max_loss[name]) for name in open_]
+    known = [n for n in needed if n is not None]
+    if not known or len(known) < len(needed):
+        return "it loses too much for any number of samples to show otherwise; allow more"
+    return f"about {max(known)} samples would show that it is; give the evaluator more"
 
 
 def plan_of(
@@ -207,27 +237,28 @@ def plan_of(
     chosen: Trial | None,
     method: str,
     strategy: Mapping[str, Any],
-    calibration: CalibratedRounding | None = None,
+    made_by: Mapping[str, Any] | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> Plan:
     """The plan of a search that has ended. Raises BudgetError if it found nothing."""
     if chosen is None:
-        raise BudgetError(_why_nothing_fits(runner, method))
+        raise _nothing_fits(runner, method)
     subject = runner.subject
     own = {"nearzip": __version__, "numpy": np.__version__, "python": platform.python_version()}
     return Plan(
-        choices={name: chosen.assignment[name] for name in subject.tensors},
+        choices={name: chosen.assignment[name] for name in subject.names},
         chosen=chosen,
         trials=runner.trials,
         max_loss=runner.max_loss,
         original=runner.original,
         original_again=runner.original_again,
-        network_id=runner.network_id,
+        network_id=runner.id,
         base_id=runner.base_id,
         original_bytes=subject.n_bytes,
         evaluate=runner.evaluate_name,
         strategy=dict(strategy),
         seed=subject.seed,
         versions=own | dict(versions or {}),
-        calibration=calibration,
+        made_by=dict(made_by or {"name": TUNE}),
+        confidence=runner.confidence,
     )

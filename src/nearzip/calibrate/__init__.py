@@ -1,4 +1,4 @@
-"""Rounding where the network's own answers say that it matters least. Needs the extra `torch`.
+"""Second-order rounding: round weights where it changes the network's outputs least. Needs the extra `torch`.
 
 Examples
 --------
@@ -18,8 +18,8 @@ try:
 except ImportError:
     raise missing_extra("PyTorch", "torch", "nearzip.calibrate") from None
 
-from nearzip.calibrate.calibration import Damping
-from nearzip.calibrate.compression import compress, compress_file
-from nearzip.calibrate.planning import tune
+from nearzip.calibrate.api import compress, compress_file
+from nearzip.calibrate.settings import Calibration, Damping
+from nearzip.calibrate.tune import tune
 
-__all__ = ["Damping", "compress", "compress_file", "tune"]
+__all__ = ["Calibration", "Damping", "compress", "compress_file", "tune"]

@@ -1,4 +1,4 @@
-"""Running a network on the user's batches: what goes in, what comes out, and how far two outputs are apart."""
+"""A network and the batches that it is calibrated on: its predictions, and how far two of them are apart."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nearzip.errors import UsageError
+from nearzip.network.calls import Caller, call, moved, output_of
 
-__all__ = ["Forward", "Output", "Runner", "call"]
+__all__ = ["Forward", "Output", "Predictor"]
 
 #: From a network and a batch to its predictions.
 Forward = Callable[[nn.Module, Any], Tensor]
@@ -22,31 +23,8 @@ Forward = Callable[[nn.Module, Any], Tensor]
 Output = Literal["logits", "values"]
 
 
-def _moved(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {name: _moved(value, device) for name, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return [_moved(value, device) for value in batch]
-    return batch
-
-
-def call(module: nn.Module, batch: Any) -> Tensor:
-    """The usual ways: a tensor is the input; a tuple or list holds the input first (and perhaps targets); a mapping
-    holds keyword arguments. Predictions are a tensor, an object's `logits`, or the first of a tuple.
-    """
-    if isinstance(batch, Mapping):
-        output = module(**batch)
-    else:
-        output = module(batch[0] if isinstance(batch, (tuple, list)) else batch)
-    if isinstance(output, Mapping):
-        output = output.get("logits")
-    elif not isinstance(output, Tensor):
-        output = getattr(output, "logits", output[0] if isinstance(output, (tuple, list)) and output else None)
-    if not isinstance(output, Tensor):
-        raise UsageError("the network returns no tensor, and nothing called logits; say how to call it with forward=")
-    return output
+def _predictions(module: nn.Module, batch: Any) -> Tensor:
+    return output_of(call(module, batch), "forward")
 
 
 @contextlib.contextmanager
@@ -70,7 +48,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             m.training = training
 
 
-class Runner:
+class Predictor:
     """A network, how it is called, and the batches that it is called with."""
 
     def __init__(
@@ -84,10 +62,8 @@ class Runner:
         if output not in ("logits", "values"):
             raise UsageError(f"output is 'logits' or 'values', not {output!r}")
         self.module, self.output = module, output
-        self._forward = forward or call
-        first = next(module.parameters(), None)
-        self._device = first.device if first is not None else torch.device("cpu")
-        self.batches = [_moved(batch, self._device) for batch in itertools.islice(batches, most)]
+        self._caller = Caller(module, forward or _predictions)
+        self.batches = [moved(batch, self._caller.device) for batch in itertools.islice(batches, most)]
         if not self.batches:
             raise UsageError("calibration needs at least one batch")
 
@@ -96,12 +72,7 @@ class Runner:
 
     def predictions(self, batch: Any, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
         """Shape (predictions, classes), float32; with other tensors in place of the module's own, if given."""
-        if tensors is None:
-            found = self._forward(self.module, batch)
-        else:
-            found = torch.func.functional_call(_Called(self.module, self._forward), {
-                f"module.{name}": value for name, value in tensors.items()
-            }, (batch,))  # fmt: skip
+        found = self._caller(batch, tensors)
         if not isinstance(found, Tensor) or not found.is_floating_point() or not found.dim():
             raise UsageError("forward= returns the network's predictions, a floating-point tensor")
         if tensors is None and not (found.numel() and bool(torch.isfinite(found).all())):
@@ -111,7 +82,7 @@ class Runner:
         return found.reshape(-1, found.shape[-1]).float()
 
     def score(self, predictions: Tensor, generator: torch.Generator) -> Tensor:
-        """Gradient, at the predictions, of the logarithm of the probability of an answer drawn from the network itself.
+        """Gradient, at the predictions, of the logarithm of the probability of an output drawn from the network itself.
 
         Its second moment is the Fisher information: the curvature of the divergence that `divergence` measures.
         """
@@ -140,15 +111,3 @@ class Runner:
             ]
         mean = sum(kl * n for kl, n in found) / sum(n for _, n in found)
         return mean if math.isfinite(mean) else math.inf
-
-
-class _Called(nn.Module):
-    """Lets `functional_call` swap the tensors of a network that is called in the user's own way."""
-
-    def __init__(self, module: nn.Module, forward: Forward):
-        super().__init__()
-        self.module = module
-        self._how = forward
-
-    def forward(self, batch: Any) -> Tensor:
-        return self._how(self.module, batch)

@@ -3,67 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from nearzip.archive import Progress
-from nearzip.bounds import Bound, Lossless, NoPromise, PointwiseRelative
+from nearzip.bounds import Bound, NoPromise
 from nearzip.budget import Assignment, Choice
-from nearzip.calibrate.calibration import Calibration, Damping, Rounded, floats_of
-from nearzip.calibrate.network import Forward, Output, Runner
+from nearzip.calibrate.network import Predictor
+from nearzip.calibrate.rounder import Rounded, Rounder, floats_of
 from nearzip.calibrate.sensitivity import gather
+from nearzip.calibrate.settings import Calibration
 from nearzip.errors import UsageError
 from nearzip.tensors import Array, Checkpoint
+from nearzip.updates import absolute_bounds
 
-__all__ = ["How", "Prepared", "check_kept"]
-
-
-def check_kept(bound: Bound) -> Bound:
-    """Itself. Raises UsageError for a bound that calibrated rounding does not keep."""
-    if isinstance(bound, (Lossless, PointwiseRelative)):
-        raise UsageError(f"calibration keeps absolute, relative and rms bounds, not {bound}")
-    return bound
-
-
-@dataclass(frozen=True)
-class How:
-    """How a network is called and its weights are rounded; `nearzip.calibrate.compress` describes each."""
-
-    bound: Bound
-    tune: bool = True
-    damping: Damping = field(default_factory=Damping)
-    forward: Forward | None = None
-    output: Output = "logits"
-    n_batches: int = 8
-
-    def __post_init__(self) -> None:
-        if type(self.n_batches) is not int or self.n_batches < 1:
-            raise UsageError(f"n_batches is a positive number, not {self.n_batches!r}")
+__all__ = ["Prepared"]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What calibrating leaves to be done once the step is known.
+    """A checkpoint and its rounder: everything but the choice of the step.
 
     Parameters
     ----------
     source : Checkpoint
-        What is stored: the module's tensors, and perhaps others, which keep every bit.
+        The tensors to store: the module's, and perhaps others, which keep every bit.
     base : Checkpoint or None
-    calibration : Calibration
+    rounder : Rounder
         Of the module's tensors, tied ones under their first name.
     ties : dict of str to str
         Names of parameters that are another one's, to the first of them.
-    how : How
+    calibration : Calibration
+    bound : Bound
+        Kept for every value.
     """
 
     source: Checkpoint
     base: Checkpoint | None
-    calibration: Calibration
+    rounder: Rounder
     ties: Mapping[str, str]
-    how: How
+    calibration: Calibration
+    bound: Bound
 
     @staticmethod
     def of(
@@ -71,7 +53,8 @@ class Prepared:
         base: Checkpoint | None,
         module: nn.Module,
         batches: Iterable[Any],
-        how: How,
+        calibration: Calibration,
+        bound: Bound,
         threads: int,
         progress: Progress | None = None,
     ) -> Prepared:
@@ -79,29 +62,28 @@ class Prepared:
         ties = _tied(module)
         known = [name for name in module.state_dict() if name in source.specs and name not in ties]
         tensors = floats_of({name: source.read(name) for name in known})
-        runner = Runner(module, batches, how.forward, how.output, how.n_batches)
-        sensitivity = gather(runner, progress=progress)
+        predictor = Predictor(module, batches, calibration.forward, calibration.output, calibration.n_batches)
+        sensitivity = gather(predictor, progress=progress)
         same = _same_kind(base, tensors)
-        calibration = Calibration(runner, sensitivity, tensors, same, how.bound, how.damping, threads)
-        return Prepared(source, base, calibration, ties, how)
+        bounds = absolute_bounds(source, base, bound, list(tensors), threads)
+        rounder = Rounder(predictor, sensitivity, tensors, same, bounds, calibration.damping, threads)
+        return Prepared(source, base, rounder, ties, calibration, bound)
 
     @property
     def known(self) -> frozenset[str]:
         """Names of the tensors that are rounded."""
-        return frozenset(
-            {*self.calibration.tensors, *(n for n, to in self.ties.items() if to in self.calibration.tensors)}
-        )
+        return frozenset({*self.rounder.tensors, *(n for n, to in self.ties.items() if to in self.rounder.tensors)})
 
     def step_for(self, divergence: float) -> float:
         """The step estimated to lead to that divergence. Raises UsageError if nothing is known about it."""
-        found = self.calibration.steps.for_divergence(divergence)
+        found = self.rounder.steps.for_divergence(divergence)
         if found is None:
             raise UsageError("the batches use no weights that could be calibrated; give a step")
         return found
 
     def round(self, step: float) -> Rounded:
         """All tensors of the module, tied ones included."""
-        rounded = self.calibration.round(step, self.how.tune)
+        rounded = self.rounder.round(step, self.calibration.fit_biases)
         for name, to in self.ties.items():
             if to in rounded.tensors:
                 rounded.tensors[name], rounded.steps[name] = rounded.tensors[to], rounded.steps[to]
@@ -113,13 +95,13 @@ class Prepared:
 
     def plain(self, step: float) -> Assignment:
         """Settings of nearly the same size without calibrating: each value to its nearest level."""
-        steps = self.calibration.plain_steps(step)
+        steps = self.rounder.plain_steps(step)
         steps |= {name: steps[to] for name, to in self.ties.items() if to in steps}
         return self._assignment(step, steps, None)
 
     def _assignment(self, step: float, steps: Mapping[str, float], targets: Mapping[str, Array] | None) -> Assignment:
         """Each tensor with its own step; what the network does not know keeps every bit."""
-        bound = None if isinstance(self.how.bound, NoPromise) else self.how.bound
+        bound = None if isinstance(self.bound, NoPromise) else self.bound
 
         def choice(own: float) -> Choice:
             return Choice("nearzip", {"step": own, "finer": 0.0}, bound)

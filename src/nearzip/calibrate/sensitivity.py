@@ -1,8 +1,8 @@
-"""How much the network's answers change with each weight: Fisher information, factored by inputs and gradients.
+"""How much the network's outputs depend on each weight: Fisher information, factored by inputs and gradients.
 
 For a matrix W with inputs x and gradients g at its outputs, the information about W is close to E[x x^T] times E[g g^T]
 (Kronecker factors; Martens and Grosse, arXiv:1503.05671; convolutions: Grosse and Martens, arXiv:1602.01407, where
-places count as independent). The gradients are those of answers drawn from the network's own distribution.
+positions count as independent). The gradients are those of outputs drawn from the network's own distribution.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nearzip.calibrate.gram import Gram
-from nearzip.calibrate.network import Runner
+from nearzip.calibrate.network import Predictor
 from nearzip.calibrate.uses import Piece, Use, watching
 
 __all__ = ["Sensitivity", "Weighed", "gather"]
@@ -30,7 +30,7 @@ class Weighed:
 
 @dataclass
 class _Sums:
-    """Of all uses of one kind of one piece."""
+    """Sums over all uses of one kind of one piece."""
 
     inputs: Gram | None = None
     gradients: Gram | None = None
@@ -45,7 +45,7 @@ class _Sums:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What `gather` found.
+    """The sensitivity of a network, as `gather` returns it.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def _joined(one: Weighed, other: Weighed) -> Weighed:
 
 
 def _without_overlaps(found: dict[Piece, Weighed]) -> dict[Piece, Weighed]:
-    """Of pieces that share rows of a parameter, the larger one."""
+    """Drop pieces that share rows of a parameter with a larger one."""
     kept: dict[Piece, Weighed] = {}
     for piece in sorted(found, key=lambda p: p.start - p.stop):
         if all(o.name != piece.name or o.stop <= piece.start or piece.stop <= o.start for o in kept):
@@ -110,26 +110,26 @@ def _without_overlaps(found: dict[Piece, Weighed]) -> dict[Piece, Weighed]:
     return {piece: kept[piece] for piece in found if piece in kept}
 
 
-def gather(runner: Runner, seed: int = 0, progress: Callable[[int, int], None] | None = None) -> Sensitivity:
-    """One pass forward and one back over the batches. Raises UsageError as `Runner.predictions` does."""
-    parameters = {name: p for name, p in runner.module.named_parameters() if p.is_floating_point()}
+def gather(predictor: Predictor, seed: int = 0, progress: Callable[[int, int], None] | None = None) -> Sensitivity:
+    """One pass forward and one back over the batches. Raises UsageError as `Predictor.predictions` does."""
+    parameters = {name: p for name, p in predictor.module.named_parameters() if p.is_floating_point()}
     gatherer = _Gatherer()
     squares = dict.fromkeys(parameters, 0.0)
     generator = torch.Generator().manual_seed(seed)
     n_predictions = 0
-    with runner.evaluating(), torch.enable_grad():
-        for i, batch in enumerate(runner.batches):
+    with predictor.evaluating(), torch.enable_grad():
+        for i, batch in enumerate(predictor.batches):
             with watching({id(p): name for name, p in parameters.items()}, gatherer.see):
-                predictions = runner.predictions(batch)
+                predictions = predictor.predictions(batch)
             n_predictions += len(predictions)
             if predictions.requires_grad:
-                predictions.backward(runner.score(predictions, generator))  # type: ignore[no-untyped-call]
+                predictions.backward(predictor.score(predictions, generator))  # type: ignore[no-untyped-call]
             for name, parameter in parameters.items():
                 if parameter.grad is not None:
-                    # Answers are drawn independently, so the square of the sum stands for the sum of squares.
+                    # Outputs are drawn independently, so the expected square of the sum is that of the sum of squares.
                     squares[name] += float(parameter.grad.float().square().mean())
                 parameter.grad = None
             if progress:
-                progress(i + 1, len(runner.batches))
+                progress(i + 1, len(predictor.batches))
     curvature = {name: square / n_predictions for name, square in squares.items()}
     return Sensitivity(gatherer.weighed(n_predictions), curvature, n_predictions)

@@ -1,4 +1,4 @@
-"""The distance between levels, tensor by tensor, from one Lagrangian.
+"""The step (distance between levels) of each tensor, from one Lagrangian.
 
 A value that is coded with step s costs about -log2 s bits, and its rounding s^2 c / 24 nats of divergence, c being what
 a unit of error costs there. So at the best steps s^2 c is the same everywhere; where most levels are zero, a finer
@@ -24,9 +24,9 @@ _UNKNOWN = 1 / 8
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a tensor: logarithm of what a unit of error costs (None: unknown), and how many values there are.
+    """A tensor's cost: the logarithm of the cost of a unit of error (None: unknown), and the number of values.
 
-    `carried`: whether its error is carried on, which is what the network's step is about.
+    `carried`: whether its error is carried to later columns; the network's step is defined over those tensors.
     """
 
     log_cost: float | None

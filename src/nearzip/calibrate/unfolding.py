@@ -1,4 +1,4 @@
-"""What a convolution multiplies its kernels with, as rows of a matrix."""
+"""The patches that a convolution multiplies its kernels with, as rows of a matrix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _each(value: Any, n: int) -> list[int]:
 
 
 def _margins(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[tuple[int, int]]:
-    """Zeros before and behind each dimension."""
+    """Zeros before and after each dimension."""
     if padding == "valid":
         return [(0, 0)] * len(kernel)
     if padding == "same":
@@ -28,7 +28,7 @@ def _margins(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> li
 
 
 def patches(images: Tensor, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any) -> Tensor:
-    """Every place of a convolution's kernel, as one row.
+    """Every position of a convolution's kernel, as one row.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def patches(images: Tensor, kernel: Sequence[int], stride: Any, padding: Any, di
 
     Returns
     -------
-    tensor, shape (n * places, channels * prod(kernel))
+    tensor, shape (n * positions, channels * prod(kernel))
         Columns in the order of a kernel's values, (channel, *kernel).
 
     Examples
@@ -53,5 +53,5 @@ def patches(images: Tensor, kernel: Sequence[int], stride: Any, padding: Any, di
     padded = functional.pad(images, [m for pair in reversed(margins) for m in pair])
     for i, (k, step, gap) in enumerate(zip(kernel, steps, gaps, strict=True)):
         padded = padded.unfold(2 + i, gap * (k - 1) + 1, step)[..., ::gap]
-    # (n, channels, *places, *kernel) -> (n, *places, channels, *kernel)
+    # (n, channels, *positions, *kernel) -> (n, *positions, channels, *kernel)
     return padded.movedim(1, 1 + n).flatten(0, n).flatten(1)

@@ -1,4 +1,4 @@
-"""Which weights a network multiplies its inputs with, seen while it runs.
+"""Records which weights a network multiplies its inputs with, while it runs.
 
 PyTorch's functions are watched, not modules, so that attention, tied weights and hand-written layers are seen as well.
 """
@@ -20,7 +20,7 @@ from nearzip.calibrate.unfolding import patches
 
 __all__ = ["Piece", "Use", "watching"]
 
-#: While functions are watched they are replaced in PyTorch's own modules, so one thread at a time.
+#: Watched functions are replaced in PyTorch's own modules, so only one thread at a time may watch.
 _ONE_AT_A_TIME = threading.RLock()
 
 
@@ -37,7 +37,7 @@ class Piece:
     groups : int
         Of a convolution; 1 otherwise.
     turned : bool
-        Whether the parameter holds inputs by outputs (`addmm`) instead of outputs by inputs.
+        Whether the parameter is inputs by outputs (`addmm`) instead of outputs by inputs.
     """
 
     name: str
@@ -89,7 +89,7 @@ class _Watcher:
         self._names, self._report = names, report
 
     def piece_of(self, weight: Any, groups: int = 1, turned: bool = False) -> Piece | None:
-        """The parameter that `weight` is, or is some rows of."""
+        """The parameter that `weight` is, or that it is some rows of."""
         if not isinstance(weight, Tensor):
             return None
         if id(weight) in self._names:
@@ -135,7 +135,7 @@ class _Watcher:
         dimensions = weight.dim() - 2
         batched = input if input.dim() == dimensions + 2 else input[None]
         columns = patches(batched, weight.shape[2:], stride, padding, dilation)
-        # (n, channels * kernel) -> by group; a group's channels stand together.
+        # (n, channels * kernel) -> by group; the channels of a group are adjacent.
         by_group = columns.reshape(len(columns), groups, -1).transpose(0, 1)
 
         def split(gradient: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ def watching(names: Mapping[int, str], report: Report) -> Iterator[None]:
     Compiled and scripted networks call nothing that can be watched.
     """
     watcher = _Watcher(names, report)
-    places: list[tuple[Any, str, Callable[..., None]]] = [
+    watched: list[tuple[Any, str, Callable[..., None]]] = [
         (functional, "linear", watcher.linear),
         (functional, "embedding", watcher.embedding),
         (functional, "conv1d", watcher.convolution),
@@ -176,11 +176,11 @@ def watching(names: Mapping[int, str], report: Report) -> Iterator[None]:
         (torch, "addmm", watcher.addmm),
     ]
     with _ONE_AT_A_TIME:
-        originals = [(place, name, getattr(place, name)) for place, name, _ in places]
+        originals = [(module, name, getattr(module, name)) for module, name, _ in watched]
         try:
-            for (place, name, original), (_, _, see) in zip(originals, places, strict=True):
-                setattr(place, name, _watched(original, see))
+            for (module, name, original), (_, _, see) in zip(originals, watched, strict=True):
+                setattr(module, name, _watched(original, see))
             yield
         finally:
-            for place, name, original in originals:
-                setattr(place, name, original)
+            for module, name, original in originals:
+                setattr(module, name, original)

@@ -1,55 +1,63 @@
-"""The command line: each command calls one public function and formats what it returns."""
+"""The command line: each command calls one public function and formats what it returns.
+
+This module imports next to nothing, so that Ctrl-C is handled from the first moment; the commands are in `commands`.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-import threading
 from types import FrameType
 
-import click
+#: Not from `typing`, which takes long to import; type checkers know the name.
+TYPE_CHECKING = False
 
-from nearzip.cli.certify import certify
-from nearzip.cli.demo import demo
-from nearzip.cli.looking import compare, inspect, methods
-from nearzip.cli.pulling import pull
-from nearzip.cli.reporting import report
-from nearzip.cli.running import OneLineGroup
-from nearzip.cli.store import store
-from nearzip.cli.transfer import compress, decompress
-from nearzip.cli.tuning import tune
-from nearzip.version import __version__
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["cli", "main"]
 
-
-@click.group(cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="nearzip")
-def cli() -> None:
-    """Compress neural networks, and updates between their versions, within an error bound that is kept.
-
-    Results go to stdout, everything else to stderr. Exit codes: 0 ok, 1 warnings, 2 usage, 3 error, 10 no such file,
-    11 somebody else is writing, 12 corrupt, 13 format newer than this release, 14 limit exceeded, 15 bound or budget
-    missed, 130 interrupted.
-    """
-
-
-for command in (compress, decompress, tune, inspect, compare, certify, methods, store, demo):
-    cli.add_command(command)
-store.add_command(pull)
-store.add_command(report)
+_INTERRUPTED = b"nearzip: error: interrupted; no part of a file was left behind\n"
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End at once: nothing is being written before a command begins and after it has ended."""
+    os.write(2, _INTERRUPTED)
+    os._exit(130)
+
+
 def main() -> None:
     """Entry point of `nearzip`. Ends the process with the exit code."""
+    try:
+        signal.signal(signal.SIGINT, _leave)
+        signal.signal(signal.SIGTERM, _terminate)  # unwinds, so that no part of a file is left behind
+        handled = True
+    except ValueError:  # not in the main thread
+        handled = False
     for stream in (sys.stdout, sys.stderr):
         # Names that the terminal cannot show are no reason to fail.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)  # unwinds, so that no part of a file is left behind
-    cli.main()
+    from nearzip.cli.commands import cli as group
+
+    try:
+        group.main()
+    except KeyboardInterrupt:
+        os.write(2, _INTERRUPTED)
+        sys.exit(130)
+    finally:
+        if handled:
+            signal.signal(signal.SIGINT, _leave)
+
+
+def __getattr__(name: str) -> Any:
+    if name != "cli":
+        raise AttributeError(f"module 'nearzip.cli' has no attribute {name!r}")
+    from nearzip.cli.commands import cli as group
+
+    return group

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import click
 
@@ -12,12 +12,11 @@ from nearzip.api import FileReport, open_input
 from nearzip.budget import Plan
 from nearzip.cli.functions import load_function
 from nearzip.errors import Error, UsageError
+from nearzip.fileio import Output
 
 __all__ = ["calibrated_file", "calibrated_plan", "calibration_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_CHOICES = {"forward", "output", "n_batches", "tune", "damping"}
 
 
 def calibration_options(function: F) -> F:
@@ -25,11 +24,11 @@ def calibration_options(function: F) -> F:
     options = (
         click.option(
             "--calibrate", metavar="PACKAGE.MODULE:FUNCTION",
-            help="Round as a network on a few batches says; the function returns both. Needs --step, --kl, --bound or "
-            "--plan.",
+            help="Calibrate on sample batches; FUNCTION returns (module, batches), and perhaps a "
+            "nearzip.calibrate.Calibration. Needs --step, --kl, --bound or --plan.",
         ),
         click.option("--step", type=float, help="With --calibrate: distance between the levels of a weight."),
-        click.option("--kl", type=float, help="With --calibrate: most divergence of the answers, nats per prediction."),
+        click.option("--kl", type=float, help="With --calibrate: largest divergence of outputs, nats per prediction."),
     )  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -37,45 +36,56 @@ def calibration_options(function: F) -> F:
 
 
 def calibrated_file(
-    new: str, output: str, base: str | None, calibrate: str, step: float | None, kl: float | None, **more: Any
+    new: str | BinaryIO,
+    output: Output,
+    base: str | BinaryIO | None,
+    calibrate: str,
+    step: float | None,
+    kl: float | None,
+    **more: Any,
 ) -> FileReport:
     """Compress a file with the module, batches and options that the user's function returns."""
     from nearzip.calibrate import compress_file
 
-    module, batches, choices = _made(calibrate)
-    return compress_file(new, output, module, batches, base, step=step, kl=kl, **choices, **more)
+    module, batches, calibration = _made(calibrate)
+    return compress_file(new, output, module, batches, base, step=step, kl=kl, calibration=calibration, **more)
 
 
 def calibrated_plan(
     new: str, base: str | None, calibrate: str, evaluate: Callable[..., Any], max_loss: Any, **more: Any
 ) -> Plan:
     """Tune a file with the module, batches and options that the user's function returns."""
-    from nearzip.calibrate.planning import tune_file
+    from nearzip.calibrate.tune import tune_file
 
-    module, batches, choices = _made(calibrate)
+    module, batches, calibration = _made(calibrate)
     with contextlib.closing(open_input(new)) as source:
-        return tune_file(source, new, base, module, batches, evaluate, max_loss, **choices, **more)
+        return tune_file(source, new, base, module, batches, evaluate, max_loss, calibration=calibration, **more)
 
 
-def _made(calibrate: str) -> tuple[Any, Any, dict[str, Any]]:
+def _made(calibrate: str) -> tuple[Any, Any, Any]:
     function = load_function("--calibrate", calibrate)
     try:
-        answer = function()
+        returned = function()
     except Error:
         raise
     except Exception as error:
         raise UsageError(f"--calibrate {calibrate}: raised {type(error).__name__}: {error}") from error
-    return _parts(calibrate, answer)
+    return _parts(calibrate, returned)
 
 
-def _parts(calibrate: str, answer: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """Module, batches and, if the function gives them, options."""
+def _parts(calibrate: str, returned: Any) -> tuple[Any, Any, Any]:
+    """Module, batches and a `Calibration`, which the function may give as a dict of its fields."""
     import torch
 
-    if not isinstance(answer, tuple) or len(answer) not in (2, 3) or not isinstance(answer[0], torch.nn.Module):
-        raise UsageError(f"--calibrate {calibrate}: returns a module and batches, and perhaps a dict of options")
-    choices = answer[2] if len(answer) == 3 else {}
-    unknown = sorted(set(choices) - _CHOICES) if isinstance(choices, Mapping) else [repr(choices)]
+    from nearzip.calibrate import Calibration
+
+    if not isinstance(returned, tuple) or len(returned) not in (2, 3) or not isinstance(returned[0], torch.nn.Module):
+        raise UsageError(f"--calibrate {calibrate}: returns a module and batches, and perhaps a Calibration")
+    module, batches, options = (*returned, {})[:3]
+    if isinstance(options, Calibration):
+        return module, batches, options
+    known = sorted({"forward", "output", "n_batches", "damping", "fit_biases"})
+    unknown = sorted(set(options) - {*known, "tune"}) if isinstance(options, Mapping) else [repr(options)]
     if unknown:
-        raise UsageError(f"--calibrate {calibrate}: options are {', '.join(sorted(_CHOICES))}, not {unknown[0]}")
-    return answer[0], answer[1], dict(choices)
+        raise UsageError(f"--calibrate {calibrate}: options are {', '.join(known)}, not {unknown[0]}")
+    return module, batches, Calibration.of(None, options, calibrate)

@@ -11,22 +11,26 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
+from nearzip.errors import UsageError
+from nearzip.fileio import Output, refuse_terminal
 from nearzip.texts import human_bytes, safe
+
+if TYPE_CHECKING:  # Rich takes long to import, and few commands draw a table
+    from rich.progress import Progress
+    from rich.table import Table
 
 __all__ = [
     "Bar",
+    "check_streams",
     "facts",
     "hint",
     "human_bytes",
+    "input_of",
+    "output_of",
     "print_json",
     "print_json_line",
     "progress",
@@ -51,10 +55,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def print_json(command: str, document: Mapping[str, Any]) -> None:
-    """The one document on stdout."""
+def print_json(command: str, document: Mapping[str, Any], err: bool = False) -> None:
+    """The one document on stdout; on stderr (`err`) where stdout carries data."""
     whole = {"message_type": "summary", "command": command, **document}
-    click.echo(json.dumps(_plain(whole), indent=2, allow_nan=False))
+    click.echo(json.dumps(_plain(whole), indent=2, allow_nan=False), err=err)
 
 
 def print_json_line(document: Mapping[str, Any]) -> None:
@@ -62,26 +66,59 @@ def print_json_line(document: Mapping[str, Any]) -> None:
     click.echo(json.dumps(_plain(document), allow_nan=False), err=True)
 
 
-def _console() -> Console:
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=False)
-
-
-def show(*items: Any) -> None:
-    """Print on stdout. Strings are taken to be safe already."""
-    console = _console()
+def show(*items: Any, err: bool = False) -> None:
+    """Print to stdout, or to stderr (`err`) where stdout carries data. Strings are taken to be safe already."""
     for item in items:
         if isinstance(item, str):
-            click.echo(item)
+            click.echo(item, err=err)
         else:
-            console.print(item)
+            from rich.console import Console
+
+            Console(highlight=False, markup=False, emoji=False, soft_wrap=False, stderr=err).print(item)
+
+
+# ---- streams ---------------------------------------------------------------------------------------------------
+
+#: Names of stdout: what else is printed must not end up in the data.
+_STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+
+
+def output_of(name: str) -> Output:
+    """Where data goes: "-" is stdout. Raises UsageError if that is a terminal."""
+    if name not in _STDOUT:
+        return name
+    stream = sys.stdout.buffer
+    refuse_terminal(stream)
+    return stream
+
+
+def input_of(name: str) -> str | BinaryIO:
+    """Where data comes from: "-" is stdin. Raises UsageError if that is a terminal."""
+    if name != "-":
+        return name
+    if sys.stdin.isatty():
+        raise UsageError("standard input is a terminal; give a file name, or redirect the input")
+    return sys.stdin.buffer
+
+
+def check_streams(inputs: Iterable[str | None] = (), outputs: Iterable[str | None] = ()) -> bool:
+    """Whether stdout carries data. Raises UsageError for two inputs or two outputs called "-"."""
+    n_in, n_out = sum(name == "-" for name in inputs), sum(name in _STDOUT for name in outputs)
+    if n_in > 1 or n_out > 1:
+        raise UsageError(f"'-' is given for two {'inputs' if n_in > 1 else 'outputs'}; name a file for one of them")
+    return n_out == 1
+
+
+# ---- messages --------------------------------------------------------------------------------------------------
 
 
 def hint(text: str) -> None:
-    """Talk, on stderr."""
+    """Print a message to stderr."""
     click.echo(f"nearzip: {safe(text)}", err=True)
 
 
 def warn(text: str) -> None:
+    """Print a warning to stderr."""
     click.echo(f"nearzip: warning: {safe(text)}", err=True)
 
 
@@ -94,6 +131,10 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
 
 def rows_table(columns: Mapping[str, str], rows: Iterable[Iterable[object]]) -> Table:
     """A table; `columns` maps headings to "left" or "right". The first column gives way where space is short."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
     for i, (heading, side) in enumerate(columns.items()):
         first = i == 0
@@ -147,18 +188,26 @@ class Bar:
     def __init__(self, command: str, unit: str):
         self._command = command
         self._start = time.monotonic()
-        self._amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+        self._unit = unit
         self._progress: Progress | None = None
 
     def __call__(self, done: int, total: int, note: str | None = None) -> None:
         if self._progress is None and time.monotonic() - self._start < _PATIENCE:
             return
         if self._progress is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), self._amount, TimeRemainingColumn())
-            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._progress.add_task(self._command, total=total)
-            self._progress.start()
+            self._progress = self._begun(total)
         self._progress.update(self._task, completed=done, total=total, description=note or self._command)
+
+    def _begun(self, total: int) -> Progress:
+        from rich import progress as bars
+        from rich.console import Console
+
+        amount = bars.DownloadColumn() if self._unit == "bytes" else bars.MofNCompleteColumn()
+        columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), amount, bars.TimeRemainingColumn())
+        begun = bars.Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = begun.add_task(self._command, total=total)
+        begun.start()
+        return begun
 
     def stop(self) -> None:
         if self._progress is not None:

@@ -1,4 +1,4 @@
-"""nearzip demo."""
+"""`nearzip demo`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,23 @@ _PATH = click.Path(path_type=str)
 
 
 @click.command()
-@click.option("--data", type=_PATH, envvar="NEARZIP_DATA", metavar="DIR", help="A folder with MNIST's .gz files.")
-@click.option("--output", type=_PATH, default="demo-output", show_default=True, metavar="DIR", help="For all files.")
-@click.option("--epochs", type=click.IntRange(min=2), help="Versions. Default: 20, with MNIST 10.")
+@click.option(
+    "--data",
+    type=_PATH,
+    envvar="NEARZIP_DATA",
+    metavar="DIR",
+    help="A folder with MNIST's .gz files.  [default: scikit-learn's digits]",
+)
+@click.option(
+    "--output", type=_PATH, default="demo-output", show_default=True, metavar="DIR", help="Folder for all files."
+)
+@click.option("--epochs", type=click.IntRange(min=2), help="Number of versions.  [default: 20; 10 with MNIST]")
 @click.option("--force", is_flag=True, help="Overwrite an earlier demo's files.")
 @common_options
 def demo(data: str | None, output: str, epochs: int | None, force: bool, as_json: bool) -> None:
-    """Train a small network on real data, compress every epoch, restore it in a new process, check.
+    """Train a small network on real data, compress every epoch, restore the last in a new process, and check it.
 
-    Without --data, scikit-learn's own digits; with it (or NEARZIP_DATA), MNIST. Needs: pip install 'nearzip[demo]'
+    The data are scikit-learn's digits, or MNIST with --data (or NEARZIP_DATA). Needs: pip install 'nearzip[demo]'
     """
     with progress("demo", as_json, "steps") as callback:
         report = run_demo(
@@ -68,6 +76,6 @@ def _verdict(report: DemoReport) -> str:
     bound = max(method.bound for method in report.methods)
     return "\n".join([
         f"Accuracy and error are of restored networks; bound: at most {bound:g} for every weight, in all epochs.",
-        "Checked: for each method a new process restored the last epoch from the files, bit for bit as promised.",
+        "Checked: for each method, a new process restored the last epoch from the files, bit for bit.",
         f"Archives, demo.png and demo.json are in {report.output}",
     ])  # fmt: skip

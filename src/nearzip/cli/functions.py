@@ -10,13 +10,16 @@ from typing import Any
 
 import click
 
-from nearzip.errors import UsageError
+from nearzip.errors import Error, UsageError
 
 __all__ = ["load_function"]
 
 
 def load_function(option: str, spelled: str) -> Callable[..., Any]:
-    """The function of PACKAGE.MODULE:FUNCTION, the current folder first. Errors name the option."""
+    """The function (or evaluator) PACKAGE.MODULE:FUNCTION, looked for in the current folder first.
+
+    Errors name the option.
+    """
     module_name, colon, name = spelled.partition(":")
     if not colon or not module_name or not name:
         raise click.UsageError(f"{option} takes PACKAGE.MODULE:FUNCTION, not {spelled!r}")
@@ -26,10 +29,12 @@ def load_function(option: str, spelled: str) -> Callable[..., Any]:
         found: Any = importlib.import_module(module_name)
         for part in name.split("."):
             found = getattr(found, part)
+    except Error:
+        raise
     except (ImportError, AttributeError) as error:
         raise UsageError(f"{option} {spelled}: {error}") from error
     except Exception as error:
         raise UsageError(f"{option} {spelled}: importing it raised {type(error).__name__}: {error}") from error
-    if not callable(found):
+    if not callable(found) and not callable(getattr(type(found), "evaluation", None)):
         raise UsageError(f"{option} {spelled}: is a {type(found).__name__}, not a function")
     return found  # type: ignore[no-any-return]

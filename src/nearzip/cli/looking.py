@@ -12,9 +12,9 @@ import click
 import nearzip
 from nearzip.api import open_input
 from nearzip.archive import Reader, TensorReport
-from nearzip.cli.console import facts, human_bytes, print_json, progress, rows_table, safe, show
+from nearzip.cli.console import facts, human_bytes, print_json, progress, rows_table, safe, show, warn
 from nearzip.cli.running import common_options
-from nearzip.cli.transfer import bound_text, others_text, some
+from nearzip.cli.transfer import bound_text, others_text, share_text, some, threads_option
 from nearzip.comparison import Comparison, Figures
 from nearzip.errors import CorruptError, Error, WrongBaseError
 from nearzip.plots import check_plot, draw_comparison
@@ -176,25 +176,51 @@ def _inspect_table(reports: list[TensorReport], codings: list[tuple[str, ...]]) 
 @click.option("--force", is_flag=True, help="Overwrite the plot if it exists.")
 @click.option("--sort", type=click.Choice(["file", "name", "error"]), default="file", show_default=True)
 @click.option("--bits", type=click.IntRange(1, 16), help="Compare values quantized to so many bits, tensor by tensor.")
+@click.option("--exact", is_flag=True, help="Histogram and SSIM of every value; by default of a part of large tensors.")
 @_limit_option(100)
+@threads_option
 @common_options
 def compare(
-    a: str, b: str, plot: str | None, force: bool, sort: str, bits: int | None, limit: int, as_json: bool
-) -> None:
-    """Compare two networks: differences, linear fit, structural similarity.
+    a: str,
+    b: str,
+    plot: str | None,
+    force: bool,
+    sort: str,
+    bits: int | None,
+    exact: bool,
+    limit: int,
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """Compare two networks: differences, linear fit, structural similarity, and what the update from A to B would take.
 
-    Reads .safetensors, .pt, .pth, .bin, .npz, and .nz archives that need no base.
+    Reads .safetensors, .pt, .pth, .bin, .npz, and .nz archives that need no base. Exit code 1 if the networks have no
+    tensor in common.
     """
     if plot is not None:
-        check_plot(plot, force)
+        check_plot(plot, force, [a, b])
     with progress("compare", as_json, "values") as callback:
-        found = nearzip.compare(a, b, bits=bits, progress=callback)
+        found = nearzip.compare(
+            a, b, bits=bits, exact=exact, estimates=bits is None, threads=threads, progress=callback
+        )
     if plot is not None:
         draw_comparison(found, a, b, plot, force)
     if as_json:
         print_json("compare", _compare_document(found, a, b, plot))
     else:
         show(*_compare_text(found, a, b, plot, sort, limit))
+    if not found.anything_in_common:
+        warn(_nothing_text(found))
+        return 1
+    return 0
+
+
+def _nothing_text(found: Comparison) -> str:
+    """Why nothing was compared, and what to do."""
+    if not (found.only_in_a or found.only_in_b or found.mismatched):
+        return "neither holds a tensor; there is nothing to compare"
+    fallback = "they are different networks, or name their tensors differently"
+    return f"no tensor has the same name, dtype and shape in both: {found.reason or fallback}"
 
 
 def _figures_document(figures: Figures) -> dict[str, Any]:
@@ -207,12 +233,17 @@ def _compare_document(found: Comparison, a: str, b: str, plot: str | None) -> di
         "b": b,
         "plot": plot,
         "identical": found.identical,
+        "anything_in_common": found.anything_in_common,
+        "reason": found.reason,
         "bytes_a": found.n_bytes_a,
         "bytes_b": found.n_bytes_b,
         "ratio": found.ratio,
         "only_in_a": found.only_in_a,
         "only_in_b": found.only_in_b,
         "mismatched": found.mismatched,
+        "estimates": [
+            {"bound": str(one.bound), "bytes": one.n_bytes, "update_kept": one.share} for one in found.estimates
+        ],
         "total": _figures_document(found.total),
         "tensors": {name: _figures_document(figures) for name, figures in found.tensors.items()},
     }
@@ -221,13 +252,19 @@ def _compare_document(found: Comparison, a: str, b: str, plot: str | None) -> di
 def _compare_text(found: Comparison, a: str, b: str, plot: str | None, sort: str, limit: int) -> list[Any]:
     total = found.total
     fit, odd = total.fit, total.n_nonfinite_mismatches
-    head = facts([
+    sides = [
         ("a", f"{a} ({human_bytes(found.n_bytes_a)})"),
         ("b", f"{b} ({human_bytes(found.n_bytes_b)}; a is {found.ratio:.2f}x its size)"),
-        ("compared", f"{len(found.tensors):,} tensors, {total.n_values:,} values, {total.unchanged:.2%} unchanged"),
+        ("compared", _compared_text(found)),
         ("only in a", some(found.only_in_a)),
         ("only in b", some(found.only_in_b)),
         ("not alike", some([f"{name} ({why})" for name, why in found.mismatched.items()])),
+        ("because", found.reason if found.anything_in_common else None),
+    ]
+    if not found.anything_in_common:
+        return [facts(sides)]
+    head = facts([
+        *sides,
         ("NaN or Inf", f"in one only: {odd:,} values" if odd else None),
         ("error", f"max {total.max_abs_error:.4g}, rms {total.rms_error:.4g}, mean {total.mean_difference:.4g}; "
                   f"max relative {total.max_relative_error:.4g}"),
@@ -240,7 +277,26 @@ def _compare_text(found: Comparison, a: str, b: str, plot: str | None, sort: str
     shown = names[: limit or None]
     rest = _rest(len(names), len(shown))
     histogram = _histogram(total)
-    return [head, "", _compare_table(found, shown), *([rest] if rest else []), *(["", *histogram] if histogram else [])]
+    bounds = ["", _estimates_table(found)] if found.estimates else []
+    return [
+        head, "", _compare_table(found, shown), *([rest] if rest else []), *(["", *histogram] if histogram else []),
+        *bounds,
+    ]  # fmt: skip
+
+
+def _compared_text(found: Comparison) -> str:
+    total = found.total
+    if not found.anything_in_common:
+        return "nothing"
+    unchanged = f"{total.unchanged:.2%} unchanged" if total.n_values else "all of them empty"
+    return f"{len(found.tensors):,} tensors, {total.n_values:,} values, {unchanged}"
+
+
+def _estimates_table(found: Comparison) -> Any:
+    """What compressing b against a would come to."""
+    columns = {"update from a to b": "left", "about": "right", "kept": "right"}
+    rows = [(f"--bound {one.bound}", human_bytes(one.n_bytes), share_text(one.share)) for one in found.estimates]
+    return rows_table(columns, rows)
 
 
 def _ordered(found: Comparison, sort: str) -> list[str]:

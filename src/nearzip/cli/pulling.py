@@ -1,4 +1,4 @@
-"""nearzip store pull: bring a file to another version of a store."""
+"""`nearzip store pull`: update a file to another version of a store."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ __all__ = ["pull"]
 
 @click.command()
 @click.argument("place", metavar="URL[@SELECTOR]")
-@click.option("--to", "target", required=True, type=click.Path(path_type=str), metavar="FILE", help="What to update.")
-@click.option("--dry-run", is_flag=True, help="Say what it would take, and do nothing.")
-@click.option("--connections", type=click.IntRange(1, 64), default=4, show_default=True, help="Objects at a time.")
-@click.option("--max-download", callback=size_of, metavar="SIZE", help="Most to fetch, such as 200MB.")
+@click.option(
+    "--to", "target", required=True, type=click.Path(path_type=str), metavar="FILE", help="The file to update."
+)
+@click.option("--dry-run", is_flag=True, help="Show what it would fetch, and do nothing.")
+@click.option(
+    "--connections", type=click.IntRange(1, 64), default=4, show_default=True, help="Objects fetched at a time."
+)
+@click.option("--max-download", callback=size_of, metavar="SIZE", help="Refuse to fetch more, such as 200MB.")
 @click.option("--bandwidth", "bandwidths", multiple=True, type=click.FloatRange(min=0, min_open=True), metavar="MBPS",
-              help="Megabits per second to give the time for. Repeatable.  [default: 40.83 74.32 31.95]")  # fmt: skip
+              help="Show the time at this rate, in Mbit/s. Repeatable.  [default: 40.83 74.32 31.95]")  # fmt: skip
 @force_option
 @threads_option
 @common_options
@@ -39,11 +43,11 @@ def pull(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Bring FILE to a version of the store at URL, by the fewest bytes from what it holds.
+    """Update FILE to a version of the store at URL, fetching only what it lacks.
 
-    URL is a web host that serves the store's files, or any store. FILE (.safetensors, .pt, .npz) says by its content
-    which version it is, and need not exist; it is replaced when all is there and every digest is right. A pull that was
-    cut off goes on where it ended. SELECTOR is as for checkout.
+    URL is a web host that serves the store's files, or any store. The version of FILE (.safetensors, .pt, .npz) is
+    found by its content. FILE need not exist; it is replaced only when everything was fetched and every digest is
+    right. An interrupted pull continues where it stopped. SELECTOR is as for checkout.
     """
     started = time.perf_counter()
     url, selector = split_selector(place)
@@ -66,15 +70,15 @@ def pull(
 def _text(report: PullReport, rates: Sequence[float], seconds: float) -> str:
     held = "no file" if report.held is None else f"version {report.held}"
     if not report.route:
-        return facts([("file", report.path), ("version", f"{report.version}, as before")])
-    resumed = f", {human_bytes(report.n_resumed)} were there from before" if report.n_resumed else ""
-    moved = f"{human_bytes(report.n_moved)} of objects, {human_bytes(report.n_described)} of descriptions{resumed}"
+        return facts([("file", report.path), ("version", f"{report.version}, already up to date")])
+    resumed = f", {human_bytes(report.n_resumed)} from an interrupted pull" if report.n_resumed else ""
+    moved = f"{human_bytes(report.n_moved)} of objects, {human_bytes(report.n_described)} of manifests{resumed}"
     return facts([
         ("would write" if not report.done else "wrote", report.path),
         ("version", f"{report.version}, from {held}"),
-        ("way", f"{report.n_objects} objects, {human_bytes(report.n_needed)}: {report.ratio:.1f}x less than the "
+        ("route", f"{report.n_objects} objects, {human_bytes(report.n_needed)}: {report.ratio:.1f}x less than the "
                 f"{human_bytes(report.n_full)} of tensors"),
-        ("moved", None if not report.done else moved),
+        ("fetched", None if not report.done else moved),
         *[_time(report, rate) for rate in rates],
         ("time", None if not report.done else f"{seconds:.2f} s"),
     ])  # fmt: skip

@@ -1,4 +1,4 @@
-"""nearzip store report: a store as one HTML page."""
+"""`nearzip store report`: a store as one HTML page."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["report"]
 @click.argument("url")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=str), metavar="OUT.html")
 @click.option("--original", "originals", multiple=True, metavar="SELECTOR=FILE",
-              help="What was committed as a version, to measure its error beside the bound. Repeatable.")  # fmt: skip
+              help="The file committed as a version; shows its error beside the bound. Repeatable.")  # fmt: skip
 @click.option("--keep", "rules", multiple=True, metavar="RULE",
-              help="Show what pruning with this rule would free. Repeatable.  [default: some usual ones]")  # fmt: skip
+              help="Show what pruning with this rule would free. Repeatable.  [default: common rules]")  # fmt: skip
 @click.option("--newest", type=click.IntRange(min=1), default=100, show_default=True,
-              help="Versions whose objects are looked at for the space by tensor.")  # fmt: skip
+              help="Number of newest versions to include in the space by tensor.")  # fmt: skip
 @force_option
 @threads_option
 @common_options
@@ -40,7 +40,7 @@ def report(
 ) -> int:
     """Write one HTML page about a store: sizes, chains, metrics, errors, space by tensor, what pruning would free.
 
-    The page holds all it needs: no script, nothing to fetch.
+    The page is self-contained: no scripts, nothing to fetch.
     """
     opened = Store(url, threads=threads)
     with progress("store report", as_json) as callback:
@@ -61,7 +61,7 @@ def report(
             ("wrote", output),
             ("versions", f"{len(found.live):,}"),
             ("size", f"{human_bytes(found.n_bytes)} of tensors in {human_bytes(found.n_stored)}: {found.ratio:.1f}x"),
-            ("errors", None if worst is None else f"at most {100 * worst:.1f} % of what is promised"),
+            ("errors", None if worst is None else f"at most {100 * worst:.1f} % of the bound"),
         ]))  # fmt: skip
     return 1 if found.damage else 0
 

@@ -19,6 +19,7 @@ __all__ = ["OneLineGroup", "common_options", "showing_warnings"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+INTERRUPTED = "interrupted; no part of a file was left behind"
 #: As a shell reports a process that died of SIGPIPE.
 _BROKEN_PIPE = 141
 
@@ -77,17 +78,32 @@ class OneLineGroup(click.Group):
 
 def _fail(error: BaseException, debug: bool, as_json: bool) -> int:
     if isinstance(error, BrokenPipeError):
-        # Nobody reads any more; keep the interpreter's own flush from complaining.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         return _BROKEN_PIPE
-    if debug:
-        traceback.print_exception(error)
+    if type(error).__name__ == "NoArgsIsHelpError" and isinstance(error, click.UsageError) and error.ctx:
+        # Since Click 8.2 a group without a command raises its help; before, it printed it and ended with 0.
+        click.echo(error.ctx.get_help(), err=True)
+        return 2
     code, message = _explain(error)
-    if as_json:
-        print_json_line({"message_type": "exit_error", "code": code, "error": type(error).__name__, "message": message})
-    else:
-        click.echo(f"nearzip: error: {safe(message)}", err=True)
+    with contextlib.suppress(OSError):  # stderr may be full, too
+        if debug:
+            traceback.print_exception(error)
+        if as_json:
+            kind = type(error).__name__
+            print_json_line({"message_type": "exit_error", "code": code, "error": kind, "message": message})
+        else:
+            click.echo(f"nearzip: error: {safe(message)}", err=True)
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _silence(sys.stdout)
     return code
+
+
+def _silence(stream: Any) -> None:
+    """Nobody takes what is left in a stream; keep the interpreter's own flush at its end from complaining."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
@@ -100,8 +116,12 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, click.ClickException):
         return 2, error.format_message()
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
-        return 130, "interrupted; no part of a file was left behind"
+        return 130, INTERRUPTED
     if isinstance(error, MemoryError):
         return 3, "out of memory; give fewer --threads, or a machine with more"
+    if isinstance(error, OSError):
+        # Errors with files are named where they happen; what is left is the output of the command itself.
+        where = error.filename if isinstance(error.filename, (str, bytes)) else "standard output"
+        return 3, f"{os.fsdecode(where)}: {'cannot write: ' if error.filename is None else ''}{error.strerror or error}"
     text = f"{type(error).__name__}: {error}"
     return 3, f"{text}; this is a fault of nearzip, please report it with what --debug shows"

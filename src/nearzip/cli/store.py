@@ -1,22 +1,34 @@
-"""nearzip store: versions of a network under a path or URL."""
+"""`nearzip store`: versions of a network under a path or URL."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from nearzip.cli.console import facts, hint, human_bytes, print_json, progress, safe, show, warn
-from nearzip.cli.running import common_options
-from nearzip.cli.transfer import force_option, options_of, threads_option
+from nearzip.cli.console import (
+    check_streams,
+    facts,
+    hint,
+    human_bytes,
+    output_of,
+    print_json,
+    progress,
+    safe,
+    show,
+    warn,
+)
+from nearzip.cli.running import common_options, showing_warnings
+from nearzip.cli.transfer import force_option, kept_text, options_of, threads_option
 from nearzip.errors import CorruptError
+from nearzip.fileio import size_on_disk
 from nearzip.store import Store, VerifyReport, Version
 from nearzip.store.selectors import is_selector
+from nearzip.store.sharded import INDEX, is_sharded, prune_sharded
 
 __all__ = ["store"]
 
@@ -27,12 +39,12 @@ _FILE = click.Path(path_type=str)
 def store() -> None:
     """Keep versions of a network: small, verified, and restored bit for bit.
 
-    URL is a folder, or what fsspec opens: s3://bucket/name, https://host/name (read only).
+    URL is a folder or any URL that fsspec opens: s3://bucket/name, https://host/name (read only).
     """
 
 
 def split_selector(text: str) -> tuple[str, str | None]:
-    """URL@SELECTOR into its parts.
+    """Split URL@SELECTOR.
 
     Examples
     --------
@@ -56,11 +68,16 @@ def _number(name: str, value: str) -> float:
 
 @store.command()
 @click.argument("url")
-@click.option("--bound", help="lossless, abs:1e-3, rel:1e-3, pwrel:0.01 or rms:0.01. Default: the method's.")
+@click.option("--bound", help="upd:0.1 (a tenth of the rms of each update), lossless, abs:1e-3, rel:1e-3, pwrel:0.01 "
+              "or rms:0.01. Default: the method's.")  # fmt: skip
 @click.option("--policy", help="forward, backward, hop or hop:8 (a keyframe every 8). Default: hop.")
 @click.option("--method", help="See 'nearzip methods'. Default: nearzip.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the method. Repeatable.")
-@click.option("--single-writer", is_flag=True, help="For a place that cannot create files exclusively.")
+@click.option(
+    "--single-writer",
+    is_flag=True,
+    help="Promise that there is one writer, for storage that cannot create files exclusively.",
+)
 @common_options
 def init(
     url: str,
@@ -71,7 +88,7 @@ def init(
     single_writer: bool,
     as_json: bool,
 ) -> None:
-    """Make a store at URL. One that is there already stays as it is."""
+    """Create a store at URL. An existing store is not changed."""
     made = Store(
         url, True, bound, policy, method, options_of(settings) or None,
         exclusive="single-writer" if single_writer else None,
@@ -81,7 +98,7 @@ def init(
 
 @store.command()
 @click.argument("url")
-@click.option("--bound", help="For versions yet to come.")
+@click.option("--bound", help="For future versions.")
 @click.option("--policy", help="forward, backward, hop or hop:8; 'nearzip store prune' applies it to old versions.")
 @click.option("--method", help="See 'nearzip methods'.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the method. Repeatable.")
@@ -89,7 +106,7 @@ def init(
 def configure(
     url: str, bound: str | None, policy: str | None, method: str | None, settings: Sequence[str], as_json: bool
 ) -> None:
-    """Change a store's settings. Versions that are there stay as they are."""
+    """Change a store's settings. Existing versions are not changed."""
     opened = Store(url)
     opened.configure(bound=bound, policy=policy, method=method, options=options_of(settings) or None)
     _show_settings("store configure", opened, as_json)
@@ -103,20 +120,20 @@ def _show_settings(command: str, opened: Store, as_json: bool) -> None:
         show(facts([
             ("store", opened.url),
             ("method", settings.method),
-            ("bound", settings.bound or "the method's own"),
+            ("bound", settings.bound or "the method's default"),
             ("policy", settings.policy),
         ]))  # fmt: skip
     if settings.method == "nearzip" and settings.bound is None:
-        hint("every bit is kept; with a bound, --bound rms:0.01 for example, versions are much smaller")
+        hint("every bit is kept; with --bound upd:0.1, a tenth of the rms of each update, versions are much smaller")
 
 
 @store.command()
 @click.argument("url")
 @click.argument("file", type=_FILE)
-@click.option("-m", "--message", default="", help="What is said of the version.")
+@click.option("-m", "--message", default="", help="A description of the version.")
 @click.option("--metric", "metrics", multiple=True, metavar="NAME=VALUE", help="Such as accuracy=0.93. Repeatable.")
 @click.option("--tag", "tags", multiple=True, metavar="NAME", help="Repeatable.")
-@click.option("--step", type=int, help="Of training.")
+@click.option("--step", type=int, help="Training step.")
 @click.option("--timeout", type=click.FloatRange(min=0), default=300, show_default=True, help="Seconds to wait.")
 @threads_option
 @common_options
@@ -130,26 +147,34 @@ def commit(
     timeout: float,
     threads: int | None,
     as_json: bool,
-) -> None:
-    """Add the network in FILE (.safetensors, .pt, .npz, .nz) as the next version."""
+) -> int:
+    """Add the network in FILE (.safetensors, .pt, .npz, .nz) as the next version.
+
+    Exit code 1 if the store's bound is so coarse that nearly nothing of the change since the version before is kept.
+    """
     started = time.perf_counter()
     opened = Store(url, threads=threads)
-    with progress("store commit", as_json) as callback:
+    with showing_warnings() as warned, progress("store commit", as_json) as callback:
         number = opened.commit_file(
             file, message, metrics=_numbers(metrics), tags=tags, step=step, timeout=timeout, progress=callback
         )
     seconds = time.perf_counter() - started
     version = opened.info(number)
     if as_json:
-        print_json("store commit", {"url": url, **version_document(version), "seconds": seconds})
+        kept = None if opened.update_kept is None else opened.update_kept.to_json()
+        print_json("store commit", {
+            "url": url, **version_document(version), "update_kept": kept, "seconds": seconds,
+        })  # fmt: skip
     else:
         show(facts([
             ("version", number),
             ("size", f"{human_bytes(version.n_bytes)} of tensors -> {human_bytes(version.n_stored)}: "
                      f"{version.ratio:.2f}x smaller"),
             ("coded", _coded(version)),
+            ("update", kept_text(opened.update_kept)),
             ("time", f"{seconds:.2f} s"),
         ]))  # fmt: skip
+    return 1 if warned else 0
 
 
 def _coded(version: Version) -> str:
@@ -159,15 +184,21 @@ def _coded(version: Version) -> str:
 
 
 def version_document(version: Version) -> dict[str, Any]:
-    """A row of the log for --json."""
+    """A version as the JSON output shows it."""
     ratio = version.ratio if math.isfinite(version.ratio) else None
     return {"version": version.number, **{k: v for k, v in vars(version).items() if k != "number"}, "ratio": ratio}
 
 
 @store.command()
 @click.argument("url")
-@click.option("--limit", type=click.IntRange(min=0), default=50, show_default=True, help="Newest to list; 0: all.")
-@click.option("--pruned", is_flag=True, help="List what was pruned, too.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=50,
+    show_default=True,
+    help="List at most so many of the newest; 0: all.",
+)
+@click.option("--pruned", is_flag=True, help="Also list pruned versions.")
 @common_options
 def log(url: str, limit: int, pruned: bool, as_json: bool) -> None:
     """List versions: sizes, chain, metrics."""
@@ -187,7 +218,7 @@ def log(url: str, limit: int, pruned: bool, as_json: bool) -> None:
 
 
 def _log_table(rows: Sequence[Version]) -> str:
-    """Aligned lines, as long as they are: a table that is cut to the terminal would lose numbers."""
+    """Aligned lines, never cut to the width of the terminal: that would hide numbers."""
     heads = ("version", "time", "step", "size", "ratio", "coded", "metrics", "tags", "message")
     lines = [heads, *(tuple(str(cell) for cell in _log_row(row)) for row in rows)]
     used = [i for i in range(len(heads)) if any(line[i] for line in lines[1:])]
@@ -212,26 +243,30 @@ def _log_row(row: Version) -> tuple[object, ...]:
 @force_option
 @threads_option
 @common_options
-def checkout(place: str, output: str, force: bool, threads: int | None, as_json: bool) -> None:
-    """Restore a version to .safetensors, .pt or .npz.
+def checkout(place: str, output: str, force: bool, threads: int | None, as_json: bool) -> int:
+    """Restore a version to a file of the format that it was made from, or to .safetensors, .pt or .npz; - is stdout.
 
     SELECTOR is latest (the default), a number, tag:NAME, step=N, best:METRIC (the largest) or min:METRIC.
     """
     started = time.perf_counter()
     url, selector = split_selector(place)
+    on_stdout = check_streams(outputs=[output])
     opened = Store(url, threads=threads)
-    with progress("store checkout", as_json) as callback:
-        number = opened.checkout_file(selector or "latest", output, force=force, progress=callback)
+    with showing_warnings() as warned, progress("store checkout", as_json) as callback:
+        number = opened.checkout_file(selector or "latest", output_of(output), force=force, progress=callback)
     seconds = time.perf_counter() - started
-    n_bytes = os.stat(output).st_size
+    n_bytes = None if on_stdout else size_on_disk(output)
     if as_json:
         print_json("store checkout", {
             "url": url, "version": number, "output": output, "bytes_out": n_bytes, "seconds": seconds,
-        })  # fmt: skip
+            "warnings": warned,
+        }, err=on_stdout)  # fmt: skip
     else:
         show(facts([
-            ("wrote", output), ("version", number), ("size", human_bytes(n_bytes)), ("time", f"{seconds:.2f} s"),
-        ]))  # fmt: skip
+            ("wrote", output), ("version", number), ("size", None if n_bytes is None else human_bytes(n_bytes)),
+            ("time", f"{seconds:.2f} s"),
+        ]), err=on_stdout)  # fmt: skip
+    return 1 if warned else 0
 
 
 @store.command()
@@ -244,7 +279,7 @@ def checkout(place: str, output: str, force: bool, threads: int | None, as_json:
     "keeps it. Repeatable.",
 )
 @click.option("--drop", multiple=True, type=click.IntRange(min=0), help="A version to drop whatever the rules say.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 @click.option("--timeout", type=click.FloatRange(min=0), default=60, show_default=True, help="Seconds to wait.")
 @threads_option
 @common_options
@@ -257,13 +292,15 @@ def prune(
     threads: int | None,
     as_json: bool,
 ) -> int:
-    """Drop versions, and free what nobody needs. What stays is restored bit for bit as before.
+    """Drop versions and delete unreferenced objects. Versions that stay are restored bit for bit as before.
 
-    Versions that stand on dropped ones are coded anew where that saves space. The newest version is always kept. With
-    --keep all no version is dropped; what interrupted writers left is removed, and the store's policy applied.
+    Versions that depend on dropped ones are re-encoded where that saves space. The newest version is always kept. With
+    --keep all no version is dropped; files of interrupted writers are removed, and the store's policy is applied.
     """
     if not keep:
         raise click.UsageError("say what to keep, such as --keep last:5 --keep tagged, or --keep all")
+    if is_sharded(url):
+        return _prune_sharded(url, keep, drop, dry_run, timeout, threads, as_json)
     opened = Store(url, threads=threads)
     with progress("store prune", as_json, "versions") as callback:
         report = opened.prune(keep, drop, dry_run=dry_run, timeout=timeout, progress=callback)
@@ -276,12 +313,43 @@ def prune(
         show(facts([
             ("kept", f"{len(report.kept)} versions: {_numbered(list(report.kept))}"),
             ("dropped", f"{len(report.dropped)} versions{f': {_numbered(report.dropped)}' if report.dropped else ''}"),
-            ("coded anew", _numbered(report.recoded) or None),
+            ("re-encoded", _numbered(report.recoded) or None),
             ("retained", f"bytes of {_numbered(report.retained)}, which others are coded against" if report.retained
              else None),
             (f"{would}freed", f"{human_bytes(report.n_freed)}, {report.n_objects} objects"),
         ]))  # fmt: skip
     return 1 if report.skipped else 0
+
+
+def _prune_sharded(
+    url: str,
+    keep: Sequence[str],
+    drop: Sequence[int],
+    dry_run: bool,
+    timeout: float,
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """Prune a folder that torch.distributed.checkpoint saves into."""
+    reports = prune_sharded(url, keep, drop, dry_run=dry_run, timeout=timeout, threads=threads)
+    index = reports[INDEX]
+    skipped = [f"{name}: {text}" for name, report in reports.items() for text in report.skipped]
+    n_freed, n_objects = sum(r.n_freed for r in reports.values()), sum(r.n_objects for r in reports.values())
+    for text in skipped:
+        warn(text)
+    if as_json:
+        print_json("store prune", {
+            "url": url, **vars(index), "n_freed": n_freed, "n_objects": n_objects, "skipped": skipped,
+            "stores": {name: vars(report) for name, report in reports.items()},
+        })  # fmt: skip
+    else:
+        would = "would be " if dry_run else ""
+        show(facts([
+            ("kept", f"{len(index.kept)} checkpoints: {_numbered(list(index.kept))}"),
+            ("dropped", f"{len(index.dropped)} checkpoints{f': {_numbered(index.dropped)}' if index.dropped else ''}"),
+            (f"{would}freed", f"{human_bytes(n_freed)}, {n_objects} objects in {len(reports)} stores"),
+        ]))  # fmt: skip
+    return 1 if skipped else 0
 
 
 def _numbered(numbers: Sequence[int]) -> str:
@@ -305,7 +373,7 @@ def _numbered(numbers: Sequence[int]) -> str:
 @click.argument("url")
 @common_options
 def stat(url: str, as_json: bool) -> None:
-    """Say how large a store is, and what takes the space."""
+    """Show the size of a store and what takes the space."""
     found = Store(url).stat()
     if as_json:
         print_json("store stat", {"url": url, **vars(found)})
@@ -317,8 +385,9 @@ def stat(url: str, as_json: bool) -> None:
         ("objects", f"{found.n_objects:,}, {human_bytes(found.n_stored)}"),
         ("manifests", human_bytes(found.n_manifests)),
         ("ratio", f"{found.n_bytes / found.n_stored:.2f}" if found.n_stored else None),
-        ("of pruned", f"{human_bytes(found.n_retained)}, which others are coded against" if found.n_retained else None),
-        ("not needed", f"{human_bytes(found.n_garbage)}; 'nearzip store prune {url} --keep all' frees it"
+        ("retained", f"{human_bytes(found.n_retained)} of pruned versions, which others are coded against"
+         if found.n_retained else None),
+        ("unreferenced", f"{human_bytes(found.n_garbage)}; 'nearzip store prune {url} --keep all' deletes it"
          if found.n_garbage else None),
         ("longest chain", f"{found.depth} deltas"),
     ]))  # fmt: skip
@@ -326,13 +395,13 @@ def stat(url: str, as_json: bool) -> None:
 
 @store.command()
 @click.argument("place", metavar="URL[@SELECTOR]")
-@click.option("-o", "--output", required=True, type=_FILE, metavar="FOLDER", help="Made if it is not there.")
+@click.option("-o", "--output", required=True, type=_FILE, metavar="FOLDER", help="Created if it does not exist.")
 @click.option("--ending", type=click.Choice([".safetensors", ".npz", ".pt"]), default=".safetensors", show_default=True)
 @force_option
 @threads_option
 @common_options
 def export(place: str, output: str, ending: str, force: bool, threads: int | None, as_json: bool) -> None:
-    """Write versions as plain checkpoint files, with log.json beside them. Without a selector, all versions."""
+    """Write versions as checkpoint files, and log.json. Without a selector, all versions."""
     url, selector = split_selector(place)
     opened = Store(url, threads=threads)
     with progress("store export", as_json, "versions") as callback:
@@ -346,10 +415,12 @@ def export(place: str, output: str, ending: str, force: bool, threads: int | Non
 @store.command()
 @click.argument("url")
 @click.option("--level", type=click.Choice(["quick", "full", "deep"]), default="full", show_default=True,
-              help="Structure and presence; every object's digest; every version decoded.")  # fmt: skip
-@click.option("--subset", metavar="SHARE", help="5% at random, or 2/20, the second of twenty slices.")
-@click.option("--max-duration", type=click.FloatRange(min=0), metavar="SECONDS", help="Begin nothing after that.")
-@click.option("--repair", is_flag=True, help="Restore what can be; nothing readable is removed.")
+              help="quick: structure; full: also every object's digest; deep: decode every version.")  # fmt: skip
+@click.option(
+    "--subset", metavar="SHARE", help="A part of the store: 5% at random, or 2/20, the second of twenty slices."
+)
+@click.option("--max-duration", type=click.FloatRange(min=0), metavar="SECONDS", help="Start no check after this time.")
+@click.option("--repair", is_flag=True, help="Restore what can be restored; nothing readable is removed.")
 @click.option("--source", "sources", multiple=True, metavar="URL|FILE",
               help="For --repair: a copy of the store, or a file with a version's content. Repeatable.")  # fmt: skip
 @threads_option
@@ -364,12 +435,12 @@ def verify(
     threads: int | None,
     as_json: bool,
 ) -> int:
-    """Look for damage: what it is, which versions it touches, which are readable, and what to do.
+    """Check for damage: what it is, which versions it affects, which are readable, and what to do.
 
-    Exit code 12 if there is damage (left).
+    The exit code is 12 if there is damage, or if --repair leaves some.
     """
     if sources and not repair:
-        raise click.UsageError("--source is of use only with --repair")
+        raise click.UsageError("--source requires --repair")
     with progress("store verify", as_json, "versions" if level == "deep" else "bytes") as callback:
         options: dict[str, Any] = {
             "level": level, "subset": subset, "max_duration": max_duration, "progress": callback,
@@ -393,13 +464,13 @@ def _show_report(url: str, report: VerifyReport) -> None:
     for damage in report.damages:
         show(f"damaged   {safe(damage.path)}: {safe(damage.problem)}")
         if damage.versions:
-            show(f"          touches versions {_numbered(damage.versions)}")
+            show(f"          affects versions {_numbered(damage.versions)}")
         show(f"          {safe(damage.advice)}")
     show(facts([
         ("store", url),
-        ("looked at", f"{report.n_versions} versions, {report.n_objects} objects"),
+        ("checked", f"{report.n_versions} versions, {report.n_objects} objects"),
         ("read", f"{report.n_checked} objects, {human_bytes(report.n_bytes)}" if report.n_checked else None),
-        ("left out", None if report.complete else "a part, as asked"),
+        ("not checked", None if report.complete else "the rest, as requested"),
         ("unreadable", _numbered(report.unreadable) or None),
         ("readable", f"{len(report.readable)} versions"),
         ("verdict", "damaged" if report.damages else "no damage found"),

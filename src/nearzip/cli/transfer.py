@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -10,17 +11,36 @@ from typing import Any
 
 import click
 
-from nearzip.api import FileReport, compress_file, decompress_file
+from nearzip.api import FileReport, compress_file, decompress_file, open_input
+from nearzip.bounds import Rms, Update
 from nearzip.budget import Plan
+from nearzip.changes import UpdateKept
 from nearzip.cli.calibrating import calibrated_file, calibration_options
-from nearzip.cli.console import facts, hint, human_bytes, print_json, progress, safe, show, warn
+from nearzip.cli.console import (
+    check_streams,
+    facts,
+    hint,
+    human_bytes,
+    input_of,
+    output_of,
+    print_json,
+    progress,
+    safe,
+    show,
+    warn,
+)  # fmt: skip
 from nearzip.cli.functions import load_function
 from nearzip.cli.running import common_options, showing_warnings
+from nearzip.errors import Error
+from nearzip.estimates import estimate
+from nearzip.fileio import check_outputs, is_stream, size_on_disk, spooled_input
 from nearzip.limits import Limits
 
 __all__ = ["compress", "decompress", "options_of", "size_of"]
 
 _FILE = click.Path(path_type=str)
+#: A bound is worth a hint where it makes the file smaller than this times its size.
+_WORTH = 0.9
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 
 
@@ -69,15 +89,15 @@ force_option = click.option("--force", is_flag=True, help="Overwrite outputs tha
 @click.command()
 @click.argument("new", type=_FILE)
 @click.option("--base", type=_FILE, metavar="OLD", help="What the reader already holds; makes an update.")
-@click.option("-o", "--output", required=True, type=_FILE, metavar="OUT.nz", help="The archive to write.")
+@click.option("-o", "--output", required=True, type=_FILE, metavar="OUT.nz", help="The archive to write; - is stdout.")
 @click.option("--method", help="See 'nearzip methods'.  [default: nearzip]")
 @click.option(
     "--bound",
     "bounds",
     multiple=True,
     metavar="[PATTERN=]BOUND",
-    help="lossless, abs:1e-3, rel:1e-3, pwrel:0.01 or rms:0.01; of some tensors: '*.bias=lossless'. Repeatable. "
-    "Default: the method's.",
+    help="For updates upd:0.1, a tenth of the update's rms; else lossless, abs:1e-3, rel:1e-3, pwrel:0.01 or rms:0.01. "
+    "For some tensors: '*.bias=lossless'. Repeatable. Default: the method's.",
 )
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the method. Repeatable.")
 @click.option("--plan", "plan_path", type=_FILE, metavar="PLAN", help="Settings that 'nearzip tune' found.")
@@ -110,8 +130,9 @@ def compress(
 ) -> int:
     """Compress the network NEW, or the update that leads from OLD to it.
 
-    Reads .safetensors, .pt, .pth, .bin, .npz, and .nz archives that need no base. For the next update, give as --base
-    what the reader will hold then: the file written by --restored, not the original.
+    Reads .safetensors, .pt and its other endings, .npz, .npy and more, told by their content, and .nz archives that
+    need no base; - is stdin. For the next update, give as --base what the reader will hold then: the file written by
+    --restored, not the original.
     """
     if plan_path is not None and (method or bounds or settings):
         raise click.UsageError("a plan says method, bounds and options; give --plan or those, not both")
@@ -124,18 +145,25 @@ def compress(
     bound = bounds_of(bounds)
     if calibrate is not None and isinstance(bound, dict):
         raise click.UsageError("--calibrate keeps one --bound for all tensors, not bounds by pattern")
-    plan = None if plan_path is None else Plan.load(plan_path)
+    on_stdout = check_streams([new, base, plan_path], [output, restored])
+    check_outputs([name for name in (output, restored) if name != "-"], [new, base, plan_path], force)
+    plan = None if plan_path is None else _load_plan(plan_path)
     function = None if retrain is None else load_function("--retrain", retrain)
     started = time.perf_counter()
     with showing_warnings() as warned, progress("compress", as_json) as callback:
-        how: dict[str, Any] = {"restored": restored, "force": force, "threads": threads, "progress": callback}
+        source, target = input_of(new), output_of(output)
+        reference = None if base is None else input_of(base)
+        how: dict[str, Any] = {
+            "restored": None if restored is None else output_of(restored),
+            "force": force, "threads": threads, "progress": callback,
+        }  # fmt: skip
         if calibrate is not None:
-            report = calibrated_file(new, output, base, calibrate, step, kl, bound=bound, plan=plan, **how)
+            report = calibrated_file(source, target, reference, calibrate, step, kl, bound=bound, plan=plan, **how)
         else:
             report = compress_file(
-                new,
-                output,
-                base,
+                source,
+                target,
+                reference,
                 method or "nearzip",
                 bound,
                 plan,
@@ -145,12 +173,64 @@ def compress(
             )
     seconds = time.perf_counter() - started
     if as_json:
-        print_json("compress", _compress_document(report, output, restored, seconds))
+        print_json("compress", _compress_document(report, output, restored, seconds), err=on_stdout)
     else:
-        show(_compress_text(report, output, restored, seconds))
+        show(_compress_text(report, output, restored, seconds), err=on_stdout)
     if method in (None, "nearzip") and bound is None and plan is None and calibrate is None:
-        hint("every bit was kept; with a bound, --bound rms:0.01 for example, the file is much smaller")
+        _hint_at_bounds(new, base, report, threads)
     return 1 if warned else 0
+
+
+def _load_plan(path: str) -> Plan:
+    with contextlib.ExitStack() as stack:
+        given = input_of(path)
+        return Plan.load(given if isinstance(given, str) else spooled_input(given, stack))
+
+
+def _hint_at_bounds(new: str, base: str | None, report: FileReport, threads: int | None) -> None:
+    """What a bound would have come to, estimated on a sample of this very network or update."""
+    if any(name == "-" or is_stream(name) for name in (new, base) if name):  # which cannot be read again
+        hint("every bit was kept; with a --bound the file is smaller")
+        return
+    is_update = base is not None and report.write.index.base_id is not None
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(contextlib.closing(open_input(new)))
+        reference = stack.enter_context(contextlib.closing(open_input(base))) if base and is_update else None
+        [found] = estimate(source, reference, [Update(0.1) if is_update else Rms(0.01)], threads)
+    if found.n_bytes > _WORTH * report.n_bytes:
+        hint("every bit was kept")
+    elif is_update:
+        hint(
+            f"every bit was kept; with --bound {found.bound}, each value within a tenth of the update's rms, the file "
+            f"would take about {human_bytes(found.n_bytes)} and keep {share_text(found.share)} of the update"
+        )
+    else:
+        hint(
+            f"every bit was kept; with --bound {found.bound}, each value within a hundredth of its tensor's rms, the "
+            f"file would take about {human_bytes(found.n_bytes)}"
+        )
+
+
+def share_text(share: float | None) -> str:
+    """A share in percent, rounded down: only what is whole is called so.
+
+    Examples
+    --------
+    >>> share_text(0.99996), share_text(1.0), share_text(0.00004)
+    ('99.99 %', '100 %', '0 %')
+    """
+    if share is None:
+        return "-"
+    percent = math.floor(share * 10_000) / 100
+    return f"{percent:g} %"
+
+
+def kept_text(kept: UpdateKept | None) -> str | None:
+    """How much of an update is kept, for people."""
+    if kept is None or not kept.tensors:
+        return None
+    lost = f"; lost in {some(kept.lost)}" if kept.lost else ""
+    return f"{share_text(kept.share)} of the change is kept{lost}"
 
 
 def _bits_per_value(report: FileReport) -> float:
@@ -170,8 +250,10 @@ def _compress_document(report: FileReport, output: str, restored: str | None, se
         "tensors": len(index.tensors),
         "method": index.method,
         "bound": index.bound,
+        "update_kept": None if report.write.update_kept is None else report.write.update_kept.to_json(),
         "patched_values": report.write.n_patched,
         "coded_alone": report.write.alone,
+        "choices": report.write.choices,
         "false_positives": report.write.false_positives,
         "divergence": report.write.divergence,
         "not_calibrated": report.write.plain,
@@ -192,9 +274,11 @@ def _compress_text(report: FileReport, output: str, restored: str | None, second
                  f"{report.ratio:.2f}x smaller, {_bits_per_value(report):.3f} bits per parameter"),
         ("method", index.method["name"]),
         ("bound", bound_text(index.bound) + (f", {patched:,} values stored exactly to keep it" if patched else "")),
+        ("update", kept_text(report.write.update_kept)),
         ("others", others_text(index.method)),
         ("divergence", None if report.write.divergence is None else f"{report.write.divergence:.3g} nats a prediction"),
         ("not calibrated", some([f"{name} ({why})" for name, why in report.write.plain.items()])),
+        ("smaller coding", report.write.choices_text or None),
         ("alone", some([f"{name} ({why})" for name, why in report.write.alone.items()])),
         ("gone", some(index.gone)),
         ("false", some([f"{name}: {n:,} zeros come back as weights"
@@ -207,8 +291,22 @@ def _compress_text(report: FileReport, output: str, restored: str | None, second
 
 def bound_text(document: Mapping[str, Any]) -> str:
     """A bound as the command line spells it, from an archive's index (untrusted)."""
-    kind, value = document.get("kind", "unknown"), document.get("value")
-    return f"{kind}:{value:g}" if isinstance(value, float) else str(kind)
+    kind, value, resolved = document.get("kind", "unknown"), document.get("value"), document.get("resolved")
+    if not isinstance(value, float):
+        return str(kind)
+    scope = ":tensor" if document.get("per") == "tensor" else ""
+    return f"{kind}:{value:g}{scope}{_resolved_text(resolved)}"
+
+
+def _resolved_text(resolved: Any) -> str:
+    """What a bound relative to the update came to (untrusted)."""
+    values = [value for value in (resolved if isinstance(resolved, list) else [resolved]) if isinstance(value, float)]
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    if not high:
+        return " (nothing changed: every bit)"
+    return f" (|x - x'| <= {high:.4g})" if low == high else f" (|x - x'| <= {low:.4g} .. {high:.4g}, by tensor)"
 
 
 def others_text(method: Mapping[str, Any]) -> str | None:
@@ -237,7 +335,10 @@ def some(items: Sequence[str], n: int = 4) -> str | None:
 @click.command()
 @click.argument("archive", metavar="IN.nz", type=_FILE)
 @click.option("--base", type=_FILE, metavar="OLD", help="What the archive was made against, if anything.")
-@click.option("-o", "--output", required=True, type=_FILE, metavar="OUT", help="Its ending chooses the format.")
+@click.option(
+    "-o", "--output", required=True, type=_FILE, metavar="OUT", help="Its ending chooses the format; - is stdout."
+)
+@click.option("--to", "ending", metavar="FORMAT", help="safetensors, pt or npz, whatever OUT is called.")
 @click.option("--keep-going", is_flag=True, help="Leave out tensors that cannot be read, name them, and exit with 1.")
 @click.option("--max-output", callback=size_of, metavar="SIZE", help="Most that the tensors may take, such as 20GB.")
 @force_option
@@ -247,33 +348,45 @@ def decompress(
     archive: str,
     base: str | None,
     output: str,
+    ending: str | None,
     keep_going: bool,
     max_output: int | None,
     force: bool,
     threads: int | None,
     as_json: bool,
 ) -> int:
-    """Restore an archive to .safetensors, .pt or .npz."""
+    """Restore an archive to a file of the format that it was made from, or to .safetensors, .pt or .npz; - is stdin."""
     started = time.perf_counter()
+    on_stdout = check_streams([archive, base], [output])
     limits = None if max_output is None else Limits(output_bytes=max_output)
-    with progress("decompress", as_json) as callback:
+    with showing_warnings() as warned, progress("decompress", as_json) as callback:
         left_out = decompress_file(
-            archive, output, base, limits, keep_going=keep_going, force=force, threads=threads, progress=callback
-        )
+            input_of(archive), output_of(output), None if base is None else input_of(base), limits,
+            keep_going=keep_going, force=force, threads=threads, progress=callback,
+            ending=None if ending is None else f".{ending.removeprefix('.')}",
+        )  # fmt: skip
     seconds = time.perf_counter() - started
-    n_bytes = os.stat(output).st_size
+    n_bytes = None if on_stdout else size_on_disk(output)
     for name, error in left_out.items():
         warn(f"tensor {name!r} is left out: {error}")
     if as_json:
         print_json("decompress", {
-            "output": output, "bytes_out": n_bytes, "seconds": seconds, "bytes_per_second": n_bytes / seconds,
-            "left_out": {name: str(error) for name, error in left_out.items()},
-        })  # fmt: skip
+            "output": output, "bytes_out": n_bytes, "seconds": seconds,
+            "bytes_per_second": None if n_bytes is None else n_bytes / seconds,
+            "left_out": {name: str(error) for name, error in left_out.items()}, "warnings": warned,
+        }, err=on_stdout)  # fmt: skip
     else:
-        show(facts([
-            ("wrote", output),
-            ("size", f"{human_bytes(os.stat(archive).st_size)} -> {human_bytes(n_bytes)}"),
-            ("left out", some(list(left_out))),
-            ("time", f"{seconds:.2f} s, {human_bytes(n_bytes / seconds)}/s"),
-        ]))  # fmt: skip
-    return 1 if left_out else 0
+        show(_decompress_text(archive, output, n_bytes, left_out, seconds), err=on_stdout)
+    return 1 if left_out or warned else 0
+
+
+def _decompress_text(
+    archive: str, output: str, n_bytes: int | None, left_out: Mapping[str, Error], seconds: float
+) -> str:
+    rows: list[tuple[str, object]] = [("wrote", output)]
+    if n_bytes is not None:
+        size = None if archive == "-" else size_on_disk(archive)
+        rows.append(("size", f"{human_bytes(size)} -> {human_bytes(n_bytes)}" if size else human_bytes(n_bytes)))
+    rows.append(("left out", some(list(left_out))))
+    rate = "" if n_bytes is None else f", {human_bytes(n_bytes / seconds)}/s"
+    return facts([*rows, ("time", f"{seconds:.2f} s{rate}")])

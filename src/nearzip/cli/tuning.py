@@ -12,16 +12,27 @@ from typing import Any
 import click
 
 from nearzip.api import open_input
+from nearzip.attached import without_attached
 from nearzip.budget import STRATEGIES, Plan, Status, Trial
 from nearzip.budget import tune as find_plan
 from nearzip.budget.tune import parameters_of
 from nearzip.cli.calibrating import calibrated_plan
-from nearzip.cli.console import Bar, facts, human_bytes, print_json, print_json_line, rows_table, show
+from nearzip.cli.console import (
+    Bar,
+    check_streams,
+    facts,
+    human_bytes,
+    output_of,
+    print_json,
+    print_json_line,
+    rows_table,
+    show,
+)
 from nearzip.cli.functions import load_function
 from nearzip.cli.running import common_options, showing_warnings
 from nearzip.cli.transfer import force_option, options_of
 from nearzip.errors import missing_extra
-from nearzip.storage import check_free
+from nearzip.fileio import check_outputs
 from nearzip.tensors import Array
 
 __all__ = ["tune"]
@@ -36,14 +47,16 @@ _FILE = click.Path(path_type=str)
     "--evaluate",
     required=True,
     metavar="PACKAGE.MODULE:FUNCTION",
-    help="Takes a dict of arrays, returns a number or a dict of numbers by metric; higher is better.",
+    help="Takes a dict of arrays, returns a number or a dict of numbers by metric; higher is better. Or an evaluator "
+    "that nearzip.torch.evaluator made.",
 )
 @click.option(
     "--max-loss",
     "max_losses",
     multiple=True,
-    metavar="X|NAME=X",
-    help="Largest loss, in evaluate's units; by metric if there are several. Repeatable.  [required without max_bytes]",
+    metavar="X|PATTERN=X",
+    help="Largest loss, in evaluate's units or as a share of the original's score (0.2%); by metric or pattern "
+    "('class/*=0.02') if there are several. Repeatable.  [required without max_bytes]",
 )
 @click.option("-o", "--output", required=True, type=_FILE, metavar="PLAN.json", help="The plan to write.")
 @click.option("--method", default="nearzip", show_default=True, help="See 'nearzip methods'.")
@@ -52,7 +65,7 @@ _FILE = click.Path(path_type=str)
 @click.option(
     "--calibrate",
     metavar="PACKAGE.MODULE:FUNCTION",
-    help="Round as a network on a few batches says; the function returns both. Compress with it and the plan.",
+    help="Calibrate on sample batches; FUNCTION returns (module, batches). Pass the same FUNCTION to compress --plan.",
 )
 @click.option("--strategy", type=click.Choice(STRATEGIES), default="nearzip", show_default=True)
 @click.option(
@@ -68,6 +81,12 @@ _FILE = click.Path(path_type=str)
     "--trials", type=_FILE, metavar="DIR", help="File every trial here; an interrupted search goes on from it."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Global generators start from it at every trial.")
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0.5, 1, max_open=True),
+    metavar="P",
+    help="0.95: the loss must be shown to be within its budget with 95 % confidence. The evaluator needs samples.",
+)
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Trials at once, each in a process of its own.")
 @force_option
 @common_options
@@ -86,6 +105,7 @@ def tune(
     evaluations: int | None,
     trials: str | None,
     seed: int,
+    confidence: float | None,
     jobs: int | None,
     force: bool,
     as_json: bool,
@@ -97,7 +117,8 @@ def tune(
     """
     if calibrate is not None and (method != "nearzip" or settings or knob or strategy != "nearzip"):
         raise click.UsageError("--calibrate is for the method and the strategy nearzip, without --set and --knob")
-    check_free(output, force)
+    on_stdout = check_streams(outputs=[output])
+    check_outputs([output_of(output)], [new, base], force)
     started = time.perf_counter()
     how = parameters_of(strategy, options_of(parameters, "--strategy-set", "KEY=VALUE"))
     if not max_losses and "max_bytes" not in how:
@@ -105,7 +126,9 @@ def tune(
     max_loss = _max_loss(max_losses) if max_losses else None
     function = load_function("--evaluate", evaluate)
     with showing_warnings() as warned, _watching(as_json) as watch, _workers(jobs):
-        search: dict[str, Any] = {"evaluations": evaluations, "trials": trials, "seed": seed, "progress": watch}
+        search: dict[str, Any] = {
+            "evaluations": evaluations, "trials": trials, "seed": seed, "confidence": confidence, "progress": watch,
+        }  # fmt: skip
         if calibrate is not None:
             assert max_loss is not None
             plan = calibrated_plan(new, base, calibrate, function, max_loss, **search)
@@ -114,23 +137,25 @@ def tune(
                 _arrays(new), None if base is None else _arrays(base), method, function, max_loss,
                 options=options_of(settings), knob=knob, strategy=strategy, **search, **how,
             )  # fmt: skip
-    plan.save(output, force=force)
+    plan.save(output_of(output), force=force)
     seconds = time.perf_counter() - started
     if as_json:
-        print_json("tune", {"output": output, "seconds": seconds, "warnings": warned, "plan": plan.to_json()})
+        print_json(
+            "tune", {"output": output, "seconds": seconds, "warnings": warned, "plan": plan.to_json()}, err=on_stdout
+        )
     else:
-        show(_table(plan), "", _summary(plan, output, seconds))
+        show(_table(plan), "", _summary(plan, output, seconds), err=on_stdout)
     return 1 if warned else 0
 
 
 # ---- what was asked for ----------------------------------------------------------------------------------------
 
 
-def _max_loss(texts: Sequence[str]) -> float | dict[str, float]:
+def _max_loss(texts: Sequence[str]) -> float | str | dict[str, float | str]:
     pairs = [text.rpartition("=") for text in texts]
     if len(pairs) == 1 and not pairs[0][1]:
         return _number(texts[0])
-    found: dict[str, float] = {}
+    found: dict[str, float | str] = {}
     for text, (name, equals, value) in zip(texts, pairs, strict=True):
         if not equals or not name or name in found:
             raise click.UsageError(f"--max-loss takes one number, or NAME=X once for each metric, not {text!r}")
@@ -138,16 +163,18 @@ def _max_loss(texts: Sequence[str]) -> float | dict[str, float]:
     return found
 
 
-def _number(text: str) -> float:
+def _number(text: str) -> float | str:
+    """A number, or text for a share of the original's score."""
     try:
-        return float(text)
+        number = float(text.strip().removesuffix("%"))
     except ValueError:
-        raise click.UsageError(f"--max-loss takes a number, not {text!r}") from None
+        raise click.UsageError(f"--max-loss takes a number or a share such as 0.2%, not {text!r}") from None
+    return text.strip() if text.strip().endswith("%") else number
 
 
 def _arrays(path: str) -> dict[str, Array]:
     with contextlib.closing(open_input(path)) as checkpoint:
-        return {name: array.copy() for name, array in checkpoint.arrays()}
+        return {name: array.copy() for name, array in without_attached(checkpoint).arrays()}
 
 
 @contextlib.contextmanager
@@ -200,13 +227,19 @@ def _table(plan: Plan) -> Any:
     rows = []
     for trial in plan.trials:
         word = "chosen" if trial is plan.chosen else "" if trial.fits else "over"
-        losses = [_loss(trial.losses[name]) for name in names]
+        losses = [_bounded(trial, name) for name in names]
         rows.append([str(trial.assignment), human_bytes(trial.n_bytes), *losses, word])
     return rows_table(columns, rows)
 
 
 def _loss(value: float) -> str:
     return f"{value:.6g}" if math.isfinite(value) else "no number"
+
+
+def _bounded(trial: Trial, name: str) -> str:
+    """A loss, with its upper bound where there is one."""
+    loss = _loss(trial.losses[name])
+    return f"{loss} (at most {_loss(trial.intervals[name].upper)})" if name in trial.intervals else loss
 
 
 def _summary(plan: Plan, output: str, seconds: float) -> str:
@@ -216,11 +249,18 @@ def _summary(plan: Plan, output: str, seconds: float) -> str:
         ("size", f"{human_bytes(plan.original_bytes)} of tensors -> {human_bytes(plan.nbytes)}: "
                  f"{plan.original_bytes / plan.nbytes:.2f}x smaller"),
         ("loss", f"{_by_metric(plan.losses)}, measured on the stored archive{budget}"),
+        *([("shown", _shown(plan))] if plan.confidence is not None else []),
         ("original", _by_metric(plan.original)),
         ("setting", plan.chosen.assignment),
         ("trials", f"{len(plan.trials)}, and twice the original"),
         ("time", f"{seconds:.2f} s"),
     ])  # fmt: skip
+
+
+def _shown(plan: Plan) -> str:
+    """The upper bounds of the losses, and how many samples show them."""
+    bounds = [f"{name} at most {found.upper:.6g} ({found.n} samples)" for name, found in plan.intervals.items()]
+    return f"with {100 * (plan.confidence or 0):g} % confidence: {', '.join(bounds)}"
 
 
 def _by_metric(values: Mapping[str, float]) -> str:

@@ -20,7 +20,7 @@ from nearzip.correctness.logs import Log, Sample, find_logs, read_log
 from nearzip.correctness.paired import Differences, Flips, Paired, Ratio, Test, holm
 from nearzip.correctness.tasks import TaskComparison, summary, worst
 from nearzip.errors import UsageError
-from nearzip.storage import atomic_file
+from nearzip.fileio import atomic_file
 from nearzip.version import __version__
 
 __all__ = ["AnswersReport", "TaskComparison", "compare_answers"]

@@ -8,18 +8,18 @@ lower confidence bound is above it), and `not shown` (these samples cannot decid
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Protocol
+
+from nearzip.statistics import bonett_price, missed, smallest, student_t_cdf, student_t_quantile
 
 __all__ = ["BROKEN", "KEPT", "NOT_SHOWN", "Differences", "Flips", "Paired", "Ratio", "Test", "holm", "student_t_cdf"]
 
 KEPT, BROKEN, NOT_SHOWN = "kept", "broken", "not shown"
 
 _NORMAL = NormalDist()
-#: No data set of a user is larger; a sample count beyond it is reported as None.
-_MAX_SAMPLES = 10**9
 
 
 class Paired(Protocol):
@@ -75,7 +75,7 @@ class Flips:
     (0.005, 0.019)
     >>> low, high = flips.interval(0.95)
     >>> round(low, 5), round(high, 5)
-    (-0.00396, 0.01394)
+    (-0.00397, 0.01395)
     """
 
     n: int
@@ -113,9 +113,7 @@ class Flips:
         """Loss and its standard error, by Bonett and Price. `n`: as if so many samples had shown the same rates."""
         size = float(self.n) if n is None else n
         scale = size / self.n if self.n else 0.0
-        lost, gained = (self.lost * scale + 1) / (size + 2), (self.gained * scale + 1) / (size + 2)
-        loss = lost - gained
-        return loss, math.sqrt((lost + gained - loss * loss) / (size + 2))
+        return bonett_price(size, self.lost * scale, self.gained * scale)
 
     def p_above(self, limit: float) -> float:
         loss, error = self._estimate()
@@ -141,24 +139,7 @@ class Flips:
             loss, error = self._estimate(n)
             return loss + z * error <= limit
 
-        return _smallest(shows, max(self.n, 1))
-
-
-def _smallest(shows: Callable[[int], bool], start: int) -> int | None:
-    """The smallest n at which `shows(n)`, found by doubling and bisection; None beyond a billion."""
-    high = start
-    while not shows(high):
-        high *= 2
-        if high > _MAX_SAMPLES:
-            return None
-    low = 0
-    while high - low > 1:
-        middle = (low + high) // 2
-        if shows(middle):
-            high = middle
-        else:
-            low = middle
-    return high
+        return smallest(shows, max(self.n, 1))
 
 
 def _fair_coin_p(k: int, n: int) -> float:
@@ -204,12 +185,12 @@ class Differences:
 
     def p_above(self, limit: float) -> float:
         if self.error == 0.0:
-            return _missed(limit - self.loss, self.spread, self.n)
+            return missed(limit - self.loss, self.spread, self.n)
         return student_t_cdf((self.loss - limit) / self.error, self.n - 1)
 
     def p_below(self, limit: float) -> float:
         if self.error == 0.0:
-            return _missed(self.loss - limit, self.spread, self.n)
+            return missed(self.loss - limit, self.spread, self.n)
         return student_t_cdf((limit - self.loss) / self.error, self.n - 1)
 
     def interval(self, confidence: float) -> tuple[float, float]:
@@ -217,20 +198,20 @@ class Differences:
         if self.error == 0.0:
             width = (1 - alpha ** (1 / self.n)) * self.spread
         else:
-            width = _student_t_quantile(1 - alpha, self.n - 1) * self.error
+            width = student_t_quantile(1 - alpha, self.n - 1) * self.error
         return self.loss - width, self.loss + width
 
     def samples_needed(self, limit: float, confidence: float) -> int | None:
         if self.loss >= limit:
             return None
         if self.error == 0.0:
-            return _smallest(lambda n: _missed(limit - self.loss, self.spread, n) <= 1 - confidence, 1)
+            return smallest(lambda n: missed(limit - self.loss, self.spread, n) <= 1 - confidence, 1)
         deviation = self.error * math.sqrt(self.n)
 
         def shows(n: int) -> bool:
             return n > 1 and student_t_cdf((self.loss - limit) / (deviation / math.sqrt(n)), n - 1) <= 1 - confidence
 
-        return _smallest(shows, self.n)
+        return smallest(shows, self.n)
 
 
 @dataclass(frozen=True)
@@ -252,13 +233,6 @@ class Ratio(Differences):
         error = math.sqrt(square * n / (n - 1)) / total if n > 1 else 0.0
         for name, value in (("n", n), ("loss", loss), ("error", error)):
             object.__setattr__(self, name, value)
-
-
-def _missed(gap: float, spread: float, n: int) -> float:
-    """Chance of seeing no differing sample in n where they would have to move the mean by `gap`."""
-    if gap <= 0:
-        return 1.0
-    return float(max(0.0, 1 - gap / spread) ** n) if spread > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -297,61 +271,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
         adjusted[i] = largest
     return adjusted
-
-
-# ---- Student's t, so that comparing logs needs no SciPy (the tests compare with it) ------------------------------
-
-
-def student_t_cdf(t: float, df: float) -> float:
-    """P(T <= t) of Student's t with `df` degrees of freedom.
-
-    Examples
-    --------
-    >>> round(student_t_cdf(2.0, 10), 6)
-    0.963306
-    """
-    if math.isinf(t):
-        return 1.0 if t > 0 else 0.0
-    tail = 0.5 * _incomplete_beta(df / 2, 0.5, df / (df + t * t))
-    return 1 - tail if t > 0 else tail
-
-
-def _student_t_quantile(p: float, df: float) -> float:
-    """The t with P(T <= t) = p, p > 0.5, by bisection."""
-    low, high = 0.0, 1.0
-    while student_t_cdf(high, df) < p:
-        high *= 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if student_t_cdf(middle, df) < p else (low, middle)
-    return high
-
-
-def _incomplete_beta(a: float, b: float, x: float) -> float:
-    """The regularized incomplete beta function, by Lentz's continued fraction."""
-    if x in (0.0, 1.0):
-        return x
-    if x > (a + 1) / (a + b + 2):  # the fraction converges fast on the other side only
-        return 1 - _incomplete_beta(b, a, 1 - x)
-    front = math.exp(
-        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    )  # fmt: skip
-    tiny = 1e-300
-    c, d = 1.0, 1 - (a + b) * x / (a + 1)
-    d = 1 / (d if abs(d) > tiny else tiny)
-    fraction = d
-    for m in range(1, 10_000):
-        for step in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            d = 1 + step * d
-            c = 1 + step / c
-            d = 1 / (d if abs(d) > tiny else tiny)
-            c = c if abs(c) > tiny else tiny
-            fraction *= d * c
-        if abs(d * c - 1) < 1e-15:
-            break
-    return front * fraction / a

@@ -11,7 +11,7 @@ import numpy as np
 from nearzip.archive import Reader
 from nearzip.errors import CorruptError
 from nearzip.limits import Limits
-from nearzip.storage import BytesSource
+from nearzip.sources import BytesSource
 from nearzip.tensors import Array
 
 __all__ = ["below", "read_state"]

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
-from nearzip.bounds import EXACT, Absolute, Bound, Lossless, Relative, Rms
+from nearzip.bounds import EXACT, Absolute, Bound, Lossless, Relative, Rms, Update
 from nearzip.codec import exact_pipeline
 from nearzip.errors import UsageError
 from nearzip.recipes.base import Recipe, TensorPlan, TensorView
@@ -30,9 +30,9 @@ class _FloatRecipe(Recipe):
     def resolve_bound(self, bound: Bound | None) -> Bound:
         if bound is None:
             return Absolute(1e-3)
-        if isinstance(bound, (Absolute, Relative, Rms)):
+        if isinstance(bound, (Absolute, Relative, Rms, Update)):
             return bound
-        raise UsageError(f"{self.name} cannot promise {bound}; it keeps abs:E, rel:E and rms:E")
+        raise UsageError(f"{self.name} cannot promise {bound}; it keeps abs:E, rel:E, rms:E and upd:E")
 
     def plan(self, tensor: TensorView, bound: Bound) -> TensorPlan:
         tolerance = bound.tolerance(tensor.own)

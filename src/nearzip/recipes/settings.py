@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nearzip.bounds import Bound, NoPromise
+from nearzip.bounds import Bound, Lossless, NoPromise
 from nearzip.errors import UsageError
 from nearzip.recipes.base import Recipe
+from nearzip.recipes.baselines import ZstdRecipe
+from nearzip.recipes.nearzip import Nearzip
 
 __all__ = ["Setting", "Settings"]
 
@@ -25,7 +27,7 @@ class Setting:
     @staticmethod
     def of(recipe: Recipe, bound: Bound | None = None) -> Setting:
         """None: the method's own bound. Raises UsageError if it cannot promise `bound`."""
-        if isinstance(bound, NoPromise) and recipe.promises:
+        if isinstance(bound, NoPromise) and recipe.promises and recipe.resolve_bound(None) != bound:
             raise UsageError(f"{recipe.name} keeps a bound; name one, such as abs:1e-3")
         return Setting(recipe, recipe.resolve_bound(bound))
 
@@ -43,6 +45,18 @@ class Settings:
 
     def __getitem__(self, name: str) -> Setting:
         return self.by_name.get(name, self.default)
+
+    def with_exact(self, names: Iterable[str]) -> Settings:
+        """The same, but for tensors that keep every bit unless a setting names them."""
+        exact = {name: Setting.of(Nearzip(), Lossless()) for name in names if name not in self.by_name}
+        return Settings(self.default, {**self.by_name, **exact}) if exact else self
+
+    def with_bytes(self, names: Iterable[str]) -> Settings:
+        """The same, but for tensors that are bytes of files: texts, mostly, which a dictionary coder serves best."""
+        names = list(names)
+        if not names:
+            return self
+        return Settings(self.default, {**self.by_name, **dict.fromkeys(names, Setting.of(ZstdRecipe(level=12)))})
 
     def distinct(self, names: Iterable[str]) -> dict[Setting, list[str]]:
         """The settings of some tensors, and the tensors of each, in order."""

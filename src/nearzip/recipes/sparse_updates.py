@@ -23,6 +23,7 @@ class _SparseUpdate(Unpromised):
     """What the three share: the share of each tensor's values that is kept, of the difference where there is a base."""
 
     whole_tensors = True
+    fallback = "restored"
     knobs: ClassVar[Mapping[str, Sequence[Any]]] = {"keep": _KEEPS}
 
     keep: float = 0.01

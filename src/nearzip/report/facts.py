@@ -10,6 +10,7 @@ import numpy as np
 
 from nearzip.api import open_input
 from nearzip.bounds import NoPromise, Statistics, Tolerance
+from nearzip.container import Index
 from nearzip.errors import Error, UsageError
 from nearzip.limits import Limits
 from nearzip.store import Store, Version
@@ -18,15 +19,17 @@ from nearzip.store.chain import Progress, open_part, stream
 from nearzip.store.graph import needed_objects
 from nearzip.store.keep import kept, parse_rules
 from nearzip.store.log import version_rows
-from nearzip.store.manifest import Manifest
+from nearzip.store.manifest import Manifest, Part
 from nearzip.store.promises import bound_of, committed_bounds
 from nearzip.store.settings import StoreSettings
-from nearzip.tensors import Array, is_float
+from nearzip.tensors import Array, Checkpoint, is_float
 
 __all__ = ["ErrorRow", "Freed", "StoreFacts", "TensorSpace", "gather"]
 
 #: Values compared at a time.
 _PIECE = 1 << 20
+#: How often the store is looked at again because others changed it meanwhile.
+_ATTEMPTS = 10
 #: Rules whose gain is shown, where the caller names none; those of metrics and tags are added where there are any.
 _RULES = ("last:1", "last:5", "last:10", "every:10")
 
@@ -142,14 +145,16 @@ def gather(
     CorruptError
         Manifests are damaged.
     """
-    backend, versions = store._backend, store._versions
-    versions.forget()
-    manifests = versions.snapshot()
-    live = [manifest for manifest in manifests.values() if manifest.pruned is None]
+    for left in reversed(range(_ATTEMPTS)):
+        manifests = _snapshot(store)
+        live = [manifest for manifest in manifests.values() if manifest.pruned is None]
+        looked_at = live[max(0, len(live) - newest) :]
+        spaces, n_described, damage = _spaces(store._backend, looked_at, progress)
+        # What is missing may have been re-encoded or dropped since the manifests were read.
+        if not damage or left == 0 or _snapshot(store) == manifests:
+            break
     # An empty store has nothing that is needed.
     n_stored = sum(needed_objects(manifests)[0].values())
-    looked_at = live[max(0, len(live) - newest) :]
-    spaces, n_described, damage = _spaces(backend, looked_at, progress)
     return StoreFacts(
         url=store.url,
         settings=store.settings,
@@ -162,6 +167,11 @@ def gather(
         errors=tuple(row for item in (originals or {}).items() for row in _errors(store, *item)),
         damage=damage,
     )
+
+
+def _snapshot(store: Store) -> dict[int, Manifest]:
+    store._versions.forget()
+    return store._versions.snapshot()
 
 
 def _usual_rules(live: Sequence[Manifest]) -> list[str]:
@@ -216,24 +226,35 @@ def _spaces(
 
 
 def _errors(store: Store, selector: str, path: str | os.PathLike[str]) -> Iterable[ErrorRow]:
-    number = store.resolve(selector)
     original = open_input(path)
     try:
-        with stream(store._backend, store._versions, number) as restored:
-            lacking = set(restored.specs) ^ set(original.specs)
-            if lacking:
-                raise UsageError(
-                    f"{os.fspath(path)}: is not what version {number} was made of: they differ in tensor "
-                    f"{min(lacking)!r}"
-                )
-            bounds = committed_bounds(store._backend, store._versions.get(number))
-            for name, spec in original.specs.items():
-                values, theirs = original.read(name), restored.read(name)
-                if not spec.same_kind(restored.specs[name]):
-                    raise UsageError(f"{os.fspath(path)}: tensor {name!r} has another dtype or shape in {number}")
-                yield _error(number, name, _tolerance(bounds.get(name), values), values.reshape(-1), theirs.reshape(-1))
+        _, rows = store._reading(selector, lambda number: _errors_of(store, number, original, os.fspath(path)))
+        return rows
     finally:
         original.close()
+
+
+def _errors_of(store: Store, number: int, original: Checkpoint, path: str) -> list[ErrorRow]:
+    rows = []
+    bounds = committed_bounds(store._versions.get(number), lambda part: _index(store._backend, part))
+    with stream(store._backend, store._versions, number) as restored:
+        lacking = set(restored.specs) ^ set(original.specs)
+        if lacking:
+            raise UsageError(
+                f"{path}: is not what version {number} was made of: they differ in tensor {min(lacking)!r}"
+            )
+        for name, spec in original.specs.items():
+            values, theirs = original.read(name), restored.read(name)
+            if not spec.same_kind(restored.specs[name]):
+                raise UsageError(f"{path}: tensor {name!r} has another dtype or shape in {number}")
+            tolerance = _tolerance(bounds.get(name), values)
+            rows.append(_error(number, name, tolerance, values.reshape(-1), theirs.reshape(-1)))
+    return rows
+
+
+def _index(backend: Backend, part: Part) -> Index:
+    with open_part(backend, part, None, Limits(output_bytes=1 << 62), 1) as reader:
+        return reader.index
 
 
 def _tolerance(bound: str | None, values: Array) -> Tolerance:

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from nearzip.fileio import atomic_file, check_outputs
 from nearzip.report.engine import environment, number
 from nearzip.report.facts import StoreFacts, gather
-from nearzip.storage import atomic_file, check_free
+from nearzip.sources import is_url
 from nearzip.store import Store, Version
 from nearzip.store.chain import Progress
 from nearzip.texts import human_bytes
@@ -54,7 +55,7 @@ def write_report(
         The file exists, and `force` was not given.
     """
     engine = environment()
-    check_free(path, force)
+    check_outputs([path], [*(originals or {}).values(), *([] if is_url(store.url) else [store.url])], force)
     facts = gather(store, originals, rules, newest, progress)
     page = _rendered(engine, facts)
     with atomic_file(path, force=force) as stream:

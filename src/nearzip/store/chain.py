@@ -259,7 +259,7 @@ def _lazy(
 
     def read(name: str) -> Array:
         try:
-            return readers[name][name]
+            return readers[name].array(name)
         except Error as error:
             raise type(error)(f"version {manifest.number}: {error}") from None
 

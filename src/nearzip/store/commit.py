@@ -14,6 +14,7 @@ import numpy as np
 
 from nearzip.archive import WriteReport, write_archive
 from nearzip.caching import cached_property
+from nearzip.changes import UpdateKept
 from nearzip.digests import checkpoint_id, content_id, tensor_digest
 from nearzip.recipes.settings import Settings
 from nearzip.store.backend import Backend, Stored
@@ -22,6 +23,7 @@ from nearzip.store.grid import last_steps
 from nearzip.store.labels import Label
 from nearzip.store.manifest import Manifest, Part
 from nearzip.tensors import Array, Checkpoint, TensorSpec
+from nearzip.updates import without_updates
 from nearzip.version import __version__
 
 __all__ = ["SHARED_BYTES", "Draft", "Encoder", "Held", "now", "subset", "writer_name"]
@@ -70,6 +72,8 @@ class Draft:
     steps: dict[str, float] = field(default_factory=dict)
     #: Digest of the base as it was when it was used; None if none was.
     base_id: str | None = None
+    #: How much of the change against the base is kept; None for a version without a base.
+    update_kept: UpdateKept | None = None
 
     @property
     def n_stored(self) -> int:
@@ -101,7 +105,8 @@ class Draft:
 
 def subset(source: Checkpoint, names: Mapping[str, Any] | set[str]) -> Checkpoint:
     """Some of a checkpoint's tensors, in its order."""
-    return Checkpoint({name: spec for name, spec in source.specs.items() if name in names}, source.read)
+    specs = {name: spec for name, spec in source.specs.items() if name in names}
+    return Checkpoint(specs, source.read, attached=source.attached, exact=source.exact)
 
 
 def _unchanged(source: Checkpoint, base: Held) -> set[str]:
@@ -141,10 +146,12 @@ class Encoder:
         hold: bool,
         shared: Draft | None = None,
         bounds: Mapping[str, str] | None = None,
+        before: Checkpoint | None = None,
     ) -> Draft:
         """Encode `source` as version `number`, against `base`; `shared` holds what needs no encoding.
 
-        `bounds`: what a version that is re-encoded was committed under.
+        `bounds`: what a version that is re-encoded was committed under. `before`: the version before, for one that is
+        coded without it.
         """
         rest = source if shared is None else subset(source, set(source.specs) - set(shared.contents))
         if shared is not None and not rest.specs:
@@ -152,7 +159,7 @@ class Encoder:
         label = Label(number, bounds=bounds)
         if shared is not None:
             label = Label(number, shared=tuple(shared.parts), order=tuple(source.specs), tree=source.tree)
-        with self.object(rest, label, base, hold) as done:
+        with self.object(rest, label, base, hold, before=before) as done:
             pass
         report, stored, arrays = done.report, done.stored, done.arrays
         assert report is not None
@@ -161,6 +168,7 @@ class Encoder:
         draft = Draft([Part(stored.name, stored.n_bytes, used)], dict(report.contents), dict(source.specs), arrays)
         draft.steps = last_steps(report.index)
         draft.base_id = report.index.base_id
+        draft.update_kept = report.update_kept
         if shared is None:
             draft.id = report.index.id
         else:
@@ -172,7 +180,13 @@ class Encoder:
 
     @contextlib.contextmanager
     def object(
-        self, source: Checkpoint, label: Label, base: Checkpoint | None, hold: bool, staged: bool = False
+        self,
+        source: Checkpoint,
+        label: Label,
+        base: Checkpoint | None,
+        hold: bool,
+        staged: bool = False,
+        before: Checkpoint | None = None,
     ) -> Iterator[_Written]:
         """Write one object. The block runs when it is encoded and before it is in its place."""
         # The number makes objects of different versions differ, so that nobody drops what another is writing. Where
@@ -185,7 +199,11 @@ class Encoder:
         written = _Written(arrays)
         with self.backend.new_object(staged) as sink:
             stream = cast(BinaryIO, sink)
-            written.report = write_archive(labelled, base, self.settings, stream, keep, self.threads, self.progress)
+            # Without a version before there is no update that a bound could be a share of.
+            settings = without_updates(self.settings) if base is None and before is None else self.settings
+            written.report = write_archive(
+                labelled, base, settings, stream, keep, self.threads, self.progress, before=before
+            )
             yield written
         written.stored = sink.stored
 

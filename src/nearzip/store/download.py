@@ -14,10 +14,10 @@ from io import FileIO
 from pathlib import Path
 
 from nearzip.errors import BusyError, CorruptError, Error, NoSpaceError, TruncatedError
-from nearzip.storage import naming_errors
+from nearzip.fileio import naming_errors
 from nearzip.store.backend import Backend
 from nearzip.store.http import PAUSE, CutError, HttpBackend
-from nearzip.store.local import Disk
+from nearzip.store.local import LocalBackend
 
 __all__ = ["Cache", "Tally"]
 
@@ -68,11 +68,9 @@ class Cache:
             (self.folder / "objects").mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(Disk().lock(str(self.folder / "lock"), 0))
-            except BlockingIOError:
+                stack.enter_context(LocalBackend(str(self.folder)).committing(0))
+            except BusyError:
                 raise BusyError(f"{self.folder}: another pull to this file is under way") from None
-            except OSError as error:
-                raise Error(f"{self.folder}: cannot lock: {error.strerror or error}") from None
             if not (self.folder / "objects").is_dir():  # one that ended between our look and our lock removed it
                 raise BusyError(f"{self.folder}: another pull to this file has just ended; try again")
             yield

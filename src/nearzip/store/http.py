@@ -20,7 +20,7 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from nearzip.container import Source
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, UsageError
-from nearzip.storage import BytesSource
+from nearzip.sources import BytesSource
 from nearzip.store.backend import Entry, ObjectSink
 from nearzip.store.metered import Response, handlers
 from nearzip.version import __version__

@@ -39,8 +39,9 @@ class Label:
         Parts that the version takes from objects of other versions.
     order, tree
         As in the manifest, for a version of several parts.
-    session, rank, ranks : str, int, int
-        For a shard: whose session, and which of how many. Empty for a version that one process wrote.
+    session, rank, ranks, base : str, int, int, int or None
+        For a shard: whose session, which of how many, and the version that it may be coded against. Empty for a version
+        that one process wrote.
     bounds : dict of str to str, or None
         For an object that was re-encoded exactly: the bounds that the version was committed under, by tensor; "*"
         stands for the others.
@@ -56,6 +57,7 @@ class Label:
     session: str = ""
     rank: int = 0
     ranks: int = 1
+    base: int | None = None
     bounds: Mapping[str, str] | None = None
     writer: str = ""
 
@@ -65,7 +67,7 @@ class Label:
         if self.shared:
             said = {"shared": [vars(part) for part in self.shared], "order": self.order, "tree": self.tree}
         if self.session:
-            said = {"session": self.session, "rank": self.rank, "ranks": self.ranks}
+            said = {"session": self.session, "rank": self.rank, "ranks": self.ranks, "base": self.base}
         parts, bounds = _json(said), _json(self.bounds or {})
         # Small objects may have small indexes only; see `Limits.index_bytes`.
         found = {_VERSION: str(self.number), _PARTS: parts if len(parts) <= _MAX_CHARACTERS else _json({"more": True})}
@@ -108,6 +110,7 @@ def _read(number: int, metadata: Mapping[str, str]) -> Label:
         session=str(said.get("session", "")),
         rank=int(said.get("rank", 0)),
         ranks=int(said.get("ranks", 1)),
+        base=None if said.get("base") is None else int(said["base"]),
         bounds=bounds,
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from nearzip.container import Source
 from nearzip.errors import BusyError, Error, LimitError, NoSpaceError, NotFoundError, UsageError
-from nearzip.storage import FileSource
+from nearzip.sources import FileSource
 from nearzip.store.backend import Entry, Stored
 from nearzip.store.lease import Lease, hold
 

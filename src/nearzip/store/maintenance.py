@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from nearzip.container import Index
 from nearzip.errors import CorruptError, Error, NoSpaceError, StoreError, UsageError
 from nearzip.limits import Limits
 from nearzip.store.backend import Backend, Stored
@@ -34,6 +35,8 @@ __all__ = ["Maintenance", "PruneReport"]
 _IN_MEMORY = 4 << 30
 #: Steps of quantization that are tried for a tensor.
 _MOST_STEPS = 3
+#: Indexes of objects that are remembered.
+_MAX_INDEXES = 8
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ class Maintenance:
     _n_objects: int = 0
     _n_freed: int = 0
     _counted: set[str] = field(default_factory=set)
+    _indexes: dict[str, Index] = field(default_factory=dict)
 
     def read(self) -> None:
         """All manifests, anew. Raises CorruptError: with a damaged one, nobody knows what is needed."""
@@ -348,7 +352,7 @@ class Maintenance:
             settings = exactly(self._steps(number, base))
             backend = self.backend if not self.dry_run else _Measuring(self.backend)
             encoder = Encoder(backend, settings, self.threads)  # type: ignore[arg-type]
-            bounds = folded(committed_bounds(self.backend, self.manifests[number]))
+            bounds = folded(committed_bounds(self.manifests[number], self._index))
             draft = encoder.version(source, number, against, base, hold=False, bounds=bounds)
         if draft.id != self.manifests[number].id:
             self._discard(draft.parts[0])
@@ -369,10 +373,18 @@ class Maintenance:
         found: dict[str, dict[float, None]] = {}
         for one in [*nearest, *sorted(between - set(nearest), reverse=True)]:
             for part in self.versions.get(one).parts:
-                with open_part(self.backend, part, None, Limits(output_bytes=1 << 62), 1) as reader:
-                    for name, steps in steps_of(reader.index).items():
-                        found.setdefault(name, {}).update(dict.fromkeys(steps))
+                for name, steps in steps_of(self._index(part)).items():
+                    found.setdefault(name, {}).update(dict.fromkeys(steps))
         return {name: tuple(steps)[:_MOST_STEPS] for name, steps in found.items()}
+
+    def _index(self, part: Part) -> Index:
+        """The index of an object; the last ones are remembered, as several versions need them one after the other."""
+        if part.object not in self._indexes:
+            with open_part(self.backend, part, None, Limits(output_bytes=1 << 62), 1) as reader:
+                if len(self._indexes) >= _MAX_INDEXES:
+                    self._indexes.pop(next(iter(self._indexes)))
+                self._indexes[part.object] = reader.index
+        return self._indexes[part.object]
 
     # removing
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from nearzip.errors import UsageError
 from nearzip.plugins import Plugins
-from nearzip.storage import is_url
+from nearzip.sources import is_url
 from nearzip.store.backend import Backend
 from nearzip.store.http import HttpBackend, is_web
 from nearzip.store.local import LocalBackend

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nearzip.bounds import Bound, NoPromise, parse_bound
 from nearzip.container import Index
 from nearzip.errors import CorruptError, Error
-from nearzip.limits import Limits
-from nearzip.store.backend import Backend
-from nearzip.store.chain import open_part
 from nearzip.store.labels import label_of
-from nearzip.store.manifest import Manifest
+from nearzip.store.manifest import Manifest, Part
+from nearzip.updates import written_bounds
 
 __all__ = ["bound_of", "committed_bounds", "folded", "spelled"]
 
@@ -36,16 +34,15 @@ def bound_of(text: str) -> Bound | None:
         return None
 
 
-def committed_bounds(backend: Backend, manifest: Manifest) -> dict[str, str]:
+def committed_bounds(manifest: Manifest, index_of: Callable[[Part], Index]) -> dict[str, str]:
     """The bound of each tensor of a version; tensors whose objects do not say are left out.
 
-    Raises what reading the objects' indexes raises.
+    Raises what `index_of`, which reads the index of a part's object, raises.
     """
     found: dict[str, str] = {}
     for part in manifest.parts:
-        with open_part(backend, part, None, Limits(output_bytes=1 << 62), 1) as reader:
-            of_part = _of_index(reader.index)
-            names = list(reader) if part.names is None else part.names
+        of_part = _of_index(index_of(part))
+        names = of_part if part.names is None else part.names
         found.update({name: of_part[name] for name in names if name in of_part})
     return found
 
@@ -62,6 +59,8 @@ def _of_index(index: Index) -> dict[str, str]:
             found.update({names[i]: spelled(other["bound"]) for i in other["tensors"]})
     except (KeyError, TypeError, IndexError, AttributeError):
         raise CorruptError("the index names the settings of tensors that it does not have") from None
+    # A share of the update that was: only what it came to can be checked now.
+    found.update({name: f"abs:{value!r}" if value else "lossless" for name, value in written_bounds(index).items()})
     return {name: text for name, text in found.items() if text is not None}
 
 

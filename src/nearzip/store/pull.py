@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nearzip.attached import files_of
+from nearzip.checkpoints import check_writable, files_in, open_checkpoint, write_checkpoint
 from nearzip.digests import checkpoint_id, content_id, tensor_digest
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, UsageError
-from nearzip.files import check_writable, open_checkpoint, write_checkpoint
+from nearzip.fileio import check_folder, naming_errors, replace_file, replace_folder, through_links
 from nearzip.limits import Limits
-from nearzip.storage import naming_errors
 from nearzip.store.backend import Backend
 from nearzip.store.chain import Progress
 from nearzip.store.download import Cache, Tally
 from nearzip.store.http import HttpBackend
-from nearzip.store.local import Disk, LocalBackend
+from nearzip.store.local import LocalBackend
 from nearzip.store.repository import Store
 from nearzip.store.route import Held, Route, find_held, plan_route, updated
 from nearzip.store.selectors import Selector
@@ -117,7 +118,7 @@ def pull(
     url : str
         A web host that holds the files of a store, or any other place that `Store` reads.
     to : path
-        .safetensors, .pt or .npz; need not exist.
+        A checkpoint file, or the folder if one was committed; need not exist.
     selector : int or str
         As for `Store.checkout`.
     force : bool
@@ -150,8 +151,7 @@ def pull(
     """
     if type(connections) is not int or not 1 <= connections <= 64:
         raise UsageError(f"connections is a number from 1 to 64, not {connections!r}")
-    target = Path(to)
-    check_writable(target, {})
+    target = through_links(to)
     store = Store(url, storage_options=storage_options, limits=limits, threads=threads)
     if isinstance(store._backend, HttpBackend):
         store._backend.document_bytes = _DOCUMENT_BYTES
@@ -217,6 +217,7 @@ class _Pull:
         route = self._route(self._wanted, present)
         n_described = self._received() - self._before
         objects = route.objects
+        _check_target(self._target, route.target.tree)
         self._check_size(sum(objects.values()))
         if dry_run:
             return self._report(route, Tally(0), n_described, False)
@@ -266,8 +267,13 @@ class _Pull:
             # What was fetched has the digests that the host names; it can only be the host that is wrong.
             raise type(error)(f"{self._store.url}: version {route.target.number} cannot be restored: {error}") from None
         with naming_errors("write", self._target):
-            os.replace(made, self._target)
-            Disk().sync_folder(str(self._target.absolute().parent))
+            if made.is_dir():
+                files = {each.relative_to(made).as_posix() for each in made.rglob("*") if each.is_file()}
+                held = set() if route.held is None else files_in(route.held.checkpoint)
+                check_folder(self._target, files | held, force=True)
+                replace_folder(made, self._target)
+            else:
+                replace_file(made, self._target)
 
     def _report(self, route: Route, tally: Tally, n_described: int, done: bool) -> PullReport:
         objects = route.objects
@@ -287,10 +293,18 @@ class _Pull:
         )
 
 
+def _check_target(target: Path, tree: str | None) -> None:
+    """Raise UsageError for a name that says of no format what to write."""
+    if not files_of(tree):  # of a folder, perhaps
+        check_writable(target, {})
+
+
 def _write_checked(path: Path, version: Checkpoint, route: Route) -> None:
-    check_writable(path, version.specs)
+    check_writable(path, version.specs, version.tree, version.read)
     contents = {}
-    with write_checkpoint(path, version.specs, version.metadata, version.tree, force=True) as writer:
+    with write_checkpoint(
+        path, version.specs, version.metadata, version.tree, True, version.read, quiet=True
+    ) as writer:
         for name, array in version.arrays():
             writer.write(name, array)
             contents[name] = tensor_digest(array)

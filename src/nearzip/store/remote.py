@@ -21,7 +21,7 @@ import fsspec
 
 from nearzip.container import Source
 from nearzip.errors import BusyError, CorruptError, Error, LimitError, NotFoundError, StoreError, UsageError
-from nearzip.storage import BytesSource, extra_for
+from nearzip.sources import BytesSource, extra_for
 from nearzip.store.backend import Entry, Stored
 from nearzip.store.lease import Lease, hold
 

@@ -179,22 +179,23 @@ class Repairer:
         return None
 
     def _labelled(self, number: int, known: Mapping[int, Manifest]) -> dict[str, tuple[Part, Index, Label]]:
-        """Sound objects that were written for a version and that no other version uses."""
+        """Sound objects that were written for a version; later versions may have taken tensors from them."""
         if not self.backend.can_list:
             return {}
-        used = {name for manifest in known.values() for name in manifest.objects}
         found: dict[str, tuple[Part, Index, Label]] = {}
+        # An object that a version takes whole was written for that version.
+        others = {part.object for manifest in known.values() for part in manifest.parts if part.names is None}
         for entry in self.backend.list("objects"):
-            if entry.name in used:
+            if entry.name in others:
                 continue
             try:
-                if wrong_with_object(self.backend, entry.name, entry.n_bytes) is not None:
-                    continue
                 part = Part(entry.name, entry.n_bytes)
                 with open_part(self.backend, part, None, Limits(output_bytes=1 << 62), 1) as reader:
                     label = label_of(reader.index)
-                    if label is not None and label.number == number:
-                        found[entry.name] = part, reader.index, label
+                if label is None or label.number != number:
+                    continue
+                if wrong_with_object(self.backend, entry.name, entry.n_bytes) is None:
+                    found[entry.name] = part, reader.index, label
             except Error as error:
                 self._doubt(number, error)
         return found
@@ -210,23 +211,7 @@ class Repairer:
                 own = dataclasses.replace(part, base=base)
                 identity = _UNKNOWN_ID if label.shared else index.id
                 yield _rebuilt(number, (*label.shared, own), identity, label.order, label.tree or index.tree)
-        shards: dict[tuple[str, int], dict[int, tuple[Part, Index]]] = {}
-        for part, index, label in found.values():
-            if label.session:
-                shards.setdefault((label.session, label.ranks), {})[label.rank] = part, index
-        for (_, ranks), of_session in shards.items():
-            if sorted(of_session) != list(range(ranks)):
-                continue
-            chosen = [of_session[rank] for rank in range(ranks)]
-            for base in sorted({base for _, index in chosen for base in _bases(index, known)}, key=str):
-                parts = tuple(
-                    dataclasses.replace(
-                        part, base=base if index.base_id else None, names=tuple(spec.name for spec in index.tensors)
-                    )
-                    for part, index in chosen
-                )
-                order = tuple(name for part in parts for name in part.names or ())
-                yield _rebuilt(number, parts, _UNKNOWN_ID, order, None)
+        yield from _of_shards(number, found.values())
 
     @staticmethod
     def _holds_all(number: int, index: Index, known: Mapping[int, Manifest]) -> bool:
@@ -324,6 +309,21 @@ def _rebuilt(
         number=number, time=now(), id=identity, n_tensors=0, n_bytes=0, parts=parts, order=order, tree=tree,
         message="(rebuilt by verify --repair)", writer=writer_name(),
     )  # fmt: skip
+
+
+def _of_shards(number: int, found: Iterable[tuple[Part, Index, Label]]) -> Iterator[Manifest]:
+    """The version that several processes wrote together, for each session of which all shards are there."""
+    sessions: dict[tuple[str, int], dict[int, Part]] = {}
+    for part, index, label in found:
+        if label.session:
+            base = label.base if index.base_id is not None else None
+            names = tuple(spec.name for spec in index.tensors)
+            whole = dataclasses.replace(part, base=base, names=names)
+            sessions.setdefault((label.session, label.ranks), {})[label.rank] = whole
+    for (_, ranks), parts in sessions.items():
+        if sorted(parts) == list(range(ranks)):
+            order = tuple(name for rank in range(ranks) for name in parts[rank].names or ())
+            yield _rebuilt(number, tuple(parts[rank] for rank in range(ranks)), _UNKNOWN_ID, order, None)
 
 
 # ---- the whole -------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import io
 import os
@@ -10,19 +11,24 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 
-from nearzip.api import PlanLike, open_input
+from nearzip.api import PlanLike, open_input, warn_of_lost_update
 from nearzip.archive import write_archive
-from nearzip.digests import content_id, tensor_digest
+from nearzip.attached import attached_names, without_attached
+from nearzip.changes import UpdateKept
+from nearzip.checkpoints import check_writable, write_checkpoint
+from nearzip.digests import content_id, fingerprint, tensor_digest
 from nearzip.errors import BusyError, CorruptError, Error, LimitError, NotFoundError, UsageError
-from nearzip.files import check_writable, write_checkpoint
+from nearzip.fileio import Output, atomic_file, check_outputs, naming_errors
+from nearzip.frameworks import check_framework, to_framework
 from nearzip.limits import Limits
 from nearzip.recipes import recipe_type
 from nearzip.recipes.settings import Settings
-from nearzip.storage import atomic_file, naming_errors
+from nearzip.sources import is_url
 from nearzip.store.backend import Backend
 from nearzip.store.chain import Progress, open_part, restore, stream
 from nearzip.store.commit import Draft, Encoder, Held, now
@@ -45,6 +51,8 @@ from nearzip.store.stat import Stat, stat_of
 from nearzip.store.verify import Verifier, VerifyReport, parse_subset
 from nearzip.store.versions import Versions
 from nearzip.tensors import Array, Checkpoint, TensorSpec, check_text
+from nearzip.texts import html_table
+from nearzip.updates import without_updates
 
 __all__ = ["Store"]
 
@@ -72,7 +80,8 @@ class Store:
     create : bool
         Make a store if there is none.
     bound : Bound, str, or mapping of tensor name or pattern to Bound or str
-        Promised for every element of every version, against what was committed. None: lossless for "nearzip".
+        Promised for every element of every version, against what was committed. None: lossless for "nearzip". With
+        `nearzip.Update(e)`, a share of the change since the version before, the first version is lossless.
     policy : Policy or str
         "forward", "backward", "hop" or "hop:8"; see docs/store.md. Default: hop, a keyframe every 10 versions.
     method, options : str, dict
@@ -123,6 +132,11 @@ class Store:
         self._shard: tuple[str, dict[str, Array] | None] | None = None
         #: Of the version with that id.
         self._steps: tuple[str, dict[str, float]] | None = None
+        #: Of the latest version that was committed here: how much of its change since the version before is kept. None
+        #: if there is none before.
+        self.update_kept: UpdateKept | None = None
+        #: Id of that version, and fingerprints of the tensors as they were committed.
+        self._prints: tuple[str | None, dict[str, bytes]] = (None, {})
         self._hold = hold
         self._limits = limits
         self._threads = threads
@@ -136,9 +150,7 @@ class Store:
             found = self._read_settings()
         except NotFoundError:
             if not create:
-                raise NotFoundError(
-                    f"{self.url}: no store here; make one with 'nearzip store init {self.url}' (create=True)"
-                ) from None
+                raise NotFoundError(f"{self.url}: {self._instead()}") from None
             return self._make(wanted)
         for name, value in wanted.items():
             if getattr(found, name) != value:
@@ -147,6 +159,16 @@ class Store:
                     f"the store's with 'nearzip store configure'"
                 )
         return found
+
+    def _instead(self) -> str:
+        """What is here in place of a store."""
+        with contextlib.suppress(Error):
+            self._backend.read(f"index/{PATH}", MOST_DOCUMENT_BYTES)
+            return (
+                "no store, but a folder that torch.distributed.checkpoint saves into: the store "
+                f"{self.url}/index lists its checkpoints, and 'nearzip store prune {self.url}' drops some"
+            )
+        return f"no store here; make one with 'nearzip store init {self.url}' (create=True)"
 
     def _read_settings(self) -> StoreSettings:
         data = self._backend.read(PATH, MOST_DOCUMENT_BYTES)
@@ -181,8 +203,36 @@ class Store:
         """As the command line spells it."""
         return self.settings.bound
 
+    def with_policy(self, policy: Policy | str) -> Store:
+        """The same store, whose versions the returned object chains by another policy; the store's own stays."""
+        other = copy.copy(self)
+        other.settings = dataclasses.replace(self.settings, policy=parse_policy(policy))
+        return other
+
     def __repr__(self) -> str:
         return f"<nearzip.Store {self.url}>"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: from what was read already, so that showing a store never fails."""
+        settings = self.settings
+        rows = [
+            ("method", settings.method),
+            ("bound", settings.bound or "the method's own"),
+            ("policy", str(self.policy)),
+        ]
+        return html_table(f"nearzip.Store {self.url}", rows)
+
+    def close(self) -> None:
+        """Let go of the arrays that are held from one commit to the next. The store can still be used."""
+        self._held = self._shard = None
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _check_writable(self) -> None:
         if not self._backend.can_write:
@@ -221,6 +271,7 @@ class Store:
         plan: PlanLike | None = None,
         timeout: float = 300.0,
         progress: Progress | None = None,
+        warn: bool = True,
     ) -> int:
         """Add a version; it is there for good, or not at all.
 
@@ -234,11 +285,18 @@ class Store:
             Method and bound for each tensor, in place of the store's.
         timeout : float
             Seconds to wait for other writers.
+        warn : bool
+            False: no UpdateLostWarning; `update_kept` says what is kept.
 
         Returns
         -------
         int
             The version's number: 0, 1, 2, ..
+
+        Warns
+        -----
+        UpdateLostWarning
+            The bound is so coarse that nearly nothing of the change against the version before is kept.
 
         Raises
         ------
@@ -262,6 +320,8 @@ class Store:
                 raise BusyError(f"{self.url}: others kept committing for {timeout:g} s; try again")
             time.sleep(random.uniform(0, 0.05))  # noqa: S311 (not for secrets)
         self._after_commit(manifest)
+        if warn:
+            warn_of_lost_update(self.update_kept)
         return manifest.number
 
     def commit_file(self, path: str | os.PathLike[str], message: str = "", **said: Any) -> int:
@@ -280,8 +340,8 @@ class Store:
 
     def _codec(self, source: Checkpoint, plan: PlanLike | None) -> Settings:
         if plan is None:
-            return self.settings.codec(source.specs)
-        names = list(source.specs)
+            return self.settings.codec(without_attached(source).specs)
+        names = list(without_attached(source).specs)
         return Settings.of_plan(plan.assignments(names), names)
 
     def _try_commit(
@@ -302,9 +362,22 @@ class Store:
             self._versions.forget()
             return None
         self._steps = (manifest.id, draft.steps)
+        self._note_change(source, manifest, draft, latest)
         if hold and draft.arrays is not None:
             self._held = Held(number, manifest.id, draft.arrays)
         return manifest
+
+    def _note_change(self, source: Checkpoint, manifest: Manifest, draft: Draft, latest: int | None) -> None:
+        """Remember what is kept of the change. Tensors that equal those of the commit before did not change, whatever
+        rounding left between them and the base.
+        """
+        before_id, before = self._prints
+        prints = {name: fingerprint(source.read(name)) for name, spec in source.specs.items() if spec.is_float}
+        kept = draft.update_kept
+        if kept is not None and latest is not None and before_id == self._versions.get(latest).id:
+            kept = kept.knowing({name: before[name] != prints[name] for name in prints if name in before})
+        self._prints = (manifest.id, prints)
+        self.update_kept = kept
 
     def _check_age(self, seconds: float) -> None:
         """Raise BusyError if objects that no manifest names yet may be deleted soon, where others sweep them by age."""
@@ -338,7 +411,7 @@ class Store:
                 shared = None
                 if held is not None and self._backend.commits_alone:
                     shared = encoder.shared(source, held, manifest, alone=base is None)
-                draft = encoder.version(source, number, base, latest, hold, shared)
+                draft = encoder.version(source, number, base, latest, hold, shared, before=checkpoint)
                 self._check_base(draft, manifest, None if shared is None else held)
                 return draft
 
@@ -439,8 +512,12 @@ class Store:
         plan: PlanLike | None = None,
         timeout: float = 300.0,
         progress: Progress | None = None,
+        warn: bool = True,
     ) -> None:
         """Write one process's tensors of the next version; `commit_shards` makes a version of them.
+
+        A bound relative to the update (`nearzip.Update`) counts from the change of this process's tensors. `warn` as
+        for `commit`.
 
         Parameters
         ----------
@@ -461,7 +538,7 @@ class Store:
         with contextlib.ExitStack() as lock:
             base, steps = (None, {}) if latest is None else self._shard_base(source, latest)
             encoder = Encoder(self._backend, on_grid(settings, steps), self._threads, progress)
-            label = Label(number, session=session, rank=rank, ranks=ranks)
+            label = Label(number, session=session, rank=rank, ranks=ranks, base=latest)
             with encoder.object(source, label, base, self._hold, staged=True) as done:
                 lock.enter_context(self._backend.committing(timeout))
             assert done.report is not None
@@ -472,6 +549,9 @@ class Store:
             self._backend.settle("objects")
             write_ticket(self._backend, session, Ticket(rank, ranks, latest, (part,), contents))
         self._shard = (part.object, done.arrays)
+        self.update_kept = done.report.update_kept
+        if warn:
+            warn_of_lost_update(self.update_kept)
 
     def _shard_base(self, source: Checkpoint, latest: int) -> tuple[Checkpoint | None, dict[str, float]]:
         """What readers hold of a shard's tensors, and the steps that they were quantized by."""
@@ -689,8 +769,9 @@ class Store:
         selector: Selector = "latest",
         names: Sequence[str] | None = None,
         *,
+        framework: str = "np",
         progress: Progress | None = None,
-    ) -> dict[str, Array]:
+    ) -> dict[str, Any]:
         """The arrays of a version, bit for bit the same whenever it is asked for.
 
         Parameters
@@ -699,6 +780,8 @@ class Store:
             "latest", a number, "tag:best", "step=1200", "best:accuracy" (the largest), "min:loss".
         names : sequence of str
             Only these tensors.
+        framework : {"np", "pt"}
+            NumPy arrays, or PyTorch tensors on the CPU.
 
         Raises
         ------
@@ -707,7 +790,11 @@ class Store:
         CorruptError
             Something that it needs is damaged; nothing wrong is ever returned.
         """
-        return self._reading(selector, lambda number: self._decode(number, names, progress))[1]
+        check_framework(framework)
+        number, arrays = self._reading(selector, lambda number: self._decode(number, names, progress))
+        # Of a folder that was committed, the tensors; `checkout_file` also writes its other files.
+        hidden = attached_names(self._checked(number).tree) if names is None else ()
+        return {name: to_framework(array, framework) for name, array in arrays.items() if name not in hidden}
 
     def _reading(self, selector: Selector, read: Callable[[int], T]) -> tuple[int, T]:
         """The version that a selector means and what `read` makes of it, while others re-encode and drop versions."""
@@ -743,20 +830,24 @@ class Store:
     def checkout_file(
         self,
         selector: Selector,
-        path: str | os.PathLike[str],
+        path: Output,
         *,
         force: bool = False,
         progress: Progress | None = None,
     ) -> int:
-        """Write a version to a checkpoint file (.safetensors, .pt, .npz), tensor by tensor; returns its number."""
+        """Write a version to a checkpoint file or a binary stream, tensor by tensor; returns its number.
+
+        The ending names the format. Raises UsageError for a path that is part of the store.
+        """
         return self._reading(selector, lambda number: self._write_file(number, path, force, progress))[0]
 
-    def _write_file(self, number: int, path: str | os.PathLike[str], force: bool, progress: Progress | None) -> None:
+    def _write_file(self, number: int, path: Output, force: bool, progress: Progress | None) -> None:
         manifest = self._checked(number)
         with stream(self._backend, self._versions, number, self._limits, self._threads) as version:
-            check_writable(path, version.specs)
+            check_outputs([path], self._own_files(), force)
+            check_writable(path, version.specs, version.tree, version.read)
             contents, done = {}, 0
-            with write_checkpoint(path, version.specs, version.metadata, version.tree, force) as writer:
+            with write_checkpoint(path, version.specs, version.metadata, version.tree, force, version.read) as writer:
                 for name, array in version.arrays():
                     writer.write(name, array)
                     contents[name] = tensor_digest(array)
@@ -768,6 +859,10 @@ class Store:
                         f"{self.url}: version {number}: what was decoded is not what was committed; "
                         f"run 'nearzip store verify {self.url}'"
                     )
+
+    def _own_files(self) -> list[str]:
+        """Where the store is, if that is a folder here: no output may overwrite it."""
+        return [] if is_url(self.url) else [self.url]
 
     def specs(self, selector: Selector = "latest") -> dict[str, TensorSpec]:
         """Names, dtypes and shapes of a version's tensors, from its indexes alone. Raises as `checkout` does."""
@@ -833,6 +928,7 @@ class Store:
             written.append(row)
             if progress:
                 progress(i + 1, len(rows))
+        check_outputs([os.path.join(folder, "log.json")], self._own_files(), force)
         with atomic_file(os.path.join(folder, "log.json"), force=force) as stream:
             stream.write(log_json(written))
         return names
@@ -879,7 +975,8 @@ def _try_out(settings: StoreSettings) -> None:
     bounds = settings.bound.values() if isinstance(settings.bound, Mapping) else [settings.bound]
     probe = Checkpoint.of({"x": np.zeros(1, np.float32)})
     for bound in bounds:
-        write_archive(probe, None, dataclasses.replace(settings, bound=bound).codec(["x"]), io.BytesIO(), threads=1)
+        codec = without_updates(dataclasses.replace(settings, bound=bound).codec(["x"]))
+        write_archive(probe, None, codec, io.BytesIO(), threads=1)
 
 
 def _said(

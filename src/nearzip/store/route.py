@@ -202,7 +202,7 @@ def _opened(
             assert route.held is not None
             return route.held.checkpoint.read(name)
         try:
-            return reader[name]
+            return reader.array(name)
         except Error as error:
             raise type(error)(f"version {manifest.number}: {error}") from None
 

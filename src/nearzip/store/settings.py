@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nearzip.bounds import Bound, parse_bound
+from nearzip.bounds import Bound, bound_spelling, parse_bound
 from nearzip.errors import CorruptError, UsageError
 from nearzip.recipes import recipe_type
 from nearzip.recipes.base import Recipe
@@ -41,8 +41,7 @@ def _settled(bound: Bound | str) -> str:
         raise UsageError(
             f"a bound is nearzip.Lossless(), Absolute(e), .. or a string such as 'abs:1e-3', not {bound!r}"
         )
-    value = getattr(bound, "value", None)
-    return bound.key if value is None else f"{bound.key}:{value!r}"
+    return bound_spelling(bound)
 
 
 @dataclass(frozen=True)
@@ -76,12 +75,18 @@ class StoreSettings:
         """The method with its options. Raises UnknownMethodError, UsageError."""
         return recipe_type(self.method).from_options(self.options)
 
+    def parsed_bound(self) -> Bound | dict[str, Bound] | None:
+        """The bound, or the bounds by name or pattern; None: the method's default."""
+        if isinstance(self.bound, Mapping):
+            return {pattern: parse_bound(text) for pattern, text in self.bound.items()}
+        return None if self.bound is None else parse_bound(self.bound)
+
     def codec(self, names: Iterable[str]) -> Settings:
         """Method and bound for each tensor. Raises UsageError."""
-        if isinstance(self.bound, Mapping):
-            bounds = {pattern: parse_bound(text) for pattern, text in self.bound.items()}
-            return Settings.by_pattern(self.recipe(), bounds, names)
-        return Settings(Setting.of(self.recipe(), None if self.bound is None else parse_bound(self.bound)))
+        bound = self.parsed_bound()
+        if isinstance(bound, dict):
+            return Settings.by_pattern(self.recipe(), {**bound}, names)
+        return Settings(Setting.of(self.recipe(), bound))
 
     def to_bytes(self) -> bytes:
         return seal("store", dataclasses.asdict(self))

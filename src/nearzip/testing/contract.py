@@ -22,7 +22,9 @@ import numpy as np
 from nearzip.archive import Reader, WriteReport, write_archive
 from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms, Statistics, violations
 from nearzip.errors import CorruptError, Error, UnknownMethodError, UsageError
+from nearzip.layout import draft_segments
 from nearzip.recipes import Recipe, Setting, Settings
+from nearzip.sources import BytesSource
 from nearzip.stages import (
     BYTES,
     FLOATS,
@@ -30,6 +32,7 @@ from nearzip.stages import (
     Chain,
     Coded,
     Context,
+    Pipeline,
     RawBytes,
     Stage,
     SymbolBytes,
@@ -38,7 +41,6 @@ from nearzip.stages import (
     stage_types,
 )
 from nearzip.stages.registry import chain_from_json
-from nearzip.storage import BytesSource
 from nearzip.tensors import DTYPES, Array, Checkpoint, is_float
 
 __all__ = ["check_recipe", "check_stage", "examples_of", "odd_layers", "trouble"]
@@ -361,10 +363,11 @@ def _check_network(
     data, kept, report = _write(recipe, bound, tensors, base, 1)
     _require(_write(recipe, bound, tensors, base, 2)[0] == data, recipe, case, "other bytes with other threads")
     _require(recipe.uses_base or report.index.base_id is None, recipe, case, "needs a base that it does not use")
-    pipelines = {spec.name: s.blocks[0].pipeline for s in report.index.segments for spec in s.tensors if s.blocks}
+    pipelines = _planned(recipe, bound, tensors, base)
     for name, array in tensors.items():
         flat = np.ascontiguousarray(array).reshape(-1)
-        # Promises of pruning methods count from what is left: a share of the tensor's values.
+        # Promises of pruning methods count from what is left: a share of the tensor's values. The pipeline is the
+        # recipe's: a block may be stored in another way that is smaller.
         pipeline = pipelines.get(report.index.aliases.get(name, name))
         target = flat if pipeline is None else pipeline.target(flat, Context.alone(flat))
         outside = violations(target, kept[name].reshape(-1), _tolerance(bound, flat))
@@ -374,6 +377,17 @@ def _check_network(
         _require(list(reader) == list(tensors), recipe, case, "other names or another order")
         for name in reader:
             _require(_equal(reader[name], kept[name]), recipe, f"{case}, {name}", "decodes to something else")
+
+
+def _planned(
+    recipe: Recipe, bound: Bound, tensors: Mapping[str, Array], base: Mapping[str, Array] | None
+) -> dict[str, Pipeline]:
+    """The pipeline that the recipe chooses for each tensor."""
+    source = Checkpoint.of(tensors)
+    reference = Checkpoint.of(base) if base is not None and recipe.uses_base else None
+    settings = Settings(Setting.of(recipe, None if bound == recipe.resolve_bound(None) else bound))
+    drafts = draft_segments(source, reference, list(tensors), settings, 1)
+    return {spec.name: draft.pipeline for draft in drafts for spec in draft.tensors}
 
 
 def _tolerance(bound: Bound, values: Array) -> Any:

@@ -9,7 +9,7 @@ try:
 except ImportError:
     raise missing_extra("PyTorch", "torch", "nearzip.torch") from None
 
-from nearzip.torch.drop_in import load_file, safe_open, save_file
+from nearzip.torch.drop_in import load, load_file, load_model, safe_open, save, save_file, save_model
 from nearzip.torch.evaluator import evaluator
 from nearzip.torch.feedback import ErrorFeedback
 from nearzip.torch.finetune import finetune, holding, prune, share
@@ -30,11 +30,15 @@ __all__ = [
     "evaluator",
     "finetune",
     "holding",
+    "load",
     "load_file",
+    "load_model",
     "prune",
     "restore",
     "safe_open",
+    "save",
     "save_file",
+    "save_model",
     "share",
     "verify_resume",
 ]

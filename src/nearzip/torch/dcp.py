@@ -6,11 +6,11 @@ of the shards belong together. A version of `index` is the commit: what shards h
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
 import os
-import posixpath
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -32,27 +32,22 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from nearzip.bounds import Bound, parse_bound
-from nearzip.errors import CorruptError, NotFoundError, UsageError
-from nearzip.storage import is_url
+from nearzip.errors import BusyError, CorruptError, NotFoundError, UsageError
+from nearzip.network.arrays import to_torch
 from nearzip.store import Store
+from nearzip.store.keep import parse_rules
+from nearzip.store.sharded import INDEX, INDEX_TENSOR, below, prune_sharded, shard_path
 from nearzip.tensors import Array
-from nearzip.torch.arrays import to_torch
 from nearzip.torch.dcp_index import Place, index_from_json, index_to_json
 from nearzip.torch.moments import BUFFERS, MEANS, ROOTS, Moments
-from nearzip.torch.places import open_store
+from nearzip.torch.places import commit_quietly, open_store
 from nearzip.torch.plans import StatePlan
 from nearzip.torch.state import FORMAT, TrainingState, unpack_parts
 from nearzip.torch.trees import Json, pack
 
-__all__ = ["NearzipReader", "NearzipWriter"]
+__all__ = ["NearzipReader", "NearzipWriter", "prune", "versions"]
 
-#: The tensor of an index version.
-_INDEX = "index.json"
 _MOMENTS = (*ROOTS, *MEANS, *BUFFERS)
-
-
-def _below(place: str | os.PathLike[str], *names: str) -> str | Path:
-    return posixpath.join(str(place), *names) if is_url(place) else Path(place).joinpath(*names)
 
 
 class NearzipWriter(StorageWriter, BlockingAsyncStager):
@@ -70,11 +65,14 @@ class NearzipWriter(StorageWriter, BlockingAsyncStager):
         For `exp_avg` and its like, recognised by the end of their names. "auto": `Moments()` if there is a bound.
     eps : float
         The optimizer's, for the unit of first moments.
+    keep : str
+        Which checkpoints stay after each save, as `Store.prune` spells it: "last:5 every:100"; None: all.
 
     Notes
     -----
-    A `checkpoint_id` is kept as the version's message. Values that are not tensors are kept as the bytes that PyTorch
-    makes of them, and refused when they are written unless its weights-only loader reads them.
+    A `checkpoint_id` is kept as the version's message, and `dcp.load(.., checkpoint_id=..)` finds the version by it.
+    Values that are not tensors are kept as the bytes that PyTorch makes of them, and refused when they are written
+    unless its weights-only loader reads them.
     """
 
     def __init__(
@@ -84,18 +82,22 @@ class NearzipWriter(StorageWriter, BlockingAsyncStager):
         bound: Bound | str | None = None,
         moments: Moments | str | None = "auto",
         eps: float = 1e-8,
+        keep: str | None = None,
     ):
         BlockingAsyncStager.__init__(self)
         self.place = place
         self._bound = parse_bound(bound) if isinstance(bound, str) else bound
         self._moments = (Moments() if bound is not None else None) if isinstance(moments, str) else moments
         self._eps = eps
+        if keep is not None:
+            parse_rules(keep)  # refused now, not after the first save
+        self._keep = keep
         self._label = ""
         self._stores: dict[str, Store] = {}
         self._predictions: dict[str, tuple[Array, Array]] = {}
 
-    def _store(self, *names: str) -> Store:
-        where = str(_below(self.place, *names))
+    def _store(self, path: str | Path) -> Store:
+        where = str(path)
         if where not in self._stores:
             self._stores[where] = open_store(where, threads=1)
         return self._stores[where]
@@ -124,9 +126,8 @@ class NearzipWriter(StorageWriter, BlockingAsyncStager):
         state, names = _shard_state(plan, planner, self._eps)
         small = state.shrunk(self._moments, self._predictions)
         arrays = small.to_arrays()
-        version = self._store("shards", f"{plan.storage_data:05d}").commit(
-            arrays, plan=StatePlan.of(small, self._bound), message=self._label
-        )
+        store = self._store(shard_path(self.place, plan.storage_data))
+        version = commit_quietly(store, arrays, plan=StatePlan.of(small, self._bound), message=self._label)
         future.set_result(
             [
                 WriteResult(item.index, _n_bytes(item), Place(plan.storage_data, version, name))
@@ -136,10 +137,14 @@ class NearzipWriter(StorageWriter, BlockingAsyncStager):
         return future
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Commit the index: from now on the checkpoint is there."""
+        """Commit the index: from now on the checkpoint is there. Then drop those that are not kept."""
         places = {result.index: result.storage_data for own in results for result in own}
         document = json.dumps(index_to_json(metadata, places), separators=(",", ":")).encode()
-        self._store("index").commit({_INDEX: np.frombuffer(document, np.uint8)}, message=self._label)
+        index = self._store(below(self.place, INDEX))
+        index.commit({INDEX_TENSOR: np.frombuffer(document, np.uint8)}, message=self._label)
+        if self._keep is not None:
+            with contextlib.suppress(BusyError):  # another process prunes; the next save prunes again
+                prune(self.place, self._keep)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -206,25 +211,49 @@ class NearzipReader(StorageReader):
     place : str or path
         What a `NearzipWriter` wrote to.
     version : int or str
-        Of the index: a number or selector.
+        Of the index: a number or selector. With a `checkpoint_id`, the newest that was saved under it.
     """
 
     def __init__(self, place: str | os.PathLike[str], version: int | str = "latest"):
         self.place, self.version = place, version
+        self._chosen = version
         self._places: dict[MetadataIndex, Place] = {}
         self._shards: dict[tuple[int, int], TrainingState] = {}
 
     # StorageReader
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Raises NotFoundError, UsageError for a `checkpoint_id` that no version, or another one, was saved under."""
         self._places, self._shards = {}, {}
+        self._chosen = self.version if checkpoint_id is None else self._labelled(str(checkpoint_id))
+
+    def _labelled(self, label: str) -> int | str:
+        saved = versions(self.place)
+        found = [number for number, message in saved.items() if message == label]
+        if self.version != "latest":
+            number = Store(below(self.place, INDEX)).resolve(self.version)
+            if number not in found:
+                raise UsageError(
+                    f"{self.place}: version {number} was saved under checkpoint_id {saved.get(number)!r}, "
+                    f"not {label!r}; leave out one of the two"
+                )
+            return number
+        if found:
+            return max(found)
+        if label == str(self.place):  # as PyTorch's own readers name a checkpoint
+            return "latest"
+        known = ", ".join(repr(message) for message in list(saved.values())[-3:])
+        raise NotFoundError(
+            f"{self.place}: no checkpoint was saved under checkpoint_id {label!r}; the newest are {known or 'none'} "
+            "(nearzip.torch.dcp.versions lists all)"
+        )
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Raises NotFoundError, and CorruptError for an index that no writer of ours wrote."""
-        arrays = Store(_below(self.place, "index")).checkout(self.version)
-        if set(arrays) != {_INDEX} or arrays[_INDEX].dtype != np.uint8:
+        arrays = Store(below(self.place, INDEX)).checkout(self._chosen)
+        if set(arrays) != {INDEX_TENSOR} or arrays[INDEX_TENSOR].dtype != np.uint8:
             raise CorruptError(f"{self.place}: the version is no index of shards")
-        return index_from_json(arrays[_INDEX].tobytes(), str(self.place))
+        return index_from_json(arrays[INDEX_TENSOR].tobytes(), str(self.place))
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         self._places = dict(metadata.storage_data)
@@ -274,7 +303,7 @@ class NearzipReader(StorageReader):
     def _array(self, place: Place) -> Array:
         key = (place.slot, place.version)
         if key not in self._shards:
-            store = Store(_below(self.place, "shards", f"{place.slot:05d}"), threads=1)
+            store = Store(shard_path(self.place, place.slot), threads=1)
             # One at a time is enough: items come in the shards' order.
             self._shards = {key: TrainingState.from_arrays(store.checkout(place.version)).expanded()}
             unpack_parts(self._shards[key].document)
@@ -287,4 +316,12 @@ class NearzipReader(StorageReader):
 
 def versions(place: str | os.PathLike[str]) -> Mapping[int, str]:
     """Versions that `NearzipReader` can read, with the `checkpoint_id` that each was saved under."""
-    return {row.number: row.message for row in Store(_below(place, "index")).log()}
+    return {row.number: row.message for row in Store(below(place, INDEX)).log()}
+
+
+def prune(place: str | os.PathLike[str], keep: str, *, dry_run: bool = False, timeout: float = 60.0) -> tuple[int, ...]:
+    """Drop checkpoints that no rule of `keep` keeps, and their shards. Returns the versions that were dropped.
+
+    The rules are those of `Store.prune`; the newest checkpoint is always kept.
+    """
+    return prune_sharded(place, keep, dry_run=dry_run, timeout=timeout)[INDEX].dropped

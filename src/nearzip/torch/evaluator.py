@@ -1,123 +1,112 @@
-"""Makes an evaluate function for `nearzip.tune` of a module, a loader and metrics."""
+"""Makes an evaluator for `nearzip.tune` of a module, a loader and measures."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from nearzip.budget.trials import name_of
+from nearzip.budget.evaluators import Evaluation, name_of
+from nearzip.budget.intervals import Statistic, check_confidence
 from nearzip.caching import cached_property
 from nearzip.digests import digest
 from nearzip.errors import UsageError
-from nearzip.tensors import as_array
-from nearzip.torch.arrays import digest_of, to_torch
+from nearzip.measures.measure import Measure, Predictions
+from nearzip.measures.registry import MEASURES, measures_of
+from nearzip.network.arrays import digest_of
+from nearzip.network.calls import Caller, Names, call, captured, device_of, last_linear, moved, output_of
 
 __all__ = ["METRICS", "Evaluator", "evaluator", "predict_classes"]
 
-#: Each takes logits (n, classes), targets (n,) and the original's logits, and returns a sum over the n predictions.
-_Sum = Callable[[Tensor, Tensor, Tensor], Tensor]
-#: Takes something to call like the module, and a batch; returns logits (.., classes) and targets (..) or None.
-Predict = Callable[[Callable[..., Any], Any], tuple[Tensor, Tensor | None]]
+#: Takes the module and a batch; returns logits (.., classes) and targets (..) or None.
+Predict = Callable[[Any, Any], tuple[Tensor, Tensor | None]]
+#: Takes a batch; returns the document of each of its rows.
+Documents = Callable[[Any], Sequence[Hashable]]
+Loader = Iterable[Any]
 #: PyTorch's mark of a target that does not count.
 _IGNORED = -100
-#: Beyond it the exponential overflows.
-_MOST_LOSS = 700.0
-
-
-def _top(k: int) -> _Sum:
-    def correct(logits: Tensor, targets: Tensor, original: Tensor) -> Tensor:
-        best = logits.topk(min(k, logits.shape[-1]), dim=-1).indices
-        return (best == targets.unsqueeze(-1)).any(-1).sum()
-
-    return correct
-
-
-def _minus_loss(logits: Tensor, targets: Tensor, original: Tensor) -> Tensor:
-    return -functional.cross_entropy(logits.double(), targets, reduction="sum")
-
-
-def _agreement(logits: Tensor, targets: Tensor, original: Tensor) -> Tensor:
-    return (logits.argmax(-1) == original.argmax(-1)).sum()
-
-
-def _minus_kl(logits: Tensor, targets: Tensor, original: Tensor) -> Tensor:
-    ours, theirs = (functional.log_softmax(x.double(), dim=-1) for x in (logits, original))
-    return -functional.kl_div(ours, theirs, reduction="sum", log_target=True)
-
-
-#: Sums over predictions; the metric is their mean ("perplexity": minus the exponential of the mean loss).
-METRICS: dict[str, _Sum] = {
-    "top1": _top(1),
-    "top5": _top(5),
-    "loss": _minus_loss,
-    "perplexity": _minus_loss,
-    "agreement": _agreement,
-    "kl": _minus_kl,
-}
-_NEED_TARGETS = frozenset({"top1", "top5", "loss", "perplexity"})
-_NEED_ORIGINAL = frozenset({"agreement", "kl"})
+#: Names of measures.
+METRICS = tuple(MEASURES)
 
 
 def evaluator(
     module: nn.Module,
-    loader: Iterable[Any],
-    metric: str | Sequence[str] = "top1",
+    loader: Loader | Mapping[str, Loader],
+    metric: str | Measure | Sequence[str | Measure] = "top1",
     *,
     predict: Predict | None = None,
+    confidence: float | None = None,
+    documents: Documents | None = None,
+    features: str | None = None,
 ) -> Evaluator:
-    """An evaluate function: how well `module` does with other tensors in place of its own.
+    """An evaluator: how well `module` does with other tensors in place of its own.
 
     Parameters
     ----------
     module : torch.nn.Module
         The original network. It is copied as it is now; batch norm and dropout run as in `eval()`, on the device where
         the parameters are.
-    loader : iterable of batches
+    loader : iterable of batches, or mapping of str to iterables
         Read from the start at every call, so it must give the same batches every time (`shuffle=False`, no generator).
         A batch is (inputs, targets); or a dict as Hugging Face models take it, with `labels` (if they have the shape of
-        `input_ids`, predictions are compared with the next token); or inputs alone where no targets are needed.
-    metric : str or sequence of str
+        `input_ids`, predictions are compared with the next token); or inputs alone where no targets are needed. Several
+        data sets have names, which their metrics begin with: ``{"code": a, "chat": b}`` gives "code/kl" and "chat/kl".
+    metric : str, Measure, or a sequence of them
         Higher is always better:
 
         =============  =====================================================  ==============================
         metric         what is returned                                       max_loss=x allows
         =============  =====================================================  ==============================
         "top1"         share of targets that are the most likely class        x less, 0.002 is 0.2 points
-        "top5"         share of targets among the five most likely            x less
+        "top5"         share of targets among the five most likely; any k     x less
+        "class/*"      the same as "top1" for each class: "class/0", ..       x less in that class
         "loss"         minus the mean cross entropy, in nats                  x more cross entropy
         "perplexity"   minus exp(mean cross entropy)                          x more perplexity
         "agreement"    share of predictions with the original's first class   x of the predictions to change
+        "churn"        minus the share with another first class               the same
+        "flips"        "flips/worse": minus the share that went wrong,        x of the predictions to go wrong
+                       "flips/better": the share that became right
         "kl"           minus KL(original || restored), nats per prediction    a divergence of x
+        "kl/*"         with "kl/median", "kl/p99", "kl/p99.9": its quantiles  a quantile of x
+        "cost"         minus the mean cost of changed classes                 a cost of x
+        "embedding"    of the features: "embedding/cosine", "/distance",      x less
+                       "/neighbours", "/structure"
+        "distance"     minus the relative distance of the outputs             a distance of x
         =============  =====================================================  ==============================
 
-        One name gives a function that returns a float, several one that returns a dict.
+        `nearzip.correctness` has them as objects, with more options, and the class to write one of your own.
     predict : callable
         predict(module, batch) -> logits (.., classes), targets (..) or None, in place of what is done by default, which
         is `predict_classes`.
+    confidence : float
+        Searches with this evaluator bound losses with this confidence; see `nearzip.tune`.
+    documents : callable
+        documents(batch) -> the document of each row of the batch, where several rows belong to one. Predictions of one
+        document are not independent, which counts for confidence. Default: each row is a document of its own.
+    features : str
+        Name of the layer whose inputs are the features. Default: the last linear layer.
 
     Returns
     -------
     Evaluator
         evaluate(tensors) for `nearzip.tune`. Names are those of `module.state_dict()`; what the tensors lack is the
-        module's own. It can be pickled, as far as module, loader and `predict` can, and called by several threads.
+        module's own. One metric gives a float, several a dict. It can be pickled, as far as module, loader and the
+        functions can, and called by several threads.
 
     Raises
     ------
     UsageError
-        An unknown metric; when called: tensors that are not the module's, a loader that shuffles.
+        An unknown metric; when called: tensors that are not the module's, a loader that shuffles, targets out of range.
 
     Notes
     -----
-    "agreement" and "kl" keep the original's logits of the whole loader in memory. Sums are taken in float64.
+    Metrics that compare with the original keep its logits of the whole loader in memory. Sums are taken in float64.
 
     Examples
     --------
@@ -130,7 +119,25 @@ def evaluator(
     >>> 0 <= plan.losses["kl"] <= 1e-3
     True
     """
-    return Evaluator(module, loader, metric, predict)
+    return Evaluator(module, loader, metric, predict, confidence, documents, features)
+
+
+@dataclass
+class _Original:
+    """What the original network gives for a batch."""
+
+    digest: bytes
+    logits: Tensor
+    features: Tensor | None
+
+
+@dataclass
+class _Data:
+    """One data set, and the original's outputs where a measure needs them."""
+
+    prefix: str
+    loader: Loader
+    originals: list[_Original] | None = None
 
 
 class Evaluator:
@@ -139,47 +146,89 @@ class Evaluator:
     def __init__(
         self,
         module: nn.Module,
-        loader: Iterable[Any],
-        metric: str | Sequence[str],
+        loader: Loader | Mapping[str, Loader],
+        metric: str | Measure | Sequence[str | Measure],
         predict: Predict | None = None,
+        confidence: float | None = None,
+        documents: Documents | None = None,
+        features: str | None = None,
     ):
-        self.metrics = (metric,) if isinstance(metric, str) else tuple(metric)
-        unknown = [name for name in self.metrics if name not in METRICS]
-        if unknown or not self.metrics:
-            raise UsageError(f"a metric is one of {', '.join(METRICS)}, not {unknown[0] if unknown else 'nothing'!r}")
-        if isinstance(loader, Iterator) or not isinstance(loader, Iterable):
-            raise UsageError("the loader is read at every call; give a list or a DataLoader")
+        given = (metric,) if isinstance(metric, (str, Measure)) else tuple(metric)
+        if not given:
+            raise UsageError(f"a metric is one of {', '.join(METRICS)}, not 'nothing'")
+        self.measures = tuple(measures_of(given))
+        self.metrics = tuple(each if isinstance(each, str) else str(each) for each in given)
         self.metric = self.metrics[0] if len(self.metrics) == 1 else None
         self.name = f"nearzip.torch.evaluator({', '.join(self.metrics)})"
+        self.confidence = None if confidence is None else check_confidence(confidence)
         # A copy: the module may be trained on, and its mode is its owner's.
         self._module = copy.deepcopy(module).eval()
-        self._loader = loader
-        self._predict = predict or predict_classes
-        self._names = _canonical_names(self._module)
+        self._predict, self._documents = predict or predict_classes, documents
+        self._names = Names(self._module)
         self._spare: list[nn.Module] = []
-        self._original: list[tuple[bytes, Tensor]] | None = None
-        if _NEED_ORIGINAL & set(self.metrics):
-            self._original = [(digest_of(batch), logits) for batch, logits, _ in self._batches({})]
+        self._layer = None
+        if any(measure.needs_features for measure in self.measures):
+            self._layer = features or last_linear(self._module)
+        self._data = _data_sets(loader)
+        if self._needs("needs_original") or self._needs("needs_features"):
+            for data in self._data:
+                data.originals = [
+                    _Original(digest_of(batch), logits, found) for batch, logits, _, found in self._batches(data, {})
+                ]
+
+    def _needs(self, what: str) -> bool:
+        return any(getattr(measure, what) for measure in self.measures)
 
     def __call__(self, tensors: Mapping[str, Any]) -> dict[str, float] | float:
         """Metrics of the module with these tensors, named as the module's. Raises UsageError."""
-        sums = dict.fromkeys(self.metrics, 0.0)
+        found = dict(self.evaluation(tensors).metrics)
+        return next(iter(found.values())) if self.metric is not None and len(found) == 1 else found
+
+    def evaluation(self, tensors: Mapping[str, Any]) -> Evaluation:
+        """The same, with the samples behind the metrics. Raises UsageError."""
+        fitted = self._names.fitted(self._module, tensors)
+        metrics: dict[str, float] = {}
+        statistics: dict[str, Statistic] = {}
+        for data in self._data:
+            for name, value in self._measured(data, fitted).items():
+                if isinstance(value, Statistic):
+                    statistics[data.prefix + name] = value
+                metrics[data.prefix + name] = value.value if isinstance(value, Statistic) else value
+        return Evaluation(metrics, statistics)
+
+    def _measured(self, data: _Data, tensors: Mapping[str, Tensor]) -> dict[str, Statistic | float]:
+        measures = [measure.fresh() for measure in self.measures]
         n = n_batches = 0
-        for batch, logits, targets in self._batches(self._substituted(tensors)):
-            original = logits if self._original is None else self._original_of(n_batches, batch)
-            flat, flat_original, kept = _flat(logits, original, targets)
-            for name in self.metrics:
-                if targets is None and name in _NEED_TARGETS:
-                    raise UsageError(f"metric {name!r} needs targets; the loader's batches are (inputs, targets)")
-                sums[name] += float(METRICS[name](flat, kept, flat_original))
-            n += len(flat)
+        units = _Units(self._documents)
+        for batch, logits, targets, features in self._batches(data, tensors):
+            original = None if data.originals is None else _original_of(data, n_batches, batch)
+            seen = _flat(logits, targets, units.of(batch, logits), original, features)
+            if self._needs("needs_gradients"):
+                seen = self._callable(seen, batch, tensors)
+            with torch.set_grad_enabled(self._needs("needs_gradients")):
+                for measure in measures:
+                    measure.update(seen)
+            n += len(seen.logits)
             n_batches += 1
-        if not n or (self._original is not None and n_batches != len(self._original)):
+        if not n or (data.originals is not None and n_batches != len(data.originals)):
             raise UsageError(f"the loader gave {n_batches} batches; the same ones are needed at every call")
-        means = {name: total / n for name, total in sums.items()}
-        if "perplexity" in means:
-            means["perplexity"] = -math.exp(min(-means["perplexity"], _MOST_LOSS))
-        return means[self.metrics[0]] if len(means) == 1 else means
+        found: dict[str, Statistic | float] = {}
+        for measure in measures:
+            found |= measure.result()
+        return found
+
+    def observed(self, module: nn.Module, batch: Any) -> Predictions:
+        """A batch's predictions by a module that is being trained, beside the original's: what `Measure.loss` takes.
+
+        Gradients reach the module through `logits` and `features`.
+        """
+        there = moved(batch, device_of(self._module))
+        with torch.no_grad(), self._borrowed() as own:
+            first, _, original_features = self._predicted(own, there, {})
+        logits, targets, features = self._predicted(module, moved(batch, device_of(module)), {})
+        units = torch.arange(len(logits))
+        original = _Original(b"", first, original_features)
+        return _flat(logits, targets, _per_prediction(units, logits), original, features)
 
     @cached_property
     def identity(self) -> str:
@@ -188,32 +237,72 @@ class Evaluator:
         The module: its layers as it prints them, and all of its tensors. `predict` by its name, and its own `identity`
         if it has one.
         """
-        known = [found for found, _ in self._original or ()]
-        batches = known or [digest_of(batch) for batch in self._loader]
+        batches = []
+        for data in self._data:
+            known = [original.digest for original in data.originals or ()]
+            batches += [data.prefix.encode()] if data.prefix else []
+            batches += known or [digest_of(batch) for batch in data.loader]
         named = [*self._module.named_parameters(), *self._module.named_buffers()]
         tensors = [digest(name.encode(), digest_of(tensor)) for name, tensor in named]
         # What prints itself with an address would never be the same again.
         layers = re.sub(r"0x[0-9a-f]+", "", f"{type(self._module).__qualname__} {self._module}")
-        how = (self.metrics, name_of(self._predict), getattr(self._predict, "identity", None))
+        how = (self.metrics, name_of(self._predict), getattr(self._predict, "identity", None), *self._more)
         return digest(layers.encode(), repr(how).encode(), *tensors, b"batches", *batches).hex()
 
-    def _batches(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[Any, Tensor, Tensor | None]]:
-        """Each batch, with the logits and targets that the module gives with these tensors in place of its own."""
-        first = next(itertools.chain(self._module.parameters(), self._module.buffers()), torch.empty(0))
+    @property
+    def _more(self) -> list[object]:
+        """Part of the identity, where anything was said besides names of metrics and `predict`."""
+        configured = [m.identity for m in self.measures if m.identity != str(m)]
+        documents = [] if self._documents is None else [name_of(self._documents)]
+        return [*configured, *documents, *([] if self._layer is None else [self._layer])]
 
+    def _batches(
+        self, data: _Data, tensors: Mapping[str, Tensor]
+    ) -> Iterator[tuple[Any, Tensor, Tensor | None, Tensor | None]]:
+        """Each batch with the logits, targets and features that the module gives with these tensors."""
         with self._borrowed() as module:
+            device = device_of(module)
+            for batch in data.loader:
+                with torch.inference_mode(not self._needs("needs_gradients")), torch.no_grad():
+                    logits, targets, features = self._predicted(module, moved(batch, device), tensors)
+                yield batch, logits, targets, features
 
-            def stand_in(*args: Any, **kwargs: Any) -> Any:
-                return torch.func.functional_call(module, dict(tensors), args, kwargs)
+    def _predicted(
+        self, module: nn.Module, batch: Any, tensors: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        caller = Caller(module, self._predict)
+        if self._layer is None:
+            return *caller(batch, tensors), None
+        with captured(module, self._layer) as inputs:
+            logits, targets = caller(batch, tensors)
+        if len(inputs) != 1:
+            raise UsageError(
+                f"layer {self._layer!r} is called {len(inputs)} times for a batch; name another with features="
+            )
+        features = inputs[0].flatten(0, -2)
+        if len(features) != logits[..., 0].numel():
+            features = _aligned(inputs[0], logits, self._layer)
+        return logits, targets, features
 
-            for batch in self._loader:
-                with torch.inference_mode():
-                    logits, targets = self._predict(stand_in, _moved(batch, first.device))
-                yield batch, logits, targets
+    def _callable(self, seen: Predictions, batch: Any, tensors: Mapping[str, Tensor]) -> Predictions:
+        """With the networks to call, for measures that need gradients."""
+        there = moved(batch, device_of(self._module))
+
+        def with_tensors(these: Mapping[str, Tensor]) -> Callable[[Any], Tensor]:
+            def run(other: Any) -> Tensor:
+                with self._borrowed() as module:
+                    return Caller(module, self._predict)(other, these)[0].flatten(0, -2)  # type: ignore[no-any-return]
+
+            return run
+
+        return Predictions(
+            seen.logits, seen.units, seen.targets, seen.original, seen.features, seen.original_features,
+            there, with_tensors(tensors), with_tensors({}),
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def _borrowed(self) -> Iterator[nn.Module]:
-        """A copy of the module that nobody else uses: while it is called with other tensors, they are in its place."""
+        """A copy of the module for one caller: while it is called with other tensors, they are in its place."""
         try:
             module = self._spare.pop()
         except IndexError:
@@ -226,27 +315,22 @@ class Evaluator:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_spare": []}
 
-    def _original_of(self, i: int, batch: Any) -> Tensor:
-        assert self._original is not None
-        if i >= len(self._original) or self._original[i][0] != digest_of(batch):
-            raise UsageError(
-                "the loader gives other batches than before; take shuffle=False and no random augmentation"
-            )
-        return self._original[i][1]
 
-    def _substituted(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-        """As the module's tensors: their device and dtype, tied ones under one name."""
-        own = {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
-        found = {}
-        for name, value in tensors.items():
-            if name not in self._names:
-                raise UsageError(f"tensor {name!r}: the module has none of that name")
-            mine = own[self._names[name]]
-            tensor = to_torch(as_array(name, value), copy=False)
-            if tensor.shape != mine.shape:
-                raise UsageError(f"tensor {name!r} is {list(tensor.shape)}, the module's is {list(mine.shape)}")
-            found[self._names[name]] = tensor.to(mine.device, mine.dtype)
-        return found
+def _data_sets(loader: Loader | Mapping[str, Loader]) -> list[_Data]:
+    named = {f"{name}/": each for name, each in loader.items()} if isinstance(loader, Mapping) else {"": loader}
+    for each in named.values():
+        if isinstance(each, Iterator) or not isinstance(each, Iterable):
+            raise UsageError("the loader is read at every call; give a list or a DataLoader")
+    if not named:
+        raise UsageError("no data set is given to evaluate on")
+    return [_Data(prefix, each) for prefix, each in named.items()]
+
+
+def _original_of(data: _Data, i: int, batch: Any) -> _Original:
+    assert data.originals is not None
+    if i >= len(data.originals) or data.originals[i].digest != digest_of(batch):
+        raise UsageError("the loader gives other batches than before; take shuffle=False and no random augmentation")
+    return data.originals[i]
 
 
 def predict_classes(module: Callable[..., Any], batch: Any) -> tuple[Tensor, Tensor | None]:
@@ -255,54 +339,74 @@ def predict_classes(module: Callable[..., Any], batch: Any) -> tuple[Tensor, Ten
     Dicts go to the module by keyword, and with `input_ids` and labels of their shape the prediction of each token is
     compared with the next one, as for causal language models.
     """
+    logits = output_of(call(module, batch), "predict")
+    if logits.dim() < 2:
+        raise UsageError("the module does not return logits, (.., classes); give predict=")
     if isinstance(batch, Mapping):
-        targets = batch.get("labels")
-        logits = _logits(module(**{name: value for name, value in batch.items() if name != "labels"}))
-        ids = batch.get("input_ids")
+        targets, ids = batch.get("labels"), batch.get("input_ids")
         if targets is not None and ids is not None and targets.shape == ids.shape:
             return logits[:, :-1], targets[:, 1:]
         return logits, targets
-    if isinstance(batch, (tuple, list)):
-        return _logits(module(batch[0])), batch[1] if len(batch) > 1 else None
-    return _logits(module(batch)), None
+    has_targets = isinstance(batch, (tuple, list)) and len(batch) > 1
+    return logits, batch[1] if has_targets else None
 
 
-def _logits(output: Any) -> Tensor:
-    """Of a tensor, an object with `logits`, a dict with "logits", or a tuple that begins with them."""
-    if isinstance(output, Mapping) and "logits" in output:
-        output = output["logits"]
-    elif isinstance(output, (tuple, list)):
-        output = output[0]
-    output = getattr(output, "logits", output)
-    if not isinstance(output, Tensor) or output.dim() < 2:
-        raise UsageError("the module does not return logits, (.., classes); give predict=")
-    return output
+class _Units:
+    """Numbers the independent units of predictions: rows of batches, or documents."""
+
+    def __init__(self, documents: Documents | None):
+        self._documents, self._n_rows = documents, 0
+        self._numbers: dict[Hashable, int] = {}
+
+    def of(self, batch: Any, logits: Tensor) -> Tensor:
+        """The unit of each prediction of the next batch."""
+        n, first = len(logits), self._n_rows
+        self._n_rows += n
+        if self._documents is None:
+            return _per_prediction(torch.arange(first, first + n), logits)
+        named = list(self._documents(batch))
+        if len(named) != n:
+            raise UsageError(f"documents= gives {len(named)} documents for the {n} rows of a batch")
+        numbers = [self._numbers.setdefault(document, len(self._numbers)) for document in named]
+        return _per_prediction(torch.tensor(numbers), logits)
 
 
-def _flat(logits: Tensor, original: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """(n, classes), (n, classes), (n,), without targets that cross entropy ignores; without targets, zeros."""
-    logits, original = logits.flatten(0, -2), original.flatten(0, -2).to(logits.device)
+def _per_prediction(rows: Tensor, logits: Tensor) -> Tensor:
+    """Each row's number, once for every prediction of the row."""
+    each = logits[..., 0].numel() // max(1, len(logits))
+    return rows.repeat_interleave(each)
+
+
+def _aligned(features: Tensor, logits: Tensor, layer: str) -> Tensor:
+    """Features of the predictions that count: language models leave out each row's last token."""
+    if features.dim() == logits.dim() and features.dim() > 2 and features.shape[1] == logits.shape[1] + 1:
+        return features[:, : logits.shape[1]].flatten(0, -2)
+    raise UsageError(
+        f"layer {layer!r} has inputs {list(features.shape)}, the logits are {list(logits.shape)}; name another layer "
+        "with features="
+    )
+
+
+def _flat(
+    logits: Tensor, targets: Tensor | None, units: Tensor, original: _Original | None, features: Tensor | None
+) -> Predictions:
+    """Predictions one by one, without those whose target cross entropy ignores."""
+    shape = logits.shape
+    logits, units = logits.flatten(0, -2), units.to(logits.device)
+    before = None if original is None else original.logits.flatten(0, -2).to(logits.device)
+    there = None if original is None or original.features is None else original.features.to(logits.device)
     if targets is None:
-        return logits, original, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        return Predictions(logits, units, None, before, features, there)
     targets = targets.flatten()
     if len(targets) != len(logits):
         raise UsageError(f"{len(logits)} predictions and {len(targets)} targets; give predict=")
     kept = targets != _IGNORED
-    return (logits, original, targets) if bool(kept.all()) else (logits[kept], original[kept], targets[kept])
-
-
-def _canonical_names(module: nn.Module) -> dict[str, str]:
-    """Names in the state dict to the one name of the parameter or buffer; tied parameters have several."""
-    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    first: dict[int, str] = {}
-    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {name: _moved(value, device) for name, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return tuple(_moved(value, device) for value in batch)
-    return batch
+    if not targets.is_floating_point() and bool(((targets < 0) | (targets >= shape[-1]))[kept].any()):
+        raise UsageError(
+            f"targets lie between {int(targets[kept].min())} and {int(targets[kept].max())}; the network has "
+            f"{shape[-1]} classes, numbered from 0"
+        )
+    if bool(kept.all()):
+        return Predictions(logits, units, targets, before, features, there)
+    before, features, there = (None if part is None else part[kept] for part in (before, features, there))
+    return Predictions(logits[kept], units[kept], targets[kept], before, features, there)

@@ -1,4 +1,4 @@
-"""Training that leaves pruned weights at zero and shared weights shared, with any optimizer."""
+"""Training that holds pruned weights at zero and shared weights equal, or pulls weights towards given values."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from nearzip.errors import UsageError
+from nearzip.network.arrays import to_torch
 from nearzip.recipes.by_name import ByName
 from nearzip.recipes.retrain import Hold
 from nearzip.stages.codebook import cluster, nearest
 from nearzip.stages.prune import largest
+from nearzip.tensors import as_array
 
 __all__ = ["finetune", "holding", "prune", "share"]
 
@@ -80,7 +82,9 @@ def finetune(
     """Train a pruned or clustered module; what is held stays so after every optimizer step.
 
     Zeros get no gradient and stay zero (DeepSZ, section 3.2). Weights that share a value get the sum of their
-    gradients, so that the value is what is trained (Deep Compression, section 3.3).
+    gradients, so that the value is what is trained (Deep Compression, section 3.3). Towards `hold.near` weights are
+    pulled at every optimizer step: the gradient of the penalty is added once a step, however many batches a step
+    accumulates.
 
     Parameters
     ----------
@@ -102,7 +106,7 @@ def finetune(
     Raises
     ------
     UsageError
-        A name in `hold` that is no parameter or buffer of the module.
+        A name in `hold` that is no parameter or buffer of the module, or values of another shape to pull towards.
 
     Examples
     --------
@@ -127,7 +131,8 @@ def finetune(
 
 @contextlib.contextmanager
 def holding(module: nn.Module, hold: Hold) -> Iterator[None]:
-    """Hold masks, shared values and frozen tensors while the block trains the module: `finetune` without its loop."""
+    """Hold masks, shared values and frozen tensors, and pull, while the block trains: `finetune` without its loop."""
+    pulls = _pulls(module, hold)
     held = [_held(name, tensor, hold) for name, tensor in _named(module, hold).items()]
 
     def put_back(*_: Any) -> None:
@@ -140,6 +145,8 @@ def holding(module: nn.Module, hold: Hold) -> Iterator[None]:
         for one in held
         if one.tensor.requires_grad
     ]
+    if pulls:
+        hooks.append(register_optimizer_step_pre_hook(_Pulling(pulls, hold.weight)))
     # Momentum and weight decay move what has no gradient: after every step of any optimizer all is put back.
     hooks.append(register_optimizer_step_post_hook(put_back))
     try:
@@ -154,6 +161,57 @@ def _layers(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.dim() >= 2 and p.is_floating_point()}
 
 
+def _pulls(module: nn.Module, hold: Hold) -> list[tuple[nn.Parameter, Tensor]]:
+    """Parameters, and the values they are pulled towards. Raises UsageError for names and shapes of another module."""
+    known = dict(module.named_parameters(remove_duplicate=False))
+    found = []
+    for name, values in hold.near.items() if hold.weight else ():
+        if name not in known:
+            raise UsageError(f"the module has no parameter {name!r} to pull; it has {', '.join(known)[:200]}")
+        parameter = known[name]
+        target = to_torch(as_array(name, values)).to(parameter.device, parameter.dtype)
+        if target.shape != parameter.shape:
+            raise UsageError(f"tensor {name!r} is {list(parameter.shape)}, what it is pulled to {list(target.shape)}")
+        found.append((parameter, target))
+    return found
+
+
+class _Pulling:
+    """Before every optimizer step: adds the penalty's gradient to those of the parameters that the optimizer has."""
+
+    def __init__(self, pulls: list[tuple[nn.Parameter, Tensor]], weight: float):
+        self._pulls, self._weight = pulls, weight
+
+    def __call__(self, optimizer: torch.optim.Optimizer, arguments: Any, named: Any) -> tuple[Any, Any] | None:
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        pulls = [(p, target) for p, target in self._pulls if id(p) in own and p.requires_grad]
+        closure = arguments[1] if len(arguments) > 1 else named.get("closure")
+        if not callable(closure):
+            self._add(pulls)
+            return None
+
+        def pulled() -> Any:
+            # An optimizer with a closure computes its gradients inside the step, several times perhaps.
+            loss = closure()
+            self._add(pulls)
+            return None if loss is None else loss + self._penalty(pulls)
+
+        if len(arguments) > 1:
+            return (arguments[0], pulled, *arguments[2:]), named
+        return arguments, {**named, "closure": pulled}
+
+    @torch.no_grad()
+    def _add(self, pulls: list[tuple[nn.Parameter, Tensor]]) -> None:
+        for parameter, target in pulls:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.add_(parameter - target, alpha=self._weight)
+
+    @torch.no_grad()
+    def _penalty(self, pulls: list[tuple[nn.Parameter, Tensor]]) -> Tensor | float:
+        return sum((self._weight / 2 * (p - target).square().sum() for p, target in pulls), 0.0)
+
+
 def _named(module: nn.Module, hold: Hold) -> dict[str, Tensor]:
     known: dict[str, Tensor] = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
     wanted = dict.fromkeys((*hold.zeros, *hold.shared, *hold.frozen))
@@ -165,17 +223,17 @@ def _named(module: nn.Module, hold: Hold) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class _Held:
-    """One tensor, and what of it stays."""
+    """One tensor, and what of it is held."""
 
     tensor: Tensor
     mask: Tensor | None
-    #: For each weight the number of its shared value; for each value the place of one weight that has it.
+    #: For each weight the number of its shared value; for each value the index of one weight that has it.
     group: Tensor | None
     first: Tensor | None
     frozen: Tensor | None
 
     def gradient(self, gradient: Tensor) -> Tensor:
-        """What the optimizer sees in place of `gradient`."""
+        """The gradient that the optimizer gets in place of `gradient`."""
         if self.frozen is not None:
             return torch.zeros_like(gradient)
         if self.group is not None and self.first is not None:

@@ -12,11 +12,11 @@ import torch
 
 from nearzip.bounds import Bound, parse_bound
 from nearzip.errors import CorruptError, UsageError, missing_extra
-from nearzip.storage import atomic_file, naming_errors
+from nearzip.fileio import atomic_file, naming_errors
+from nearzip.network.arrays import to_torch
 from nearzip.tensors import Array
-from nearzip.torch.arrays import to_torch
 from nearzip.torch.moments import Moments
-from nearzip.torch.places import StoreLike, open_store
+from nearzip.torch.places import StoreLike, commit_quietly, open_store
 from nearzip.torch.plans import StatePlan
 from nearzip.torch.shapes import Shapes
 from nearzip.torch.state import FORMAT, TrainingState, pack_optimizer, unpack_optimizer, unpack_parts
@@ -74,7 +74,8 @@ class NearzipCheckpointIO(CheckpointIO):
         self._shapes.check(exact)
         state = exact.shrunk(self._moments, self._predictions)
         plan = StatePlan.of(state, bound)
-        version = self.store.commit(state.to_arrays(), plan=plan, step=state.step, message=os.path.basename(path))
+        said = {"step": state.step, "message": os.path.basename(path)}
+        version = commit_quietly(self.store, state.to_arrays(), plan=plan, **said)
         text = json.dumps({"kind": _POINTER, "store": self.store.url, "version": version})
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path, force=True) as stream:

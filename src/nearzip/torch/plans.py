@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +13,10 @@ from nearzip.recipes import Recipe, recipe_type
 from nearzip.recipes.nearzip import Nearzip
 from nearzip.torch.state import DOCUMENT, TrainingState
 
-__all__ = ["StatePlan"]
+__all__ = ["BoundOrBounds", "StatePlan"]
+
+#: One bound, or bounds by tensor name or pattern.
+BoundOrBounds = Bound | Mapping[str, Bound]
 
 #: Norms and biases are few and weigh more than others: their bound is so much smaller.
 FINER = 8.0
@@ -33,18 +38,20 @@ class StatePlan:
     """
 
     state: TrainingState
-    bound: Bound
+    bound: BoundOrBounds
     recipe: Recipe
 
     @staticmethod
     def of(
         state: TrainingState,
-        bound: Bound | None = None,
+        bound: BoundOrBounds | None = None,
         method: str = "nearzip",
         options: Mapping[str, Any] | None = None,
     ) -> StatePlan:
-        """Raises UsageError for a bound that the method cannot promise."""
+        """Bounds by tensor name or pattern hold as they are. Raises UsageError for what the method cannot promise."""
         recipe = recipe_type(method).from_options(options)
+        if isinstance(bound, Mapping):
+            return StatePlan(state, {name: recipe.resolve_bound(each) for name, each in bound.items()}, recipe)
         return StatePlan(state, recipe.resolve_bound(bound), recipe)
 
     def assignments(self, names: Sequence[str]) -> Mapping[str, tuple[Recipe, Bound | None]]:
@@ -54,16 +61,23 @@ class StatePlan:
         chosen: dict[str, tuple[Recipe, Bound | None]] = {}
         for name in names:
             if name in parameters:
-                few_axes = len(self.state.tensors[name].shape) < 2
-                chosen[name] = (self.recipe, _finer(self.bound) if few_axes else self.bound)
+                chosen[name] = (self.recipe, self._bound_of(name))
             else:
                 chosen[name] = alone if name in forgetful else exact
         return chosen
 
+    def _bound_of(self, name: str) -> Bound:
+        """A parameter's."""
+        bounds = self.bound
+        if not isinstance(bounds, Mapping):
+            return _finer(bounds) if len(self.state.tensors[name].shape) < 2 else bounds
+        patterns = [name] if name in bounds else [p for p in bounds if p != "*" and fnmatch.fnmatchcase(name, p)]
+        return bounds[patterns[0]] if patterns else bounds.get("*") or self.recipe.resolve_bound(None)
+
 
 def _finer(bound: Bound) -> Bound:
     value = getattr(bound, "value", None)
-    return bound if value is None else type(bound)(value / FINER)  # type: ignore[call-arg]
+    return bound if value is None else dataclasses.replace(bound, value=value / FINER)  # type: ignore[call-arg]
 
 
 def _forgetful(state: TrainingState) -> set[str]:

@@ -10,9 +10,9 @@ import torch
 import nearzip.api as api
 from nearzip.bounds import Absolute, Bound
 from nearzip.errors import UsageError
+from nearzip.network.arrays import to_torch
 from nearzip.recipes.qd_compressor import QdCompressor, bit_widths, weighted_entropy
 from nearzip.tensors import as_array
-from nearzip.torch.arrays import to_torch
 
 __all__ = ["Quantizer", "grid", "quantizer", "range_quantizer", "recipe_quantizer"]
 
@@ -90,7 +90,7 @@ def recipe_quantizer(
 
     def quantize(values: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         known = None if base is None else {name: base[name] for name in values if name in base}
-        restored = api.compress(values, known or None, method, bound, options=options).restored
+        restored = api.compress_quietly(values, known or None, method, bound, options=options).restored
         return {name: to_torch(restored[name]).to(value.device) for name, value in values.items()}
 
     return quantize

@@ -12,14 +12,14 @@ from typing import Any
 
 from torch import nn, optim
 
-from nearzip.bounds import Bound, parse_bound
+from nearzip.bounds import Bound, Lossless, parse_bound
 from nearzip.errors import NotFoundError, UsageError
 from nearzip.store.keep import parse_rules
 from nearzip.tensors import Array
 from nearzip.torch.background import Background
 from nearzip.torch.moments import Moments
-from nearzip.torch.places import StoreLike, open_store, prune_store
-from nearzip.torch.plans import StatePlan
+from nearzip.torch.places import StoreLike, commit_quietly, open_store, prune_store
+from nearzip.torch.plans import BoundOrBounds, StatePlan
 from nearzip.torch.shapes import Shapes
 from nearzip.torch.snapshot import Snapshot
 from nearzip.torch.state import Restored, TrainingState, capture, random_state, restore
@@ -47,6 +47,9 @@ class SaveReport:
         made (docs/training.md, "Memory").
     last_version : int or None
         The newest version that is committed.
+    update_kept : float or None
+        The share of its weights' change since the version before that is kept, 0 to 1; None if it has no base. Nearly
+        none is logged as a warning, once.
     """
 
     n_saves: int = 0
@@ -56,6 +59,7 @@ class SaveReport:
     n_bytes: int = 0
     snapshot_bytes: int = 0
     last_version: int | None = None
+    update_kept: float | None = None
 
 
 class Saver:
@@ -67,17 +71,18 @@ class Saver:
         An open store, or where one is or shall be made.
     bound : Bound or str
         For the weights, against those of the training: matrices and filters have it, norms and biases an eighth of
-        it, buffers are exact. None: every bit.
+        it, buffers are exact. None: the store's bound (bounds by pattern as they are written there), every bit if it
+        has none.
     every : int
         `save` does nothing unless the step is a multiple of it.
     keep : str
         What `Store.prune` shall keep after each save, such as "last:5 every:1000 best:accuracy"; None: everything.
     policy : str
-        How the store chains versions; None: as it does.
+        How this saver chains versions; None: as the store does. A store that is made has it as its own.
     method, options : str, dict
-        For the weights.
+        For the weights; None: the store's.
     moments : Moments, "auto" or None
-        For the optimizer. None: exact. "auto": `Moments()` if there is a bound, else exact.
+        For the optimizer. None: exact. "auto": `Moments()` if there is a bound other than lossless, else exact.
     threads : int
         For compressing; one leaves the processors to the training.
 
@@ -95,7 +100,7 @@ class Saver:
         every: int = 1,
         keep: str | None = None,
         policy: str | None = None,
-        method: str = "nearzip",
+        method: str | None = None,
         options: Mapping[str, Any] | None = None,
         moments: Moments | str | None = "auto",
         threads: int | None = 1,
@@ -104,22 +109,29 @@ class Saver:
             raise UsageError(f"every is a whole number of steps from 1 on, not {every!r}")
         if isinstance(moments, str) and moments != "auto":
             raise UsageError(f"moments are nearzip.torch.Moments(..), 'auto' or None, not {moments!r}")
-        self.store = open_store(store, threads=threads)
-        if policy is not None and str(self.store.policy) != policy:
-            self.store.configure(policy=policy)
+        self.store = open_store(store, policy, threads=threads)
         if keep is not None:
             parse_rules(keep)  # refused now, not behind
         self.every = int(every)
         self._counts = SaveReport()
-        self._bound = parse_bound(bound) if isinstance(bound, str) else bound
-        self._method, self._options, self._keep = method, options, keep
-        self._moments = (Moments() if self._bound is not None else None) if isinstance(moments, str) else moments
-        StatePlan.of(TrainingState({}, {}), self._bound, method, options)  # refused now, not behind
+        self._keep = keep
+        self._bound = self._bound_of(bound)
+        if method is None:
+            settings = self.store.settings
+            method, options = settings.method, settings.options if options is None else options
+        self._method, self._options = method, options
+        self._moments = (Moments() if _is_lossy(self._bound) else None) if isinstance(moments, str) else moments
+        StatePlan.of(TrainingState({}, {}), self._bound, method, options)  # refused now, not in the background
         self._snapshot = Snapshot()
         self._predictions: dict[str, tuple[Array, Array]] = {}
         self._shapes = Shapes(self.store)
         self._background = Background("save")
         self._closed = False
+
+    def _bound_of(self, bound: Bound | str | None) -> BoundOrBounds | None:
+        if bound is None:
+            return self.store.settings.parsed_bound()
+        return parse_bound(bound) if isinstance(bound, str) else bound
 
     # saving
 
@@ -168,8 +180,10 @@ class Saver:
     def _behind(self, state: TrainingState, said: Mapping[str, Any]) -> None:
         small = state.shrunk(self._moments, self._predictions)
         plan = StatePlan.of(small, self._bound, self._method, self._options)
-        version = self.store.commit(small.to_arrays(), plan=plan, **said)
+        version = commit_quietly(self.store, small.to_arrays(), plan=plan, **said)
         self._counts.last_version = version
+        kept = self.store.update_kept
+        self._counts.update_kept = None if kept is None else kept.share
         self._counts.n_bytes += self.store.info(version).n_stored
         prune_store(self.store, self._keep)
 
@@ -237,6 +251,11 @@ class Saver:
         self._predictions = small.predictions()
         self._shapes.know(small)
         return dataclasses.replace(restored, version=number)
+
+
+def _is_lossy(bound: BoundOrBounds | None) -> bool:
+    bounds = bound.values() if isinstance(bound, Mapping) else [bound]
+    return any(each is not None and not isinstance(each, Lossless) for each in bounds)
 
 
 def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:

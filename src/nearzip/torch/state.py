@@ -18,8 +18,8 @@ import zstandard
 from torch import nn, optim
 
 from nearzip.errors import CorruptError, NewerFormatError, UsageError
+from nearzip.network.arrays import to_torch
 from nearzip.tensors import Array, as_array
-from nearzip.torch.arrays import to_torch
 from nearzip.torch.moments import Moments, expand_moments, shrink_moments
 from nearzip.torch.trees import Json, pack, pack_tensor, unpack
 
@@ -64,7 +64,8 @@ class TrainingState:
 
     @property
     def parameters(self) -> frozenset[str]:
-        """Names in `tensors` of the model's parameters; the others of `model/` are buffers."""
+        """Names in `tensors` of the model's parameters, under every name that they have; the others of `model/` are
+        buffers."""
         return frozenset(f"model/{name}" for name in self.document["parameters"])
 
     def to_arrays(self) -> dict[str, Array]:
@@ -198,7 +199,7 @@ def capture(
         "format": FORMAT,
         "step": _step(step),
         "metrics": pack(dict(metrics or {}), "metrics", {}),
-        "parameters": list(parameters),
+        "parameters": [*parameters, *_tied(parameters, tensors)],
         "other": pack(other, "model.extra", tensors),
     }
     optimizers = _listed(optimizer)
@@ -214,6 +215,20 @@ def capture(
         document["extra"] = pack(extra, "extra", tensors)
     state = TrainingState(tensors, document)
     return state.with_random(random_state()) if rng else state
+
+
+def _tied(parameters: Mapping[str, torch.Tensor], tensors: Mapping[str, Any]) -> list[str]:
+    """Other names in the state dict of a parameter's memory: a tied head is a parameter as much as the embedding is."""
+    memory = {_memory(parameter) for parameter in parameters.values()} - {None}
+    names = [name for name in tensors if name.removeprefix("model/") not in parameters]
+    return [name.removeprefix("model/") for name in names if _memory(tensors[name]) in memory]
+
+
+def _memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:
+    """Equal for tensors that show the same values of the same memory; None where that cannot be told."""
+    if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.layout is not torch.strided or not tensor.numel():
+        return None
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _step(step: Any) -> int:

@@ -15,13 +15,13 @@ import torch
 
 from nearzip.bounds import Bound, parse_bound
 from nearzip.errors import CorruptError, NotFoundError, UsageError, missing_extra
-from nearzip.storage import atomic_file
+from nearzip.fileio import atomic_file
+from nearzip.network.arrays import to_torch
 from nearzip.store import Store
 from nearzip.tensors import Array
-from nearzip.torch.arrays import to_torch
 from nearzip.torch.background import Background
 from nearzip.torch.moments import Moments
-from nearzip.torch.places import StoreLike, open_store, prune_store
+from nearzip.torch.places import StoreLike, commit_quietly, open_store, prune_store
 from nearzip.torch.plans import StatePlan
 from nearzip.torch.shapes import Shapes
 from nearzip.torch.state import FORMAT, TrainingState, pack_optimizer, unpack_optimizer, unpack_parts
@@ -97,7 +97,8 @@ class NearzipCallback(TrainerCallback):
     def _commit(self, captured: TrainingState, folder: Path, metrics: dict[str, float]) -> None:
         small = captured.shrunk(self._moments, self._predictions)
         plan = StatePlan.of(small, self._bound)
-        self.store.commit(small.to_arrays(), plan=plan, step=small.step, metrics=metrics, message=folder.name)
+        said = {"step": small.step, "metrics": metrics, "message": folder.name}
+        commit_quietly(self.store, small.to_arrays(), plan=plan, **said)
         prune_store(self.store, self._keep)
         if self._replace:
             for path in (*folder.glob("model*.safetensors"), folder / _OPTIMIZER):

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from nearzip.errors import CorruptError, UsageError
+from nearzip.network.arrays import to_torch
 from nearzip.tensors import as_array
-from nearzip.torch.arrays import to_torch
 
 __all__ = ["Json", "pack", "pack_tensor", "unpack"]
 

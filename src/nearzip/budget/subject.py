@@ -1,0 +1,220 @@
+"""What is compressed within a budget: a network here; datasets and others derive from `Subject` as well."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nearzip.api import archive_of, decompress
+from nearzip.archive import Archive
+from nearzip.budget.assignment import Assignment
+from nearzip.budget.evaluators import Evaluation, Evaluator, MetricError, evaluator_of
+from nearzip.digests import checkpoint_id
+from nearzip.errors import Error, UsageError
+from nearzip.recipes import Settings
+from nearzip.tensors import Array, Checkpoint
+
+__all__ = ["Network", "Outcome", "Subject"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of one trial.
+
+    Parameters
+    ----------
+    n_bytes : int
+        Of the whole archive.
+    restored_id : str
+        Content id of what a reader gets.
+    evaluation : Evaluation
+        Of what a reader gets.
+    seconds : float
+    """
+
+    n_bytes: int
+    restored_id: str
+    evaluation: Evaluation
+    seconds: float
+
+
+class Subject(ABC):
+    """What a search makes smaller: it measures candidates, and itself as it is.
+
+    A subject is sent to worker processes with every trial, so it must be picklable where trials run in processes.
+    Subclasses say how a candidate is stored and restored (`stored`); evaluating is the same for all.
+
+    Parameters
+    ----------
+    evaluator : Evaluator
+    seed : int
+        Python's, NumPy's and torch's global generators start from it at every evaluation.
+    """
+
+    evaluator: Evaluator
+    seed: int
+
+    @property
+    @abstractmethod
+    def id(self) -> str:
+        """Content id of the original."""
+
+    @property
+    def base_id(self) -> str | None:
+        """Content id of the base that candidates are stored against."""
+        return None
+
+    @property
+    @abstractmethod
+    def n_bytes(self) -> int:
+        """Bytes of the original, uncompressed."""
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """The parts that have settings of their own: a network's tensors."""
+
+    @property
+    def rounding(self) -> str:
+        """What else decides, besides the settings, what is restored; "" if nothing does. Part of a trial's key."""
+        return ""
+
+    @abstractmethod
+    def original(self) -> dict[str, Array]:
+        """What the evaluator gets as the original. Arrays of its own: an evaluator may write to them."""
+
+    @abstractmethod
+    def stored(self, candidate: Assignment, threads: int | None) -> tuple[int, str, dict[str, Array]]:
+        """Store a candidate: bytes of the archive, content id, and what a reader restores from those bytes."""
+
+    def measure(self, candidate: Assignment, threads: int | None = None, statistics: bool = False) -> Outcome:
+        """One trial: store, restore from the stored bytes, evaluate.
+
+        `statistics`: keep the samples behind the metrics.
+
+        Raises
+        ------
+        UsageError, MissingExtraError, ..
+            What `compress` raises for the setting.
+        Error
+            The evaluator raised; the message says what and for which setting.
+        """
+        started = time.perf_counter()
+        n_bytes, restored_id, restored = self.stored(candidate, threads)
+        found = self._evaluated(restored, f"the trial of {candidate}", statistics)
+        return Outcome(n_bytes, restored_id, found, time.perf_counter() - started)
+
+    def evaluate_original(self, statistics: bool = False) -> Evaluation:
+        """The original's metrics, all finite. Raises Error if there is none to compare with."""
+        found = self._evaluated(self.original(), "the original network", statistics)
+        for name, value in found.metrics.items():
+            if not math.isfinite(value):
+                raise Error(
+                    f"evaluate returned {value} as {name!r} of the original network; there is nothing to compare with"
+                )
+        return found
+
+    def evaluator_identity(self) -> str:
+        """The evaluator's `identity`; "" without one. Raises Error if reading it does.
+
+        Read under the seed: data that are drawn at random are then drawn as for an evaluation.
+        """
+        try:
+            with _seeded(self.seed):
+                return self.evaluator.identity
+        except Exception as error:
+            raise Error(f"the identity of evaluate raised {type(error).__name__}: {error}") from error
+
+    def _evaluated(self, tensors: dict[str, Array], what: str, statistics: bool) -> Evaluation:
+        try:
+            with _seeded(self.seed):
+                found = self.evaluator.evaluation(tensors)
+        except MetricError as error:
+            raise UsageError(f"{error}, for {what}") from None
+        except Exception as error:
+            raise Error(f"evaluate raised {type(error).__name__} on {what}: {error}") from error
+        if not found.metrics:
+            raise UsageError(f"evaluate returned no metric on {what}")
+        return found if statistics else found.without_statistics()
+
+
+@dataclass(frozen=True)
+class Network(Subject):
+    """Named tensors, stored as `compress` stores them."""
+
+    tensors: Mapping[str, Array]
+    base: Mapping[str, Array] | None
+    evaluator: Evaluator
+    seed: int = 0
+
+    @staticmethod
+    def of(tensors: Mapping[str, Any], base: Mapping[str, Any] | None, evaluate: Any, seed: int = 0) -> Network:
+        """Raises UsageError for what is no network or no evaluator."""
+        return Network(*network_parts(tensors, base), evaluator_of(evaluate), seed)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.tensors)
+
+    @property
+    def id(self) -> str:
+        return checkpoint_id(Checkpoint.of(self.tensors))
+
+    @property
+    def base_id(self) -> str | None:
+        return None if self.base is None else checkpoint_id(Checkpoint.of(self.base))
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(array.nbytes for array in self.tensors.values())
+
+    def original(self) -> dict[str, Array]:
+        return {name: array.copy() for name, array in self.tensors.items()}
+
+    def stored(self, candidate: Assignment, threads: int | None) -> tuple[int, str, dict[str, Array]]:
+        archive = self._archived(candidate, threads)
+        return archive.nbytes, archive.id, decompress(archive.to_bytes(), self.base, threads=threads)
+
+    def _archived(self, candidate: Assignment, threads: int | None) -> Archive:
+        source = Checkpoint.of(self.tensors)
+        base = None if self.base is None else Checkpoint.of(self.base)
+        settings = Settings.of_plan(candidate.assignments(list(source.specs)), source.specs)
+        targets = None if candidate.targets is None else Checkpoint.of({**self.tensors, **candidate.targets})
+        return archive_of(source, base, settings, threads, targets=targets)
+
+
+def network_parts(
+    tensors: Mapping[str, Any], base: Mapping[str, Any] | None
+) -> tuple[dict[str, Array], dict[str, Array] | None]:
+    """Tensors and base as arrays. Raises UsageError for what is no network."""
+    own = dict(Checkpoint.of(tensors).arrays())
+    if not own:
+        raise UsageError("there is no tensor to tune")
+    return own, None if base is None else dict(Checkpoint.of(base).arrays())
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Python's, NumPy's and torch's global generators start from `seed`; afterwards their states are restored."""
+    torch = sys.modules.get("torch")
+    states = random.getstate(), np.random.get_state(), torch and torch.get_rng_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    if torch:
+        torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        if torch:
+            torch.set_rng_state(states[2])

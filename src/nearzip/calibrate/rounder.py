@@ -1,0 +1,284 @@
+"""Rounds a network's tensors, given how sensitive its outputs are to each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nearzip.bounds import Bound, NoPromise, Statistics
+from nearzip.caching import cached_property
+from nearzip.calibrate.fit_biases import fit_biases
+from nearzip.calibrate.network import Predictor
+from nearzip.calibrate.rounding import Factor, round_matrix, triangular
+from nearzip.calibrate.sensitivity import Sensitivity
+from nearzip.calibrate.settings import Damping
+from nearzip.calibrate.steps import Cost, Steps
+from nearzip.calibrate.uses import Piece
+from nearzip.network.arrays import to_torch
+from nearzip.parallel import ordered_map
+from nearzip.recipes.rounding import half_spacing
+from nearzip.tensors import Array, is_float, round_to
+
+__all__ = ["Rounded", "Rounder", "floats_of"]
+
+#: A value farther from its base, in steps, is not calibrated: float32 could not represent it.
+_MAX_STEPS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A rounded network: its tensors, their steps, and its divergence from the original.
+
+    Parameters
+    ----------
+    tensors : dict of str to array
+        In the tensors' own dtypes; those that are not rounded are not in it.
+    steps : dict of str to float
+    plain : dict of str to str
+        Tensors that were rounded without calibration, and the reason.
+    divergence : float
+        On the batches held back, per prediction.
+    """
+
+    tensors: dict[str, Array]
+    steps: dict[str, float]
+    plain: dict[str, str]
+    divergence: float
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """One floating-point tensor of the module: values, base, and how far a value may move (inf: anywhere)."""
+
+    values: Array
+    base: Array | None
+    reach: float
+    difference: Array
+
+    @staticmethod
+    def of(values: Array, base: Array | None, bound: Bound) -> _Tensor:
+        statistics = Statistics.of(values)
+        tolerance = bound.tolerance(statistics)
+        if tolerance.kind not in ("finite", "absolute"):
+            reach = 0.0
+        else:
+            reach = math.inf if tolerance.kind == "finite" else tolerance.value
+        if math.isfinite(reach):
+            # A margin for the rounding to the tensor's own dtype; the codec patches values that still exceed the bound.
+            reach -= min(reach / 2, half_spacing(values.dtype, statistics.largest))
+        start = 0.0 if base is None else base.astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return _Tensor(values, base, reach, values.astype(np.float64) - start)
+
+    def restored(self, levels: Array, step: float) -> Array:
+        """The values that a decoder will have."""
+        start = 0.0 if self.base is None else self.base.astype(np.float64)
+        return round_to(self.values.dtype, start + levels * step)
+
+    def nearest(self, wanted: Array, step: float) -> Array:
+        with np.errstate(invalid="ignore", over="ignore"):
+            start = 0.0 if self.base is None else self.base.astype(np.float64)
+            ratio = (wanted.astype(np.float64) - start) / step
+            return np.rint(np.where(np.abs(ratio) < 2.0**30, ratio, 0.0))
+
+
+@dataclass
+class Rounder:
+    """Rounds a network whose sensitivity is known; `round` can be called for any number of steps.
+
+    Parameters
+    ----------
+    predictor : Predictor
+    sensitivity : Sensitivity
+    tensors : dict of str to array
+        Floating-point tensors of the network, by the names of its state; tied ones under their first name.
+    base : mapping of str to array
+        The tensors that the reader holds, where they have the same dtype and shape.
+    bounds : mapping of str to Bound
+        Of each tensor, kept against `tensors`; nothing is promised for those that it leaves out.
+    """
+
+    predictor: Predictor
+    sensitivity: Sensitivity
+    tensors: dict[str, Array]
+    base: Mapping[str, Array]
+    bounds: Mapping[str, Bound] = field(default_factory=dict)
+    damping: Damping = field(default_factory=Damping)
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        self._states = {
+            name: _Tensor.of(values, self.base.get(name), self.bounds.get(name, NoPromise()))
+            for name, values in self.tensors.items()
+        }
+        self._plain = self._reasons()
+        self._factors = self._factored()
+        self.steps = Steps(self._costs())
+        n_held = max(1, len(self.predictor.batches) // 4)
+        self._held = self.predictor.batches[-n_held:]
+        self._learned = self.predictor.batches[:-n_held] or self._held
+        with torch.no_grad(), self.predictor.evaluating():
+            self._original = {id(batch): self.predictor.predictions(batch) for batch in self.predictor.batches}
+
+    def _reasons(self) -> dict[str, str]:
+        seen = {piece.name for piece in self.sensitivity.pieces}
+        reasons = {}
+        for name, state in self._states.items():
+            if not np.isfinite(state.difference).all():
+                reasons[name] = "not finite"
+            elif name not in seen and state.values.ndim > 1:
+                reached = self.sensitivity.curvature.get(name, 0.0) > 0
+                reasons[name] = "used in a way that is not known" if reached else "not used by the batches"
+        return reasons
+
+    def _factored(self) -> dict[Piece, tuple[list[Factor], list[Factor]]]:
+        wanted = [p for p in self.sensitivity.pieces if p.name in self._states and p.name not in self._plain]
+
+        def work(piece: Piece) -> tuple[list[Factor], list[Factor]]:
+            weighed = self.sensitivity.pieces[piece]
+            looked_up = weighed.rows.is_diagonal
+            row_damping = self.damping.inputs if looked_up else self.damping.gradients
+            column_damping = self.damping.gradients if looked_up else self.damping.inputs
+            return triangular(weighed.rows, row_damping), triangular(weighed.columns, column_damping)
+
+        return dict(zip(wanted, ordered_map(work, wanted, self.threads), strict=True))
+
+    def _costs(self) -> dict[str, Cost]:
+        carried: dict[str, list[tuple[float, int]]] = {}
+        for piece, (rows, columns) in self._factors.items():
+            log_cost = np.mean([r.log_cost + c.log_cost for r, c in zip(rows, columns, strict=True)])
+            n = sum(r.order.size * c.order.size for r, c in zip(rows, columns, strict=True))
+            carried.setdefault(piece.name, []).append((float(log_cost), n))
+        costs = {}
+        for name, values in self.tensors.items():
+            if name in carried:
+                n = sum(n for _, n in carried[name])
+                costs[name] = Cost(sum(cost * n for cost, n in carried[name]) / n, n, True)
+                continue
+            curvature = self.sensitivity.curvature.get(name, 0.0)
+            costs[name] = Cost(math.log(curvature) if curvature > 0 else None, values.size, False)
+        return costs
+
+    def round(self, step: float, fitted: bool = True) -> Rounded:
+        """Round all tensors, for one step of the network."""
+        names = list(self._states)
+        steps = {name: self._step(name, step) for name in self._carried}
+        found = ordered_map(lambda name: self._levels(name, steps[name]), self._carried, self.threads)
+        levels = dict(zip(self._carried, found, strict=True))
+        price = _price(list(levels.values()))
+        for name in names:
+            if name not in levels:
+                steps[name] = self._step(name, step, price)
+                levels[name] = self._levels(name, steps[name])
+        tensors = {name: self._states[name].restored(levels[name], steps[name]) for name in names}
+        plain = {
+            **self._plain,
+            **{name: "too far from its base for its step" for name in names if self._far(name, steps[name])},
+        }
+        rounded = Rounded(tensors, steps, plain, self._divergence(tensors))
+        if fitted:
+            candidate = self.with_fitted_biases(rounded)
+            if candidate.divergence < rounded.divergence:
+                return candidate
+        return rounded
+
+    def plain_steps(self, step: float) -> dict[str, float]:
+        """Every tensor's step, nearly as `round` chooses it: from the levels that are nearest to the values."""
+        steps = {name: self._step(name, step) for name in self._carried}
+        levels = [self._states[name].nearest(self._states[name].values, own) for name, own in steps.items()]
+        price = _price(levels)
+        return {name: steps.get(name) or self._step(name, step, price) for name in self._states}
+
+    @cached_property
+    def largest_difference(self) -> float:
+        """Largest finite difference of a value to its base."""
+        found = [np.abs(state.difference[np.isfinite(state.difference)]) for state in self._states.values()]
+        return max((float(each.max()) for each in found if each.size), default=0.0)
+
+    @cached_property
+    def _carried(self) -> list[str]:
+        """Tensors whose error is carried on."""
+        return [name for name in self._states if self.steps.costs[name].carried]
+
+    def _step(self, name: str, step: float, price: float = 1.0) -> float:
+        own, reach = self.steps.of(name, step, price), self._states[name].reach
+        return own if own <= reach * (2 - 1 / 512) or not reach else reach * (2 - 1 / 512)
+
+    def _far(self, name: str, step: float) -> bool:
+        state = self._states[name]
+        if name in self._plain or not state.difference.size:
+            return False
+        return bool(np.abs(state.difference).max() >= _MAX_STEPS * step)
+
+    def _levels(self, name: str, step: float) -> Array:
+        state = self._states[name]
+        levels = state.nearest(state.values, step)
+        if name in self._plain or self._far(name, step):
+            return levels
+        whole, difference = torch.from_numpy(levels.astype(np.int32)), torch.from_numpy(state.difference)
+        for piece, (rows, columns) in self._factors.items():
+            if piece.name == name:
+                matrices = piece.matrices(difference).numpy()
+                rounded = [
+                    round_matrix(matrix, r, c, step, state.reach)
+                    for matrix, r, c in zip(matrices, rows, columns, strict=True)
+                ]
+                piece.put(torch.from_numpy(np.stack(rounded)), whole)
+        return whole.numpy()
+
+    def _as_torch(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+        device = next((p.device for p in self.predictor.module.parameters()), torch.device("cpu"))
+        return {name: to_torch(array).to(device) for name, array in arrays.items()}
+
+    def _divergence(self, arrays: Mapping[str, Array]) -> float:
+        with self.predictor.evaluating():
+            originals = [self._original[id(batch)] for batch in self._held]
+            return self.predictor.mean_divergence(originals, self._held, self._as_torch(arrays))
+
+    def with_fitted_biases(self, rounded: Rounded) -> Rounded:
+        """The same with biases and norms fitted to the rounded weights, on their grids again."""
+        known = dict(self.predictor.module.named_parameters())
+        names = [
+            name
+            for name, state in self._states.items()
+            if state.values.ndim <= 1 and name in known and self.sensitivity.curvature.get(name, 0.0) > 0
+            and name not in rounded.plain
+        ]  # fmt: skip
+        if not names:
+            return rounded
+
+        def limited(name: str, values: Tensor) -> Tensor:
+            state = self._states[name]
+            original = torch.from_numpy(state.values.astype(np.float32)).to(values.device)
+            # Rounding may add half a step.
+            margin = max(0.0, state.reach - rounded.steps[name] / 2)
+            return values if math.isinf(margin) else original + (values - original).clamp(-margin, margin)
+
+        with self.predictor.evaluating():
+            originals = [self._original[id(batch)] for batch in self._learned]
+            found = fit_biases(self.predictor, originals, self._as_torch(rounded.tensors), names, limited)
+        tensors = dict(rounded.tensors)
+        for name, values in found.items():
+            state, step = self._states[name], rounded.steps[name]
+            tensors[name] = state.restored(state.nearest(values.cpu().numpy(), step), step)
+        return replace(rounded, tensors=tensors, divergence=self._divergence(tensors))
+
+
+def _price(levels: list[Array]) -> float:
+    """Bits that half the step would cost for each value: about the entropy where that is small, at most one."""
+    if not levels:
+        return 1.0
+    size = np.concatenate([np.minimum(np.abs(each), 63).astype(np.int64).reshape(-1) for each in levels])
+    shares = np.bincount(size) / size.size
+    shares = shares[shares > 0]
+    return float(min(1.0, max(1 / 256, -(shares * np.log2(shares)).sum())))
+
+
+def floats_of(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """The tensors that may be rounded: floating-point ones that are not empty."""
+    return {name: array for name, array in tensors.items() if is_float(array.dtype) and array.size}

@@ -1,0 +1,75 @@
+"""Measures by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+from nearzip.errors import UsageError
+from nearzip.measures.cost import Cost
+from nearzip.measures.embedding import Embedding
+from nearzip.measures.measure import Measure
+from nearzip.measures.outputs import Agreement, ClassAccuracy, Divergence, Flips, Loss, OutputDistance, TopK
+
+__all__ = ["MEASURES", "measures_of"]
+
+#: Name to what it measures. "top5" and the like take any number.
+MEASURES: dict[str, str] = {
+    "top1": "share of targets that are the most likely class",
+    "top5": "share of targets among the five most likely classes; top2, top3, .. as well",
+    "class/*": "accuracy on the samples of each class",
+    "loss": "minus the mean cross entropy, in nats",
+    "perplexity": "minus the exponential of the mean cross entropy",
+    "agreement": "share of predictions whose most likely class is the original's",
+    "churn": "minus the share of predictions whose most likely class is not the original's",
+    "flips": "minus the share that went from right to wrong (flips/worse), and from wrong to right (flips/better)",
+    "kl": "minus KL(original || restored), mean in nats per prediction",
+    "kl/*": "the same, with its median and its 99 % and 99.9 % quantiles: kl/median, kl/p99, kl/p99.9",
+    "cost": "minus the mean cost of changed classes; nearzip.correctness.Cost takes your own costs",
+    "embedding": "features: cosine, distance, neighbours kept, structure of the class means",
+    "distance": "minus the relative distance of the outputs; for regressors too",
+}
+_MAKERS: dict[str, Callable[[], Measure]] = {
+    "class/*": ClassAccuracy,
+    "loss": Loss,
+    "perplexity": lambda: Loss(exponential=True),
+    "agreement": Agreement,
+    "churn": lambda: Agreement(churn=True),
+    "flips": Flips,
+    "cost": Cost,
+    "embedding": Embedding,
+    "distance": OutputDistance,
+}
+
+
+def measures_of(metrics: Iterable[str | Measure]) -> list[Measure]:
+    """Measures by name, or as they are. All of "kl", "kl/p99", .. are one measure. Raises UsageError.
+
+    Examples
+    --------
+    >>> measures_of(["top3", "kl", "flips", "kl/p99"])
+    [top3, kl, kl/p99, flips]
+    """
+    found: list[Measure | None] = []
+    divergences: list[str] = []
+    at = None
+    for metric in metrics:
+        if isinstance(metric, str) and (metric == "kl" or metric.startswith("kl/")):
+            if at is None:
+                at = len(found)
+                found.append(None)
+            divergences += list(Divergence().metrics) if metric == "kl/*" else [metric]
+        else:
+            found.append(_measure(metric))
+    return [Divergence(divergences) if measure is None else measure for measure in found]
+
+
+def _measure(metric: str | Measure) -> Measure:
+    if isinstance(metric, Measure):
+        return metric
+    top = re.fullmatch(r"top([1-9]\d{0,5})", metric) if isinstance(metric, str) else None
+    if top:
+        return TopK(int(top[1]))
+    if metric not in _MAKERS:
+        raise UsageError(f"a metric is one of {', '.join(MEASURES)}, or a nearzip.correctness.Measure, not {metric!r}")
+    return _MAKERS[metric]()
