@@ -206,6 +206,7 @@ class _Sparse(Unpromised):
 
     name = "sparse"
     whole_tensors = True
+    fallback = "never"
 
     def plan(self, tensor, bound):
         return TensorPlan(Pipeline((KeptAndGaps(),)), bound.tolerance(tensor.own))
