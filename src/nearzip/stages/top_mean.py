@@ -67,7 +67,7 @@ class TopMean(Stage):
         return Coded(symbols, means.tobytes())
 
     def _chosen(self, values: Array) -> tuple[Array, float]:
-        """Symbols of one tensor, and the magnitude that they stand for."""
+        """Symbols of one tensor, and the magnitude that they represent."""
         k = math.ceil(self.keep * values.size)
         if self.sides == "both":
             top = _largest(np.abs(values), k)
