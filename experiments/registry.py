@@ -105,6 +105,10 @@ CLAIMS = {
         "No change of any byte of an archive gives wrong values; hostile files take no memory",
         "claims.trust.damage", ("damage",),
     ),
+    "damaged_many": Claim(
+        "Thousands of damaged archives in one small process: every error named, no threads or files left",
+        "claims.trust.damaged_many", ("damaged_many",),
+    ),
     "damage_peers": Claim(
         "Other formats return wrong values or crash on the same damage",
         "claims.trust.damage:main_peers", ("damage_peers",),

@@ -31,9 +31,6 @@ WAYS = [
 ]
 IDS = [f"{method}, {kind}" for method, kind, _ in WAYS]
 
-#: Bounds here may be coarser than the changes: what is checked is that they are kept.
-pytestmark = pytest.mark.filterwarnings("ignore::nearzip.errors.UpdateLostWarning")
-
 seeds = st.integers(0, 2**32 - 1)
 
 

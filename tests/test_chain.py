@@ -14,9 +14,6 @@ from oracle import judge
 import nearzip as nz
 from nearzip.tensors import DTYPES
 
-#: Bounds here may be coarser than the changes: what is checked is that they are kept.
-pytestmark = pytest.mark.filterwarnings("ignore::nearzip.errors.UpdateLostWarning")
-
 N_VERSIONS = 50
 WAYS = [
     ("nearzip", "abs", 2e-3, {}),

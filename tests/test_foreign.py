@@ -16,7 +16,8 @@ import pytest
 import nearzip as nz
 from nearzip.digests import digest
 from nearzip.errors import CorruptError, Error, MissingExtraError, UsageError
-from nearzip.stages import Blosc, Coded, Context, Sz3, Zfp, child
+from nearzip.stages import Blosc, Coded, Context, Sz3, Zfp
+from nearzip.stages.foreign import child
 from nearzip.testing import seal, unseal
 
 for package in ("pysz", "zfpy", "blosc2"):
@@ -232,7 +233,7 @@ def test_no_child_outlives_its_interpreter():
     code = textwrap.dedent(
         """
         import numpy as np, nearzip as nz, os, sys
-        from nearzip.stages import child
+        from nearzip.stages.foreign import child
         nz.compress({"a": np.arange(100, dtype=np.float32)}, method="zfp")
         print(child._child.process.pid, flush=True)
         if sys.argv[1] == "killed":

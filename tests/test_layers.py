@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,15 @@ import nearzip
 
 ROOT = Path(nearzip.__file__).parent
 
-#: From the ground up. `parallel` and `layout` stand below the container because they know nothing of bytes; `plots` is
+#: From the ground up. `layout` stands below the container because it knows nothing of bytes; `plots` is
 #: drawn by the demo alone.
 ROWS = (
     "errors",
+    "strictjson",
+    "plugins",
+    "caching",
+    "buffers",
+    "parallel",
     "limits",
     "version",
     "statistics",
@@ -30,7 +37,6 @@ ROWS = (
     "codec",
     "recipes",
     "ties",
-    "parallel",
     "layout",
     "fileio",
     "sources",
@@ -100,6 +106,12 @@ def test_imports_point_one_way(path):
 def test_every_module_has_a_row(path):
     first = path.relative_to(ROOT).parts[0].removesuffix(".py")
     assert first in ROWS or first in ("__init__", "__main__"), f"{path.name} has no row in {Path(__file__).name}"
+
+
+def test_the_map_of_the_package_is_that_of_its_modules():
+    script = Path(__file__).parents[1] / "scripts" / "map"
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 def test_there_are_no_circles_inside_packages():
@@ -215,9 +227,6 @@ def test_nothing_runs_code_from_a_file(path):
 
 
 def test_importing_nearzip_needs_no_heavy_package():
-    import subprocess
-    import sys
-
     code = (
         "import sys, nearzip\n"
         "heavy = {'torch', 'matplotlib', 'sklearn', 'click', 'rich'} & set(sys.modules)\n"

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from nearzip import parallel
 from nearzip.parallel import ordered_map
 
 
@@ -102,3 +103,97 @@ def test_the_pool_that_prepared_the_items_serves_them():
 
     found = set(ordered_map(lambda _: threading.current_thread().name, items(), 3))
     assert found & used
+
+
+def living() -> int:
+    return threading.active_count()
+
+
+def test_abandoned_work_keeps_few_threads_busy():
+    """Each call below is abandoned while the other thread of its pool still works."""
+    before, release = living(), threading.Event()
+
+    def work(i: int) -> int:
+        if i == 0:
+            raise ZeroDivisionError
+        release.wait(60)
+        return i
+
+    most = 0
+    for _ in range(50):
+        with pytest.raises(ZeroDivisionError):
+            list(ordered_map(work, range(2), 2))
+        most = max(most, living() - before)
+    assert most <= 2 * parallel._MAX_BUSY
+    assert list(ordered_map(lambda i: i * i, range(9), 2)) == [i * i for i in range(9)]
+    release.set()
+
+
+def test_a_pool_serves_again_once_its_abandoned_work_has_ended():
+    release = threading.Event()
+    results = ordered_map(lambda i: i and release.wait(60), range(100), 3)
+    assert next(results) == 0
+    results.close()
+    assert any(pool.is_busy for pool in parallel._kept)
+    release.set()
+    for _ in range(1000):
+        if not any(pool.is_busy for pool in parallel._kept):
+            break
+        threading.Event().wait(0.01)
+    used = parallel._take(3)
+    assert used is not None
+    parallel._give_back(parallel._Pool(3, used))
+    assert parallel._take(3) is used
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_where_no_thread_starts_the_calling_one_works(monkeypatch, started):
+    begin = threading.Thread.start
+    left = [None] * started
+
+    def refuse(thread: threading.Thread) -> None:
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left.pop()
+        begin(thread)
+
+    parallel._kept.clear()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    done = []
+
+    def work(i: int) -> int:
+        done.append(i)
+        return 10 // (i - 7) if i > 6 else i
+
+    results = ordered_map(work, range(20), 4)
+    assert [next(results) for _ in range(7)] == list(range(7))
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert len(set(done)) == len(done)
+    parallel._kept.clear()
+
+
+@pytest.mark.skipif(parallel.resource is None, reason="no limit of addresses here")
+def test_a_limit_of_addresses_is_a_limit_of_threads(monkeypatch):
+    parallel._kept.clear()
+    limit = [parallel.resource.RLIM_INFINITY]
+    monkeypatch.setattr(parallel.resource, "getrlimit", lambda what: (limit[0], limit[0]))
+    assert names_of(3, 50) != {threading.current_thread().name}
+    parallel._kept.clear()
+    limit[0] = 200 << 20
+    if os.path.exists("/proc/self/statm"):
+        assert names_of(3, 50) == {threading.current_thread().name}
+    limit[0] = 1 << 50
+    assert names_of(3, 50) != {threading.current_thread().name}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_copy_can_finish_what_was_begun():
+    results = ordered_map(lambda i: i * i, range(30), 2)
+    assert [next(results) for _ in range(3)] == [0, 1, 4]
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if list(results) == [i * i for i in range(3, 30)] else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert list(results) == [i * i for i in range(3, 30)]

@@ -29,7 +29,7 @@ POSITIONAL = {
     nz.Relative: ["value"],
     nz.PointwiseRelative: ["value"],
     nz.Rms: ["value"],
-    nz.Update: ["value"],
+    nz.Update: ["value", "per"],
     nz.Archive.save: ["self", "path", "force"],
     nz.Archive.to_bytes: ["self"],
     nz.Store: ["url", "create", "bound", "policy", "method", "options"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,7 +15,7 @@ from nearzip.bounds import NoPromise, Statistics, violations
 from nearzip.cli import cli
 from nearzip.digests import PIECE_BYTES
 from nearzip.errors import UsageError
-from nearzip.recipes import Recipe, TensorPlan, Unpromised, recipe_type, recipe_types
+from nearzip.recipes import PLUGINS, Recipe, TensorPlan, Unpromised, recipe_type, recipe_types
 from nearzip.stages import Pipeline, Rans, RawBytes, UniformStep
 
 rng = np.random.default_rng(0)
@@ -199,8 +198,7 @@ class _Uncut(_Coarse):
 
 @pytest.fixture
 def registered(monkeypatch):
-    types = recipe_types() | {"coarse": _Coarse, "uncut": _Uncut}
-    monkeypatch.setattr("nearzip.recipes.recipe_types", functools.cache(lambda: types))
+    monkeypatch.setattr(PLUGINS, "load", {"coarse": _Coarse, "uncut": _Uncut}.get)
     _Coarse.seen.clear()
 
 

@@ -23,6 +23,8 @@ from nearzip.estimates import estimate
 from nearzip.tensors import Checkpoint
 from nearzip.updates import written_bounds
 
+pytestmark = pytest.mark.filterwarnings("error::nearzip.errors.UpdateLostWarning")
+
 Tensors = dict[str, np.ndarray]
 
 

@@ -14,15 +14,16 @@ from typing import Any, BinaryIO, Protocol
 from nearzip.archive import Archive, Progress, Reader, WriteReport, write_archive
 from nearzip.attached import described, without_attached
 from nearzip.bounds import Bound, parse_bound
+from nearzip.buffers import WriteBuffer
 from nearzip.changes import UpdateKept
 from nearzip.checkpoints import open_checkpoint, write_checkpoint
-from nearzip.container import Memory, is_archive
+from nearzip.container import is_archive
 from nearzip.digests import checkpoint_id
 from nearzip.errors import CorruptError, Error, UpdateLostWarning, UsageError
-from nearzip.fileio import Output, atomic_file, check_outputs, is_stream, naming_errors, spooled_input
+from nearzip.fileio import Output, atomic_file, check_outputs, is_stream, naming_errors, naming_memory, spooled_input
 from nearzip.frameworks import to_framework
 from nearzip.limits import Limits
-from nearzip.recipes import Recipe, Retrain, Setting, Settings, recipe_type, recipe_types
+from nearzip.recipes import Recipe, Retrain, Setting, Settings, broken_recipes, recipe_type, recipe_types
 from nearzip.sources import open_source
 from nearzip.tensors import Array, Checkpoint, check_text, keeping_last
 
@@ -39,14 +40,15 @@ class PlanLike(Protocol):
 
 
 def methods() -> dict[str, str]:
-    """Name and one-line description of every method, plug-ins' included.
+    """Name and one-line description of every method, plug-ins' included; for one that cannot be loaded, its error.
 
     Examples
     --------
     >>> print(methods()["lzma"])
     Baseline: LZMA2 on raw bytes, lossless.
     """
-    return {name: recipe.summary() for name, recipe in recipe_types().items()}
+    summaries = {name: recipe.summary() for name, recipe in recipe_types().items()}
+    return summaries | {name: str(error) for name, error in broken_recipes().items()}
 
 
 BoundLike = Bound | str | None
@@ -244,7 +246,7 @@ def archive_of(
 ) -> Archive:
     """An archive in memory. `targets` as in `write_archive`."""
     restored: dict[str, Array] = {}
-    stream = Memory(source.n_bytes)
+    stream = WriteBuffer(source.n_bytes)
     report = write_archive(source, base, settings, stream, restored.__setitem__, threads, progress, targets)
     _separate(restored, report.index.aliases)
     return Archive(stream.written(), {name: restored[name] for name in source.specs}, report)
@@ -332,9 +334,12 @@ def decompress(
     WrongBaseError
         The base is missing or another one.
     CorruptError, TruncatedError, NewerFormatError, LimitError
-        The archive is damaged, cut short, too new, or larger than the limits.
+        The archive is damaged, cut short, too new, or larger than the limits or the memory that the process can get.
     """
-    with open(archive, base, limits, framework=framework, threads=threads) as reader:
+    with (
+        naming_memory("all tensors together"),
+        open(archive, base, limits, framework=framework, threads=threads) as reader,
+    ):
         tensors = dict(reader.stream(set(reader), progress))
         _separate(tensors, reader.index.aliases)
         return {name: to_framework(tensors[name], framework) for name in reader}

@@ -14,16 +14,17 @@ from typing import Any, BinaryIO, ClassVar, Literal, TypeVar
 
 import numpy as np
 
-from nearzip import _core
+import nearzip._core as _core
 from nearzip.attached import attached_names
 from nearzip.bounds import EXACT, NoPromise, Update
+from nearzip.buffers import buffer_for
 from nearzip.changes import Change, Changes, UpdateKept
 from nearzip.choice import REPEATS, STORED
 from nearzip.codec import decode_block, decode_sparse_block, encode_block, time_block
 from nearzip.container import BlockEntry, Index, Segment, Source, Writable, Writer, read_index
 from nearzip.digests import content_id, digest, join_pieces, part_digests, tensor_digest
 from nearzip.errors import CorruptError, LimitError, NotFoundError, UsageError, WrongBaseError
-from nearzip.fileio import atomic_file
+from nearzip.fileio import atomic_file, naming_memory
 from nearzip.frameworks import check_framework, to_framework
 from nearzip.layout import Block, Draft, block_context, block_values, draft_segments, segment_blocks
 from nearzip.limits import Limits
@@ -31,7 +32,7 @@ from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.recipes import Settings
 from nearzip.sparse_forms import sparse_in
 from nearzip.stages import Context, DecodeTimes, Pipeline, SparseValues
-from nearzip.tensors import Array, Checkpoint, TensorSpec, room_for
+from nearzip.tensors import Array, Checkpoint, TensorSpec
 from nearzip.texts import html_table, human_bytes
 from nearzip.ties import find_ties
 from nearzip.updates import Resolved, resolve_updates
@@ -41,6 +42,8 @@ __all__ = ["Archive", "Reader", "TensorReport", "write_archive"]
 
 T = TypeVar("T")
 
+#: Bytes of tensors below which threads cost more than they save.
+_THREADS_FROM = 128 << 10
 #: Called with bytes done and bytes in all.
 Progress = Callable[[int, int], None]
 #: Takes each restored tensor as soon as it is complete.
@@ -161,7 +164,7 @@ class _Assembler:
             self._values = values
             return
         if self._values is None:
-            self._values = room_for(n, values.dtype)
+            self._values = buffer_for(n, values.dtype)
         self._values[self._n_values : self._n_values + values.size] = values
         self._n_values += values.size
 
@@ -498,7 +501,8 @@ class Reader(Mapping[str, Any]):
         self._others: contextlib.ExitStack = contextlib.ExitStack()
         self._threads = number_of_threads(threads)
         limits = limits or Limits()
-        self.index = read_index(source, limits)
+        with naming_memory(source.name):
+            self.index = read_index(source, limits)
         self._check_size(limits)
         self._segment_of = {spec.name: s for s in self.index.segments for spec in s.tensors}
         self._cached: tuple[Segment, dict[str, Array]] | None = None
@@ -741,7 +745,7 @@ class Reader(Mapping[str, Any]):
         if digest(payload) != entry.digest:
             raise CorruptError(f"{where}: the file is damaged here (checksum differs)")
         base = self._base_for(segment) if segment.base_digest is not None else None
-        with block_context(block, base) as context:
+        with naming_memory(where), block_context(block, base) as context:
             try:
                 return decode(payload, context, entry.pipeline)
             except CorruptError as error:
@@ -771,22 +775,29 @@ class Reader(Mapping[str, Any]):
                 zip(segment.blocks, segment_blocks(segment.tensors, segment.block_bytes), strict=True)
             )
         )
-        results = ordered_map(self._decode_block, work, self._threads)
+        n_bytes = sum(spec.n_bytes for segment in segments for spec in segment.tensors)
+        results = ordered_map(self._decode_block, work, 1 if n_bytes < _THREADS_FROM else self._threads)
         for segment in segments:
-            assembler, base_assembler = _Assembler(segment.tensors), _Assembler(segment.tensors)
-            for _ in segment.blocks:
-                values, pieces, base_pieces = next(results)
-                assembler.add(values, pieces)
-                if segment.base_digest is not None:
-                    base_assembler.add(None, base_pieces)
-            if segment.base_digest is not None:
-                self._compare_base(segment, base_assembler)
-            own = assembler.digests()
+            with naming_memory(f"{self._source.name}: {segment.label}"):
+                assembler = self._assemble(segment, results)
+                own = assembler.digests()
             if digest(b"".join(own)) != segment.digest:
                 raise CorruptError(f"{self._source.name}: {segment.label}: decoded values differ from what was written")
             if digests is not None:
                 digests.update(zip((spec.name for spec in segment.tensors), own, strict=True))
             yield list(assembler.tensors())
+
+    def _assemble(self, segment: Segment, results: Iterator[tuple[Array, Any, Any]]) -> _Assembler:
+        """The tensors of a segment from its decoded blocks. Raises WrongBaseError."""
+        assembler, base_assembler = _Assembler(segment.tensors), _Assembler(segment.tensors)
+        for _ in segment.blocks:
+            values, pieces, base_pieces = next(results)
+            assembler.add(values, pieces)
+            if segment.base_digest is not None:
+                base_assembler.add(None, base_pieces)
+        if segment.base_digest is not None:
+            self._compare_base(segment, base_assembler)
+        return assembler
 
 
 class Archive:

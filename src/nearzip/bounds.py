@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
-from nearzip import _core
+import nearzip._core as _core
 from nearzip.changes import Change
 from nearzip.errors import UsageError
 from nearzip.tensors import Array, bits_of, is_float

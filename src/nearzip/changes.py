@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
+
+from nearzip.caching import cached_property
 
 __all__ = ["MIN_SHARE", "NO_CHANGE", "Change", "Changes", "UpdateKept"]
 
@@ -108,7 +109,7 @@ class UpdateKept:
     tolerated: Collection[str] = frozenset()
     residues: Mapping[str, Change] = field(default_factory=dict)
 
-    @functools.cached_property
+    @cached_property
     def network(self) -> Change:
         """Over all of `tensors`."""
         return Change.sum(self.tensors.values())
@@ -118,7 +119,7 @@ class UpdateKept:
         """The share of the network's change that is kept, 0 to 1."""
         return self.network.share
 
-    @functools.cached_property
+    @cached_property
     def lost(self) -> tuple[str, ...]:
         """Tensors that changed and whose change is lost, the largest change first."""
         names = [name for name, one in self.tensors.items() if self._is_lost(one, name in self.judged_by_values)]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import zstandard
 
+from nearzip.caching import cached_property
 from nearzip.stages import Chain, Context, ContextDelta, OrderedBits, Pipeline, Rans, RawBytes, Sparse, Zstd
 from nearzip.tensors import Array, bits_of, is_float
 
@@ -151,11 +152,11 @@ class _Sample:
         # What is left does without the base.
         return self.entropy > _DISTINCT * math.log2(_SAMPLE) and self.is_close
 
-    @functools.cached_property
+    @cached_property
     def entropy(self) -> float:
         return _entropy(bits_of(self.values))
 
-    @functools.cached_property
+    @cached_property
     def is_close(self) -> bool:
         """Whether values are much closer to the base than to zero."""
         if not is_float(self.values.dtype):

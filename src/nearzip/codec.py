@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nearzip import _core
+import nearzip._core as _core
 from nearzip.bounds import EXACT, Tolerance, violations, violations_and_changes
 from nearzip.changes import Change
 from nearzip.choice import REPEATS, STORED, exact_pipeline, exact_pipelines, may_repeat, promising

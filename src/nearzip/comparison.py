@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from nearzip import _core
+import nearzip._core as _core
 from nearzip.api import open_input
 from nearzip.attached import without_attached
 from nearzip.bounds import Bound, Lossless, Statistics, Update

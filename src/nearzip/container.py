@@ -1,7 +1,7 @@
 """The bytes of one archive: header, blocks, index, footer. docs/format.md is the specification.
 
-Reading goes from the outside in: header, footer, index, each under its checksum, before anything is believed. Blocks
-follow each other without holes, so their places are sums of lengths and cannot overlap.
+Reading goes from the outside in: header, footer, index, each with its checksum verified before it is used. Blocks
+follow each other without gaps, so their offsets are sums of lengths and cannot overlap.
 """
 
 from __future__ import annotations
@@ -11,34 +11,23 @@ import binascii
 import json
 import math
 import os
-import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 import zstandard
 
+from nearzip import strictjson
 from nearzip.digests import DIGEST_BYTES, PIECE_BYTES, digest
 from nearzip.errors import CorruptError, LimitError, NewerFormatError, TruncatedError, UsageError
 from nearzip.limits import Limits
 from nearzip.stages import Pipeline, pipeline_from_json
 from nearzip.stages.external import unpack_zstd
-from nearzip.tensors import DTYPES, Array, TensorSpec, room_for
+from nearzip.strictjson import Kinds, fields, pick, texts
+from nearzip.tensors import DTYPES, TensorSpec
 
-__all__ = [
-    "BlockEntry",
-    "Index",
-    "Memory",
-    "Segment",
-    "Source",
-    "Writable",
-    "Writer",
-    "is_archive",
-    "load_json",
-    "read_index",
-]
+__all__ = ["BlockEntry", "Index", "Segment", "Source", "Writable", "Writer", "is_archive", "read_index"]
 
 MAGIC = b"\x89NZIP\r\n\x1a"
 CLOSING = b"\x1a\nNZEND\x89"
@@ -49,12 +38,12 @@ HEADER_BYTES = _HEADER.size + 8
 _FOOTER = struct.Struct("<QQQ")  # length of the file, length of the index as stored, as JSON
 FOOTER_BYTES = _FOOTER.size + DIGEST_BYTES + len(CLOSING)
 _INDEX_LEVEL = 12
-_MOST_BLOCK_BYTES = 64 << 20
+_MAX_BLOCK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class BlockEntry:
-    """One block: where it stands in the file, its checksum, the pipeline that reads it."""
+    """One block: its position in the file, its checksum, and the pipeline that decodes it."""
 
     offset: int
     length: int
@@ -64,7 +53,7 @@ class BlockEntry:
 
 @dataclass(frozen=True)
 class Segment:
-    """What decodes alone: one tensor in blocks of `block_bytes`, or several tensors in one block.
+    """What is decoded independently: one tensor in blocks of `block_bytes`, or several tensors in one block.
 
     `base_digest` is None for a segment without a base. Digests cover the digests of the segment's tensors, in order.
     """
@@ -104,7 +93,7 @@ class Index:
         return sum(spec.n_bytes for spec in self.tensors)
 
 
-# ---- places to read from ---------------------------------------------------------------------------------------
+# ---- sources ---------------------------------------------------------------------------------------
 
 
 class Source(Protocol):
@@ -180,37 +169,6 @@ class Writable(Protocol):
     def write(self, data: bytes, /) -> object: ...
 
 
-class Memory:
-    """An archive in memory as it is written, in large pages: `io.BytesIO` takes four times as long to grow.
-
-    Parameters
-    ----------
-    expected : int
-        So many bytes are reserved. Memory is taken where something is written.
-    """
-
-    def __init__(self, expected: int) -> None:
-        self._room = room_for(expected, np.uint8)
-        self._size = 0
-
-    def write(self, data: bytes, /) -> None:
-        end = self._size + len(data)
-        if end > self._room.size:
-            larger = room_for(max(end, 2 * self._room.size), np.uint8)
-            larger[: self._size] = self._room[: self._size]
-            self._room = larger
-        self._room[self._size : end] = np.frombuffer(data, np.uint8)
-        self._size = end
-
-    def written(self) -> Array:
-        """The bytes, shape (n,). What reserves far more than they need is copied."""
-        written = self._room[: self._size]
-        if 2 * self._size < self._room.size:
-            written = written.copy()
-        written.setflags(write=False)
-        return written
-
-
 class Writer:
     """Writes an archive front to back."""
 
@@ -230,7 +188,7 @@ class Writer:
         self._offset += len(data)
 
     def add_block(self, pieces: Sequence[bytes], pipeline: Pipeline) -> BlockEntry:
-        """Append a block, whose bytes come in pieces, and say where it stands."""
+        """Append a block, whose bytes come in pieces. Returns its entry in the index."""
         entry = BlockEntry(self._offset, sum(map(len, pieces)), digest(*pieces), pipeline)
         for piece in pieces:
             self._write(piece)
@@ -271,7 +229,9 @@ def read_index(source: Source, limits: Limits) -> Index:
     if len(document) != n_document:
         raise CorruptError(f"{source.name}: index has another length than the footer says")
     try:
-        return _Parser(limits).index(load_json(document, limits.depth), source.size - FOOTER_BYTES - len(stored))
+        return _Parser(limits).index(
+            strictjson.load(document, "index", limits.depth), source.size - FOOTER_BYTES - len(stored)
+        )
     except (CorruptError, LimitError, NewerFormatError) as error:
         raise type(error)(f"{source.name}: {error}") from None
 
@@ -296,7 +256,7 @@ def _read_header(source: Source) -> bytes:
             f"{FORMAT_VERSION}: upgrade nearzip"
         )
     if reserved or version < oldest_reader or oldest_reader < 1:
-        raise CorruptError(f"{name}: the header makes no sense")
+        raise CorruptError(f"{name}: the header is invalid")
     return header
 
 
@@ -321,50 +281,14 @@ def _read_footer(source: Source, header: bytes, limits: Limits) -> tuple[bytes, 
     return stored, n_document
 
 
-def load_json(document: bytes, depth: int, what: str = "index") -> Any:
-    """Strict JSON: no key twice, no NaN, no text that is not Unicode, nested `depth` at most. Raises CorruptError."""
-    _check_depth(document, depth, what)
-
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise CorruptError(f"{what}: a key stands twice")
-        return found
-
-    def no_constants(text: str) -> Any:
-        raise CorruptError(f"{what}: {text} is not a number here")
-
-    try:
-        found = json.loads(document.decode(), object_pairs_hook=no_duplicates, parse_constant=no_constants)
-        if b"\\u" in document:  # an escape can make half a surrogate pair, which is no text
-            json.dumps(found, ensure_ascii=False).encode()
-        return found
-    except (ValueError, RecursionError) as error:
-        raise CorruptError(f"{what}: {str(error)[:200]}") from None
-
-
-#: What a bracket does to the depth, as a signed byte.
-_DEPTHS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-
-
-def _check_depth(document: bytes, limit: int, what: str) -> None:
-    """Refuse deep nesting before the parser recurses into it."""
-    # A string that never ends is one token too: without `\Z` each of its quotes would be searched from anew.
-    bare = re.sub(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', b"", document, flags=re.DOTALL)
-    marks = np.frombuffer(bare.translate(_DEPTHS, _NO_BRACKETS), np.int8)
-    if marks.size and int(np.cumsum(marks, dtype=np.int32).max()) > limit:
-        raise CorruptError(f"{what}: nested deeper than {limit}")
-
-
 class _Parser:
-    """From JSON to an Index, believing nothing."""
+    """From JSON (untrusted) to an Index."""
 
     def __init__(self, limits: Limits):
         self._limits = limits
 
     def index(self, document: Any, end_of_blocks: int) -> Index:
-        d = _fields(document, _INDEX_FIELDS)
+        d = fields(document, "index", _INDEX_FIELDS)
         tensors = self._tensors(d["tensors"])
         pipelines = [pipeline_from_json(p) for p in d["pipelines"]]
         aliases = self._aliases(d["aliases"], tensors)
@@ -373,13 +297,11 @@ class _Parser:
             raise CorruptError("index: blocks and file differ in length")
         named = [spec.name for segment in segments for spec in segment.tensors] + list(aliases)
         if sorted(named) != sorted(spec.name for spec in tensors) or set(aliases.values()) & set(aliases):
-            raise CorruptError("index: a tensor stands in no segment, or in two")
-        _strings(d["gone"])
-        _strings(d["metadata"].values())
+            raise CorruptError("index: a tensor is in no segment, or in two")
+        texts(d["gone"], "index: gone")
+        texts(d["metadata"].values(), "index: metadata")
         base_id = d["base"]
-        if (base_id is not None and type(base_id) is not str) or (
-            base_id is None and any(s.base_digest is not None for s in segments)
-        ):
+        if base_id is None and any(s.base_digest is not None for s in segments):
             raise CorruptError("index: segments have a base, the archive has none")
         return Index(
             tensors, tuple(segments), d["id"], base_id, aliases, tuple(d["gone"]), d["metadata"], d["tree"],
@@ -421,7 +343,7 @@ class _Parser:
         for key, target in document.items():
             if not key.isdecimal() or str(int(key[:20])) != key:
                 raise CorruptError("index: an alias is not a tensor's number")
-            one, other = _pick(tensors, int(key)), _pick(tensors, target)
+            one, other = pick(tensors, int(key), "index: aliases"), pick(tensors, target, "index: aliases")
             if (one.dtype, one.shape) != (other.dtype, other.shape):
                 raise CorruptError("index: an alias differs from its tensor in dtype or shape")
             aliases[one.name] = other.name
@@ -432,14 +354,15 @@ class _Parser:
     ) -> tuple[list[Segment], int]:
         segments = []
         offset = HEADER_BYTES
-        for item in items:
-            d = _fields(item, _SEGMENT_FIELDS)
-            specs = tuple(_pick(tensors, i) for i in d["tensors"])
+        for number, item in enumerate(items):
+            where = f"index: segment {number}"
+            d = fields(item, where, _SEGMENT_FIELDS)
+            specs = tuple(pick(tensors, i, f"{where}: tensors") for i in d["tensors"])
             blocks = []
             for block in d["blocks"]:
                 if type(block) is not list or len(block) != 3 or type(block[1]) is not int or block[1] < 0:
                     raise CorruptError("index: a block is not pipeline, length and digest")
-                pipeline = _pick(pipelines, block[0])
+                pipeline = pick(pipelines, block[0], f"{where}: pipelines")
                 if pipeline.needs_base and d["base"] is None:
                     raise CorruptError("index: a pipeline needs a base, its segment has none")
                 blocks.append(BlockEntry(offset, block[1], _digest(block[2]), pipeline))
@@ -454,7 +377,7 @@ class _Parser:
 def _check_blocks(segment: Segment) -> None:
     total = sum(spec.n_bytes for spec in segment.tensors)
     # A tensor that is never cut is one block of its own size, however large.
-    most = max(_MOST_BLOCK_BYTES, -(-total // PIECE_BYTES) * PIECE_BYTES)
+    most = max(_MAX_BLOCK_BYTES, -(-total // PIECE_BYTES) * PIECE_BYTES)
     if not 0 < segment.block_bytes <= most or segment.block_bytes % PIECE_BYTES:
         raise CorruptError("index: block size out of range")
     expected = max(1, -(-total // segment.block_bytes))
@@ -464,7 +387,7 @@ def _check_blocks(segment: Segment) -> None:
         raise CorruptError("index: blocks and tensors of a segment do not match")
 
 
-_INDEX_FIELDS: dict[str, type | tuple[type, ...]] = {
+_INDEX_FIELDS: Kinds = {
     "writer": str,
     "method": dict,
     "bound": dict,
@@ -478,33 +401,13 @@ _INDEX_FIELDS: dict[str, type | tuple[type, ...]] = {
     "pipelines": list,
     "segments": list,
 }
-_SEGMENT_FIELDS: dict[str, type | tuple[type, ...]] = {
+_SEGMENT_FIELDS: Kinds = {
     "tensors": list,
     "block_bytes": int,
     "digest": str,
     "base": (str, type(None)),
     "blocks": list,
 }
-
-
-def _fields(document: Any, expected: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
-    if type(document) is not dict or set(document) != set(expected):
-        raise CorruptError("index: fields are missing or unknown")
-    for name, kind in expected.items():
-        if not isinstance(document[name], kind) or isinstance(document[name], bool) is not (kind is bool):
-            raise CorruptError(f"index: field {name!r} has the wrong type")
-    return document
-
-
-def _strings(values: Iterable[Any]) -> None:
-    if not all(type(value) is str for value in values):
-        raise CorruptError("index: a text is not a string")
-
-
-def _pick(items: Any, number: Any) -> Any:
-    if type(number) is not int or not 0 <= number < len(items):
-        raise CorruptError("index: a number points nowhere")
-    return items[number]
 
 
 def _digest(text: Any) -> bytes:

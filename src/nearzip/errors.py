@@ -16,6 +16,7 @@
     │   └── NotShownError (1)     the samples do not show whether it is kept
     ├── WrongBaseError (3)        the base is missing or not the one that the archive was made against
     ├── UnknownMethodError (3)    no recipe or stage of that name
+    ├── PluginError (3)           a plug-in that cannot be loaded
     ├── StoreError (3)            a store that cannot do what was asked
     │   └── NoSpaceError (3)      the disk that holds it is full
     └── MissingExtraError (3)     an optional dependency is not installed; also an ImportError
@@ -40,6 +41,7 @@ __all__ = [
     "NoSpaceError",
     "NotFoundError",
     "NotShownError",
+    "PluginError",
     "StoreError",
     "TruncatedError",
     "UnknownMethodError",
@@ -127,6 +129,10 @@ class WrongBaseError(Error):
 
 class UnknownMethodError(Error):
     """No recipe or stage of that name."""
+
+
+class PluginError(Error):
+    """A plug-in that cannot be loaded; the message names it and its package."""
 
 
 class StoreError(Error):

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from nearzip.errors import Error, MissingFileError, UsageError
+from nearzip.errors import Error, LimitError, MissingFileError, UsageError
 
 __all__ = [
     "Output",
@@ -26,6 +26,7 @@ __all__ = [
     "check_outputs",
     "is_stream",
     "naming_errors",
+    "naming_memory",
     "refuse_terminal",
     "replace_file",
     "replace_folder",
@@ -38,6 +39,16 @@ __all__ = [
 Path_ = str | os.PathLike[str]
 #: Where bytes can go: a file, a device or pipe by name, or an open binary stream.
 Output = str | os.PathLike[str] | BinaryIO
+
+
+@contextlib.contextmanager
+def naming_memory(where: str) -> Iterator[None]:
+    """Turn a MemoryError into a LimitError that says where."""
+    try:
+        yield
+    except MemoryError as error:
+        said = f" ({str(error)[:200]})" if str(error) else ""
+        raise LimitError(f"{where}: too little memory{said}; give the process more, or use fewer threads") from None
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,13 +10,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nearzip.bounds import EXACT, Bound, NoPromise, Statistics, Tolerance
+from nearzip.buffers import borrowed_buffer
+from nearzip.caching import cached_property
 from nearzip.choice import LEAST_APART, exact_pipeline, is_far, stands_out
 from nearzip.digests import PIECE_BYTES
 from nearzip.errors import UsageError
 from nearzip.parallel import ordered_map
 from nearzip.recipes import Fallback, Recipe, Setting, Settings, TensorPlan, TensorView
 from nearzip.stages import Context, Grid, Pipeline
-from nearzip.tensors import Array, Checkpoint, TensorSpec, borrowed_room, dtype_of
+from nearzip.tensors import Array, Checkpoint, TensorSpec, dtype_of
 
 __all__ = ["Block", "Draft", "block_context", "block_values", "draft_segments", "segment_blocks", "shares_of_work"]
 
@@ -47,13 +48,13 @@ class Block:
     start: int
     stop: int
 
-    @functools.cached_property
+    @cached_property
     def parts(self) -> tuple[int, ...]:
         if len(self.tensors) == 1:
             return (self.stop - self.start,)
         return tuple(spec.n_elements for spec in self.tensors)
 
-    @functools.cached_property
+    @cached_property
     def grids(self) -> tuple[Grid, ...]:
         """Where each part lies in its tensor."""
         return tuple(Grid.of(spec.shape, self.start) for spec in self.tensors)
@@ -73,7 +74,7 @@ def block_values(source: Checkpoint, block: Block) -> Iterator[Array]:
         yield source.read(block.tensors[0].name).reshape(-1)[block.start : block.stop]
         return
     arrays = [source.read(spec.name).reshape(-1) for spec in block.tensors]
-    with borrowed_room(block.stop - block.start, dtype_of(block.tensors[0].dtype)) as room:
+    with borrowed_buffer(block.stop - block.start, dtype_of(block.tensors[0].dtype)) as room:
         yield np.concatenate(arrays, out=room)
 
 

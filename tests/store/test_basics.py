@@ -123,7 +123,6 @@ def test_selectors():
             store.checkout(wrong)
 
 
-@pytest.mark.filterwarnings("ignore::nearzip.errors.UpdateLostWarning")  # the bound is coarse
 def test_bounds_by_tensor():
     url = memory_url()
     store = nz.Store(url, create=True, bound={"*": "abs:0.1", "bias": nz.Lossless()}, policy="forward")

@@ -28,25 +28,6 @@ using namespace nearzip;
 
 static_assert(std::endian::native == std::endian::little, "the format is little-endian; big-endian hosts need swaps");
 
-// Parts come as sizes, or each as a size and the four numbers of its grid.
-template <>
-struct nanobind::detail::type_caster<Parts> {
-    NB_TYPE_CASTER(Parts, const_name("Sequence[int] | Sequence[tuple[int, int, int, int, int]]"))
-
-    bool from_python(handle source, uint8_t flags, cleanup_list *cleanup) noexcept {
-        make_caster<std::vector<uint64_t>> sizes;
-        if (sizes.from_python(source, flags, cleanup)) {
-            value = Parts(std::move(sizes.value));
-            return true;
-        }
-        make_caster<std::vector<std::tuple<uint64_t, uint64_t, uint64_t, uint64_t, uint64_t>>> grids;
-        if (!grids.from_python(source, flags, cleanup)) return false;
-        value = Parts();
-        for (const auto &[size, row, cell, width, start] : grids.value) value.push_back(size, {row, cell, width, start});
-        return true;
-    }
-};
-
 namespace {
 
 template <class T>
@@ -110,13 +91,34 @@ nb::bytes appended(Work work) {
     return to_bytes(out.data(), out.size());
 }
 
-void check_parts(const Parts &parts, size_t n) {
+uint64_t number_in(nb::handle item) {
+    const uint64_t number = PyLong_AsUnsignedLongLong(item.ptr());
+    if (number == uint64_t(-1) && PyErr_Occurred()) throw nb::python_error();
+    return number;
+}
+
+// Parts come as sizes, or each as a size and the four numbers of its grid. A type caster would be the usual place for this,
+// but it may not throw: out of memory, it would end the process.
+Parts parts_of(nb::sequence items, size_t n) {
+    Parts parts;
     uint64_t sum = 0;
-    for (uint64_t p : parts) {
-        if (p > n - sum) throw nb::value_error("parts do not add up to the number of values");
-        sum += p;
+    for (nb::handle item : items) {
+        uint64_t size;
+        if (PyLong_Check(item.ptr())) {
+            parts.push_back(size = number_in(item));
+        } else {
+            const nb::sequence numbers = nb::cast<nb::sequence>(item);
+            if (nb::len(numbers) != 5) throw nb::type_error("a part is a size, or a size and the numbers of its grid");
+            size = number_in(numbers[0]);
+            parts.push_back(size, {number_in(numbers[1]), number_in(numbers[2]), number_in(numbers[3]), number_in(numbers[4])});
+        }
+        if (size > n - sum) throw nb::value_error("parts do not add up to the number of values");
+        sum += size;
     }
     if (sum != n) throw nb::value_error("parts do not add up to the number of values");
+    if (!parts.grids().empty() && parts.grids().size() != parts.size())
+        throw nb::type_error("all parts have a grid, or none");
+    return parts;
 }
 
 template <class T>
@@ -127,26 +129,26 @@ const T *data_or_null(const std::optional<Input<T>> &base, size_t n) {
 }
 
 template <class T>
-nb::bytes py_encode_symbols(Input<T> symbols, const Parts &parts, bool planes) {
-    check_parts(parts, symbols.size());
+nb::bytes py_encode_symbols(Input<T> symbols, nb::sequence items, bool planes) {
+    const Parts parts = parts_of(items, symbols.size());
     const Split split = planes ? Split::planes : Split::magnitude;
     return appended([&](Bytes &out) { encode_symbols<T>(symbols.data(), symbols.size(), parts, split, out); });
 }
 
 template <class T>
-void py_decode_symbols(Input<uint8_t> data, const Parts &parts, Output<T> out) {
-    check_parts(parts, out.size());
+void py_decode_symbols(Input<uint8_t> data, nb::sequence items, Output<T> out) {
+    const Parts parts = parts_of(items, out.size());
     nb::gil_scoped_release nogil;
     decode_symbols<T>({data.data(), data.size()}, out.data(), out.size(), parts);
 }
 
-nb::bytes py_encode_tokens(Input<uint8_t> tokens, const Parts &parts) {
-    check_parts(parts, tokens.size());
+nb::bytes py_encode_tokens(Input<uint8_t> tokens, nb::sequence items) {
+    const Parts parts = parts_of(items, tokens.size());
     return appended([&](Bytes &out) { encode_tokens(tokens.data(), tokens.size(), parts, out); });
 }
 
-void py_decode_tokens(Input<uint8_t> data, const Parts &parts, Output<uint8_t> out) {
-    check_parts(parts, out.size());
+void py_decode_tokens(Input<uint8_t> data, nb::sequence items, Output<uint8_t> out) {
+    const Parts parts = parts_of(items, out.size());
     nb::gil_scoped_release nogil;
     decode_tokens({data.data(), data.size()}, out.data(), out.size(), parts);
 }
@@ -176,16 +178,16 @@ void py_dequantize(Input<int32_t> symbols, std::optional<Input<F>> base, double 
 }
 
 template <class F>
-nb::bytes py_encode_quantized(Input<F> x, std::optional<Input<F>> base, double step, const Parts &parts) {
-    check_parts(parts, x.size());
+nb::bytes py_encode_quantized(Input<F> x, std::optional<Input<F>> base, double step, nb::sequence items) {
+    const Parts parts = parts_of(items, x.size());
     const F *b = data_or_null(base, x.size());
     return appended([&](Bytes &out) { encode_quantized<F>(x.data(), b, x.size(), step, parts, out); });
 }
 
 template <class F>
-void py_decode_quantized(Input<uint8_t> data, std::optional<Input<F>> base, double step, const Parts &parts,
+void py_decode_quantized(Input<uint8_t> data, std::optional<Input<F>> base, double step, nb::sequence items,
                          Output<F> out) {
-    check_parts(parts, out.size());
+    const Parts parts = parts_of(items, out.size());
     const F *b = data_or_null(base, out.size());
     nb::gil_scoped_release nogil;
     decode_quantized<F>({data.data(), data.size()}, b, out.size(), step, parts, out.data());
@@ -221,17 +223,17 @@ ValueKind kind_of(bool floats, int mantissa_bits, size_t width) {
 }
 
 template <class U>
-nb::bytes py_encode_contexts(Input<U> x, Input<U> base, bool floats, int mantissa_bits, const Parts &parts) {
-    check_parts(parts, x.size());
+nb::bytes py_encode_contexts(Input<U> x, Input<U> base, bool floats, int mantissa_bits, nb::sequence items) {
+    const Parts parts = parts_of(items, x.size());
     same_size(x.size(), base.size());
     const ValueKind kind = kind_of(floats, mantissa_bits, 8 * sizeof(U));
     return appended([&](Bytes &out) { encode_contexts<U>(x.data(), base.data(), x.size(), kind, parts, out); });
 }
 
 template <class U>
-void py_decode_contexts(Input<uint8_t> data, Input<U> base, bool floats, int mantissa_bits, const Parts &parts,
+void py_decode_contexts(Input<uint8_t> data, Input<U> base, bool floats, int mantissa_bits, nb::sequence items,
                         Output<U> out) {
-    check_parts(parts, out.size());
+    const Parts parts = parts_of(items, out.size());
     same_size(base.size(), out.size());
     const ValueKind kind = kind_of(floats, mantissa_bits, 8 * sizeof(U));
     nb::gil_scoped_release nogil;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "bits.hpp"
 #include "grouping.hpp"
 #include "lanes.hpp"
 #include "ordered.hpp"
@@ -22,8 +23,6 @@ constexpr uint64_t kChangesPerChunk = 32;
 constexpr int kContexts = 128, kLowest = -16;
 constexpr size_t kMaxTables = 64;
 constexpr int kMostScale = 1 << 14;
-constexpr int kManyLanesFlag = 32;
-constexpr uint64_t kManyLanesFrom = 16 << 10;
 
 // ---- differences as tokens -------------------------------------------------------------------------------------
 
@@ -85,31 +84,6 @@ struct Joined {
     }
 };
 
-// Bits of any number, least significant first, into memory that is large enough.
-class FastBits {
-public:
-    explicit FastBits(uint8_t *out) : begin_(out), at_(out) {}
-    NZ_INLINE void put(uint64_t v, uint64_t bits) {
-        if (bits <= 56) return put_short(v, bits);
-        put_short(v & 0xffffffff, 32);
-        put_short(v >> 32, bits - 32);
-    }
-    // Up to 56 bits.
-    NZ_INLINE void put_short(uint64_t v, uint64_t bits) {
-        acc_ |= v << used_;
-        used_ += bits;
-        std::memcpy(at_, &acc_, 8);
-        at_ += used_ >> 3;
-        acc_ >>= used_ & 56;
-        used_ &= 7;
-    }
-    size_t finish() { return size_t(at_ - begin_) + (used_ > 0); }
-
-private:
-    uint8_t *begin_, *at_;
-    uint64_t acc_ = 0, used_ = 0;
-};
-
 // So many values are joined before it is noticed that the raw bits have ended, and so many zeros must follow them.
 constexpr size_t kStride = 512, kRawPadding = kStride * 8;
 
@@ -134,15 +108,6 @@ struct RawBits {
         if (end > at && data[at >> 3] >> (at & 7)) throw Corrupt("padding is not zero");
     }
 };
-
-// Up to 61 bits.
-NZ_INLINE uint64_t bits_at(const uint8_t *data, uint64_t at, int bits) {
-    uint64_t v;
-    std::memcpy(&v, data + (at >> 3), 8);
-    v >>= at & 7;
-    if (bits > 56) v |= uint64_t(data[(at >> 3) + 8]) << (63 - (at & 7)) << 1;
-    return v & ((uint64_t(1) << bits) - 1);
-}
 
 // ---- contexts --------------------------------------------------------------------------------------------------
 
@@ -404,7 +369,7 @@ void encode_contexts(const U *x, const U *base, size_t n, ValueKind kind, const 
     const size_t begin = out.size();
     const Grouping grouping = join_contexts(symbols.counts, kMaxTables);
     const int scale = choose_scale(grouping.tables, n);
-    const int lanes = entropy_bytes(grouping.tables) >= kManyLanesFrom ? kManyLanes : kFewLanes;
+    const int lanes = lanes_for(entropy_bytes(grouping.tables));
     std::vector<Freqs> freqs;
     for (const Counts &counts : grouping.tables) freqs.push_back(open_frequencies(counts, scale));
     write_head(symbols, grouping, freqs, scale, lanes, out);

@@ -8,6 +8,11 @@ namespace nearzip {
 
 // Eight states hide the latency of the multiplier in plain code; 32 fill four vectors of eight.
 constexpr int kFewLanes = 8, kManyLanes = 32;
+// A stream of this many bytes bears the states of 32 lanes, which decode faster.
+constexpr uint64_t kManyLanesFrom = 16 << 10;
+constexpr int kManyLanesFlag = 32;  // in the byte of a stream's scale
+inline int lanes_for(uint64_t n_bytes) { return n_bytes >= kManyLanesFrom ? kManyLanes : kFewLanes; }
+
 constexpr uint32_t kLow = 1u << 16;  // states live in [2^16, 2^32), words of 16 bits go in and out
 constexpr int kNarrowScale = 12;     // up to here a slot of a decoding table fits 32 bits
 // A group of lanes reads past the end of the words before that is noticed: so many zeros must follow them.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "bits.hpp"
 #include "grouping.hpp"
 #include "kernels.hpp"
 #include "lanes.hpp"
@@ -10,8 +11,7 @@
 namespace nearzip {
 namespace {
 
-constexpr int kManyLanesFlag = 32, kKernelsFlag = 64;  // in the byte of the scale
-constexpr uint64_t kManyLanesFrom = 16 << 10;  // bytes
+constexpr int kKernelsFlag = 64;  // in the byte of the scale
 constexpr size_t kMostTokens = size_t(1) << 24;
 constexpr size_t kMostTables = 16, kMostTablesOfClass = 8;
 // One part in so many of what the tokens take; more of masks, where coding is fast and little is left to gain: on the late
@@ -196,7 +196,7 @@ const uint8_t *activities(const uint8_t *tokens, size_t n, Activity activity) {
     return bits;
 }
 
-int lanes_for(uint64_t cost) { return (cost >> kFraction) / 8 >= kManyLanesFrom ? kManyLanes : kFewLanes; }
+uint64_t bytes_of(uint64_t cost) { return (cost >> kFraction) / 8; }
 
 Layout lay_out(const uint8_t *activity, const Parts &parts, Estimate &estimate) {
     Layout layout{lattices_of(parts), {}};
@@ -227,7 +227,7 @@ Pays encode_levels(const uint8_t *tokens, uint8_t *levels, size_t n, const Layou
     const Pays pays = judge(chosen.cost, cost_together(contexts), one_large);
     if (pays == Pays::no) return pays;
     const ClassTables tables = chosen.tables(n);
-    const int lanes = lanes_for(chosen.cost);
+    const int lanes = lanes_for(bytes_of(chosen.cost));
     write_head(layout, tables, lanes, out);
     Signs signs;
     const std::vector<uint8_t> numbers = tables.numbers();
@@ -246,7 +246,7 @@ Pays encode_kernels(const uint8_t *tokens, uint8_t *levels, size_t n, const Layo
     const Pays pays = judge(chosen.cost, cost_together(contexts), one_large);
     if (pays == Pays::no) return pays;
     const ClassTables tables = chosen.tables(n);
-    const int lanes = lanes_for(chosen.cost);
+    const int lanes = lanes_for(bytes_of(chosen.cost));
     write_head(layout, tables, lanes, out);
     const std::vector<uint8_t> of = tables.numbers();
     for (size_t i = 0; i < n; ++i) levels[i] = of[ordered.contexts[i]];

@@ -1,7 +1,7 @@
 // Integers of 8 to 64 bits as byte tokens and raw bits. Layout: docs/format.md, "Symbol streams".
 #pragma once
 
-#include "rans.hpp"
+#include "masks.hpp"
 
 namespace nearzip {
 

@@ -3,7 +3,7 @@
 
 #include <array>
 
-#include "common.hpp"
+#include "bits.hpp"
 
 namespace nearzip {
 

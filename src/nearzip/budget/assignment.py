@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nearzip.bounds import Bound, parse_bound
-from nearzip.budget.documents import as_dict, fields, number, text
 from nearzip.errors import CorruptError, UsageError
 from nearzip.recipes import Recipe, recipe_type
+from nearzip.strictjson import as_dict, fields, number, text
 from nearzip.tensors import Array
 
 __all__ = ["Assignment", "Choice"]

@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nearzip.budget.documents import Kinds, fields, number
 from nearzip.errors import CorruptError, UsageError
 from nearzip.statistics import bonett_price, normal_quantile, smallest, student_t_quantile
+from nearzip.strictjson import Kinds, fields, number
 from nearzip.tensors import Array
 
 __all__ = ["Interval", "Mean", "Quantile", "Statistic", "Verdict", "check_confidence", "interval"]

@@ -10,12 +10,13 @@ from typing import Any
 from nearzip.archive import WriteReport
 from nearzip.bounds import Bound
 from nearzip.budget.assignment import Assignment, Choice
-from nearzip.budget.documents import Kinds, fields, number, numbers, read_document, text
+from nearzip.budget.documents import read_document
 from nearzip.budget.intervals import Interval, Verdict, check_confidence
 from nearzip.budget.trial import Trial, finite
 from nearzip.errors import CorruptError, NewerFormatError, UnknownMethodError, UsageError
 from nearzip.fileio import Output, Path_, atomic_file
 from nearzip.recipes import Recipe
+from nearzip.strictjson import Kinds, fields, number, numbers, text
 
 __all__ = ["CalibratedRounding", "Plan"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from nearzip.budget.posterior import Posterior
 from nearzip.budget.spaces import Bounds
 from nearzip.budget.trial import Trial
 from nearzip.budget.trials import Runner
+from nearzip.caching import cached_property
 from nearzip.tensors import Array
 
 __all__ = ["refine"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from nearzip.budget.refine import refine
 from nearzip.budget.spaces import Bounds, Space
 from nearzip.budget.trial import Trial
 from nearzip.budget.trials import Runner
+from nearzip.caching import cached_property
 from nearzip.tensors import Array
 
 __all__ = ["EVALUATIONS", "search"]

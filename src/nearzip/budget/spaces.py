@@ -10,7 +10,6 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +18,7 @@ from nearzip.api import compress_quietly
 from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms, Update
 from nearzip.budget.assignment import Assignment, Choice
 from nearzip.budget.subject import Network
+from nearzip.caching import cached_property
 from nearzip.errors import UsageError
 from nearzip.recipes import recipe_type
 from nearzip.tensors import Array, is_float
@@ -145,11 +145,11 @@ class Bounds(Space):
         return math.sqrt(sum(facts.squares for facts in matrices) / n) or 1.0 if n else 1.0
 
     @cached_property
-    def low(self) -> float:  # type: ignore[override]
+    def low(self) -> float:
         return -12.0
 
     @cached_property
-    def high(self) -> float:  # type: ignore[override]
+    def high(self) -> float:
         """Where everything is rounded to zero, or what a relative bound can mean."""
         if self.kind != "abs":
             return -1.0 if self.kind == "pwrel" else 2.0
@@ -157,7 +157,7 @@ class Bounds(Space):
         return max(self.start, math.ceil(math.log2(max(largest / self.unit, 1.0)) / self.grid) * self.grid)
 
     @cached_property
-    def start(self) -> float:  # type: ignore[override]
+    def start(self) -> float:
         if self.kind == "abs":
             # Divergences end around the update's root mean square, accuracies at four times that.
             return 1.0 if self.updates else -2.0

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nearzip.budget.assignment import Assignment
-from nearzip.budget.documents import Kinds, as_dict, fields, number
 from nearzip.budget.intervals import Interval
 from nearzip.errors import CorruptError
+from nearzip.strictjson import Kinds, as_dict, fields, number
 from nearzip.version import __version__
 
 __all__ = ["Trial", "finite", "trial_key"]

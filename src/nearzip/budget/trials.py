@@ -7,20 +7,21 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nearzip.budget.assignment import Assignment, Choice
 from nearzip.budget.budgets import Budgets, losses_of, usage_of
-from nearzip.budget.documents import as_dict, fields, numbers, read_document
+from nearzip.budget.documents import read_document
 from nearzip.budget.evaluators import Evaluation
 from nearzip.budget.intervals import Interval, check_confidence, interval
 from nearzip.budget.jobs import in_parallel, n_workers
 from nearzip.budget.subject import Outcome, Subject
 from nearzip.budget.trial import Trial, trial_key
+from nearzip.caching import cached_property
 from nearzip.errors import CorruptError, NotShownError, UsageError
 from nearzip.fileio import Path_, atomic_file, naming_errors
+from nearzip.strictjson import as_dict, fields, numbers
 
 __all__ = ["Runner", "Status", "Watch"]
 

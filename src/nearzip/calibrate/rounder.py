@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nearzip.bounds import Bound, NoPromise, Statistics
+from nearzip.caching import cached_property
 from nearzip.calibrate.fit_biases import fit_biases
 from nearzip.calibrate.network import Predictor
 from nearzip.calibrate.rounding import Factor, round_matrix, triangular

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nearzip import _core
+import nearzip._core as _core
 from nearzip.calibrate.gram import Gram
 from nearzip.tensors import Array
 

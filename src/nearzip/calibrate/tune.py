@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from nearzip.budget.spaces import Bounds, Space
 from nearzip.budget.subject import Network, network_parts
 from nearzip.budget.trials import Runner, Watch
 from nearzip.budget.tune import check_tuned, evaluations_of, plan_of
+from nearzip.caching import cached_property
 from nearzip.calibrate.api import load
 from nearzip.calibrate.prepared import Prepared
 from nearzip.calibrate.settings import Calibration, check_kept
@@ -68,7 +68,7 @@ class _Steps(Space):
     grid = 1 / 16
 
     @cached_property
-    def high(self) -> float:  # type: ignore[override]
+    def high(self) -> float:
         largest = self.prepared.rounder.largest_difference / self.unit
         return self.start + max(1, math.ceil(math.log2(max(_COARSEST * largest, 1.0))))
 

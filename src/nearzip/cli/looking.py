@@ -18,7 +18,7 @@ from nearzip.cli.transfer import bound_text, others_text, share_text, some, thre
 from nearzip.comparison import Comparison, Figures
 from nearzip.errors import CorruptError, Error, WrongBaseError
 from nearzip.plots import check_plot, draw_comparison
-from nearzip.recipes import recipe_types
+from nearzip.recipes import Recipe, recipe_types
 
 __all__ = ["compare", "inspect", "methods"]
 
@@ -339,19 +339,37 @@ def _histogram(total: Figures) -> list[str]:
 @common_options
 def methods(as_json: bool) -> None:
     """List the methods, their options and defaults."""
-    options = {
-        name: {field.name: field.default for field in dataclasses.fields(recipe)}
-        for name, recipe in recipe_types().items()
-    }
-    descriptions = nearzip.methods()
+    rows = [_method_row(name, text, recipe_types().get(name)) for name, text in nearzip.methods().items()]
     if as_json:
-        print_json("methods", {"methods": [
-            {"name": name, "description": descriptions[name], "options": options[name]} for name in descriptions
-        ]})  # fmt: skip
+        print_json("methods", {"methods": rows})
         return
-    for name, text in descriptions.items():
-        settings = ", ".join(f"{key}={_spelled(value)}" for key, value in options[name].items())
-        show(safe(name), f"    {safe(text)}", f"    options: {safe(settings) or 'none'}")
+    for row in rows:
+        marks = "" if row["stability"] == "stable" else f" ({row['stability']})"
+        settings = [
+            f"{key}={_spelled(value)}{' (experimental)' if key in row['experimental_options'] else ''}"
+            for key, value in row["options"].items()
+        ]
+        show(safe(row["name"]) + marks, f"    {safe(row['description'])}")
+        if row["stability"] != "broken":
+            show(f"    options: {safe(', '.join(settings)) or 'none'}")
+
+
+def _method_row(name: str, description: str, recipe: type[Recipe] | None) -> dict[str, Any]:
+    if recipe is None:  # of a plug-in that cannot be loaded; the description says why
+        return {
+            "name": name,
+            "description": description,
+            "stability": "broken",
+            "options": {},
+            "experimental_options": [],
+        }
+    return {
+        "name": name,
+        "description": description,
+        "stability": recipe.stability,
+        "options": {field.name: field.default for field in dataclasses.fields(recipe)},
+        "experimental_options": sorted(recipe.experimental_options),
+    }
 
 
 def _spelled(value: Any) -> str:

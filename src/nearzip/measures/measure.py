@@ -6,7 +6,6 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nearzip.budget.intervals import Mean, Statistic
+from nearzip.caching import cached_property
 from nearzip.errors import UsageError
 from nearzip.tensors import Array
 

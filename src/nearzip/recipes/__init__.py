@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from importlib.metadata import entry_points
-
-from nearzip.errors import UnknownMethodError
+from nearzip.errors import PluginError, UnknownMethodError
+from nearzip.plugins import Plugins, subclass_check
 from nearzip.recipes.base import Fallback, Recipe, TensorPlan, TensorView, Unpromised
 from nearzip.recipes.baselines import GzipRecipe, LzmaRecipe, ZstdRecipe
 from nearzip.recipes.deep_compression import DeepCompression
@@ -22,6 +20,7 @@ from nearzip.recipes.sparse_updates import Sbc, Stc, TopK
 from nearzip.recipes.weightless import Weightless
 
 __all__ = [
+    "PLUGINS",
     "Fallback",
     "Hold",
     "Recipe",
@@ -31,6 +30,7 @@ __all__ = [
     "TensorPlan",
     "TensorView",
     "Unpromised",
+    "broken_recipes",
     "recipe_type",
     "recipe_types",
 ]
@@ -57,18 +57,26 @@ _BUILT_IN: tuple[type[Recipe], ...] = (
 )
 
 
-@functools.cache
+_BUILT_IN_BY_NAME: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in _BUILT_IN}
+#: A plug-in cannot replace a built-in method.
+PLUGINS: Plugins[type[Recipe]] = Plugins("nearzip.recipes", "method", subclass_check(Recipe, "name"))  # type: ignore[type-abstract]
+
+
 def recipe_types() -> dict[str, type[Recipe]]:
-    """All recipes by name, ours first. A plug-in cannot replace a built-in one."""
-    types = {recipe.name: recipe for recipe in _BUILT_IN}
-    for point in entry_points(group="nearzip.recipes"):
-        types.setdefault(point.name, point.load())
-    return types
+    """All recipes by name, ours first, without plug-ins that cannot be loaded."""
+    plugins = PLUGINS.all()[0]
+    return _BUILT_IN_BY_NAME | {name: kind for name, kind in plugins.items() if name not in _BUILT_IN_BY_NAME}
+
+
+def broken_recipes() -> dict[str, PluginError]:
+    """Methods of plug-ins that cannot be loaded, and why."""
+    return {name: error for name, error in PLUGINS.all()[1].items() if name not in _BUILT_IN_BY_NAME}
 
 
 def recipe_type(name: str) -> type[Recipe]:
-    """The recipe of that name. Raises UnknownMethodError."""
-    try:
-        return recipe_types()[name]
-    except KeyError:
-        raise UnknownMethodError(f"unknown method {name!r}; known are {', '.join(recipe_types())}") from None
+    """The recipe of that name. Raises UnknownMethodError, or PluginError for a plug-in that cannot be loaded."""
+    found = _BUILT_IN_BY_NAME.get(name) or PLUGINS.load(name)
+    if found is None:
+        known = [*_BUILT_IN_BY_NAME, *PLUGINS.names()]
+        raise UnknownMethodError(f"unknown method {name!r}; known are {', '.join(known)}")
+    return found

@@ -89,6 +89,10 @@ class Recipe(ABC):
     #: Options that trade size for accuracy, each with values from the largest file to the smallest: what `nearzip.tune`
     #: may turn. Without bounds it turns the first.
     knobs: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    #: Of an experimental method or option the name, the values and the bytes written may change between releases.
+    #: Archives stay readable either way.
+    stability: ClassVar[Literal["stable", "experimental"]] = "stable"
+    experimental_options: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def resolve_bound(self, bound: Bound | None) -> Bound:

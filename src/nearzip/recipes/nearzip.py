@@ -52,6 +52,7 @@ class Nearzip(Recipe):
     """
 
     name = "nearzip"
+    experimental_options = frozenset({"lattice", "unbiased"})
 
     step: float | None = None
     unbiased: bool = False

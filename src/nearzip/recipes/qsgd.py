@@ -24,6 +24,7 @@ class Qsgd(Unpromised):
     """
 
     name = "qsgd"
+    stability = "experimental"
     cut_tensors = False
     fallback = "restored"
     knobs: ClassVar[Mapping[str, Sequence[Any]]] = {"levels": (32767, 4095, 511, 127, 63, 31, 15, 7, 3, 1)}

@@ -45,6 +45,7 @@ class TopK(_SparseUpdate):
     """
 
     name = "topk"
+    stability = "experimental"
 
     def plan(self, tensor: TensorView, bound: Bound) -> TensorPlan:
         sparse = Sparse(Chain((OrderedBits(), Rans("planes"))), Chain((Rans(),)), gap_bits=32, fill=False)
@@ -60,6 +61,7 @@ class Stc(_SparseUpdate):
     """
 
     name = "stc"
+    stability = "experimental"
 
     coder: Literal["golomb", "rans"] = "golomb"
 
@@ -75,6 +77,7 @@ class Sbc(_SparseUpdate):
     """
 
     name = "sbc"
+    stability = "experimental"
 
     coder: Literal["golomb", "rans"] = "golomb"
 

@@ -1,6 +1,6 @@
 """Typed, reversible steps from a tensor's values to bytes. Array maths only: no files, no PyTorch, no store."""
 
-from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Chain, Coded, Context, Grid, Kind, Pipeline, SparseValues, Stage
+from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Coded, Context, Grid, Kind, SparseValues, Stage
 from nearzip.stages.bloomier import Bloomier
 from nearzip.stages.buckets import ExponentBuckets
 from nearzip.stages.codebook import Codebook
@@ -9,6 +9,7 @@ from nearzip.stages.entropy import Rans
 from nearzip.stages.external import Gzip, Lzma, Zstd
 from nearzip.stages.foreign import Blosc, Sz3, Zfp
 from nearzip.stages.huffman import Huffman
+from nearzip.stages.pipeline import Chain, Pipeline
 from nearzip.stages.predict import ContextDelta, OrderedBits, OrderedDelta, SubtractBase
 from nearzip.stages.prune import Prune
 from nearzip.stages.quantize import LogStep, UniformStep

@@ -1,4 +1,4 @@
-"""What a stage is, and how stages make a pipeline.
+"""What a stage is, and what it knows of the values that it codes.
 
 A stage turns one kind of data into another and back: floats into symbols, symbols into bytes, or one of them into the
 same kind. It is a small frozen value whose fields are its JSON. `decode` sees what `encode` gave, the context, and
@@ -13,24 +13,26 @@ import math
 import sys
 import typing
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from nearzip.caching import cached_property
 from nearzip.errors import CorruptError, UsageError
-from nearzip.tensors import Array, round_to
+from nearzip.tensors import Array
 
 __all__ = [
     "BYTES",
     "FLOATS",
     "SYMBOLS",
-    "Chain",
     "Coded",
     "Context",
     "Grid",
     "Kind",
-    "Pipeline",
+    "Nested",
     "SparseValues",
     "Stage",
     "get_varint",
@@ -135,7 +137,7 @@ class Context:
     def n(self) -> int:
         return sum(self.parts)
 
-    @functools.cached_property
+    @cached_property
     def laid_parts(self) -> tuple[Any, ...]:
         """Parts as the native core takes them: with their grids, where these are known."""
         if len(self.grids) != len(self.parts) or self.dtype.kind == "c":
@@ -171,6 +173,14 @@ class Coded:
     @property
     def data(self) -> bytes:
         return typing.cast(bytes, self.value)
+
+
+class Nested(ABC):
+    """Stages as a field of a stage: see `pipeline.Chain`."""
+
+    @abstractmethod
+    def to_json(self) -> list[dict[str, Any]]:
+        """The list of the stages, each as its JSON."""
 
 
 @dataclass(frozen=True)
@@ -222,26 +232,44 @@ class Stage(ABC):
     def to_json(self) -> dict[str, Any]:
         """Id and fields; a field that has its default is left out. A chain is the list of its stages."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        return {"id": self.id, **{n: v.to_json() if isinstance(v, Chain) else v for n, v in values.items()}}
+        return {"id": self.id, **{n: v.to_json() if isinstance(v, Nested) else v for n, v in values.items()}}
 
     @classmethod
-    def from_json(cls, parameters: dict[str, Any]) -> Stage:
-        """From the parameters in a file (untrusted), chains as `registry` has read them. Raises UsageError."""
+    def from_json(cls, parameters: Mapping[str, Any], nested: Callable[[Any], Nested] | None = None) -> Stage:
+        """From the parameters in a file (untrusted).
+
+        `nested` makes a chain of its JSON; without it, chains stand in `parameters` as they are. Raises UsageError, and
+        what `nested` raises.
+        """
         known = cls.hints()
         needed = {f.name for f in fields(cls) if f.default is MISSING}
         if not needed <= set(parameters) <= set(known):
             raise UsageError(f"stage {cls.id!r} takes {sorted(known)}, not {repr(sorted(parameters))[:200]}")
-        return cls(**{name: _checked(cls.id, name, known[name], value) for name, value in parameters.items()})
+        values = {}
+        for name, value in parameters.items():
+            is_chain = nested is not None and type(value) is list and _is_nested(known[name])
+            values[name] = nested(value) if is_chain else _checked(cls.id, name, known[name], value)  # type: ignore[misc]
+        return cls(**values)
 
     @classmethod
-    def hints(cls) -> dict[str, Any]:
+    def hints(cls) -> Mapping[str, Any]:
         """Type of each field."""
-        hints = typing.get_type_hints(cls)
-        return {f.name: hints[f.name] for f in fields(cls)}
+        return _hints_of(cls)
+
+
+@functools.cache
+def _hints_of(kind: type[Stage]) -> Mapping[str, Any]:
+    # Evaluating annotations takes longer than all else that is done to read a stage.
+    hints = typing.get_type_hints(kind)
+    return MappingProxyType({f.name: hints[f.name] for f in fields(kind)})
+
+
+def _is_nested(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Nested)
 
 
 def _checked(stage: str, name: str, hint: Any, value: Any) -> Any:
-    if hint is Chain and isinstance(value, Chain):
+    if _is_nested(hint) and isinstance(value, hint):
         return value
     if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
@@ -288,165 +316,3 @@ def get_varint(data: memoryview | bytes, at: int) -> tuple[int, int]:
                 break
             return value, at
     raise CorruptError("malformed integer")
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Stages that lead to bytes from any kind. The kinds of neighbours must match.
-
-    A stage that splits what it takes into several streams has one as a field for each of them.
-
-    Examples
-    --------
-    >>> from nearzip.stages import Lzma, PackIntegers
-    >>> chain = Chain((PackIntegers(), Lzma()))
-    >>> context = Context(np.dtype(np.int32), (3,))
-    >>> chain.decode(chain.encode(np.array([1, 2, 3], np.int32), context), context)
-    array([1, 2, 3], dtype=int32)
-    """
-
-    stages: tuple[Stage, ...]
-    _steps: tuple[tuple[int, Stage], ...] = field(init=False, repr=False, compare=False)
-    _hash: int = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not self.stages or self.stages[-1].gives is not BYTES:
-            raise UsageError("a chain of stages leads to bytes")
-        for one, next_one in zip(self.stages, self.stages[1:], strict=False):
-            if one.gives is not next_one.takes:
-                raise UsageError(
-                    f"{one.id!r} gives {one.gives.value}, but {next_one.id!r} takes {next_one.takes.value}"
-                )
-        object.__setattr__(self, "_steps", _fused(self.stages))
-        object.__setattr__(self, "_hash", hash(self.stages))
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    @property
-    def takes(self) -> Kind:
-        return self.stages[0].takes
-
-    @property
-    def needs_base(self) -> bool:
-        return any(stage.needs_base for stage in self.stages)
-
-    @property
-    def label(self) -> str:
-        return " ".join(stage.label for stage in self.stages)
-
-    def encode(self, value: Any, context: Context) -> bytes:
-        """Bytes of `value`: an array, shape (n,), or n bytes. Floats have dtype `context.dtype`."""
-        return b"".join(self.encode_apart(value, context))
-
-    def encode_apart(self, value: Any, context: Context) -> tuple[bytes, bytes]:
-        """As `encode`, cut in two: side data of each step, and the payload."""
-        sides = []
-        for n_stages, step in self._steps:
-            coded = step.encode(value, context)
-            value = coded.value
-            sides += [b"\0"] * (n_stages - 1) + [put_varint(len(coded.side)) + coded.side]
-        return b"".join(sides), value
-
-    def decode(self, data: bytes | memoryview, context: Context, payload: bytes | None = None) -> Any:
-        """The value again, n of them. `payload`: what stands behind `data`, if they are apart.
-
-        Raises CorruptError on bytes that no encoder wrote.
-        """
-        sides, value = self.read_sides(data)
-        if payload is not None:
-            value = payload
-        for (_, step), side in zip(reversed(self._steps), reversed(sides), strict=True):
-            value = step.decode(Coded(value, side), context)
-        if len(value) != context.n:
-            raise CorruptError("stream holds another number of values")
-        return round_to(context.dtype, value) if self.takes is FLOATS else value
-
-    def read_sides(self, data: bytes | memoryview) -> tuple[list[bytes], Any]:
-        """The side data of each step, and the payload. Raises CorruptError."""
-        view = memoryview(data)
-        sides = []
-        at = 0
-        for n_stages, _ in self._steps:
-            for _ in range(n_stages):
-                length, at = get_varint(view, at)
-                if length > len(view) - at:
-                    raise CorruptError("stream ends early")
-                side = bytes(view[at : at + length])
-                at += length
-            sides.append(side)
-        return sides, view[at:]
-
-    def to_json(self) -> list[dict[str, Any]]:
-        return [stage.to_json() for stage in self.stages]
-
-
-@dataclass(frozen=True)
-class Pipeline(Chain):
-    """A chain from a tensor's values to bytes.
-
-    Examples
-    --------
-    >>> from nearzip.stages import Lzma, PackIntegers, UniformStep
-    >>> pipeline = Pipeline((UniformStep(0.5), PackIntegers(), Lzma()))
-    >>> x = np.array([0.0, 0.2, -1.3], np.float32)
-    >>> pipeline.decode(pipeline.encode(x, Context.alone(x)), Context.alone(x))
-    array([ 0. ,  0. , -1.5], dtype=float32)
-    """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.takes is not FLOATS:
-            raise UsageError("a pipeline leads from floats to bytes")
-
-    # A dataclass that compares would make its own, over all fields.
-    __hash__ = Chain.__hash__
-
-    def encode(self, value: Array, context: Context) -> bytes:
-        """Bytes of `value`, shape (n,), dtype `context.dtype`."""
-        return super().encode(value, context)
-
-    def decode(self, data: bytes | memoryview, context: Context, payload: bytes | None = None) -> Array:
-        """The values, shape (n,), dtype `context.dtype`. Raises CorruptError on bytes that no encoder wrote."""
-        values: Array = super().decode(data, context, payload)
-        if values.shape != (context.n,):
-            raise CorruptError("stream holds another number of values")
-        return values
-
-    def target(self, values: Array, context: Context) -> Array:
-        """What a promise counts from: `values` behind the stages that promise nothing (`Stage.changes_target`)."""
-        for stage in self.stages:
-            if not stage.changes_target:
-                break
-            values = stage.encode(values, context).floats
-        return values
-
-    def without_base(self) -> Pipeline | None:
-        """The same stages for values without a base; None where one of them has no such form."""
-        parts = [stage.without_base() for stage in self.stages]
-        known = [part for part in parts if part is not None]
-        return Pipeline(tuple(stage for part in known for stage in part)) if len(known) == len(parts) else None
-
-    @property
-    def errs_on_zeros(self) -> bool:
-        return any(stage.errs_on_zeros for stage in self.stages)
-
-    def decode_sparse(self, data: bytes | memoryview, context: Context) -> SparseValues | None:
-        """As `decode`, but only what may differ from zero; None if the stages do not keep that apart."""
-        if not all(stage.changes_target for stage in self.stages[:-1]):
-            return None
-        sides, payload = self.read_sides(data)
-        return self.stages[-1].decode_sparse(Coded(payload, sides[-1]), context)
-
-
-def _fused(stages: tuple[Stage, ...]) -> tuple[tuple[int, Stage], ...]:
-    """Neighbours that one pass can do, joined: how many stages each step does. What stands in a file stays the same."""
-    steps = [(1, stages[0])]
-    for stage in stages[1:]:
-        n_stages, last = steps[-1]
-        fused = last.fuse(stage)
-        if fused is not None:
-            steps[-1] = (n_stages + 1, fused)
-        else:
-            steps.append((1, stage))
-    return tuple(steps)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nearzip import _core
+import nearzip._core as _core
 from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import BYTES, FLOATS, Coded, Context, SparseValues, Stage, get_varint, put_varint
 from nearzip.stages.codebook import cluster, nearest, read_centroids

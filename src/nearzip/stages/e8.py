@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from nearzip.errors import CorruptError
-from nearzip.stages.base import FLOATS, SYMBOLS, Chain, Context, Grid
+from nearzip.stages.base import FLOATS, SYMBOLS, Context, Grid
 from nearzip.stages.entropy import Rans
+from nearzip.stages.pipeline import Chain
 from nearzip.stages.quantize import MOST_STEPS, Widened, check_step, refuse_exact, require_rounded
 from nearzip.stages.split import Split, Stream
 from nearzip.tensors import Array

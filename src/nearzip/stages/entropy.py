@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nearzip import _core
+import nearzip._core as _core
+from nearzip.buffers import buffer_for
 from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import BYTES, SYMBOLS, Coded, Context, Stage
-from nearzip.tensors import Array, room_for
+from nearzip.tensors import Array
 
 __all__ = ["Rans", "symbol_code", "symbol_type"]
 
@@ -65,7 +66,7 @@ class Rans(Stage):
     def decode(self, coded: Coded, context: Context) -> Array:
         dtype = symbol_type(coded.side)
         n = context.n * (2 if context.dtype.kind == "c" else 1)
-        out = room_for(n, dtype)
+        out = buffer_for(n, dtype)
         try:
             _core.decode_symbols(np.frombuffer(coded.data, np.uint8), _parts(context, n), out)
         except ValueError as error:

@@ -118,6 +118,8 @@ def unpack_zstd(data: bytes, most: int) -> bytes:
         unpack = zstandard.ZstdDecompressor(max_window_size=1 << 27)
         content: bytes = unpack.decompress(data, max_output_size=claimed, allow_extra_data=False)
     except zstandard.ZstdError as error:
+        if "not enough memory" in str(error) or "out of memory" in str(error):  # the data may be sound
+            raise MemoryError(str(error)) from None
         raise CorruptError(f"zstd: {error}") from None
     if len(content) != claimed:
         raise CorruptError("zstd: stream ends early")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nearzip import _core
+import nearzip._core as _core
 from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import BYTES, SYMBOLS, Coded, Context, Stage, get_varint, put_varint
 from nearzip.tensors import Array

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from nearzip import _core
+import nearzip._core as _core
+from nearzip.buffers import buffer_for
 from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Coded, Context, Stage, check_booleans
 from nearzip.stages.entropy import Rans
 from nearzip.stages.quantize import QuantizeDelta, UniformStep, refuse_exact, require_rounded
-from nearzip.tensors import Array, bits_of, is_float, mantissa_bits, room_for
+from nearzip.tensors import Array, bits_of, is_float, mantissa_bits
 
 __all__ = ["ContextDelta", "OrderedBits", "OrderedDelta", "SubtractBase"]
 
@@ -109,7 +110,7 @@ class OrderedDelta(Stage):
         if context is None:
             raise UsageError("ordered-delta needs a base")
         bits = bits_of(np.ascontiguousarray(value))
-        symbols = room_for(bits.size, bits.dtype)
+        symbols = buffer_for(bits.size, bits.dtype)
         floats = is_float(context.dtype) or context.dtype.kind == "c"
         _core.ordered_delta(bits, bits_of(context.require_base()), floats, symbols)
         return Coded(symbols)
@@ -119,7 +120,7 @@ class OrderedDelta(Stage):
         symbols = _require_unsigned(coded, base.dtype)
         if symbols.size != base.size:
             raise CorruptError("stream holds another number of values")
-        out = room_for(symbols.size, symbols.dtype)
+        out = buffer_for(symbols.size, symbols.dtype)
         floats = is_float(context.dtype) or context.dtype.kind == "c"
         _core.undo_ordered_delta(symbols, base, floats, out)
         check_booleans(out, context.dtype)
@@ -160,7 +161,7 @@ class ContextDelta(Stage):
 
     def decode(self, coded: Coded, context: Context) -> Array:
         base = bits_of(context.require_base())
-        out = room_for(base.size, base.dtype)
+        out = buffer_for(base.size, base.dtype)
         data = np.frombuffer(coded.data, np.uint8)
         try:
             _core.decode_contexts(data, base, *_value_kind(context.dtype), context.doubled_parts, out)
@@ -192,7 +193,7 @@ class OrderedBits(Stage):
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         bits = bits_of(np.ascontiguousarray(value))
         if is_float(value.dtype) or value.dtype.kind == "c":
-            turned = room_for(bits.size, bits.dtype)
+            turned = buffer_for(bits.size, bits.dtype)
             _core.turn(bits, True, turned)
             return Coded(turned)
         return Coded(_folded(bits) if value.dtype.kind == "i" else bits.copy())
@@ -202,7 +203,7 @@ class OrderedBits(Stage):
         if symbols.nbytes != context.n * context.dtype.itemsize:
             raise CorruptError("stream holds another number of values")
         if is_float(context.dtype) or context.dtype.kind == "c":
-            bits = room_for(symbols.size, symbols.dtype)
+            bits = buffer_for(symbols.size, symbols.dtype)
             _core.turn(symbols, False, bits)
         else:
             bits = _unfolded(symbols) if context.dtype.kind == "i" else symbols

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nearzip import _core
+import nearzip._core as _core
+from nearzip.buffers import buffer_for
 from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Coded, Context, Stage
 from nearzip.stages.entropy import SIGNED, Rans
-from nearzip.tensors import Array, is_float, room_for
+from nearzip.tensors import Array, is_float
 
 __all__ = ["LogStep", "QuantizeDelta", "UnbiasedStep", "UniformStep", "unbiased_gain"]
 
@@ -83,7 +84,7 @@ class UniformStep(Stage):
         return Coded(_quantize(value, None, self.spacing))
 
     def decode(self, coded: Coded, context: Context) -> Array:
-        out = room_for(coded.symbols.size, np.float64)
+        out = buffer_for(coded.symbols.size, np.float64)
         _core.dequantize(_int32(coded, context), None, self.step, out)
         return out
 
@@ -161,7 +162,7 @@ class QuantizeDelta(Stage):
         base = _working(context.require_base())
         if symbols.size != base.size:
             raise CorruptError("stream holds another number of values")
-        out = room_for(base.size, base.dtype)
+        out = buffer_for(base.size, base.dtype)
         _core.dequantize(symbols, base, self.step, out)
         return out
 
@@ -194,7 +195,7 @@ class QuantizeAndCode(Stage):
         require_rounded(context)
         if coded.side != SIGNED:
             raise CorruptError("symbols of another type")
-        out = room_for(context.n, np.float64 if context.dtype.itemsize == 8 else np.float32)
+        out = buffer_for(context.n, np.float64 if context.dtype.itemsize == 8 else np.float32)
         try:
             _core.decode_quantized(
                 np.frombuffer(coded.data, np.uint8), self._base(context), self.step, context.laid_parts, out
@@ -211,7 +212,7 @@ def _working(values: Array) -> Array:
 
 def _quantize(values: Array, base: Array | None, step: float) -> Array:
     refuse_exact(values.dtype)
-    symbols = room_for(values.size, np.int32)
+    symbols = buffer_for(values.size, np.int32)
     _core.quantize(_working(values), None if base is None else _working(base), step, symbols)
     return symbols
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nearzip.errors import CorruptError, UsageError
-from nearzip.stages.base import FLOATS, SYMBOLS, Chain, Coded, Context, SparseValues, get_varint, put_varint
+from nearzip.stages.base import FLOATS, SYMBOLS, Coded, Context, SparseValues, get_varint, put_varint
+from nearzip.stages.pipeline import Chain
 from nearzip.stages.quantize import refuse_exact, require_rounded
 from nearzip.stages.split import Split, Stream
 from nearzip.tensors import Array, round_to

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nearzip.errors import CorruptError, UsageError
-from nearzip.stages.base import BYTES, Chain, Coded, Context, Kind, Stage, get_varint, put_varint
+from nearzip.stages.base import BYTES, Coded, Context, Kind, Stage, get_varint, put_varint
+from nearzip.stages.pipeline import Chain
 
 __all__ = ["Split", "Stream"]
 

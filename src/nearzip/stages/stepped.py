@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from nearzip import _core
+import nearzip._core as _core
+from nearzip.buffers import buffer_for
 from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import FLOATS, SYMBOLS, Coded, Context, Stage
 from nearzip.stages.quantize import QuantizeDelta, UniformStep, refuse_exact, require_rounded
-from nearzip.tensors import Array, bits_of, room_for, round_to
+from nearzip.tensors import Array, bits_of, round_to
 
 __all__ = ["StepThenBits"]
 
@@ -66,13 +67,13 @@ class StepThenBits(Stage):
             raise UsageError("step-then-bits needs a base")
         multiples = self._steps.encode(value, context).symbols
         bits = bits_of(np.ascontiguousarray(value))
-        off = room_for(bits.size, bits.dtype)
+        off = buffer_for(bits.size, bits.dtype)
         _core.ordered_delta(bits, bits_of(self._guess(multiples, context)), True, off)
         return Coded(off, _core.encode_symbols(multiples, context.laid_parts, False))
 
     def decode(self, coded: Coded, context: Context) -> Array:
         require_rounded(context)
-        multiples = room_for(context.n, np.int32)
+        multiples = buffer_for(context.n, np.int32)
         try:
             _core.decode_symbols(np.frombuffer(coded.side, np.uint8), context.laid_parts, multiples)
         except ValueError as error:
@@ -80,7 +81,7 @@ class StepThenBits(Stage):
         guess = bits_of(self._guess(multiples, context))
         if coded.symbols.dtype != guess.dtype or coded.symbols.shape != guess.shape:
             raise CorruptError("stream holds other values")
-        out = room_for(guess.size, guess.dtype)
+        out = buffer_for(guess.size, guess.dtype)
         _core.undo_ordered_delta(coded.symbols, guess, True, out)
         return out.view(context.dtype)
 

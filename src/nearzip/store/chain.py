@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from nearzip.archive import Reader
+from nearzip.caching import cached_property
 from nearzip.container import Segment, Source
 from nearzip.digests import content_id
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, TruncatedError, WrongBaseError
@@ -64,7 +64,7 @@ class _Piece:
     reader: Reader
     names: frozenset[str]
 
-    @functools.cached_property
+    @cached_property
     def segments(self) -> list[Segment]:
         targets = {self.reader.index.aliases.get(name, name) for name in self.names}
         return [s for s in self.reader.index.segments if any(spec.name in targets for spec in s.tensors)]
@@ -74,7 +74,7 @@ class _Piece:
         """Of the tensors that are wanted, in the archive's order."""
         return [spec for spec in self.reader.index.tensors if spec.name in self.names]
 
-    @functools.cached_property
+    @cached_property
     def base_names(self) -> set[str]:
         """Tensors of the base that decoding needs."""
         return {spec.name for s in self.segments if s.base_digest is not None for spec in s.tensors}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import functools
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from nearzip.archive import WriteReport, write_archive
+from nearzip.caching import cached_property
 from nearzip.changes import UpdateKept
 from nearzip.digests import checkpoint_id, content_id, tensor_digest
 from nearzip.recipes.settings import Settings
@@ -50,7 +50,7 @@ class Held:
     id: str
     arrays: dict[str, Array]
 
-    @functools.cached_property
+    @cached_property
     def checkpoint(self) -> Checkpoint:
         return Checkpoint.of(self.arrays)
 
@@ -80,7 +80,7 @@ class Draft:
         """Bytes of the objects that were written."""
         return sum(part.n_bytes for part in self.parts if part.names is None)
 
-    @functools.cached_property
+    @cached_property
     def id(self) -> str:
         """Digest of the content as it will be restored; asked for when all parts are there."""
         return content_id((self.specs[name], digest) for name, digest in self.contents.items())

@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from nearzip.container import load_json
 from nearzip.errors import CorruptError, NewerFormatError, TruncatedError
+from nearzip.strictjson import as_dict, load
 
 __all__ = ["FORMAT_VERSION", "MOST_DOCUMENT_BYTES", "seal", "unseal"]
 
@@ -59,7 +59,4 @@ def unseal(kind: str, data: bytes, where: str) -> dict[str, Any]:
         raise NewerFormatError(
             f"{where}: has format {int(words[1])}; this release reads up to {FORMAT_VERSION}: upgrade nearzip"
         )
-    found = load_json(body, _DEPTH, where)
-    if type(found) is not dict:
-        raise CorruptError(f"{where}: not a JSON object")
-    return found
+    return as_dict(load(body, where, _DEPTH), where)

@@ -1,25 +1,46 @@
-"""From a URL or a path to the backend that holds a store there."""
+"""From a URL or a path to the backend that holds a store there.
+
+A plug-in provides the backend for a scheme of its own through an entry point in the group `nearzip.backends`, named as
+the scheme: a callable that takes the URL and the storage options.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nearzip.errors import UsageError
+from nearzip.plugins import Plugins
 from nearzip.sources import is_url
 from nearzip.store.backend import Backend
 from nearzip.store.http import HttpBackend, is_web
 from nearzip.store.local import LocalBackend
 from nearzip.store.remote import RemoteBackend
 
-__all__ = ["open_backend"]
+__all__ = ["PLUGINS", "open_backend"]
+
+BackendFactory = Callable[[str, Mapping[str, Any]], Backend]
+
+
+def _check_factory(name: str, found: Any) -> BackendFactory:
+    if not callable(found):
+        raise TypeError("it is no callable of a URL and storage options")
+    factory: BackendFactory = found
+    return factory
+
+
+#: By scheme. Paths, file:// and web hosts are ours; of the rest a plug-in comes before fsspec.
+PLUGINS: Plugins[BackendFactory] = Plugins("nearzip.backends", "store backend", _check_factory)
 
 
 def open_backend(
     url: str | os.PathLike[str] | Backend, storage_options: Mapping[str, Any] | None = None
 ) -> LocalBackend | RemoteBackend | HttpBackend | Backend:
-    """A folder (a path or file:// URL), a web host, or what fsspec opens. Raises UsageError, MissingExtraError."""
+    """A folder (a path or file:// URL), a web host, a plug-in's place, or what fsspec opens.
+
+    Raises UsageError, MissingExtraError, PluginError.
+    """
     if not isinstance(url, (str, os.PathLike)):
         if hasattr(url, "new_object"):
             return url
@@ -33,4 +54,7 @@ def open_backend(
         return LocalBackend(text)
     if is_web(text):
         return HttpBackend(text, storage_options)
+    factory = PLUGINS.load(text.split("://")[0])
+    if factory is not None:
+        return factory(text, dict(storage_options or {}))
     return RemoteBackend(text, dict(storage_options or {}))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import os
 import secrets
 import tempfile
 import threading
@@ -42,6 +43,8 @@ _TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
 _memory_locks: dict[str, Any] = {}
 #: How often each of them was maintained.
 _memory_rounds: dict[str, int] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_memory_locks.clear)  # a thread that held one is not in the child
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nearzip.container import load_json
+from nearzip import strictjson
 from nearzip.errors import CorruptError, NotFoundError
 from nearzip.sources import is_url
 from nearzip.store.documents import MOST_DOCUMENT_BYTES
@@ -90,7 +90,7 @@ def _shards_of(index: Store, number: int) -> set[tuple[int, int]]:
     """The stores and their versions that a version of the index needs. Raises CorruptError."""
     where = f"{index.url}: version {number}"
     data = index.checkout(number, [INDEX_TENSOR])[INDEX_TENSOR].tobytes()
-    document = load_json(data, _DEPTH, where)
+    document = strictjson.load(data, where, _DEPTH)
     try:
         found = {(row[2], row[3]) for row in document["places"]}
     except (KeyError, TypeError, IndexError):

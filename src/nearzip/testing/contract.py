@@ -40,7 +40,7 @@ from nearzip.stages import (
     pipeline_from_json,
     stage_types,
 )
-from nearzip.stages.registry import read_chains
+from nearzip.stages.registry import chain_from_json
 from nearzip.tensors import DTYPES, Array, Checkpoint, is_float
 
 __all__ = ["check_recipe", "check_stage", "examples_of", "odd_layers", "trouble"]
@@ -182,9 +182,7 @@ def _check_json(stage: Stage) -> None:
     _require(document.get("id") == stage.id, stage, "JSON", "id is missing")
     read = json.loads(json.dumps(document, allow_nan=False))
     read.pop("id")
-    _require(
-        type(stage).from_json(read_chains(type(stage), read)) == stage, stage, "JSON", "does not read back as it was"
-    )
+    _require(type(stage).from_json(read, chain_from_json) == stage, stage, "JSON", "does not read back as it was")
     hash(stage)
     if stage_types().get(stage.id) is type(stage) and stage.takes is FLOATS and stage.gives is BYTES:
         pipeline = pipeline_from_json([stage.to_json()])

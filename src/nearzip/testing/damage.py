@@ -10,18 +10,25 @@ True
 
 from __future__ import annotations
 
+import base64
+import collections
+import contextlib
 import enum
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from nearzip.api import decompress
+from nearzip.digests import digest
 from nearzip.errors import Error
 from nearzip.limits import Limits
+from nearzip.testing.sealing import seal, unseal
 
-__all__ = ["Damage", "Outcome", "examine", "harm", "same_tensors"]
+__all__ = ["Damage", "Held", "Outcome", "Storm", "examine", "harm", "random_damage", "same_tensors", "storm"]
 
 
 @dataclass(frozen=True)
@@ -89,3 +96,108 @@ def examine(
     except Exception:
         return Outcome.UNNAMED
     return Outcome.RIGHT if same_tensors(tensors, right) else Outcome.WRONG
+
+
+# ---- many, one after the other ---------------------------------------------------------------------------------
+
+
+def random_damage(data: bytes, count: int, seed: int = 0) -> Iterator[Damage]:
+    """Damaged copies of one archive: a byte changed, the end cut off, and stored values changed under a right checksum.
+
+    Of these only the last reaches a decoder: blocks are checked before they are decoded.
+    """
+    draws = np.random.default_rng(seed)
+    document, blocks = unseal(data)
+    for i in range(count):
+        at = int(draws.integers(len(data)))
+        if i % 3 == 0:
+            new = data[at] ^ int(draws.integers(1, 256))
+            yield Damage(f"byte {at} of {len(data)}: set to {new:#04x}", data[:at] + bytes([new]) + data[at + 1 :])
+        elif i % 3 == 1:
+            yield Damage(f"cut to {at} of {len(data)} bytes", data[:at])
+        else:
+            changed = bytearray(blocks)
+            for place in draws.integers(len(blocks), size=int(draws.integers(1, 4))):
+                changed[place] ^= int(draws.integers(1, 256))
+            yield Damage(f"damage {i} under right checksums", _resealed(document, bytes(changed)))
+
+
+def _resealed(document: Mapping[str, Any], blocks: bytes) -> bytes:
+    """The archive with other blocks, and their checksums right."""
+    segments, start = [], 0
+    for segment in document["segments"]:
+        entries = []
+        for pipeline, length, _ in segment["blocks"]:
+            text = base64.b64encode(digest(blocks[start : start + length])).decode().rstrip("=")
+            entries.append([pipeline, length, text])
+            start += length
+        segments.append({**segment, "blocks": entries})
+    return seal({**document, "segments": segments}, blocks)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What this process holds. `children` and `descriptors` are 0 where the system does not tell."""
+
+    threads: int
+    children: int
+    descriptors: int
+
+    @staticmethod
+    def now() -> Held:
+        try:
+            tasks, descriptors = os.listdir("/proc/self/task"), len(os.listdir("/proc/self/fd"))
+        except OSError:
+            return Held(threading.active_count(), 0, 0)
+        children = 0
+        for task in tasks:
+            with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/children") as file:  # it may have ended
+                children += len(file.read().split())
+        return Held(len(tasks), children, descriptors)
+
+
+@dataclass
+class Storm:
+    """What became of many damaged archives, and the most that the process held beyond what it began with."""
+
+    outcomes: collections.Counter[str] = field(default_factory=collections.Counter)
+    more_threads: int = 0
+    more_children: int = 0
+    more_descriptors: int = 0
+    unnamed: list[str] = field(default_factory=list)
+
+    def add(self, began: Held) -> None:
+        now = Held.now()
+        self.more_threads = max(self.more_threads, now.threads - began.threads)
+        self.more_children = max(self.more_children, now.children - began.children)
+        self.more_descriptors = max(self.more_descriptors, now.descriptors - began.descriptors)
+
+
+def storm(damages: Iterable[Damage], base: Mapping[str, Any] | None = None, threads: int | None = None) -> Storm:
+    """Decode many damaged archives in this process, one after the other.
+
+    Parameters
+    ----------
+    damages : iterable of Damage
+        As of `random_damage`.
+    base : mapping or None
+        What they need.
+    threads : int or None
+        As for `nearzip.decompress`.
+
+    Returns
+    -------
+    Storm
+        `outcomes` counts the classes of errors, and "decoded". `unnamed` holds the errors that are none of nearzip's.
+    """
+    found, began = Storm(), Held.now()
+    for damage in damages:
+        try:
+            decompress(damage.data, base, threads=threads)
+            found.outcomes["decoded"] += 1
+        except Error as error:
+            found.outcomes[type(error).__name__] += 1
+        except Exception as error:
+            found.unnamed.append(f"{damage.what}: {type(error).__name__}: {error}"[:300])
+        found.add(began)
+    return found

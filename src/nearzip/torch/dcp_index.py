@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,12 +17,15 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from nearzip.errors import CorruptError, NewerFormatError, UsageError
+from nearzip.strictjson import load
 from nearzip.torch.trees import Json, pack, unpack
 
 __all__ = ["Place", "index_from_json", "index_to_json"]
 
 _FORMAT = 1
-_MOST_AXES = 32
+#: Planners nest what they keep as deeply as a state dict is nested.
+_DEPTH = 256
+_MAX_AXES = 32
 
 
 class Place(NamedTuple):
@@ -63,10 +65,7 @@ def index_to_json(metadata: Metadata, places: Mapping[MetadataIndex, Place]) -> 
 
 def index_from_json(data: bytes, where: str) -> Metadata:
     """From untrusted bytes. Raises CorruptError, NewerFormatError."""
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        document = None
+    document = load(data, where, _DEPTH)
     if not isinstance(document, dict) or document.get("kind") != "nearzip.dcp":
         raise CorruptError(f"{where}: the version is no index of shards")
     if document.get("format") != _FORMAT:
@@ -88,7 +87,7 @@ def _text(value: Any) -> str:
 
 
 def _sizes(value: Any) -> torch.Size:
-    if not isinstance(value, list) or len(value) > _MOST_AXES:
+    if not isinstance(value, list) or len(value) > _MAX_AXES:
         raise TypeError(f"{str(value)[:80]} is no shape")
     if not all(type(n) is int and 0 <= n < 1 << 62 for n in value):
         raise ValueError(f"{str(value)[:80]} is no shape")

@@ -7,7 +7,6 @@ import copy
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from nearzip.budget.evaluators import Evaluation, name_of
 from nearzip.budget.intervals import Statistic, check_confidence
+from nearzip.caching import cached_property
 from nearzip.digests import digest
 from nearzip.errors import UsageError
 from nearzip.measures.measure import Measure, Predictions

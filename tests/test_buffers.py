@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nearzip as nz
-from nearzip.tensors import room_for
+from nearzip.buffers import buffer_for
 
 SIZES = [0, 1, 1000, 600_000, 1 << 20, (1 << 20) + 1, 3_000_000, 17_000_000]
 
@@ -21,21 +21,21 @@ def address(array: np.ndarray) -> int:
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.float64])
 def test_arrays_have_their_shape_and_can_be_written(n, dtype):
     for _ in range(2):
-        room = room_for(n, dtype)
-        assert room.shape == (n,)
-        assert room.dtype == dtype
-        room[...] = 3
-        assert (room == 3).all()
+        buffer = buffer_for(n, dtype)
+        assert buffer.shape == (n,)
+        assert buffer.dtype == dtype
+        buffer[...] = 3
+        assert (buffer == 3).all()
 
 
 @pytest.mark.parametrize("n", [700_000, 3_000_000])
 def test_a_view_keeps_its_memory(n):
-    room = room_for(n, np.float32)
-    room[...] = 1
-    view = room.reshape(2, -1)[1:].view(np.uint32)
+    buffer = buffer_for(n, np.float32)
+    buffer[...] = 1
+    view = buffer.reshape(2, -1)[1:].view(np.uint32)
     seen = view.copy()
-    del room
-    others = [room_for(n, np.float32) for _ in range(4)]
+    del buffer
+    others = [buffer_for(n, np.float32) for _ in range(4)]
     for other in others:
         other[...] = 2
         assert not np.may_share_memory(other, view)
@@ -44,11 +44,11 @@ def test_a_view_keeps_its_memory(n):
 
 @pytest.mark.parametrize("n", [700_000, 3_000_000])
 def test_memory_is_used_again(n):
-    room = room_for(n, np.float32)
-    was = address(room)
-    del room
+    buffer = buffer_for(n, np.float32)
+    was = address(buffer)
+    del buffer
     gc.collect()
-    assert address(room_for(n, np.float32)) == was
+    assert address(buffer_for(n, np.float32)) == was
 
 
 def test_results_that_are_held_stay_as_they_are():

@@ -57,7 +57,7 @@ def _zfp_decode(data: bytes, request: dict[str, Any]) -> bytes:
 
     dtype = np.dtype(request["dtype"])
     kind = zfpy.dtype_to_ztype(dtype)
-    # The decoder reads on behind its input where that is damaged; zeros are better than what is there.
+    # The decoder reads beyond its input where that is damaged; let it read zeros.
     padded = data + bytes(8 * request["n"] * dtype.itemsize + 64)
     found = zfpy._decompress(padded, kind, (request["n"],), tolerance=request["error"])
     return bytes(np.ascontiguousarray(found).tobytes())
@@ -113,7 +113,7 @@ def _write(stream: BinaryIO, document: dict[str, Any], data: bytes = b"") -> Non
 
 
 def _limit(memory: int, seconds: int) -> None:
-    """Most bytes and processor seconds beyond what is taken already. Where the system has no such limit: none."""
+    """Limit bytes and processor seconds, beyond what is used already, where the system has such limits."""
     if resource is None:
         return
     used = int(time.process_time()) + 1
@@ -128,12 +128,15 @@ def _limit(memory: int, seconds: int) -> None:
         return
 
 
-def _answer(request: dict[str, Any], data: bytes, out: BinaryIO) -> None:
+def _respond(request: dict[str, Any], data: bytes, out: BinaryIO) -> None:
     codec = request["call"].split()[0]
     try:
         __import__(_MODULES[codec])
-    except Exception as error:
+    except ModuleNotFoundError as error:
         _write(out, {"missing": str(error)})
+        return
+    except Exception as error:  # too little memory, say
+        _write(out, {"unloaded": f"{type(error).__name__}: {error}"[:500]})
         return
     try:
         _limit(request["memory"], request["seconds"])
@@ -145,7 +148,7 @@ def _answer(request: dict[str, Any], data: bytes, out: BinaryIO) -> None:
 
 
 def main() -> None:
-    # What a library prints must not get between the answers.
+    # What a library prints must not get between the responses.
     out = os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
@@ -154,7 +157,7 @@ def main() -> None:
         return
     sys.path[:] = first[0]["path"]
     while (found := _read(sys.stdin.buffer)) is not None:
-        _answer(*found, out)
+        _respond(*found, out)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from nearzip.errors import CorruptError, UsageError
-from nearzip.stages import child
 from nearzip.stages.base import BYTES, FLOATS, Coded, Context, Stage
-from nearzip.stages.child import CrashError, Foreign
 from nearzip.stages.external import most_bytes
+from nearzip.stages.foreign import child
+from nearzip.stages.foreign.child import CrashError, Foreign
 from nearzip.stages.quantize import refuse_exact, require_rounded
 from nearzip.tensors import Array
 

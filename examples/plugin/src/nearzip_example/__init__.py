@@ -1,0 +1,1 @@
+"""A method, a stage and a store backend for nearzip: docs/plugins.md."""
