@@ -96,7 +96,8 @@ class Sparse(Split):
     def split(self, value: Any, context: Context) -> tuple[Sequence[Any], bytes]:
         refuse_exact(value.dtype)
         typed = round_to(context.dtype, value)
-        places = np.flatnonzero(typed != 0)
+        with np.errstate(invalid="ignore"):  # bfloat16 NaN
+            places = np.flatnonzero(typed != 0)
         gaps = np.diff(places, prepend=-1) - 1
         n_paddings, rest = np.divmod(gaps, self._padding + self.fill)
         own = np.cumsum(n_paddings + 1) - 1
