@@ -62,19 +62,22 @@ _WHOLE, _RUN_BYTES = 128 << 10, 16 << 10
 class _Search:
     """A level of zstd that looks for repeats in so many runs, and how small what it makes has to be to go on.
 
-    At most `near` times the best other coding; or, because zstd 19 makes a small part of what is well structured, at
-    most `structured` of the bytes and `times` the best other coding.
+    At most `near` times the best other coding, or `loose` times where it leaves less than `_NOISE` of the bytes: level
+    19 gains most where something repeats. Or at most `structured` of the bytes and `times` the best other coding.
     """
 
     level: int
     n_runs: int
     near: float
+    loose: float
     structured: float
     times: float
 
 
+#: Share of the bytes that noise of any dtype leaves at least.
+_NOISE = 0.9
 #: One after the other: on noise, the first takes a tenth of the second's time.
-_SEARCHES = (_Search(-1, 2, 1.15, 0.3, math.inf), _Search(3, 4, 0.99, 0.15, 2.0))
+_SEARCHES = (_Search(-1, 2, 1.15, 1.6, 0.3, math.inf), _Search(3, 4, 0.99, 1.25, 0.15, 2.0))
 #: A tensor of at least so many bytes, of which zstd's fastest leaves no more than this share on a run, gets a block of
 #: its own: what makes it small would not suit its neighbours.
 LEAST_APART, _APART_RUN, _APART = 64 << 10, 8 << 10, 0.8
@@ -211,7 +214,8 @@ def may_repeat(values: Array, n_bytes: int) -> bool:
 
 def _goes_on(raw: Array, share: float, search: _Search) -> bool:
     packed = _packed(_runs(raw, search.n_runs), search.level)
-    return packed <= search.near * share or packed <= min(search.structured, search.times * share)
+    near = search.near if packed > _NOISE else search.loose
+    return packed <= near * share or packed <= min(search.structured, search.times * share)
 
 
 def stands_out(values: Array) -> bool:

@@ -62,7 +62,8 @@ class TopMean(Stage):
             with np.errstate(invalid="ignore"):
                 values = np.nan_to_num(value[part].astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
             if values.size and self.keep:
-                symbols[part], mean = self._chosen(values)
+                with np.errstate(over="ignore"):  # means beyond the largest number become it
+                    symbols[part], mean = self._chosen(values)
                 means[i] = min(mean, float(np.finfo(means.dtype).max))
         return Coded(symbols, means.tobytes())
 

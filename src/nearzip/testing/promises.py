@@ -91,6 +91,8 @@ def _by_store(pair: Pair) -> Compressed:
         base = store.checkout("latest") if pair.base else None
         number = store.commit(pair.tensors, plan=_Planned(pair))
         restored = Store(f"{folder}/s").checkout(number)
+        if store.info(number).base is None and recipe_type(pair.method).fallback == "restored":
+            base = None  # a keyframe: what counts as pruned are the values, not their changes
         return restored, base, store.info(number).n_stored
 
 
