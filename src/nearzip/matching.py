@@ -1,0 +1,172 @@
+"""Which tensor of a base each tensor of a new version comes from, where names or precisions differ.
+
+The reader holds the base as it is. `matched` shows it as the version sees it: under the version's names, converted to its
+dtypes. An archive's index records the matches, so that both sides see the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from nearzip.errors import UsageError
+from nearzip.names import matching_names
+from nearzip.tensors import Array, Checkpoint, TensorSpec, dtype_of, keeping_last, round_to
+
+__all__ = ["Matches", "can_serve", "converted", "match_tensors", "matched", "matches_text", "renamed"]
+
+#: Names of a version's tensors, each with the tensor of the base that it comes from. Those that the base has under the
+#: same name, in the same dtype and shape, are not in it.
+Matches = Mapping[str, TensorSpec]
+
+
+def can_serve(base: TensorSpec, spec: TensorSpec) -> bool:
+    """Whether a tensor of a base can serve `spec`: the same shape, and the same dtype or both floating point.
+
+    Examples
+    --------
+    >>> can_serve(TensorSpec("w", "float32", (3,)), TensorSpec("w", "bfloat16", (3,)))
+    True
+    >>> can_serve(TensorSpec("w", "int8", (3,)), TensorSpec("w", "float32", (3,)))
+    False
+    """
+    return base.shape == spec.shape and (base.dtype == spec.dtype or (base.is_float and spec.is_float))
+
+
+def match_tensors(
+    source: Checkpoint, base: Checkpoint, rename: Mapping[str, str] | None = None
+) -> dict[str, TensorSpec]:
+    """Find the base of every tensor of `source` whose base has another name or dtype.
+
+    Names match if they are equal, if `rename` says so, or if it is certain (`names.matching_names`).
+
+    Raises
+    ------
+    UsageError
+        `rename` names tensors that are not there.
+    """
+    told = _told(source, base, rename or {})
+    taken = set(told.values())
+    new = {name: s for name, s in source.specs.items() if name not in base.specs and name not in told}
+    old = {name: s for name, s in base.specs.items() if name not in source.specs and name not in taken}
+    found = told
+    if new and old:
+        found = {**told, **_certain(source, base, new, old)}
+    matches = {}
+    for name, spec in source.specs.items():
+        theirs = base.specs.get(found.get(name, name))
+        if theirs is not None and theirs != spec and can_serve(theirs, spec):
+            matches[name] = theirs
+    return matches
+
+
+def _certain(
+    source: Checkpoint, base: Checkpoint, new: Mapping[str, TensorSpec], old: Mapping[str, TensorSpec]
+) -> dict[str, str]:
+    def fits(name: str, theirs: str) -> bool:
+        return can_serve(old[theirs], new[name])
+
+    # Bytes of files have names of their own.
+    some = [name for name in new if name not in source.attached]
+    others = [name for name in old if name not in base.attached]
+    return matching_names(some, others, fits)
+
+
+def _told(source: Checkpoint, base: Checkpoint, rename: Mapping[str, str]) -> dict[str, str]:
+    """The names that `rename` gives to tensors of the base: new name to the base's."""
+    if not rename:
+        return {}
+    found: dict[str, str] = {}
+    used = set()
+    for name in base.specs:
+        old = _rule_for(name, rename)
+        new = name if old is None else _renamed(name, old, rename)
+        if new in found:
+            raise UsageError(f"rename: {found[new]!r} and {name!r} of the base would both be called {new!r}")
+        found[new] = name
+        if old is not None and new in source.specs:
+            used.add(old)
+    for old, new in rename.items():
+        if old not in used:
+            raise UsageError(
+                f"rename: no tensor of the base that begins with {old!r} is found in the new version with {new!r} in "
+                f"its place; see the names with 'nearzip inspect'"
+            )
+    return {new: name for new, name in found.items() if new != name and new in source.specs}
+
+
+def _rule_for(name: str, rename: Mapping[str, str]) -> str | None:
+    """The rule for a name: the one for the whole name, else the longest beginning."""
+    if name in rename:
+        return name
+    return max((old for old in rename if name.startswith(old)), key=len, default=None)
+
+
+def _renamed(name: str, old: str, rename: Mapping[str, str]) -> str:
+    return rename[old] + name[len(old) :]
+
+
+def renamed(base: Checkpoint, rename: Mapping[str, str]) -> Checkpoint:
+    """The base under other names, those of `rename`."""
+
+    def new_name(name: str) -> str:
+        old = _rule_for(name, rename)
+        return name if old is None else _renamed(name, old, rename)
+
+    names = {new_name(name): name for name in base.specs}
+    specs = {new: replace(base.specs[name], name=new) for new, name in names.items()}
+    return replace(base, specs=specs, read=lambda new: base.read(names[new]))
+
+
+def matched(base: Checkpoint, specs: Mapping[str, TensorSpec], matches: Matches) -> Checkpoint:
+    """`base` as a version with these tensors sees it. What is not in `matches` stays as it is."""
+    if not matches:
+        return base
+    seen = {**base.specs, **{name: specs[name] for name in matches}}
+    convert = keeping_last(lambda name: converted(base.read(matches[name].name), specs[name].dtype))
+
+    def read(name: str) -> Array:
+        origin = matches.get(name)
+        if origin is None or origin.dtype == specs[name].dtype:
+            return base.read(name if origin is None else origin.name)
+        return convert(name)
+
+    return replace(base, specs=seen, read=read)
+
+
+def converted(values: Array, dtype: str) -> Array:
+    """Floating-point values in another precision, the same bits on every machine (docs/format.md, "Matches").
+
+    Examples
+    --------
+    >>> converted(np.float32([1.00390625, np.nan, 1e9]), "float16")
+    array([1.004,   nan,   inf], dtype=float16)
+    """
+    target = dtype_of(dtype)
+    if values.dtype == target:
+        return values
+    with np.errstate(invalid="ignore"):
+        wide = values if values.dtype.itemsize >= 4 else values.astype(np.float32)
+        result = round_to(target, wide)
+        # Machines differ in the bits of a NaN that is converted.
+        is_nan = np.isnan(result)
+        if is_nan.any():
+            result[is_nan] = np.full((), np.nan, target)
+    return result
+
+
+def matches_text(matches: Matches, specs: Mapping[str, TensorSpec]) -> str | None:
+    """What was matched, for people; None if nothing was."""
+    names = [(name, origin.name) for name, origin in matches.items() if origin.name != name]
+    dtypes = {
+        (origin.dtype, specs[name].dtype) for name, origin in matches.items() if origin.dtype != specs[name].dtype
+    }
+    parts = []
+    if names:
+        new, old = names[0]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        parts.append(f"{new!r} with {old!r}{more}")
+    parts += [f"{old} converted to {new}" for old, new in sorted(dtypes)]
+    return "; ".join(parts) or None
