@@ -17,6 +17,7 @@ from nearzip.cli import cli
 from nearzip.matching import converted
 from nearzip.names import matching_names
 from nearzip.tensors import DTYPES
+from nearzip.testing.sealing import seal, unseal
 
 FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 READ_AGAIN = """
@@ -137,7 +138,7 @@ def test_renames_say_what_cannot_be_guessed(tmp_path):
     found = CliRunner().invoke(cli, [*arguments, "--rename", "l0.=first.", "--rename", "l1.=second.", "--json"])
     assert found.exit_code == 0
     document = json.loads(found.stdout)
-    assert document["matches"]["second.bias"] == {"name": "l1.bias", "dtype": "float32"}
+    assert document["matches"]["second.bias"] == {"name": "l1.bias", "dtype": "float32", "shape": [96]}
     assert document["coded_alone"] == {}
     assert equal(nz.decompress(out, base=tmp_path / "old.safetensors"), new)
     said = CliRunner().invoke(cli, [*arguments, "--force", "--rename", "l0.=first."]).output
@@ -215,6 +216,62 @@ def test_other_kinds_stay_apart():
     archive = nz.compress(new, base=base)
     assert names_of(archive) == {}
     assert archive.report.alone["w"] == "was float32 [4096], is int32 [4096]"
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------
+
+
+def vocabulary(rows, seed=0):
+    return np.random.default_rng(seed).normal(0, 0.05, (rows, 64)).astype(np.float32)
+
+
+@pytest.mark.parametrize("bound", [None, "abs:1e-4", "upd:0.1"])
+@pytest.mark.parametrize("rows", [1000, 1008, 990, 1])
+def test_rows_added_and_removed(rows, bound):
+    base = {"embed": vocabulary(1000), "bias": vocabulary(1000)[:, 0].copy()}
+    new = {"embed": vocabulary(1100, 1)[:rows], "bias": vocabulary(1100, 1)[:rows, 0].copy()}
+    moved = updated(base, 5)
+    for name, array in new.items():
+        array[:1000] = moved[name][:rows]
+    archive = nz.compress(new, base=base, bound=bound)
+    restored = nz.decompress(archive.to_bytes(), base=base)
+    assert equal(restored, archive.restored)
+    assert archive.report.alone == {}
+    assert archive.nbytes < nz.compress(new, bound=None if bound == "upd:0.1" else bound).nbytes + 64
+    if bound is None:
+        assert equal(restored, new)
+    if bound == "abs:1e-4":
+        assert max(np.abs(restored[k] - new[k]).max() for k in new) <= 1e-4
+    wrong = {**base, "embed": base["embed"][:-1]}
+    with pytest.raises(nz.errors.WrongBaseError, match="embed"):
+        nz.decompress(archive.to_bytes(), base=wrong)
+
+
+def test_a_grown_vocabulary_costs_its_new_rows():
+    base = {"embed": vocabulary(4000)}
+    new = {"embed": np.concatenate([updated(base)["embed"], vocabulary(8, 2)])}
+    same = nz.compress({"embed": new["embed"][:4000]}, base=base).nbytes
+    assert nz.compress(new, base=base).nbytes < same + 8 * 64 * 4 + 500
+
+
+def test_bounds_of_the_update_do_not_count_new_rows():
+    base = {"embed": vocabulary(1000)}
+    new = {"embed": np.concatenate([updated(base)["embed"], 100 * vocabulary(8, 2)])}
+    archive = nz.compress(new, base=base, bound="upd:0.1")
+    plain = nz.compress({"embed": new["embed"][:1000]}, base=base, bound="upd:0.1")
+    resolved = archive.report.index.bound["resolved"]
+    assert 0.9 * plain.report.index.bound["resolved"] < resolved <= plain.report.index.bound["resolved"]
+    assert archive.update_kept.share == pytest.approx(plain.update_kept.share, abs=0.01)
+    with pytest.warns(nz.errors.UpdateLostWarning):
+        nz.compress(new, base=base, bound="abs:0.1")
+
+
+def test_rows_and_names_and_precisions_at_once():
+    base = {"embed": vocabulary(1000), "head.weight": vocabulary(1000, 4)}
+    new = {f"_orig_mod.{k}": np.concatenate([v, v[:8]]).astype(ml_dtypes.bfloat16) for k, v in base.items()}
+    archive = nz.compress(new, base=base)
+    assert archive.nbytes < 8 * 64 * 4 + 1500
+    assert equal(nz.decompress(archive.to_bytes(), base=base), new)
 
 
 # ---- both, and what readers do ---------------------------------------------------------------------------------
@@ -307,3 +364,46 @@ def test_versions_of_a_store(tmp_path, bound):
         assert one["_orig_mod.l0.bias"].tobytes() == store.checkout(2)["_orig_mod.l0.bias"].tobytes()
         assert not store.verify().damages
     assert max(sizes[2:]) < sizes[0] / 1.5
+
+
+MATCHES = [
+    {"0": "w"},
+    {"0": ["w", "float32"]},
+    {"0": ["w", "float32", [40, 41]]},
+    {"0": ["w", "int32", [40, 40]]},
+    {"0": ["module.w", "float32", [40, 40]]},
+    {"0": ["w", "float32", [0, 40]]},
+    {"0": ["w", "float32", [-1, 40]]},
+    {"0": ["w", "float999", [40, 40]]},
+    {"0": ["w", 3, [40, 40]]},
+    {"1": ["w", "float32", [40, 40]]},
+    {"00": ["w", "float32", [40, 40]]},
+    {"-1": ["w", "float32", [40, 40]]},
+    {"9" * 5000: ["w", "float32", [40, 40]]},
+    [],
+    None,
+]
+
+
+@pytest.mark.parametrize("matches", MATCHES)
+def test_hostile_matches_are_named_errors(matches):
+    base = {"w": vocabulary(40)[:, :40].copy()}
+    document, blocks = unseal(nz.compress({"module.w": base["w"]}, base=base).to_bytes())
+    assert document["matches"] == {"0": ["w", "float32", [40, 40]]}
+    assert equal(nz.decompress(seal(document, blocks), base=base), {"module.w": base["w"]})
+    with pytest.raises((nz.errors.CorruptError, nz.errors.NewerFormatError)):
+        nz.decompress(seal({**document, "matches": matches}, blocks), base=base)
+
+
+def test_added_rows_count_as_output():
+    """A small base does not make room for any number of rows."""
+    base = {"w": np.zeros((1, 1024), np.float32)}
+    document, blocks = unseal(nz.compress({"w": np.zeros((2, 1024), np.float32)}, base=base).to_bytes())
+    document["matches"] = {"0": ["w", "float32", [1, 1024]]}
+    document["tensors"][0][2] = [1 << 20, 1024]
+    [segment] = document["segments"]
+    segment["block_bytes"] = 64 << 20
+    pipeline, _, digest = segment["blocks"][0]
+    segment["blocks"] += [[pipeline, 0, digest]] * 63
+    with pytest.raises(nz.errors.LimitError):
+        nz.open(seal(document, blocks), base=base)

@@ -181,7 +181,7 @@ def compress(
         inside are joined with dots. A path: a checkpoint file, as for `compress_file`. `base` is what the reader has:
         the `restored` of an earlier archive, not the original it was made from. Its tensors may have other names that
         differ in what wrappers such as torch.compile (``_orig_mod.``) or DDP (``module.``) put into them, or in one
-        prefix, and another floating-point dtype: `Archive.report.matches` says what was matched.
+        prefix, another floating-point dtype, and more or fewer rows: `Archive.report.matches` says what was matched.
     method : str
         One of `methods()`.
     bound : Bound, str, None, or mapping

@@ -7,7 +7,7 @@ import copy
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, BinaryIO, ClassVar, Literal, TypeVar
@@ -38,7 +38,7 @@ from nearzip.fileio import atomic_file, naming_memory
 from nearzip.frameworks import check_framework, to_framework
 from nearzip.layout import Block, Draft, block_context, block_values, draft_segments, segment_blocks
 from nearzip.limits import Limits
-from nearzip.matching import Matches, match_tensors, matched, matches_text
+from nearzip.matching import Matches, match_tensors, matched, matches_text, n_new_bytes
 from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.recipes import Settings
 from nearzip.sparse_forms import sparse_in
@@ -219,13 +219,16 @@ def write_archive(
     given = base
     matches = {} if base is None else match_tensors(source, base, rename)
     base = None if base is None else matched(base, source.specs, matches)
-    if before is not None:
-        before = matched(before, source.specs, match_tensors(source, before))
+    # Added rows count as unchanged, like tensors that are new.
+    grown = {name for name, origin in matches.items() if origin.shape[:1] < source.specs[name].shape[:1]}
+    if before is not None and before is not given:
+        before = matched(before, source.specs, match_tensors(source, before), source.read)
+    elif given is not None:
+        before = matched(given, source.specs, matches, source.read) if grown else base
     settings = settings.with_exact(source.exact).with_bytes(_uncorrelated(source, base))
     if not any(setting.recipe.uses_base for setting in settings.distinct(source.specs)):
         base = before = given = None
         matches = {}
-    before = before or base
     asked, resolved = settings, resolve_updates(source, before, settings, threads)
     settings = resolved.settings
     ties = find_ties(source, settings, targets)
@@ -241,10 +244,10 @@ def write_archive(
     choices: dict[str, str] = {}
     n_patched = done_bytes = 0
     drafts = draft_segments(source, base, names, settings, threads)
-    floor = _Floor.of(source, base, ties)
+    floor = _Floor.of(source, base, ties, matches)
     assembler = base_assembler = _Assembler(())
 
-    for done in ordered_map(lambda task: _encode(task, source, base, targets, before), _tasks(drafts), threads):
+    for done in ordered_map(lambda task: _encode(task, source, base, targets, before, grown), _tasks(drafts), threads):
         draft = done.task.draft
         if done.task.first:
             entries = []
@@ -322,9 +325,8 @@ class _Floor:
     MAX_BLOCK: ClassVar[int] = 64 << 20
 
     @staticmethod
-    def of(source: Checkpoint, base: Checkpoint | None, ties: Mapping[str, str]) -> _Floor:
-        held = base.specs if base else {}
-        new = {name: spec.n_bytes for name, spec in source.specs.items() if not spec.same_kind(held.get(name))}
+    def of(source: Checkpoint, base: Checkpoint | None, ties: Mapping[str, str], matches: Matches) -> _Floor:
+        new = n_new_bytes(source.specs.values(), base, matches)
         return _Floor(sum(new.values()), sum(n_bytes for name, n_bytes in new.items() if name in ties))
 
     def is_too_small(self, n_decoded: int, n_written: int) -> bool:
@@ -457,13 +459,15 @@ def _encode(
     base: Checkpoint | None,
     targets: Checkpoint | None,
     before: Checkpoint | None,
+    grown: Set[str],
 ) -> _Done:
     draft, block = task.draft, task.block
     with contextlib.ExitStack() as stack:
         context = stack.enter_context(block_context(block, base if draft.with_base else None))
         wanted = None if targets is None else stack.enter_context(block_values(targets, block))
         values = stack.enter_context(block_values(source, block))
-        had = None if draft.with_base or before is None else _before(values, block, before)
+        is_known = draft.with_base and not any(spec.name in grown for spec in block.tensors)
+        had = None if is_known or before is None else _before(values, block, before)
         encoded = encode_block(
             values, context, draft.pipeline, draft.tolerances, wanted, draft.without, draft.fallback, had
         )
@@ -727,8 +731,7 @@ class Reader(Mapping[str, Any]):
     # inside
 
     def _check_size(self, limits: Limits) -> None:
-        base = self._base.specs if self._base else {}
-        alone = sum(s.n_bytes for s in self.index.tensors if not s.same_kind(base.get(s.name)))
+        alone = sum(n_new_bytes(self.index.tensors, self._base, self.index.matches or {}).values())
         needed = alone if limits.output_bytes is None else self.index.n_bytes
         if needed > limits.allowed_output(self._source.size):
             raise LimitError(

@@ -64,7 +64,7 @@ def matching_names(new: Sequence[str], old: Sequence[str], fits: Callable[[str, 
     """New names to the old names of the same tensors, as far as that is certain.
 
     Names that are equal but for what wrappers such as torch.compile put into them match. If none does, those match that
-    are equal but for one prefix, the only one that most names of one side have; all its pairs have to fit.
+    are equal but for one prefix, the only one that most names of one side have; all its pairs have to fit then.
 
     Parameters
     ----------
@@ -82,9 +82,8 @@ def matching_names(new: Sequence[str], old: Sequence[str], fits: Callable[[str, 
     """
     unwrapped, originals = _by_unwrapped(new), _by_unwrapped(old)
     pairs = {name: originals[key] for key, name in unwrapped.items() if key in originals}
-    found = {name: theirs for name, theirs in pairs.items() if fits(name, theirs)}
-    if found:
-        return found
+    if pairs:
+        return pairs
     prefixed = _one_prefix(new, old, fits)
     if prefixed:
         return dict(prefixed)

@@ -98,7 +98,10 @@ def _inspect_document(
         "tensor_bytes": index.n_bytes,
         "values": _n_values(reader),
         "gone": index.gone,
-        "matches": {name: {"name": base.name, "dtype": base.dtype} for name, base in (index.matches or {}).items()},
+        "matches": {
+            name: {"name": base.name, "dtype": base.dtype, "shape": base.shape}
+            for name, base in (index.matches or {}).items()
+        },
         "damage": None if damage is None else {name: str(error) for name, error in damage.items()},
         "tensors": [
             {

@@ -282,7 +282,8 @@ def _compress_document(report: FileReport, output: str, restored: str | None, se
         "update_kept": None if report.write.update_kept is None else report.write.update_kept.to_json(),
         "patched_values": report.write.n_patched,
         "matches": {
-            name: {"name": origin.name, "dtype": origin.dtype} for name, origin in report.write.matches.items()
+            name: {"name": origin.name, "dtype": origin.dtype, "shape": origin.shape}
+            for name, origin in report.write.matches.items()
         },
         "coded_alone": report.write.alone,
         "choices": report.write.choices,
