@@ -32,7 +32,7 @@ import numpy as np
 import nearzip as nz
 from experiments.lab import record
 from nearzip import errors
-from nearzip.store import remote
+from nearzip.store.backends import remote
 from nearzip.store.manifest import path_of
 
 _BOUND = 1e-3
