@@ -110,9 +110,10 @@ def pipe(*stages: dict[str, Any]) -> list[dict[str, Any]]:
 def headers() -> Iterator[Evil]:
     head = struct.Struct("<8sHHI")
     for name, fields, error in [
-        ("newer", (MAGIC, 2, 2, 0), NewerFormatError),
+        ("newer", (MAGIC, 3, 3, 0), NewerFormatError),
         ("much newer", (MAGIC, 65535, 65535, 0), NewerFormatError),
-        ("reader newer than writer", (MAGIC, 1, 2, 0), NewerFormatError),
+        ("without the fields of its format", (MAGIC, 2, 2, 0), CorruptError),
+        ("reader newer than writer", (MAGIC, 1, 3, 0), NewerFormatError),
         ("writer 0", (MAGIC, 0, 0, 0), CorruptError),
         ("reader 0", (MAGIC, 1, 0, 0), CorruptError),
         ("reserved bits", (MAGIC, 1, 1, 1), CorruptError),
