@@ -21,6 +21,7 @@ from nearzip.torch.plans import StatePlan
 from nearzip.torch.shapes import Shapes
 from nearzip.torch.state import FORMAT, TrainingState, pack_optimizer, unpack_optimizer, unpack_parts
 from nearzip.torch.trees import pack, unpack
+from nearzip.torch.wrappers import is_extra_state
 
 try:
     from lightning.fabric.plugins import CheckpointIO
@@ -118,7 +119,9 @@ def _to_state(checkpoint: Mapping[str, Any]) -> TrainingState:
     document = {
         "format": FORMAT,
         "step": int(rest.get("global_step", 0)),
-        "parameters": [n for n, value in weights.items() if value.is_floating_point() and value.dim() > 1],
+        "parameters": [
+            n for n, v in weights.items() if v.is_floating_point() and v.dim() > 1 and not is_extra_state(n)
+        ],
         "optimizers": parts,
         "weights": list(weights),
         "has": [key for key in ("state_dict", "optimizer_states") if key in checkpoint],

@@ -8,6 +8,7 @@ from typing import Any
 from nearzip.errors import CorruptError, LimitError, NotFoundError, UsageError
 from nearzip.store import Store
 from nearzip.torch.state import DOCUMENT, TrainingState
+from nearzip.torch.wrappers import is_extra_state, unwrapped
 
 __all__ = ["Shapes"]
 
@@ -30,7 +31,7 @@ class Shapes:
         shapes = _of(state.tensors)
         if self._known is None:
             self._known = self._latest()
-        if self._known and shapes != self._known:
+        if self._known and shapes != self._known and _unwrapped(shapes) != _unwrapped(self._known):
             changed = next(n for n in {**shapes, **self._known} if shapes.get(n) != self._known.get(n))
             was, is_now = self._known.get(changed), shapes.get(changed)
             raise UsageError(
@@ -49,7 +50,17 @@ class Shapes:
 
 
 def _of(tensors: Mapping[str, Any]) -> _Shapes:
-    return {name: tuple(value.shape) for name, value in tensors.items() if name.startswith("model/")}
+    """Without extra state, whose length may change."""
+    return {
+        name: tuple(value.shape)
+        for name, value in tensors.items()
+        if name.startswith("model/") and not is_extra_state(name.removeprefix("model/"))
+    }
+
+
+def _unwrapped(shapes: _Shapes) -> list[tuple[str, tuple[int, ...]]]:
+    """Older releases saved a wrapped model with the wrapper's names."""
+    return sorted((unwrapped(name.removeprefix("model/")), shape) for name, shape in shapes.items())
 
 
 def _said(shape: tuple[int, ...] | None) -> str:
