@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -235,3 +236,144 @@ def test_transformers_bounds_and_bad_input(transformers, tmp_path):
 
     with pytest.raises(errors.NotFoundError, match="checkpoint-99"):
         callback.on_save(Arguments, State, None)
+
+
+def checkpoint_of(folder, step):
+    """What the Trainer gives its callbacks, and the folder of its checkpoint."""
+    import types
+
+    target = folder / f"checkpoint-{step}"
+    target.mkdir(parents=True)
+    arguments = types.SimpleNamespace(output_dir=str(folder))
+    state = types.SimpleNamespace(is_world_process_zero=True, global_step=step, log_history=[])
+    return target, (arguments, state, None)
+
+
+def files_in(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_transformers_adapters_come_back_byte_for_byte(transformers, tmp_path, replace):
+    from safetensors.torch import save_file
+
+    from nearzip.torch.transformers import NearzipCallback, materialize
+
+    callback = NearzipCallback(tmp_path / "store", replace=replace)
+    expected = []
+    for step in (2, 4):
+        folder, told = checkpoint_of(tmp_path / "one", step)
+        (folder / "second").mkdir()
+        for own in (folder, folder / "second"):  # PEFT puts further adapters into subfolders
+            weights = {f"base_model.model.q.lora_{x}.weight": torch.randn(4, 8) for x in "AB"}
+            save_file(weights, own / "adapter_model.safetensors", {"format": "pt"})
+            (own / "adapter_config.json").write_text('{"r": 4}')
+        parameter = nn.Parameter(torch.randn(4, 8))
+        optimizer = torch.optim.AdamW([parameter])
+        parameter.grad = torch.ones(4, 8)
+        optimizer.step()
+        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+        expected.append(files_in(folder))
+        callback.on_save(*told)
+    callback.on_train_end(*told)
+    left = files_in(folder)
+    assert ("adapter_model.safetensors" in left) != replace
+    assert ("second/adapter_model.safetensors" in left) != replace
+    assert "adapter_config.json" in left
+    assert "model/base_model.model.q.lora_A.weight" in callback.store.checkout()
+    for version, files in enumerate(expected):
+        got = files_in(tmp_path / "two" / Path(materialize(callback.store, tmp_path / "two", version)).name)
+        assert got.keys() == files.keys()
+        for name in files.keys() - {"optimizer.pt"}:
+            assert got[name] == files[name], name
+    with pytest.raises(errors.UsageError, match="is there already"):
+        materialize(callback.store, tmp_path / "two")
+    assert materialize(callback.store, tmp_path / "one", 1).endswith("4") if replace else True
+
+
+def test_transformers_shards_come_back_as_they_were(transformers, tmp_path):
+    from nearzip.torch.transformers import NearzipCallback, materialize
+
+    folder, told = checkpoint_of(tmp_path / "one", 2)
+    config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=64, n_positions=16)
+    model = transformers.GPT2LMHeadModel(config)
+    model.save_pretrained(folder, max_shard_size="10KB")
+    expected = files_in(folder)
+    assert sum(name.endswith(".safetensors") for name in expected) > 1
+    assert "model.safetensors.index.json" in expected
+    callback = NearzipCallback(tmp_path / "store", replace=True)
+    callback.on_save(*told)
+    callback.on_train_end(*told)
+    assert not any(name.endswith(".safetensors") for name in files_in(folder))
+    got = materialize(callback.store, tmp_path / "two")
+    assert files_in(Path(got)) == expected
+    again = transformers.GPT2LMHeadModel.from_pretrained(got)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_transformers_weights_and_adapters_together_with_a_bound(transformers, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from nearzip.torch.transformers import NearzipCallback, materialize
+
+    folder, told = checkpoint_of(tmp_path / "one", 2)
+    weights = {"q.weight": torch.randn(40, 30), "ids": torch.arange(60).reshape(6, 10)}
+    save_file(weights, folder / "model.safetensors")
+    save_file({"q.weight": torch.zeros(3, 3)}, folder / "adapter_model.safetensors")
+    callback = NearzipCallback(tmp_path / "store", bound="abs:0.01")
+    callback.on_save(*told)
+    callback.on_train_end(*told)
+    got = Path(materialize(callback.store, tmp_path / "two"))
+    restored = load_file(got / "model.safetensors")
+    assert 0 < (restored["q.weight"] - weights["q.weight"]).abs().max() <= 0.01
+    assert torch.equal(restored["ids"], weights["ids"])
+    assert torch.equal(load_file(got / "adapter_model.safetensors")["q.weight"], torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("pytorch_model.bin", "weights are in pytorch_model.bin.*save_safetensors=True"),
+    ("adapter_model.bin", "weights are in adapter_model.bin.*save_safetensors=True"),
+    ("pytorch_model_fsdp_0/x.distcp", "weights are in pytorch_model_fsdp_0.*nearzip.torch.dcp"),
+    ("training_args.bin", "no .safetensors file"),
+])  # fmt: skip
+def test_transformers_without_safetensors(transformers, tmp_path, name, message):
+    from nearzip.torch.transformers import NearzipCallback
+
+    folder, told = checkpoint_of(tmp_path / "one", 2)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"x")
+    callback = NearzipCallback(tmp_path / "store")
+    with pytest.raises(errors.Error, match=message):
+        callback.on_save(*told)
+
+
+def test_transformers_versions_of_older_releases_and_damaged_ones(transformers, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from nearzip.torch.state import TrainingState
+    from nearzip.torch.transformers import NearzipCallback, materialize
+
+    folder, told = checkpoint_of(tmp_path / "one", 2)
+    save_file({"w": torch.ones(3, 3)}, folder / "model.safetensors")
+    callback = NearzipCallback(tmp_path / "store")
+    callback.on_save(*told)
+    callback.on_train_end(*told)
+    state = TrainingState.from_arrays(callback.store.checkout())
+    old = {key: value for key, value in state.document.items() if key != "shards"}
+    callback.store.commit(TrainingState(state.tensors, old).to_arrays())
+    got = materialize(callback.store, tmp_path / "two")
+    assert torch.equal(load_file(f"{got}/model.safetensors")["w"], torch.ones(3, 3))
+    for shards in (
+        1,
+        [1],
+        [["a", {}]],
+        [["a", {}, [["w", "x"]]]],
+        [["../a", {}, []]],
+        [[1, {}, []]],
+        [["a", {}, [[1, 2]]]],
+    ):
+        callback.store.commit(TrainingState(state.tensors, {**old, "shards": shards}).to_arrays())
+        with pytest.raises(errors.CorruptError):
+            materialize(callback.store, tmp_path / "three")
+    assert not list((tmp_path / "three").glob("*"))
