@@ -142,6 +142,102 @@ def test_lightning_refuses_another_model(lightning, tmp_path):
     assert len(io.store) == 4
 
 
+@pytest.fixture
+def research(lightning):
+    """A module with the hyperparameters that research code has."""
+    from argparse import Namespace
+
+    class Research(lightning.LightningModule):
+        def __init__(self, path, options, device, sizes, width=3):
+            super().__init__()
+            self.save_hyperparameters()
+            self.layer = nn.Linear(4, width)
+
+        def training_step(self, batch, index):
+            loss = self.layer(batch).square().mean()
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    named = {
+        "path": Path("data/train"), "options": Namespace(lr=0.1, out=Path("x")), "device": torch.device("cuda", 1),
+        "sizes": torch.Size([2, 3]), "width": 5,
+    }  # fmt: skip
+    return Research, named
+
+
+@pytest.mark.parametrize("weights_only", [None, True, False])
+def test_lightning_loads_the_best_checkpoint_with_its_hyperparameters(lightning, research, tmp_path, weights_only):
+    from nearzip.torch.lightning import NearzipCheckpointIO
+
+    kind, named = research
+    best = checkpointing(tmp_path, monitor="loss", save_top_k=1)
+    model = kind(**named)
+    io = NearzipCheckpointIO(tmp_path / "store")
+    trainer = lightning.Trainer(
+        max_epochs=2, default_root_dir=tmp_path, plugins=[io], callbacks=[best], accelerator="cpu", devices=1,
+        logger=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(model, torch.utils.data.DataLoader(torch.ones(8, 4), batch_size=4))
+    found = kind.load_from_checkpoint(best.best_model_path, weights_only=weights_only)
+    assert dict(found.hparams) == named
+    expected = io.load_checkpoint(best.best_model_path)["state_dict"]
+    for name, value in found.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    assert kind.load_from_checkpoint(best.best_model_path, width=5, path=Path("new")).hparams.path == Path("new")
+    assert io.store.log()[-1].metrics["loss"] == pytest.approx(float(best.current_score))
+
+
+def test_lightning_reads_the_files_of_older_releases(lightning, tmp_path):
+    from nearzip.torch.lightning import NearzipCheckpointIO
+
+    io = NearzipCheckpointIO(tmp_path / "store")
+    io.save_checkpoint({"state_dict": {"w": torch.ones(2)}, "epoch": 1}, tmp_path / "a.ckpt")
+    (tmp_path / "old.ckpt").write_text(f'{{"kind": "nearzip.lightning", "store": "{io.store.url}", "version": 0}}')
+    assert io.load_checkpoint(tmp_path / "old.ckpt")["epoch"] == 1
+    assert torch.load(tmp_path / "a.ckpt", weights_only=True)["epoch"] == 1
+
+
+def test_lightning_loads_from_another_folder(lightning, tmp_path, monkeypatch):
+    from nearzip.torch.lightning import NearzipCheckpointIO
+
+    monkeypatch.chdir(tmp_path)
+    io = NearzipCheckpointIO("store", keep="last:1")
+    for n in range(3):
+        io.save_checkpoint({"state_dict": {"w": torch.ones(2)}, "epoch": n}, f"{n}.ckpt")
+    monkeypatch.chdir("/")
+    for n in range(3):
+        assert torch.load(tmp_path / f"{n}.ckpt", weights_only=True)["epoch"] == n
+
+
+def test_lightning_keeps_what_a_file_refers_to(lightning, tmp_path):
+    from nearzip.torch.lightning import NearzipCheckpointIO
+
+    def save(io, n, score=0.5):
+        state = {"state_dict": {"w": torch.full((3, 3), float(n))}, "epoch": n}
+        callbacks = {"best": {"monitor": "val", "current_score": torch.tensor(score)}, "other": {"monitor": None}}
+        io.save_checkpoint({**state, "callbacks": callbacks}, tmp_path / f"{n}.ckpt")
+
+    def numbers(io):
+        return [version.number for version in io.store.log()]
+
+    io = NearzipCheckpointIO(tmp_path / "store", keep="last:1 best:val")
+    save(io, 0, 0.9)
+    for n in range(1, 4):
+        save(io, n)
+    assert numbers(io) == [0, 1, 2, 3]
+    for n in range(3):
+        io.remove_checkpoint(tmp_path / f"{n}.ckpt")
+    again = NearzipCheckpointIO(tmp_path / "store", keep="last:1 best:val")  # after a restart
+    save(again, 4)
+    assert numbers(again) == [0, 3, 4]
+    assert again.load_checkpoint(tmp_path / "3.ckpt")["epoch"] == 3
+    with pytest.raises(errors.UsageError, match="cannot read the rule"):
+        NearzipCheckpointIO(tmp_path / "store", keep="some")
+
+
 # ---- transformers ----------------------------------------------------------------------------------------------
 
 
