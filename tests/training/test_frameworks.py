@@ -408,6 +408,22 @@ def test_transformers_shards_come_back_as_they_were(transformers, tmp_path):
         assert torch.equal(value, again.state_dict()[name]), name
 
 
+def test_transformers_go_on_with_a_resized_vocabulary(transformers, tmp_path):
+    from nearzip.torch.transformers import NearzipCallback, materialize
+
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=64))
+    callback = NearzipCallback(tmp_path / "store")
+    for step, n in ((2, 64), (4, 70)):
+        model.resize_token_embeddings(n)
+        folder, told = checkpoint_of(tmp_path / "one", step)
+        model.save_pretrained(folder)
+        callback.on_save(*told, model=model)
+    callback.on_train_end(*told)
+    for version, n in ((0, 64), (1, 70)):
+        got = materialize(callback.store, tmp_path / "two", version)
+        assert transformers.GPT2LMHeadModel.from_pretrained(got).get_input_embeddings().num_embeddings == n
+
+
 def test_transformers_weights_and_adapters_together_with_a_bound(transformers, tmp_path):
     from safetensors.torch import load_file, save_file
 

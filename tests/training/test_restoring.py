@@ -30,6 +30,10 @@ def copied(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
+def compiled(model):
+    return torch.compile(model)  # compiles at the first call, which no test makes
+
+
 def same_state(one, other):
     """Whether two optimizers hold the same."""
     a, b = one.state_dict()["state"], other.state_dict()["state"]
@@ -95,6 +99,58 @@ def test_a_resized_vocabulary():
     assert torch.equal(grown["embedding"].weight, before)
 
 
+class Language(nn.Module):
+    def __init__(self, n, tied, width=4):
+        super().__init__()
+        self.embedding = nn.Embedding(n, width)
+        self.body = nn.Linear(width, width)
+        self.head = nn.Linear(width, n)
+        if tied:
+            self.head.weight = self.embedding.weight
+
+    def resize(self, n, tied):
+        """As `resize_token_embeddings` does: the old rows are kept."""
+        new = Language(n, tied)
+        with torch.no_grad():
+            for own, old in ((new.embedding, self.embedding), (new.head, self.head)):
+                k = min(n, len(old.weight))
+                own.weight[:k] = old.weight[:k]
+        new.body = self.body
+        return new
+
+
+@pytest.mark.parametrize("bound", [None, "abs:0.001"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_vocabulary_is_resized_between_saves(tmp_path, caplog, tied, bound):
+    torch.manual_seed(0)
+    model = Language(30, tied)
+    saved = []
+    with Saver(tmp_path / "store", bound=bound) as saver:
+        for step, n in enumerate((30, 30, 33, 33, 20)):
+            if n != model.embedding.num_embeddings:
+                model = model.resize(n, tied)
+            optimizer = stepped(model)
+            saver.save(model, optimizer, step=step)
+            saved.append((copied(model), optimizer))
+            saver.wait()
+    assert caplog.text.count("the vocabulary changed from") == 2
+    assert "from 30 to 33 rows" in caplog.text
+    with Saver(tmp_path / "store") as saver:
+        for version, (weights, optimizer) in enumerate(saved):
+            fresh = Language(len(weights["embedding.weight"]), tied)
+            other = optim.AdamW(fresh.parameters())
+            saver.restore(fresh, other, version=version)
+            assert max((fresh.state_dict()[n] - w).abs().max() for n, w in weights.items()) <= (1e-3 if bound else 0)
+            assert bound or same_state(optimizer, other)
+        saver.save(compiled(fresh.resize(25, tied)), step=9)  # another process, and wrapped
+        with pytest.raises(errors.UsageError, match="save another model"):
+            saver.save(Language(25, tied, width=5), step=10)
+        other_head = Language(25, False)
+        other_head.head = nn.Linear(4, 7)
+        with pytest.raises(errors.UsageError, match="save another model"):
+            saver.save(other_head, step=11)
+
+
 def test_without_strict_all_is_restored_that_fits():
     model = small_model(0)
     optimizer = stepped(model)
@@ -125,10 +181,6 @@ def test_a_lazy_module_takes_what_was_saved():
 
 
 # ---- wrapped models --------------------------------------------------------------------------------------------
-
-
-def compiled(model):
-    return torch.compile(model)  # compiles at the first call, which no test makes
 
 
 def compiled_inside(model):

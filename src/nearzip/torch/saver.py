@@ -184,7 +184,7 @@ class Saver:
         self.wait()
         begin = time.perf_counter()
         live = capture(model, optimizer, scheduler, step, metrics, scaler=scaler, loader=loader, extra=extra, rng=False)
-        self._shapes.check(live)
+        self._shapes.check(live, model)
         state, generators = self._snapshot.copy(live), random_state()
         said = {"metrics": _numbers(metrics), "message": message, "tags": list(tags), "step": state.step}
         self._counts.seconds_copying += time.perf_counter() - begin

@@ -93,7 +93,7 @@ class NearzipCallback(TrainerCallback):
         self._background.wait()
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         captured = _read(folder, state.global_step)
-        self._shapes.check(captured)
+        self._shapes.check(captured, others.get("model"))
         metrics = _metrics(state.log_history)
         self._background.start(lambda: self._commit(captured, folder, metrics))
 
