@@ -29,12 +29,12 @@ def _run_bash(example: Example) -> None:
 
 
 def _compare_json(example: Example) -> None:
-    difference = _difference("$", json.loads(example.parsed), json.loads(example.namespace["_printed"]))
-    if difference is not None:
-        raise AssertionError(f"{difference}; scripts/json_examples writes the examples anew")
+    found = difference("$", json.loads(example.parsed), json.loads(example.namespace["_printed"]))
+    if found is not None:
+        raise AssertionError(f"{found}; scripts/json_examples writes the examples anew")
 
 
-def _difference(path: str, shown: Any, printed: Any) -> str | None:
+def difference(path: str, shown: Any, printed: Any) -> str | None:
     """Where an example differs in keys or types from what was printed."""
     if type(shown) is not type(printed):
         return f"{path} is {json.dumps(printed)}, the example has {json.dumps(shown)}"
@@ -47,7 +47,7 @@ def _difference(path: str, shown: Any, printed: Any) -> str | None:
         if bool(shown) != bool(printed):
             return f"{path} has {len(printed)} items, the example has {len(shown)}"
         pairs = [(f"{path}[0]", shown[0], printed[0])] if shown else []
-    return next((found for pair in pairs if (found := _difference(*pair)) is not None), None)
+    return next((found for pair in pairs if (found := difference(*pair)) is not None), None)
 
 
 def _lacks(*modules: str) -> bool:

@@ -23,7 +23,8 @@ import safetensors.torch
 import nearzip as nz
 from nearzip import errors
 from nearzip.checkpoints import open_checkpoint
-from nearzip.checkpoints.pickles import PickleError, read_pickle
+from nearzip.checkpoints.builders import PickleError
+from nearzip.checkpoints.pickles import read_pickle
 
 torch = pytest.importorskip("torch")
 

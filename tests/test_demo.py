@@ -69,9 +69,11 @@ def test_damaged_data_is_named(mnist: Path, tmp_path: Path, content: bytes):
 def test_the_demo_notices_a_missed_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     loose = demo._Contender("nearzip", "nearzip", demo.Absolute(1e-3))
     monkeypatch.setattr(demo, "_CONTENDERS", (loose,))
-    monkeypatch.setattr(demo, "compress", lambda new, held, method, bound: real(new, held, method, demo.Absolute(0.1)))
+    monkeypatch.setattr(
+        demo, "compress_quietly", lambda new, held, method, bound: real(new, held, method, demo.Absolute(0.1))
+    )
     with pytest.raises(BoundError, match="exceeds the bound"):
         demo.run_demo(tmp_path / "out", epochs=2)
 
 
-real = demo.compress
+real = demo.compress_quietly

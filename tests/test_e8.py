@@ -28,7 +28,7 @@ from nearzip.stages import (
     UniformStep,
 )
 from nearzip.stages.e8 import UnbiasedE8Step, _root_numbers, _roots, e8_gain, nearest_points
-from nearzip.store.grid import steps_of
+from nearzip.store.steps import steps_of
 from nearzip.testing.contract import check_recipe
 
 STEP = 0.004

@@ -183,6 +183,24 @@ def test_a_store_of_folders(folders):
     assert Path("pulled/mine.txt").read_text() == "notes"
 
 
+def test_what_is_left_of_a_damaged_folder_is_its_tensors(folders):
+    large = np.random.default_rng(0).normal(size=(1100, 1000)).astype(np.float32)  # not stored with small ones
+    tensors = {"large": large, **folders[1]}
+    model_folder(Path("big"), tensors, 2)
+    nz.compress_file("big", "new.nz")
+    with nz.open("new.nz") as reader:
+        block = next(s for s in reader.index.segments if s.tensors[0].name == "large").blocks[0]
+    data = bytearray(Path("new.nz").read_bytes())
+    data[block.offset + block.length // 2] ^= 1
+    Path("new.nz").write_bytes(data)
+    with pytest.raises(errors.CorruptError):
+        nz.decompress_file("new.nz", "out")
+    assert not Path("out").exists()
+    damage = nz.decompress_file("new.nz", "left.safetensors", keep_going=True)
+    assert set(damage) == {"large"}
+    assert set(load_file("left.safetensors")) == set(folders[1])
+
+
 def test_tune_sees_the_tensors_alone(folders):
     from nearzip.cli.tuning import _arrays
 

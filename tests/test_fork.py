@@ -106,7 +106,7 @@ def locks_of_ours() -> list[threading.Lock]:
     return [
         thing.lock
         for thing in gc.get_objects()
-        if isinstance(thing, functools.cached_property)
+        if type(thing) is functools.cached_property
         and hasattr(thing, "lock")
         and (thing.func.__module__ or "").startswith("nearzip")
     ]

@@ -19,7 +19,7 @@ from nearzip import recipes, stages
 from nearzip.errors import CorruptError, NewerFormatError, PluginError, UnknownMethodError, UsageError
 from nearzip.recipes import recipe_type, recipe_types
 from nearzip.stages import pipeline_from_json, registry, stage_types
-from nearzip.store import place
+from nearzip.store import backends
 from nearzip.testing.contract import check_recipe, check_stage, examples_of
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +28,7 @@ W = {"w": np.linspace(-1, 1, 999, dtype=np.float32), "n": np.arange(5)}
 
 
 def forget() -> None:
-    for plugins in (recipes.PLUGINS, registry.PLUGINS, place.PLUGINS):
+    for plugins in (recipes.PLUGINS, registry.PLUGINS, backends.PLUGINS):
         plugins.forget()
 
 

@@ -120,7 +120,7 @@ def public_names() -> set[str]:
     for module in ("nearzip.torch", "nearzip.calibrate", "nearzip.federated", "nearzip.correctness"):
         with contextlib.suppress(nearzip.errors.MissingExtraError):
             found |= set(importlib.import_module(module).__all__)
-    return found - {"finetune"}  # a module
+    return {name for name in found if not name.isupper()} - {"finetune"}  # without constants, and a module
 
 
 def described(folder: Path) -> set[str]:

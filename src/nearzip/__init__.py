@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nearzip.comparison import Comparison, compare
     from nearzip.limits import Limits
     from nearzip.recipes.retrain import Hold
-    from nearzip.store.pull import pull
+    from nearzip.store.pulling.pull import pull
     from nearzip.store.repository import Store
     from nearzip.version import __version__
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
 from nearzip.archive import Archive, Progress, Reader, WriteReport, write_archive
-from nearzip.attached import described, without_attached
+from nearzip.attached import attached_names, described, without_attached
 from nearzip.bounds import Bound, parse_bound
 from nearzip.buffers import WriteBuffer
 from nearzip.changes import UpdateKept
@@ -490,7 +490,9 @@ def decompress_file(
     try:
         with open(src, reference, limits, threads=threads) as reader:
             damage: dict[str, Error] = dict(reader.damage()) if keep_going else {}
-            specs = {spec.name: spec for spec in reader.index.tensors if spec.name not in damage}
+            # Without all of its tensors no file of another format and no folder can be made again.
+            left_out = {*damage, *attached_names(reader.index.tree)} if damage else set()
+            specs = {spec.name: spec for spec in reader.index.tensors if spec.name not in left_out}
             if damage and not specs:
                 raise CorruptError(f"no tensor can be read; the first error: {next(iter(damage.values()))}")
             tree = None if damage else reader.index.tree

@@ -1,4 +1,4 @@
-"""What reading an untrusted file may take. Every number can be raised by the caller."""
+"""Limits for reading an untrusted file. The caller can raise each of them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Limits:
     Parameters
     ----------
     output_bytes : int or None
-        Most that all decoded tensors may take together. None: 1 GiB plus what has a base of that shape, or more if
+        Maximum size of all decoded tensors together. None: 1 GiB plus what has a base of that shape, or more if
         the file is at least 1/1024 of it.
     index_bytes : int or None
-        Most that the decompressed index may take. None: 256 KiB, or up to 16 MiB if the file is at least 1/64 of it.
+        Maximum size of the decompressed index. None: 256 KiB, or up to 16 MiB if the file is at least 1/64 of it.
     tensors : int
-        Most tensors.
+        Maximum number of tensors.
     rank : int
-        Most dimensions of a tensor.
+        Maximum number of dimensions of a tensor.
     name_bytes : int
         Longest tensor name in UTF-8.
     depth : int
@@ -37,23 +37,23 @@ class Limits:
     name_bytes: int = 4096
     depth: int = 16
 
-    #: Without `output_bytes`: always allowed, and most decoded bytes for one byte of the file beyond that.
+    #: Without `output_bytes`: always allowed, and the maximum of decoded bytes for one byte of the file beyond that.
     FREE_BYTES = 1 << 30
     EXPANSION = 1024
 
-    #: Likewise for the index, without `index_bytes`, and what is never exceeded.
+    #: The same for the index, without `index_bytes`, and its maximum.
     FREE_INDEX = MIB // 4
     INDEX_EXPANSION = 64
-    MOST_INDEX = 16 * MIB
+    MAX_INDEX = 16 * MIB
 
     def allowed_index(self, file_bytes: int) -> int:
-        """Most bytes of the decompressed index. Objects made of it take some twenty times as much."""
+        """Maximum size of the decompressed index. The objects made from it take some twenty times as much."""
         if self.index_bytes is not None:
             return self.index_bytes
-        return min(self.MOST_INDEX, max(self.FREE_INDEX, file_bytes * self.INDEX_EXPANSION))
+        return min(self.MAX_INDEX, max(self.FREE_INDEX, file_bytes * self.INDEX_EXPANSION))
 
     def allowed_output(self, file_bytes: int) -> int:
-        """Most decoded bytes, besides tensors whose base is at hand."""
+        """Maximum number of decoded bytes, besides tensors that have a base."""
         if self.output_bytes is not None:
             return self.output_bytes
         return max(self.FREE_BYTES, file_bytes * self.EXPANSION)

@@ -48,7 +48,7 @@ def number_of_threads(wanted: int | None) -> int:
 
 
 class ForkSafeLock:
-    """`threading.Lock` for a `with` block, which is free in a forked process whatever other threads held it.
+    """`threading.Lock` for a `with` block, which a forked process finds free, whatever other threads held it.
 
     A fork copies locks as they are, but not the threads that would release them.
     """
@@ -137,7 +137,8 @@ def _take(n_threads: int) -> ThreadPoolExecutor | None:
 def _can_afford(n_threads: int) -> bool:
     """Whether a limit of addresses (`ulimit -v`) leaves enough for so many threads.
 
-    Where it does not, a thread may fail while it begins, and whoever started it waits for ever (CPython up to 3.12).
+    Where it does not, a thread may fail while it begins, and the one that started it waits for ever (CPython up to
+    3.12).
     """
     if resource is None:
         return True

@@ -133,6 +133,14 @@ def wide_new() -> dict[str, np.ndarray]:
     return tensors
 
 
+#: Dtypes that are never rounded and have no arithmetic.
+EXACT = ("float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2")
+
+
+def raw(dtype: np.dtype, rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, 100, (6, 7), np.uint8).view(dtype)
+
+
 def base_network() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(2026)
     tensors = {
@@ -146,7 +154,9 @@ def base_network() -> dict[str, np.ndarray]:
         "goes": np.ones(3, np.float32),
     }
     for name, dtype in DTYPES.items():
-        if name != "complex128":  # .safetensors has none
+        if name in EXACT:
+            tensors[f"dtype.{name}"] = raw(dtype, rng)
+        elif name not in ("complex128", "complex32"):  # .safetensors has none
             values = rng.normal(0, 3, (6, 7)) if name != "bool" else rng.random((6, 7)) < 0.5
             kind = dtype.kind
             tensors[f"dtype.{name}"] = (np.abs(values) if kind == "u" else values).astype(np.float32).astype(dtype)
@@ -157,7 +167,9 @@ def new_network() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(2027)
     tensors = base_network()
     for name, array in tensors.items():
-        if array.dtype.kind in "biu":
+        if name.removeprefix("dtype.") in EXACT:
+            tensors[name] = raw(array.dtype, rng)
+        elif array.dtype.kind in "biu":
             tensors[name] = array[..., ::-1].copy() if array.ndim else array + 1
         else:
             step = rng.normal(0, 0.004, array.shape)

@@ -9,8 +9,9 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from nearzip.store.backend import Entry
-from nearzip.store.local import Disk, LocalBackend
+from nearzip.store.backends.backend import Entry
+from nearzip.store.backends.disk import Disk
+from nearzip.store.backends.local import LocalBackend
 
 OPERATIONS = (
     "open_new", "write", "sync", "close", "link", "rename", "unlink", "make_folder", "sync_folder", "read", "source",

@@ -12,7 +12,8 @@ import nearzip as nz
 from nearzip import errors
 from nearzip.report.facts import gather
 from nearzip.store import Store
-from nearzip.store.local import Disk, LocalBackend
+from nearzip.store.backends.disk import Disk
+from nearzip.store.backends.local import LocalBackend
 from store.helpers import history, memory_url, same
 
 VERSIONS = history(14, 100)
@@ -205,9 +206,9 @@ def test_a_writer_remembers_nothing_that_others_changed(tmp_path, policy, kind):
 def held_back(store, monkeypatch):
     """What follows a commit, to be called later: another process is between."""
     kept = []
-    after = store._after_commit
-    monkeypatch.setattr(store, "_after_commit", kept.append)
-    return lambda: after(kept.pop())
+    after = store._committer.follow_up
+    monkeypatch.setattr(store._committer, "follow_up", lambda *arguments: kept.append(arguments))
+    return lambda: after(*kept.pop())
 
 
 def test_what_follows_a_commit_deletes_nothing_that_later_versions_share(tmp_path, monkeypatch):

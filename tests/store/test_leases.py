@@ -14,10 +14,10 @@ import pytest
 
 import nearzip as nz
 from nearzip import errors
-from nearzip.store import lease as lease_module
-from nearzip.store.lease import Lease, hold
-from nearzip.store.local import LocalBackend
-from nearzip.store.remote import RemoteBackend
+from nearzip.store.backends import lease as lease_module
+from nearzip.store.backends.lease import Lease, hold
+from nearzip.store.backends.local import LocalBackend
+from nearzip.store.backends.remote import RemoteBackend
 from store.helpers import history, memory_url, same
 
 

@@ -264,7 +264,7 @@ def test_dry_run_and_limit(store, host, tmp_path):
 
 
 def test_two_pulls_to_one_file(store, host, tmp_path):
-    from nearzip.store.download import Cache
+    from nearzip.store.pulling.download import Cache
 
     with Cache(tmp_path / ".m.npz.nearzip-pull").locked(), pytest.raises(errors.BusyError, match="under way"):
         nz.pull(host.url, tmp_path / "m.npz")

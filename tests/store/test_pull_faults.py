@@ -16,12 +16,12 @@ import pytest
 import nearzip as nz
 from nearzip import errors, fileio
 from nearzip.checkpoints import open_checkpoint
-from nearzip.store import http
+from nearzip.store.backends import http
 from nearzip.store.documents import seal
 from store.helpers import history
 from store.hosts import serving
 
-pull_module = sys.modules["nearzip.store.pull"]
+pull_module = sys.modules["nearzip.store.pulling.pull"]
 #: No second attempt: every cut ends the pull.
 AT_ONCE = {"retries": 0}
 
@@ -96,7 +96,7 @@ def test_cut_again_and_again(store, host, tmp_path, monkeypatch):
 
 def test_one_pull_tries_again_by_itself(store, host, tmp_path, monkeypatch):
     monkeypatch.setattr(http, "PAUSE", 0.0)
-    monkeypatch.setattr("nearzip.store.download.PAUSE", 0.0)
+    monkeypatch.setattr("nearzip.store.pulling.download.PAUSE", 0.0)
     answers = {"left": 3}
     name = next(iter(store._versions.get(0).objects))
 
@@ -159,7 +159,7 @@ def _instrument(patch, counting):
     for name in _OPERATIONS:
         patch.setattr(os, name, counting.wrap(getattr(os, name)))
     patch.setattr(fileio._NamingFile, "write", counting.wrap(fileio._NamingFile.write))
-    append = sys.modules["nearzip.store.download"]._append
+    append = sys.modules["nearzip.store.pulling.download"]._append
 
     def stepwise(stream, blocks, tally, stop):
         def each():
@@ -169,7 +169,7 @@ def _instrument(patch, counting):
 
         append(stream, each(), tally, stop)
 
-    patch.setattr(sys.modules["nearzip.store.download"], "_append", stepwise)
+    patch.setattr(sys.modules["nearzip.store.pulling.download"], "_append", stepwise)
 
 
 def _ended_at(n, url, file):

@@ -9,7 +9,7 @@ import pytest
 import nearzip as nz
 from nearzip import errors
 from nearzip.store import Store
-from nearzip.store.local import LocalBackend
+from nearzip.store.backends.local import LocalBackend
 from store.faults import EndedError, FaultyDisk, backend
 from store.helpers import history, same
 from store.test_faults import points

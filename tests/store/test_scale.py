@@ -8,7 +8,7 @@ import math
 import pytest
 
 import nearzip as nz
-from nearzip.store.local import Disk
+from nearzip.store.backends.disk import Disk
 from store.faults import backend
 from store.helpers import history, network, same
 
@@ -24,7 +24,7 @@ class CountingDisk(Disk):
 
 @pytest.fixture
 def short_blocks(monkeypatch):
-    for module in ("hints", "versions", "repository", "maintenance"):
+    for module in ("summaries", "versions", "committing", "maintenance"):
         monkeypatch.setattr(f"nearzip.store.{module}.BLOCK", 8)
 
 

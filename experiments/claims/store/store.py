@@ -26,8 +26,8 @@ from safetensors.numpy import load_file
 
 import nearzip as nz
 from experiments.lab import record, trace_sets, traces
-from nearzip.store.hints import BLOCK
 from nearzip.store.manifest import path_of
+from nearzip.store.summaries import BLOCK
 
 POLICIES = ("forward", "hop:4", "backward")
 #: Bounds on the networks' values.

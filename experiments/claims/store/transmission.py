@@ -30,7 +30,7 @@ from safetensors.numpy import load_file
 import nearzip as nz
 from experiments.claims.store import store
 from experiments.lab import record, traces
-from nearzip.store.pull import BANDWIDTHS
+from nearzip.store.pulling.pull import BANDWIDTHS
 
 _PIECE = 16 << 10
 #: Seconds that the sender may be late without the link being idle: a host's socket buffers as much.

@@ -53,7 +53,7 @@ class Subject(ABC):
     A subject is sent to worker processes with every trial, so it must be picklable where trials run in processes.
     Subclasses say how a candidate is stored and restored (`stored`); evaluating is the same for all.
 
-    Parameters
+    Attributes
     ----------
     evaluator : Evaluator
     seed : int

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nearzip.checkpoints.base import mapped
+from nearzip.checkpoints.builders import PickleError, TensorRef, Unknown
 from nearzip.checkpoints.embedded import Checksum, Embedded
-from nearzip.checkpoints.pickles import PickleError, TensorRef, Unknown, read_pickle, torch_storage
+from nearzip.checkpoints.pickles import read_pickle, torch_storage
 from nearzip.checkpoints.script import embedded_tensor
 from nearzip.checkpoints.zips import stored_entries
 from nearzip.errors import CorruptError, UsageError

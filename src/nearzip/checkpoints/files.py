@@ -6,6 +6,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from nearzip.attached import files_of, full_tree, with_long_tree
 from nearzip.checkpoints.base import CheckpointWriter, Format
@@ -36,66 +37,83 @@ def open_checkpoint(path: Path_) -> Checkpoint:
         return with_long_tree(open_folder(name) if is_folder(name) else format_of(name).open(name))
 
 
+@dataclass
 class _Plan:
-    """What is written: in which format, which of the tensors, and what is lost."""
+    """What is written: in which format or as which files, which of the tensors, and what is lost."""
 
-    def __init__(
-        self,
-        path: Output,
-        specs: Mapping[str, TensorSpec],
-        metadata: Mapping[str, str],
-        tree: str | None,
-        read: Callable[[str], Array] | None,
-        ending: str | None,
-    ):
-        self.name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else getattr(path, "name", "stream")
-        if read is not None:
-            tree, long_name = full_tree(tree, read)
-            specs = {name: spec for name, spec in specs.items() if name != long_name}
-        self.format: Format
-        self.lost: list[str]
-        self.members: list[Member] | None = None
-        members = members_of(tree, specs)
-        if members is not None:
-            if self._is_for_folder(path, ending):
-                self.members, self.specs, self.tree, self.lost = members, dict(specs), tree, []
-                check_members(members, self.specs, self.name)
-                return
-        elif os.path.isdir(self.name) and not is_stream(path):
-            raise UsageError(f"{self.name}: is a directory; give a file name")
-        kind = tree_kind(tree)
-        if is_stream(path) and ending is None:
-            ending = ".safetensors"
-        self.format = format_for(self.name if ending is None else f"file{ending}", kind)
-        if self.format.name == kind:  # which also holds what else was in the file
-            self.format = BY_NAME["embedded"]
-        self.lost = []
-        if self.format.name not in (kind, "embedded"):
-            attached = set(files_of(tree).get("attached", ()))
-            self.lost += [f"the rest of the {kind} file"] if kind else _file_names(attached)
-            specs = {name: spec for name, spec in specs.items() if name not in attached}
-            tree = None if attached or files_of(tree) else tree
-            if self.format.name != BY_NAME["PyTorch"].name:
-                self.lost += other_values(load_tree(tree)) if tree else []
-                tree = None
-        if self.format.name != "safetensors":
-            self.lost += [f"metadata {key!r}" for key in metadata if key != "format"]
-        self.specs, self.tree = dict(specs), tree
-        self.format.check(self.name, specs, tree)
-
-    def _is_for_folder(self, path: Output, ending: str | None) -> bool:
-        """Whether a name is that of a folder: one is there, or it does not end as files of tensors do."""
-        if is_stream(path) or ending is not None:
-            return False
-        return os.path.isdir(self.name) or not formats_by_ending(self.name)
+    name: str
+    specs: dict[str, TensorSpec]
+    tree: str | None
+    format: Format | None = None
+    members: list[Member] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
 
     def warn(self) -> None:
         """Say what the format cannot hold."""
         if self.lost:
-            shown = ", ".join(map(str, self.lost[:4])) + (f" and {len(self.lost) - 4} more" if self.lost[4:] else "")
+            shown = ", ".join(self.lost[:4]) + (f" and {len(self.lost) - 4} more" if self.lost[4:] else "")
             noun = "value is" if len(self.lost) == 1 else "values are"
             message = f"{self.name}: this format holds tensors only; {len(self.lost)} other {noun} left out: {shown}"
             warnings.warn(message, stacklevel=4)
+
+
+def _planned(
+    path: Output,
+    specs: Mapping[str, TensorSpec],
+    metadata: Mapping[str, str],
+    tree: str | None,
+    read: Callable[[str], Array] | None,
+    ending: str | None,
+) -> _Plan:
+    """Raises UsageError for a name without a format, or one that cannot hold the tensors."""
+    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else str(getattr(path, "name", "stream"))
+    if read is not None:
+        tree, long_name = full_tree(tree, read)
+        specs = {each: spec for each, spec in specs.items() if each != long_name}
+    if is_stream(path) and ending is None:
+        ending = ".safetensors"
+    plan = _Plan(name, dict(specs), tree)
+    members = members_of(tree, specs)
+    if members is not None and ending is None and _is_for_folder(name):
+        check_members(members, plan.specs, name)
+        plan.members = members
+    elif members is None and ending is None and os.path.isdir(name):
+        raise UsageError(f"{name}: is a directory; give a file name")
+    else:
+        _choose_format(plan, name if ending is None else f"file{ending}", metadata)
+    return plan
+
+
+def _is_for_folder(name: str) -> bool:
+    """Whether a name is that of a folder: one is there, or it does not end as files of tensors do."""
+    return os.path.isdir(name) or not formats_by_ending(name)
+
+
+def _choose_format(plan: _Plan, name: str, metadata: Mapping[str, str]) -> None:
+    """The format that a name asks for, and what it cannot hold."""
+    kind = tree_kind(plan.tree)
+    form = format_for(name, kind)
+    if form.name in (kind, "embedded"):
+        form = BY_NAME["embedded"]  # which also holds what else was in the file
+    else:
+        _leave_out_files(plan, kind)
+        if form.name != "PyTorch" and plan.tree is not None:
+            plan.lost += other_values(load_tree(plan.tree))
+            plan.tree = None
+    if form.name != "safetensors":
+        plan.lost += [f"metadata {key!r}" for key in metadata if key != "format"]
+    form.check(plan.name, plan.specs, plan.tree)
+    plan.format = form
+
+
+def _leave_out_files(plan: _Plan, kind: str | None) -> None:
+    """Keep the network's tensors alone."""
+    content = files_of(plan.tree)
+    if content:
+        attached = set(content["attached"])
+        plan.lost += [f"the rest of the {kind} file"] if kind else _file_names(attached)
+        plan.specs = {name: spec for name, spec in plan.specs.items() if name not in attached}
+        plan.tree = None
 
 
 def _file_names(attached: Collection[str]) -> list[str]:
@@ -123,7 +141,7 @@ def check_writable(
     ending: str | None = None,
 ) -> None:
     """Raise UsageError if the format of `path` cannot hold these tensors, before any work is done."""
-    _Plan(path, specs, {}, tree, read, ending)
+    _planned(path, specs, {}, tree, read, ending)
 
 
 @contextlib.contextmanager
@@ -158,8 +176,8 @@ def write_checkpoint(
     UsageError
         The ending is not known, the format cannot hold the tensors, or the file exists.
     """
-    plan = _Plan(path, specs, metadata or {}, tree, read, ending)
-    if plan.members is not None:
+    plan = _planned(path, specs, metadata or {}, tree, read, ending)
+    if plan.format is None:
         with writing_folder(plan.name, plan.members, plan.specs, force) as folder_writer:
             yield _Some(folder_writer, plan.specs)
         return

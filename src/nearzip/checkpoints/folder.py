@@ -23,6 +23,7 @@ from nearzip.attached import attached_tree, files_of, full_tree
 from nearzip.checkpoints.base import Format, mapped
 from nearzip.checkpoints.distributed import distributed_tensors
 from nearzip.checkpoints.embedded import open_embedded
+from nearzip.checkpoints.onnx import external_tensors, inner_tensors
 from nearzip.checkpoints.registry import format_of, read_head, recognized
 from nearzip.errors import CorruptError, UsageError
 from nearzip.tensors import Array, Checkpoint, TensorSpec
@@ -111,11 +112,12 @@ class _Reader:
         distributed = {
             file: found for file, found in distributed_tensors(self._root, files).items() if found is not None
         }
-        opened = {file: self._open(file, distributed) for file in files}
+        external, owners = _external(self._root, files)
+        opened = {file: self._open(file, {**distributed, **external}) for file in files}
         networks = {file: each for file, each in opened.items() if each is not None}
         if not networks:
             raise UsageError(f"{self._given}: is a directory without a checkpoint in it")
-        prefixes = _prefixes(self._root, networks)
+        prefixes = _prefixes(self._root, networks, owners)
         for file in files:
             found = opened[file]
             if found is None:
@@ -138,7 +140,7 @@ class _Reader:
         """A file's format and tensors; None for one that is kept as bytes."""
         path = os.path.join(self._root, file)
         if file in distributed:
-            found = "embedded", open_embedded(path, "DCP", *distributed[file])
+            found = "embedded", open_embedded(path, "data", *distributed[file])
         else:
             kind = _format(path)
             if kind is None:
@@ -226,11 +228,29 @@ def _weight_map(path: str) -> dict[str, str]:
     return pairs
 
 
-def _prefixes(root: str, files: Mapping[str, tuple[str, Checkpoint]]) -> dict[str, str]:
+def _external(root: str, files: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Files that hold tensors of ONNX graphs, and the graphs themselves; and whose data each file is."""
+    found: dict[str, Any] = {}
+    owners: dict[str, str] = {}
+    for file in files:
+        path = os.path.join(root, file)
+        if not file.lower().endswith(".onnx") or _format(path) is None:
+            continue
+        folder = os.path.dirname(file)
+        for location, tensors in external_tensors(path).items():
+            data = f"{folder}/{location}" if folder else location
+            if data not in files:
+                raise CorruptError(f"{path}: names the file {location[:80]!r}, which is not there")
+            found[data], owners[data] = (tensors, []), file
+            found[file] = (inner_tensors(path), [])
+    return found, owners
+
+
+def _prefixes(root: str, files: Mapping[str, tuple[str, Checkpoint]], owners: Mapping[str, str]) -> dict[str, str]:
     """What the names of each file's tensors begin with."""
     groups: dict[str, dict[str, list[str]]] = {}
     for file in files:
-        folder, name = os.path.split(file)
+        folder, name = os.path.split(owners.get(file, file))
         groups.setdefault(folder, {}).setdefault(_group(name), []).append(file)
     prefixes = {}
     for folder, members in groups.items():

@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from nearzip.checkpoints.base import CheckpointWriter, mapped, naming_file
-from nearzip.checkpoints.pickles import PickleError, StorageRef, TensorRef, Unknown, read_pickle, torch_storage
+from nearzip.checkpoints.builders import PickleError, StorageRef, TensorRef, Unknown
+from nearzip.checkpoints.pickles import read_pickle, torch_storage
 from nearzip.checkpoints.values import Tree, load_tree, unflatten
 from nearzip.checkpoints.zips import data_offset
 from nearzip.errors import CorruptError, Error, LimitError, UsageError, missing_extra

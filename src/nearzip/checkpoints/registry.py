@@ -7,6 +7,8 @@ import os
 from nearzip.checkpoints.arrays import Npy, Npz
 from nearzip.checkpoints.base import Format
 from nearzip.checkpoints.embedded import EmbeddedFormat
+from nearzip.checkpoints.gguf import GGUF
+from nearzip.checkpoints.onnx import ONNX
 from nearzip.checkpoints.pytorch import PyTorch
 from nearzip.checkpoints.safetensors import Safetensors
 from nearzip.checkpoints.script import TORCHSCRIPT
@@ -15,7 +17,7 @@ from nearzip.errors import CorruptError, UsageError
 __all__ = ["BY_NAME", "ENDINGS", "FORMATS", "format_for", "format_of", "read_head", "recognized"]
 
 #: Every format, those that are told by more of the content first.
-FORMATS: tuple[Format, ...] = (TORCHSCRIPT, PyTorch(), Npz(), Npy(), Safetensors())
+FORMATS: tuple[Format, ...] = (TORCHSCRIPT, PyTorch(), Npz(), Npy(), Safetensors(), GGUF, ONNX)
 BY_NAME: dict[str, Format] = {each.name: each for each in (*FORMATS, EmbeddedFormat())}
 #: File name endings that can be written whatever the archive was made from.
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".th", ".npz")

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nearzip.checkpoints.base import mapped
+from nearzip.checkpoints.builders import PickleError, TensorRef, Unknown
 from nearzip.checkpoints.embedded import Checksum, Embedded
 from nearzip.checkpoints.found import FoundFormat
-from nearzip.checkpoints.pickles import PickleError, TensorRef, Unknown, read_pickle, torch_storage
+from nearzip.checkpoints.pickles import read_pickle, torch_storage
 from nearzip.checkpoints.pytorch import dtype_name, is_script, open_zip, read_entry, zip_names
 from nearzip.checkpoints.zips import StoredEntry, stored_entries
 from nearzip.errors import CorruptError, UsageError

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from nearzip.checkpoints.pickles import Device, Global, Size, TensorRef, Unknown, WindowsPath
+from nearzip.checkpoints.builders import Device, Global, Size, TensorRef, Unknown, WindowsPath
 from nearzip.errors import CorruptError, UsageError
 
 __all__ = ["MAX_DEPTH", "Tree", "load_tree", "other_values", "unflatten"]

@@ -11,8 +11,8 @@ from nearzip.cli.console import facts, human_bytes, print_json, progress, show
 from nearzip.cli.running import common_options
 from nearzip.cli.store import split_selector
 from nearzip.cli.transfer import force_option, size_of, threads_option
-from nearzip.store.pull import BANDWIDTHS, PullReport
-from nearzip.store.pull import pull as pull_file
+from nearzip.store.pulling.pull import BANDWIDTHS, PullReport
+from nearzip.store.pulling.pull import pull as pull_file
 
 __all__ = ["pull"]
 

@@ -1,4 +1,4 @@
-"""What a recipe is: options with a paper's defaults, the bound that it can promise, a pipeline for each tensor."""
+"""The recipe of a method: options with the paper's defaults, the bound it can promise, a pipeline for each tensor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Fallback = Literal["values", "restored", "never"]
 
 @dataclass(frozen=True)
 class TensorView:
-    """What a recipe sees of a floating-point tensor.
+    """A floating-point tensor as recipes see it.
 
     Parameters
     ----------
@@ -34,13 +34,13 @@ class TensorView:
     dtype : numpy dtype
     shape : tuple of int
     with_base : bool
-        Whether the reader holds a tensor of the same dtype and shape.
+        Whether the receiver has a tensor of the same dtype and shape.
     own, whole : Statistics
         Of this tensor, and of all floating-point tensors that share its method and bound (empty if the bound is
         lossless).
     values, base_values : callable
-        The tensor, and what the reader holds (UsageError if that is nothing), shape `shape`. Read when called, so a
-        recipe that does not need them costs nothing; nobody writes to them.
+        The tensor and the receiver's, shape `shape` (UsageError if it has none). They are read when called, so a recipe
+        that does not need them costs nothing. Read-only.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Recipe(ABC):
     def plan_all(self, tensors: Iterable[TensorView], bound: Bound) -> Iterator[TensorPlan]:
         """Plans for all floating-point tensors that share this recipe and bound, in their order.
 
-        For recipes that compare tensors with each other before they decide; by default each is planned alone, when
+        For recipes that compare tensors with each other before they decide; by default each is planned by itself, when
         its turn comes.
         """
         for tensor in tensors:

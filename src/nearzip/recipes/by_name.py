@@ -15,7 +15,7 @@ __all__ = ["ByName"]
 
 @dataclass(frozen=True)
 class ByName:
-    """Numbers by tensor name or pattern (`fnmatch`); "*" stands for the rest.
+    """Numbers by tensor name or pattern (`fnmatch`); "*" matches the rest.
 
     Examples
     --------
@@ -44,7 +44,7 @@ class ByName:
             items = [("*", value)]
         pairs = tuple((_pattern(pattern), _number(number)) for pattern, number in items)
         if not pairs or len(dict(pairs)) != len(pairs):
-            raise UsageError(f"each tensor name or pattern stands once and has a number, unlike in {value!r}")
+            raise UsageError(f"each tensor name or pattern is given once, with a number; not so in {value!r}")
         return ByName(pairs)
 
     def __getitem__(self, name: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Finer steps for small tensors, by their sizes alone.
+"""Finer steps for small tensors, from their sizes only.
 
 In the networks that were measured every matrix adds about as much to the divergence as any other when all are rounded
 by one step, whether it has a thousand values or three hundred thousand: a value of a small one matters more. Rounding

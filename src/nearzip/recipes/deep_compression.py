@@ -79,7 +79,7 @@ class DeepCompression(Unpromised, PruningRecipe):
         return TensorPlan(Pipeline((Prune(keep), sparse)), bound.tolerance(tensor.own), alone=True)
 
     def prepare(self, tensors: Mapping[str, Array], retrain: Retrain) -> dict[str, Array]:
-        """Prune and retrain with the zeros held; cluster and retrain with the shared values held as well."""
+        """Prune and retrain with the zeros kept; cluster and retrain with the shared values kept too."""
         trained = super().prepare(tensors, retrain)
         layers = tuple(self.shares(trained))
         shared = {

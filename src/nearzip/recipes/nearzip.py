@@ -25,8 +25,8 @@ __all__ = ["Nearzip"]
 
 #: Fewer values than this and a tensor's own step is rounded down.
 _SMALL = 1 << 14
-#: Where nearly all becomes zero, the few values that do not would have to stand for all.
-_MOST_GAIN = 4.0
+#: Where nearly all values become zero, the few others would have to represent all.
+_MAX_GAIN = 4.0
 #: Tensors of fewer values are rounded one by one: five streams would cost them more than a lattice saves.
 _LATTICE = 1 << 12
 
@@ -142,7 +142,7 @@ def _gain(tensor: TensorView, step: float, lattice: bool) -> float:
         return 1.0
     base = tensor.base_values() if tensor.with_base else None
     gain = e8_gain(tensor.values(), base, step) if lattice else unbiased_gain(tensor.values(), base, step)
-    return math.pow(2, round(8 * math.log2(min(gain, _MOST_GAIN))) / 8)
+    return math.pow(2, round(8 * math.log2(min(gain, _MAX_GAIN))) / 8)
 
 
 def _shared_room(own_value: float, shared: Tolerance, dtype: np.dtype[Any], own: Statistics) -> float:

@@ -81,7 +81,7 @@ class PruningRecipe(Recipe):
         return {name: share for name, share in shares.items() if share is not None}
 
     def prepare(self, tensors: Mapping[str, Array], retrain: Retrain) -> dict[str, Array]:
-        """Prune, and retrain with the zeros held."""
+        """Prune, and retrain with the zeros kept."""
         shares = self.shares(tensors)
         cut = {name: pruned(a, shares[name]) if name in shares else a for name, a in tensors.items()}
         return retrained(retrain, cut, Hold(zeros=tuple(shares)))

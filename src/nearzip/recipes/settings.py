@@ -1,4 +1,4 @@
-"""Which method and which bound apply to each tensor."""
+"""The method and the bound of each tensor."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Setting:
         return Setting(recipe, recipe.resolve_bound(bound))
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in an archive's index."""
+        """As the index of an archive has it."""
         return {"name": self.recipe.name, "options": self.recipe.options()}
 
 
@@ -98,5 +98,5 @@ class Settings:
             by_name[name] = Setting.of(*assignments[name])
         if not by_name:
             raise UsageError("a plan needs tensors to be applied to")
-        # The most frequent one stands first in the archive.
+        # The most frequent one comes first in the archive.
         return Settings(Counter(by_name.values()).most_common(1)[0][0], by_name)

@@ -74,7 +74,7 @@ class Weightless(Unpromised, PruningRecipe):
                 yield as_it_is()
 
     def prepare(self, tensors: Mapping[str, Array], retrain: Retrain) -> dict[str, Array]:
-        """Prune and retrain with the zeros held; then for each filter in turn retrain the tensors behind it.
+        """Prune and retrain with the zeros kept; then, for each filter in turn, retrain the later tensors.
 
         While those train, the layer is what a reader will get of it, false positives included. Returned is what its
         filter is made from.

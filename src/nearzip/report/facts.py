@@ -10,17 +10,17 @@ import numpy as np
 
 from nearzip.api import open_input
 from nearzip.bounds import NoPromise, Statistics, Tolerance
-from nearzip.container import Index
 from nearzip.errors import Error, UsageError
 from nearzip.limits import Limits
 from nearzip.store import Store, Version
-from nearzip.store.backend import Backend
-from nearzip.store.chain import Progress, open_part, stream
+from nearzip.store.backends.backend import Backend
+from nearzip.store.chain import Progress, open_part
 from nearzip.store.graph import needed_objects
 from nearzip.store.keep import kept, parse_rules
 from nearzip.store.log import version_rows
-from nearzip.store.manifest import Manifest, Part
+from nearzip.store.manifest import Manifest
 from nearzip.store.promises import bound_of, committed_bounds
+from nearzip.store.reading import VersionReader
 from nearzip.store.settings import StoreSettings
 from nearzip.tensors import Array, Checkpoint, is_float
 
@@ -146,12 +146,12 @@ def gather(
         Manifests are damaged.
     """
     for left in reversed(range(_ATTEMPTS)):
-        manifests = _snapshot(store)
+        manifests = store.reader.snapshot()
         live = [manifest for manifest in manifests.values() if manifest.pruned is None]
         looked_at = live[max(0, len(live) - newest) :]
-        spaces, n_described, damage = _spaces(store._backend, looked_at, progress)
+        spaces, n_described, damage = _spaces(store.reader.backend, looked_at, progress)
         # What is missing may have been re-encoded or dropped since the manifests were read.
-        if not damage or left == 0 or _snapshot(store) == manifests:
+        if not damage or left == 0 or store.reader.snapshot() == manifests:
             break
     # An empty store has nothing that is needed.
     n_stored = sum(needed_objects(manifests)[0].values())
@@ -167,11 +167,6 @@ def gather(
         errors=tuple(row for item in (originals or {}).items() for row in _errors(store, *item)),
         damage=damage,
     )
-
-
-def _snapshot(store: Store) -> dict[int, Manifest]:
-    store._versions.forget()
-    return store._versions.snapshot()
 
 
 def _usual_rules(live: Sequence[Manifest]) -> list[str]:
@@ -228,16 +223,16 @@ def _spaces(
 def _errors(store: Store, selector: str, path: str | os.PathLike[str]) -> Iterable[ErrorRow]:
     original = open_input(path)
     try:
-        _, rows = store._reading(selector, lambda number: _errors_of(store, number, original, os.fspath(path)))
-        return rows
+        reader = store.reader
+        return reader.read(selector, lambda number: _errors_of(reader, number, original, os.fspath(path)))[1]
     finally:
         original.close()
 
 
-def _errors_of(store: Store, number: int, original: Checkpoint, path: str) -> list[ErrorRow]:
+def _errors_of(reader: VersionReader, number: int, original: Checkpoint, path: str) -> list[ErrorRow]:
     rows = []
-    bounds = committed_bounds(store._versions.get(number), lambda part: _index(store._backend, part))
-    with stream(store._backend, store._versions, number) as restored:
+    bounds = committed_bounds(reader.live(number), reader.index)
+    with reader.stream(number) as restored:
         lacking = set(restored.specs) ^ set(original.specs)
         if lacking:
             raise UsageError(
@@ -250,11 +245,6 @@ def _errors_of(store: Store, number: int, original: Checkpoint, path: str) -> li
             tolerance = _tolerance(bounds.get(name), values)
             rows.append(_error(number, name, tolerance, values.reshape(-1), theirs.reshape(-1)))
     return rows
-
-
-def _index(backend: Backend, part: Part) -> Index:
-    with open_part(backend, part, None, Limits(output_bytes=1 << 62), 1) as reader:
-        return reader.index
 
 
 def _tolerance(bound: str | None, values: Array) -> Tolerance:

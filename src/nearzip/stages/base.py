@@ -55,7 +55,7 @@ class SparseValues(NamedTuple):
 
 
 class Kind(enum.Enum):
-    """What flows between stages: a tensor's values or differences of them, integers, or bytes."""
+    """What stages pass on: a tensor's values or differences of them, integers, or bytes."""
 
     FLOATS = "floats"
     SYMBOLS = "symbols"
@@ -80,7 +80,7 @@ class Grid(NamedTuple):
     width : int
         Values of a row of a cell.
     start : int
-        Place of the part's first value in its tensor.
+        Index of the part's first value in its tensor.
     """
 
     row: int
@@ -118,7 +118,7 @@ class Context:
     parts : tuple of int
         Sizes of the tensors, or pieces of tensors, whose values follow each other in the block.
     base : array, shape (n,), or None
-        What the reader holds at the same place, in the tensor's dtype.
+        The receiver's values at the same positions, in the tensor's dtype.
     grids : tuple of Grid
         Where each part lies in its tensor, or nothing.
     """
@@ -130,7 +130,7 @@ class Context:
 
     @staticmethod
     def alone(values: Array, base: Array | None = None) -> Context:
-        """For one tensor on its own."""
+        """For one tensor by itself."""
         return Context(values.dtype, (values.size,), None if base is None else base.reshape(-1))
 
     @property
@@ -190,7 +190,7 @@ class Stage(ABC):
     id: ClassVar[str]
     takes: ClassVar[Kind]
     gives: ClassVar[Kind]
-    #: Whether what is promised counts from what this stage gives, not from what it takes (pruning).
+    #: Whether bounds are measured against this stage's output instead of its input (pruning).
     changes_target: ClassVar[bool] = False
     #: Whether zeros may come back as something else, beyond rounding (a filter's false positives).
     errs_on_zeros: ClassVar[bool] = False
@@ -214,7 +214,7 @@ class Stage(ABC):
         return None if self.needs_base else (self,)
 
     def decode_sparse(self, coded: Coded, context: Context) -> SparseValues | None:
-        """As `decode`, but only what may differ from zero; None from stages that know no such places."""
+        """As `decode`, but only what may differ from zero; None from stages that do not keep these apart."""
         return None
 
     def fuse(self, after: Stage) -> Stage | None:
@@ -226,7 +226,7 @@ class Stage(ABC):
 
     @property
     def label(self) -> str:
-        """For people: the id, and what is nested in it."""
+        """For messages: the id, and the stages nested in it."""
         return self.id
 
     def to_json(self) -> dict[str, Any]:
@@ -238,7 +238,7 @@ class Stage(ABC):
     def from_json(cls, parameters: Mapping[str, Any], nested: Callable[[Any], Nested] | None = None) -> Stage:
         """From the parameters in a file (untrusted).
 
-        `nested` makes a chain of its JSON; without it, chains stand in `parameters` as they are. Raises UsageError, and
+        `nested` makes a chain from its JSON; without it, `parameters` has chains as they are. Raises UsageError, and
         what `nested` raises.
         """
         known = cls.hints()
@@ -303,7 +303,7 @@ def put_varint(value: int) -> bytes:
 
 
 def get_varint(data: memoryview | bytes, at: int) -> tuple[int, int]:
-    """The number at `at` and the place behind it. Raises CorruptError; only the shortest spelling is accepted."""
+    """The number at `at`, and the position after it. Raises CorruptError; only the shortest encoding is accepted."""
     value = 0
     for shift in range(0, 63, 7):
         if at >= len(data):

@@ -1,4 +1,4 @@
-"""A Bloomier filter in place of a list of positions: every weight is asked for, some zeros answer wrongly."""
+"""A Bloomier filter replaces the list of positions: every weight is looked up, and some zeros come back wrong."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Bloomier"]
 _SLACK, _MORE_SLOTS = 1.23, 12
 #: After so many seeds in vain the table grows by a twentieth.
 _SEEDS = 8
-_MOST_SLOTS = (1 << 32) - 4
+_MAX_SLOTS = (1 << 32) - 4
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Bloomier(Stage):
     """Which weights are not zero, and their shared values, as one Bloomier filter (Weightless: Reagen et al. 2018).
 
     Nonzero values are clustered; the filter maps their positions to cluster numbers. A query takes four hash functions,
-    three places and a mask. Of the zeros about clusters / 2^bits answer with a cluster: false positives, which
-    retraining of the layers behind has to make up for. Nothing is promised.
+    three slots and a mask. About clusters / 2^bits of the zeros come back as a cluster: false positives, which
+    retraining of the later layers has to make up for. Nothing is promised.
 
     Side data: seed, slots, bytes of the shared values, shared values. Payload: the slots, `bits` each.
 
@@ -86,12 +86,12 @@ class Bloomier(Stage):
         return SparseValues(places, centroids[numbers[places] - 1])
 
     def _query(self, coded: Coded, context: Context) -> tuple[Array, Array]:
-        """For every place 0 or one more than the number of its shared value, uint16; and the shared values."""
+        """For every value 0, or one more than the index of its shared value, uint16; and the shared values."""
         require_rounded(context)
         seed, at = get_varint(coded.side, 0)
         slots, at = get_varint(coded.side, at)
         centroids = read_centroids(coded.side[at:], context.dtype)
-        if not 0 < slots <= _MOST_SLOTS or slots % 3 or centroids.size >= 1 << self.bits:
+        if not 0 < slots <= _MAX_SLOTS or slots % 3 or centroids.size >= 1 << self.bits:
             raise CorruptError("no encoder makes a filter of this shape")
         if len(coded.data) != -(-slots * self.bits // 8):
             raise CorruptError("filter has another length")
@@ -104,7 +104,7 @@ def _build(keys: Array, numbers: Array, bits: int) -> tuple[int, Array]:
     """The first seed that works out, and its table."""
     slots = 3 * math.ceil((_SLACK * keys.size + _MORE_SLOTS) / 3)
     seed = 0
-    while slots <= _MOST_SLOTS:
+    while slots <= _MAX_SLOTS:
         table = np.empty(slots, np.uint16)
         for _ in range(_SEEDS):
             if _core.build_bloomier(keys, numbers, seed, bits, table):

@@ -22,7 +22,7 @@ class ExponentBuckets(Stage):
 
     LC-Checkpoint (Chen et al., ICML 2020): exponent-based quantization, and priority promotion, which keeps the
     2^bits - 1 buckets of largest exponent (the positive one first) and drops the rest. Tensor by tensor. Symbols are
-    uint8: 0 for what is dropped, zero or not finite, else a bucket's place in that order.
+    uint8: 0 for what is dropped, zero or not finite, else a bucket's index in that order.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class ExponentBuckets(Stage):
         return Coded(symbols, b"".join(side))
 
     def _buckets(self, values: Array) -> tuple[Array, Array]:
-        """Symbols, and what those from 1 on stand for."""
+        """Symbols, and the values of those from 1 on."""
         _, exponents = np.frexp(values)
         # Orders by exponent, the positive sign in front.
         keys = 2 * exponents.astype(np.int64) + (values > 0)
@@ -92,7 +92,7 @@ class ExponentBuckets(Stage):
                 raise CorruptError("a bucket has no mean")
             out[part] = means[numbers]
         if at != len(coded.side):
-            raise CorruptError("bytes behind the buckets' means")
+            raise CorruptError("extra bytes after the buckets' means")
         return out
 
 
@@ -110,7 +110,7 @@ def _narrowed(means: Array, context: Context) -> Array:
 
 
 def _read_means(side: bytes, at: int, context: Context) -> tuple[Array, int]:
-    """What the symbols of one tensor stand for, zero first, and the place behind it."""
+    """The values of one tensor's symbols, zero first, and the position after them."""
     kind = _mean_type(context)
     if at >= len(side):
         raise CorruptError("means of buckets are missing")

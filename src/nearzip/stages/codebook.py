@@ -1,4 +1,4 @@
-"""A few shared values in place of many: one-dimensional k-means."""
+"""A few shared values replace many: one-dimensional k-means."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from nearzip.stages.base import FLOATS, SYMBOLS, Coded, Context, Stage
 from nearzip.stages.quantize import refuse_exact, require_rounded
 from nearzip.tensors import Array, round_to
 
-__all__ = ["MOST_CLUSTERS", "Codebook", "cluster", "read_centroids"]
+__all__ = ["MAX_CLUSTERS", "Codebook", "cluster", "read_centroids"]
 
-MOST_CLUSTERS = 1 << 16
+MAX_CLUSTERS = 1 << 16
 #: Lloyd's steps in one dimension settle long before.
-_MOST_STEPS = 300
+_MAX_ROUNDS = 300
 
 
 def cluster(values: Array, n_clusters: int) -> Array:
@@ -53,7 +53,7 @@ def _lloyd(points: Array, counts: Array, n_clusters: int) -> Array:
     weights = np.concatenate([[0], np.cumsum(counts)])
     sums = np.concatenate([[0.0], np.cumsum(points * counts)])
     centroids = np.linspace(points[0], points[-1], n_clusters)
-    for _ in range(_MOST_STEPS):
+    for _ in range(_MAX_ROUNDS):
         # Between neighbouring centroids the nearer one changes half way.
         ends = np.searchsorted(points, (centroids[:-1] + centroids[1:]) / 2, side="right")
         cuts = np.concatenate([[0], ends, [points.size]])
@@ -76,7 +76,7 @@ def nearest(values: Array, centroids: Array) -> Array:
 
 def read_centroids(side: bytes, dtype: np.dtype[Any]) -> Array:
     """Centroids from side data (untrusted): finite, at least one. Raises CorruptError."""
-    if not side or len(side) % dtype.itemsize or len(side) > MOST_CLUSTERS * dtype.itemsize:
+    if not side or len(side) % dtype.itemsize or len(side) > MAX_CLUSTERS * dtype.itemsize:
         raise CorruptError("codebook has another length")
     centroids = np.frombuffer(side, dtype)
     if not np.isfinite(centroids).all():
@@ -111,8 +111,8 @@ class Codebook(Stage):
     clusters: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.clusters <= MOST_CLUSTERS:
-            raise UsageError(f"a codebook has 1 to {MOST_CLUSTERS} shared values, not {self.clusters}")
+        if not 1 <= self.clusters <= MAX_CLUSTERS:
+            raise UsageError(f"a codebook has 1 to {MAX_CLUSTERS} shared values, not {self.clusters}")
 
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         refuse_exact(value.dtype)
@@ -124,6 +124,6 @@ class Codebook(Stage):
         require_rounded(context)
         centroids, symbols = read_centroids(coded.side, context.dtype), coded.symbols
         if symbols.size and not 0 <= int(symbols.min()) <= int(symbols.max()) < centroids.size:
-            raise CorruptError("a symbol stands for no shared value")
+            raise CorruptError("a symbol has no shared value")
         values: Array = centroids[symbols]
         return values

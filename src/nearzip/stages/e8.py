@@ -120,7 +120,7 @@ def _halves_of_norms(points: Array) -> Array:
 
 
 def _zeros_first(flags: Array) -> Array:
-    """Places of zeros, then places of ones."""
+    """Indices of zeros, then indices of ones."""
     return np.concatenate([np.flatnonzero(flags == 0), np.flatnonzero(flags)])
 
 

@@ -15,7 +15,7 @@ from nearzip.tensors import Array
 
 __all__ = ["Rans", "symbol_code", "symbol_type"]
 
-#: What stands in a file for int32 symbols; unsigned ones are their width.
+#: The number for int32 symbols in a file; for unsigned ones it is their width.
 SIGNED = b"i"
 _TYPES = {SIGNED: np.dtype(np.int32), **{bytes([w]): np.dtype(f"u{w}") for w in (1, 2, 4, 8)}}
 _CODES = {dtype: code for code, dtype in _TYPES.items()}
@@ -43,7 +43,8 @@ class Rans(Stage):
     ----------
     split : "magnitude" or "planes"
         How wide symbols become byte tokens. "magnitude": values near zero are tokens, larger ones a token for the
-        leading bits and the rest raw (differences). "planes": one token stream a byte (values that stand alone).
+        leading bits and the rest raw (differences). "planes": one token stream for each byte (unrelated
+        values).
 
     Examples
     --------

@@ -16,7 +16,7 @@ __all__ = ["Gzip", "Lzma", "Zstd", "most_bytes"]
 
 
 def most_bytes(context: Context) -> int:
-    """Bytes that n values can take before compression: their own, or 5 each as base 128 of 32 bits; and a little."""
+    """Maximum size of n values before compression: their own, or 5 each as base 128 of 32 bits; and a little."""
     return max(6, context.dtype.itemsize + 1) * context.n + 1024
 
 
@@ -29,7 +29,7 @@ def _ended(name: str, whole: bool, rest: bytes) -> None:
     if not whole:
         raise CorruptError(f"{name} stream ends early or holds too much")
     if rest:
-        raise CorruptError(f"bytes behind the {name} stream")
+        raise CorruptError(f"extra bytes after the {name} stream")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ __all__ = ["Huffman"]
 
 #: The decoder looks at this many bits at once, in a table of 2^16 entries.
 _LONGEST = 16
-_MOST_SYMBOLS = 1 << 12
+_MAX_SYMBOLS = 1 << 12
 #: Stretches of symbols whose first bit is noted (in bytes of length, 0.2 % to 0.4 %), so that a reader may decode them
 #: side by side.
 _STRETCH = 1 << 12
@@ -50,7 +50,7 @@ class Huffman(Stage):
         side = _CODES[symbols.dtype]
         raw = bytes([_RAW]) + symbols.tobytes()
         alphabet, places, counts = np.unique(symbols, return_inverse=True, return_counts=True)
-        if alphabet.size > _MOST_SYMBOLS:
+        if alphabet.size > _MAX_SYMBOLS:
             return Coded(raw, side)
         lengths = _code_lengths(counts)
         coded = bytes([_CODED]) + _put_table(alphabet, lengths) + _put_codes(places.reshape(-1), lengths)
@@ -137,7 +137,7 @@ def _put_table(alphabet: Array, lengths: Array) -> bytes:
 
 def _get_table(data: bytes, dtype: np.dtype[Any]) -> tuple[Array, Array, int]:
     size, at = get_varint(data, 1)
-    if size > min(_MOST_SYMBOLS, len(data)):
+    if size > min(_MAX_SYMBOLS, len(data)):
         raise CorruptError("huffman table is too long")
     values: list[int] = []
     for i in range(size):
@@ -204,7 +204,7 @@ def _packed(codes: Array, lengths: Array) -> bytes:
 
 
 def _get_codes(data: bytes, at: int, n: int, lengths: Array) -> Array:
-    """Which symbol stands at each place, shape (n,)."""
+    """The index of each symbol in the alphabet, shape (n,)."""
     if lengths.size < 2:
         if len(data) != at or (n and not lengths.size):
             raise CorruptError("huffman table does not fit its symbols")

@@ -23,6 +23,7 @@ class Chain(Nested):
 
     Examples
     --------
+    >>> import numpy as np
     >>> from nearzip.stages import Lzma, PackIntegers
     >>> chain = Chain((PackIntegers(), Lzma()))
     >>> context = Context(np.dtype(np.int32), (3,))
@@ -112,6 +113,7 @@ class Pipeline(Chain):
 
     Examples
     --------
+    >>> import numpy as np
     >>> from nearzip.stages import Lzma, PackIntegers, UniformStep
     >>> pipeline = Pipeline((UniformStep(0.5), PackIntegers(), Lzma()))
     >>> x = np.array([0.0, 0.2, -1.3], np.float32)

@@ -1,4 +1,4 @@
-"""Subtract what the reader holds already."""
+"""Subtract what the receiver already has."""
 
 from __future__ import annotations
 
@@ -172,14 +172,14 @@ class ContextDelta(Stage):
 
 
 def _value_kind(dtype: np.dtype[Any]) -> tuple[bool, int]:
-    """Whether values have sign and exponent, and how many bits stand below the exponent."""
+    """Whether values have sign and exponent, and how many bits are below the exponent."""
     return (True, mantissa_bits(dtype)) if is_float(dtype) or dtype.kind == "c" else (False, 0)
 
 
 @dataclass(frozen=True)
 class OrderedBits(Stage):
-    """The bits of values without a base, arranged to compress: a float's sign moves behind its mantissa, so that the
-    exponent stands at the top; signed integers are zigzag coded; the others stay.
+    """The bits of values without a base, arranged to compress: a float's sign moves below its mantissa, so that the
+    exponent is at the top; signed integers are zigzag coded; the others stay.
 
     Examples
     --------

@@ -48,7 +48,7 @@ def largest(values: Array, keep: float) -> Array:
 class Prune(Stage):
     """Keep the largest magnitudes and make the rest zero (Han et al. 2015; DeepSZ, section 3.2).
 
-    Nothing is promised against its input: the bounds of stages behind it count from what it gives.
+    It promises nothing for its input: the bounds of later stages are measured against its output.
 
     Parameters
     ----------

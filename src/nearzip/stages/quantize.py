@@ -90,7 +90,7 @@ class UniformStep(Stage):
 
 
 class Widened:
-    """Of a stage that is `reads` to whoever reads, with a `step` that is `gain` times what the writer rounds to."""
+    """For stages that are written as `reads`, with a `step` that is `gain` times the one that the writer rounds to."""
 
     reads: ClassVar[type[Any]]
     step: float
@@ -137,7 +137,7 @@ def unbiased_gain(values: Array, base: Array | None, step: float) -> float:
 
 @dataclass(frozen=True)
 class QuantizeDelta(Stage):
-    """`SubtractBase` and `UniformStep` in one pass over memory; never stands in a file."""
+    """`SubtractBase` and `UniformStep` in one pass over memory; never written to a file."""
 
     id = "subtract-base+uniform-step"
     takes, gives = FLOATS, SYMBOLS
@@ -169,7 +169,7 @@ class QuantizeDelta(Stage):
 
 @dataclass(frozen=True)
 class QuantizeAndCode(Stage):
-    """`UniformStep`, on the difference to the base if `delta`, and `Rans` in one pass; never stands in a file."""
+    """`UniformStep`, on the difference to the base if `delta`, and `Rans` in one pass; never written to a file."""
 
     id = "quantize+rans"
     takes, gives = FLOATS, BYTES

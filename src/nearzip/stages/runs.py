@@ -132,7 +132,7 @@ def _read_varints(data: bytes | memoryview) -> Array:
 
 @dataclass(frozen=True)
 class RunLengths(Stage):
-    """Signed 32-bit integers as bytes: zigzag coded in base 128, a zero followed by how many stand in its run.
+    """Signed 32-bit integers as bytes: zigzag coded in base 128, a zero followed by the length of its run.
 
     Only zeros form runs. Counting runs of every value helps where nearly all are zero and costs more elsewhere.
 

@@ -18,7 +18,7 @@ from nearzip.tensors import Array, round_to
 
 __all__ = ["DecodeTimes", "Sparse", "scatter"]
 
-_MOST_GAP_BITS = 32
+_MAX_GAP_BITS = 32
 
 
 class DecodeTimes(NamedTuple):
@@ -49,10 +49,10 @@ class Sparse(Split):
     """Nonzero values, and for each the number of zeros in front of it (DeepSZ, section 3.2).
 
     A gap is a symbol below L = 2^gap_bits, in 8, 16 or 32 bits; longer gaps take padding symbols L - 1. With `fill` as
-    DeepSZ has it: a padding stands for L zeros, with a 0.0 of its own among the values. As L - 1 may also be a value's
+    DeepSZ has it: a padding means L zeros, with a 0.0 of its own among the values. As L - 1 may also be a value's
     own gap, the side data names those that are (their count, and the distances between them among all L - 1, as
     varints); so every padding is restored as an exact zero, whatever became of its 0.0. Without `fill` L - 1 is always
-    a padding, stands for L - 1 zeros, and has no value.
+    a padding, means L - 1 zeros, and has no value.
 
     Parameters
     ----------
@@ -82,8 +82,8 @@ class Sparse(Split):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.gap_bits <= _MOST_GAP_BITS:
-            raise UsageError(f"a gap has 1 to {_MOST_GAP_BITS} bits, not {self.gap_bits}")
+        if not 1 <= self.gap_bits <= _MAX_GAP_BITS:
+            raise UsageError(f"a gap has 1 to {_MAX_GAP_BITS} bits, not {self.gap_bits}")
 
     @property
     def _padding(self) -> int:
@@ -96,7 +96,8 @@ class Sparse(Split):
     def split(self, value: Any, context: Context) -> tuple[Sequence[Any], bytes]:
         refuse_exact(value.dtype)
         typed = round_to(context.dtype, value)
-        places = np.flatnonzero(typed != 0)
+        with np.errstate(invalid="ignore"):  # bfloat16 NaN
+            places = np.flatnonzero(typed != 0)
         gaps = np.diff(places, prepend=-1) - 1
         n_paddings, rest = np.divmod(gaps, self._padding + self.fill)
         own = np.cumsum(n_paddings + 1) - 1
@@ -150,7 +151,7 @@ class Sparse(Split):
 
 
 def _put_numbers(numbers: Array) -> bytes:
-    """Increasing numbers as varints of their distances less one, behind their count."""
+    """Increasing numbers: their count, then their distances less one as varints."""
     if not numbers.size:
         return b""
     distances = np.diff(numbers, prepend=-1) - 1

@@ -29,8 +29,8 @@ class Stream:
 class Split(Stage):
     """A stage whose output is several streams. A subclass has one `Chain` field for each, and says which in `streams`.
 
-    The streams stand behind each other in the order of `streams`, each as number of values, number of bytes, bytes.
-    They have no base: what needs one stands before the split. `split` and `join` see plain arrays.
+    The streams follow each other in the order of `streams`, each as number of values, number of bytes, bytes.
+    They have no base: a stage that needs one comes before the split. `split` and `join` see plain arrays.
 
     Attributes
     ----------
@@ -95,7 +95,7 @@ class Split(Stage):
                 seconds[name] = time.perf_counter() - begin
             at += size
         if at != len(view):
-            raise CorruptError("bytes behind the last stream")
+            raise CorruptError("extra bytes after the last stream")
         return streams
 
     def _context(self, name: str, n: int, context: Context) -> Context:

@@ -23,7 +23,7 @@ class StepThenBits(Stage):
 
     Versions that were quantized with one step differ from each other by multiples of it but for the rounding of each
     addition. So the difference of any two of them costs little more than the lossy one, where differences of the
-    values' bits alone would have to carry whole mantissas. The multiples stand in the side data.
+    values' bits alone would have to carry whole mantissas. The side data has the multiples.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class StepThenBits(Stage):
         return out.view(context.dtype)
 
     def _guess(self, multiples: Array, context: Context) -> Array:
-        """What the multiples stand for, where finite; else the base's: machines differ in the NaN they make."""
+        """The values of the multiples where finite, else the base's: machines differ in the NaN that they make."""
         guess = round_to(context.dtype, self._steps.decode(Coded(multiples), context))
         working = guess.astype(np.float32) if guess.dtype.itemsize < 4 else guess
         lost = ~np.isfinite(working)

@@ -67,18 +67,18 @@ class TopMean(Stage):
         return Coded(symbols, means.tobytes())
 
     def _chosen(self, values: Array) -> tuple[Array, float]:
-        """Symbols of one tensor, and the magnitude that they stand for."""
+        """Symbols of one tensor, and the magnitude that they represent."""
         k = math.ceil(self.keep * values.size)
         if self.sides == "both":
             top = _largest(np.abs(values), k)
-            mean = float(np.abs(values[top]).mean()) if top.any() else 0.0
+            mean = _mean(np.abs(values[top]), int(top.sum()))
             return np.where(top, np.where(values > 0, 1, 2), 0).astype(np.uint8), mean
         positive, negative = _largest(values, k), _largest(-values, k)
         # Both means are over k values, as printed, even where fewer have that sign.
-        means = float(values[positive].sum()) / k, float(-values[negative].sum()) / k
+        means = _mean(values[positive], k), _mean(-values[negative], k)
         symbol, top = (1, positive) if means[0] >= means[1] else (2, negative)
         n = int(top.sum())
-        return (top * np.uint8(symbol)).astype(np.uint8), max(means) * k / n if n else 0.0
+        return (top * np.uint8(symbol)).astype(np.uint8), _mean(np.abs(values[top]), n)
 
     def decode(self, coded: Coded, context: Context) -> Array:
         require_rounded(context)
@@ -95,6 +95,11 @@ class TopMean(Stage):
         for mean, part in zip(means, _parts(context), strict=True):
             out[part] = np.array([0.0, mean, -mean])[symbols[part]]
         return out
+
+
+def _mean(values: Array, n: int) -> float:
+    """Sum over n, divided first: the sum of large doubles is not finite."""
+    return float((values / n).sum()) if n else 0.0
 
 
 def _largest(values: Array, k: int) -> Array:

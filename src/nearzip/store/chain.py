@@ -12,7 +12,7 @@ from nearzip.container import Segment, Source
 from nearzip.digests import content_id
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, TruncatedError, WrongBaseError
 from nearzip.limits import Limits
-from nearzip.store.backend import Backend
+from nearzip.store.backends.backend import Backend
 from nearzip.store.manifest import Manifest, Part
 from nearzip.store.versions import Versions
 from nearzip.tensors import Array, Checkpoint, TensorSpec, keeping_last

@@ -13,12 +13,12 @@ from typing import Any
 from nearzip.errors import CorruptError, NewerFormatError, TruncatedError
 from nearzip.strictjson import as_dict, load
 
-__all__ = ["FORMAT_VERSION", "MOST_DOCUMENT_BYTES", "seal", "unseal"]
+__all__ = ["FORMAT_VERSION", "MAX_DOCUMENT_BYTES", "seal", "unseal"]
 
 #: What this release writes, and the newest that it reads.
 FORMAT_VERSION = 1
 #: Longer documents are refused, and not written.
-MOST_DOCUMENT_BYTES = 16 << 20
+MAX_DOCUMENT_BYTES = 16 << 20
 _DEPTH = 16
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from nearzip.errors import CorruptError
 from nearzip.store.manifest import Manifest
-from nearzip.store.policy import MOST_DEPTH
+from nearzip.store.policy import MAX_DEPTH
 
 __all__ = [
     "behind",
@@ -96,7 +96,7 @@ def height(manifests: Manifests, number: int) -> int:
     """Deltas of the longest chain of versions that are coded against this one; more than allowed for a circle."""
     above = followers(manifests)
     found, level = -1, {number}
-    while level and found <= MOST_DEPTH:
+    while level and found <= MAX_DEPTH:
         found += 1
         level = {follower for one in level for follower in above.get(one, ())}
     return found
@@ -105,7 +105,7 @@ def height(manifests: Manifests, number: int) -> int:
 def is_sound(manifests: Manifests) -> bool:
     """Whether every live version leads to keyframes, over at most 64 deltas."""
     found = depths(manifests)
-    return all(0 <= found[number] <= MOST_DEPTH for number, m in manifests.items() if m.pruned is None)
+    return all(0 <= found[number] <= MAX_DEPTH for number, m in manifests.items() if m.pruned is None)
 
 
 def needed_objects(manifests: Manifests) -> tuple[dict[str, int], set[int]]:

@@ -14,18 +14,18 @@ from dataclasses import dataclass, field
 from nearzip.container import Index
 from nearzip.errors import CorruptError, Error, NoSpaceError, StoreError, UsageError
 from nearzip.limits import Limits
-from nearzip.store.backend import Backend, Stored
+from nearzip.store.backends.backend import Backend, Stored
 from nearzip.store.chain import Progress, open_part, restore, stream
-from nearzip.store.commit import Encoder, Held, now
-from nearzip.store.exact import exactly
+from nearzip.store.encoding import Encoder, Held, now
 from nearzip.store.graph import behind, closure, depth, height, is_sound, needed_objects
-from nearzip.store.grid import steps_of
-from nearzip.store.hints import BLOCK
 from nearzip.store.keep import Rule, kept
 from nearzip.store.manifest import Manifest, Part
-from nearzip.store.policy import MOST_DEPTH, Policy
+from nearzip.store.policy import MAX_DEPTH, Policy
 from nearzip.store.promises import committed_bounds, folded
-from nearzip.store.staging import staged_objects
+from nearzip.store.recode import exactly
+from nearzip.store.steps import steps_of
+from nearzip.store.summaries import BLOCK
+from nearzip.store.tickets import staged_objects
 from nearzip.store.versions import Versions
 from nearzip.tensors import Checkpoint
 
@@ -34,7 +34,7 @@ __all__ = ["Maintenance", "PruneReport"]
 #: Larger versions are coded anew tensor by tensor.
 _IN_MEMORY = 4 << 30
 #: Steps of quantization that are tried for a tensor.
-_MOST_STEPS = 3
+_MAX_STEPS = 3
 #: Indexes of objects that are remembered.
 _MAX_INDEXES = 8
 
@@ -299,7 +299,7 @@ class Maintenance:
 
     def _read_around(self, number: int) -> None:
         """The manifests of a version, the next, those that may be coded against it, and all that they need."""
-        wanted = list(range(max(0, number - MOST_DEPTH), number + 2))
+        wanted = list(range(max(0, number - MAX_DEPTH), number + 2))
         while wanted:
             one = wanted.pop()
             if one not in self.manifests:
@@ -339,7 +339,7 @@ class Maintenance:
         if number in closure(self.manifests, [newest]) and deltas > depth(self.manifests, number):
             # Commits that are under way rely on the newest version's depth; on object stores, they hold no lock.
             return False
-        return deltas + height(self.manifests, number) <= min(self.policy.depth, MOST_DEPTH)
+        return deltas + height(self.manifests, number) <= min(self.policy.depth, MAX_DEPTH)
 
     def _discard(self, part: Part) -> None:
         if not self.dry_run and part.object not in needed_objects(self.manifests)[0]:
@@ -375,7 +375,7 @@ class Maintenance:
             for part in self.versions.get(one).parts:
                 for name, steps in steps_of(self._index(part)).items():
                     found.setdefault(name, {}).update(dict.fromkeys(steps))
-        return {name: tuple(steps)[:_MOST_STEPS] for name, steps in found.items()}
+        return {name: tuple(steps)[:_MAX_STEPS] for name, steps in found.items()}
 
     def _index(self, part: Part) -> Index:
         """The index of an object; the last ones are remembered, as several versions need them one after the other."""

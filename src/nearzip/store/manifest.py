@@ -8,27 +8,27 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nearzip.errors import CorruptError, UsageError
-from nearzip.store.documents import MOST_DOCUMENT_BYTES, seal, unseal
+from nearzip.store.documents import MAX_DOCUMENT_BYTES, seal, unseal
 from nearzip.tensors import check_text
 
 __all__ = [
-    "MOST_VERSIONS",
+    "MAX_VERSIONS",
     "Manifest",
     "Part",
     "check_name",
-    "clean_metrics",
+    "described",
     "from_document",
     "parse",
     "parse_part",
     "path_of",
 ]
 
-MOST_VERSIONS = 10**8
+MAX_VERSIONS = 10**8
 _OBJECT = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(r"[0-9a-f]{32}")
 #: Tags and names of metrics, so that selectors and command lines can say them.
@@ -134,8 +134,8 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """The sealed document. Raises UsageError if it is too long to be read again."""
         data = seal("version", self.to_document())
-        if len(data) > MOST_DOCUMENT_BYTES:
-            raise UsageError(f"the description of a version takes {len(data)} bytes; up to {MOST_DOCUMENT_BYTES} fit")
+        if len(data) > MAX_DOCUMENT_BYTES:
+            raise UsageError(f"the description of a version takes {len(data)} bytes; up to {MAX_DOCUMENT_BYTES} fit")
         return data
 
 
@@ -152,7 +152,7 @@ def check_name(what: str, name: object) -> str:
     return text
 
 
-def clean_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
+def _clean_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     """Metrics as they are stored; NumPy's and torch's numbers become floats. Raises UsageError."""
     found = {}
     for name, value in (metrics or {}).items():
@@ -162,6 +162,31 @@ def clean_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
         except (TypeError, ValueError):
             raise UsageError(f"metric {name!r} is a number, not {value!r}") from None
     return found
+
+
+def described(
+    message: str,
+    metrics: Mapping[str, Any] | None,
+    tags: Sequence[str],
+    step: int | None,
+    metadata: Mapping[str, str] | None,
+) -> dict[str, Any]:
+    """What a committer says of a version, as fields of its manifest. Raises UsageError."""
+    if isinstance(tags, str):
+        raise UsageError(f"tags are a list of texts, not the text {tags!r}")
+    if step is not None and (isinstance(step, bool) or not hasattr(step, "__index__") or abs(int(step)) >= 1 << 62):
+        raise UsageError(f"step is a whole number, not {step!r}")
+    pairs = dict(metadata or {})
+    for pair in pairs.items():
+        for text in pair:
+            check_text("metadata's keys and values", text)
+    return {
+        "message": check_text("messages", message),
+        "metrics": _clean_metrics(metrics),
+        "tags": tuple(dict.fromkeys(check_name("tags", tag) for tag in tags)),
+        "step": None if step is None else int(step),
+        "metadata": pairs,
+    }
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------

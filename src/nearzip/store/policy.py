@@ -7,11 +7,11 @@ from typing import Any
 
 from nearzip.errors import CorruptError, UsageError
 
-__all__ = ["KINDS", "MOST_DEPTH", "Policy", "parse_policy", "policy_from_json"]
+__all__ = ["KINDS", "MAX_DEPTH", "Policy", "parse_policy", "policy_from_json"]
 
 KINDS = ("forward", "backward", "hop")
 #: No version is more deltas away from a keyframe; readers refuse more.
-MOST_DEPTH = 64
+MAX_DEPTH = 64
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Policy:
 
     kind: str = "hop"
     every: int = 10
-    depth: int = MOST_DEPTH
+    depth: int = MAX_DEPTH
     pays: float = 0.8
 
     def __post_init__(self) -> None:
@@ -46,8 +46,8 @@ class Policy:
             raise UsageError(f"a policy is {', '.join(KINDS)} (or hop:8 for a keyframe every 8), not {self.kind!r}")
         if type(self.every) is not int or self.every < 1:
             raise UsageError(f"policy: every is a positive number of versions, not {self.every!r}")
-        if type(self.depth) is not int or not 1 <= self.depth <= MOST_DEPTH:
-            raise UsageError(f"policy: depth is 1 to {MOST_DEPTH}, not {self.depth!r}")
+        if type(self.depth) is not int or not 1 <= self.depth <= MAX_DEPTH:
+            raise UsageError(f"policy: depth is 1 to {MAX_DEPTH}, not {self.depth!r}")
         if isinstance(self.pays, bool) or not isinstance(self.pays, (int, float)) or not self.pays > 0:
             raise UsageError(f"policy: pays is a positive share, not {self.pays!r}")
 

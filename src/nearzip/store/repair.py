@@ -19,16 +19,16 @@ from nearzip.digests import checkpoint_id, content_id, tensor_digest
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, WrongBaseError
 from nearzip.limits import Limits
 from nearzip.recipes import recipe_types
-from nearzip.store.backend import Backend
+from nearzip.store.backends import open_backend
+from nearzip.store.backends.backend import Backend
 from nearzip.store.chain import open_part, stream
-from nearzip.store.commit import Encoder, now, writer_name
-from nearzip.store.documents import MOST_DOCUMENT_BYTES
-from nearzip.store.exact import exactly
+from nearzip.store.documents import MAX_DOCUMENT_BYTES
+from nearzip.store.encoding import Encoder, now, writer_name
 from nearzip.store.graph import closure
 from nearzip.store.labels import Label, label_of
 from nearzip.store.manifest import Manifest, Part, path_of
-from nearzip.store.place import open_backend
 from nearzip.store.promises import spelled
+from nearzip.store.recode import exactly
 from nearzip.store.settings import PATH, StoreSettings, parse_settings
 from nearzip.store.verify import OF_THE_BYTES, Verifier, wrong_with_object
 from nearzip.store.versions import Versions
@@ -104,7 +104,7 @@ class Repairer:
     def _bytes(self, number: int) -> bytes | None:
         """A manifest's file as it is, None if there is none."""
         try:
-            return self.backend.read(path_of(number), MOST_DOCUMENT_BYTES)
+            return self.backend.read(path_of(number), MAX_DOCUMENT_BYTES)
         except NotFoundError:
             return None
         except LimitError:
@@ -270,7 +270,7 @@ class Repairer:
         """Settings from a copy, or as the newest readable object was coded."""
         for copy in self.copies:
             with contextlib.suppress(Error):
-                found = parse_settings(copy.read(PATH, MOST_DOCUMENT_BYTES), PATH)
+                found = parse_settings(copy.read(PATH, MAX_DOCUMENT_BYTES), PATH)
                 self.repaired.append(f"{PATH}: from {copy.url}")
                 return self._write(found)
         found = StoreSettings(secrets.token_hex(16), now(), **self._coded(known))
@@ -334,7 +334,7 @@ def sort_sources(sources: Iterable[str | os.PathLike[str]], repairer: Repairer, 
     for source in sources:
         backend = open_backend(source)
         try:
-            backend.read(PATH, MOST_DOCUMENT_BYTES)
+            backend.read(PATH, MAX_DOCUMENT_BYTES)
             repairer.copies.append(backend)
         except NotFoundError:
             checkpoint = open_input(source)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from nearzip.archive import write_archive
 from nearzip.bounds import Bound, bound_spelling, parse_bound
 from nearzip.errors import CorruptError, UsageError
 from nearzip.recipes import recipe_type
 from nearzip.recipes.base import Recipe
 from nearzip.recipes.settings import Setting, Settings
 from nearzip.store.documents import seal, unseal
-from nearzip.store.policy import Policy, policy_from_json
-from nearzip.tensors import check_text
+from nearzip.store.policy import Policy, parse_policy, policy_from_json
+from nearzip.tensors import Checkpoint, check_text
+from nearzip.updates import without_updates
 
-__all__ = ["PATH", "BoundLike", "StoreSettings", "parse_settings", "settled_bound"]
+__all__ = ["PATH", "BoundLike", "StoreSettings", "parse_settings", "requested", "settled_bound", "try_out"]
 
 PATH = "nearzip-store"
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -106,3 +111,36 @@ def parse_settings(data: bytes, where: str) -> StoreSettings:
         return StoreSettings(**{**d, "policy": policy_from_json(d["policy"])})
     except (CorruptError, UsageError, AttributeError) as error:
         raise CorruptError(f"{where}: {error}") from None
+
+
+def requested(
+    bound: BoundLike,
+    policy: Policy | str | None,
+    method: str | None,
+    options: Mapping[str, Any] | None,
+    exclusive: str | None,
+) -> dict[str, Any]:
+    """The settings that a caller gave, as fields of `StoreSettings`. Raises UsageError."""
+    wanted: dict[str, Any] = {}
+    if bound is not None:
+        wanted["bound"] = settled_bound(bound)
+    if policy is not None:
+        wanted["policy"] = parse_policy(policy)
+    if method is not None or options is not None:
+        recipe = recipe_type(method or StoreSettings.method).from_options(options)
+        wanted["method"] = recipe.name
+        wanted["options"] = {key: value for key, value in recipe.options().items() if value is not None}
+    if exclusive is not None:
+        if exclusive not in EXCLUSIVE:
+            raise UsageError(f"exclusive is 'create' or 'single-writer', not {exclusive!r}")
+        wanted["exclusive"] = exclusive
+    return wanted
+
+
+def try_out(settings: StoreSettings) -> None:
+    """Raise UsageError for a method that cannot do what is asked of it, before anything depends on it."""
+    bounds = settings.bound.values() if isinstance(settings.bound, Mapping) else [settings.bound]
+    probe = Checkpoint.of({"x": np.zeros(1, np.float32)})
+    for bound in bounds:
+        codec = without_updates(dataclasses.replace(settings, bound=bound).codec(["x"]))
+        write_archive(probe, None, codec, io.BytesIO(), threads=1)

@@ -14,9 +14,9 @@ from typing import Any
 from nearzip import strictjson
 from nearzip.errors import CorruptError, NotFoundError
 from nearzip.sources import is_url
-from nearzip.store.documents import MOST_DOCUMENT_BYTES
+from nearzip.store.backends import open_backend
+from nearzip.store.documents import MAX_DOCUMENT_BYTES
 from nearzip.store.maintenance import PruneReport
-from nearzip.store.place import open_backend
 from nearzip.store.repository import Store
 from nearzip.store.settings import PATH
 
@@ -43,7 +43,7 @@ def shard_path(place: str | os.PathLike[str], slot: int) -> str | Path:
 def is_sharded(place: str | os.PathLike[str], storage_options: StorageOptions = None) -> bool:
     """Whether there is a folder of stores."""
     try:
-        open_backend(below(place, INDEX), storage_options).read(PATH, MOST_DOCUMENT_BYTES)
+        open_backend(below(place, INDEX), storage_options).read(PATH, MAX_DOCUMENT_BYTES)
     except NotFoundError:
         return False
     return True

@@ -7,116 +7,28 @@ import hashlib
 import random
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, UsageError
 from nearzip.limits import Limits
 from nearzip.parallel import number_of_threads, ordered_map
-from nearzip.store.backend import Backend
+from nearzip.store.backends.backend import Backend
 from nearzip.store.chain import Progress, restore
-from nearzip.store.documents import MOST_DOCUMENT_BYTES
+from nearzip.store.damage import LEVELS, Damage, VerifyReport
+from nearzip.store.documents import MAX_DOCUMENT_BYTES
 from nearzip.store.graph import closure, decoding_order, unknown_bases
 from nearzip.store.manifest import Manifest, path_of
 from nearzip.store.patience import PATIENCE, patiently
 from nearzip.store.settings import PATH, parse_settings
-from nearzip.store.staging import staged_objects
+from nearzip.store.tickets import staged_objects
 from nearzip.store.versions import Versions
 from nearzip.tensors import Array
 
-__all__ = ["LEVELS", "OF_THE_BYTES", "Damage", "Verifier", "VerifyReport", "parse_subset", "wrong_with_object"]
+__all__ = ["OF_THE_BYTES", "Verifier", "wrong_with_object"]
 
-LEVELS = ("quick", "full", "deep")
 _BLOCK = 4 << 20
 #: A hint may name so many versions that no list shows; one that names more is wrong itself.
-_MOST_LOST = 64
-
-
-@dataclass(frozen=True)
-class Damage:
-    """Something that is not as it was written.
-
-    Parameters
-    ----------
-    path : str
-        The file, relative to the store's URL.
-    problem : str
-    versions : tuple of int
-        Versions that cannot be restored whole because of it.
-    advice : str
-    """
-
-    path: str
-    problem: str
-    versions: tuple[int, ...] = ()
-    advice: str = ""
-
-
-@dataclass
-class VerifyReport:
-    """What `verify` found.
-
-    Parameters
-    ----------
-    level : {"quick", "full", "deep"}
-    damages : list of Damage
-    readable, unreadable : tuple of int
-        Versions that can and cannot be restored, as far as was looked.
-    notes : list of str
-        What is no damage: files that nobody needs, a stale hint.
-    n_versions, n_objects : int
-        What there is.
-    n_checked, n_bytes : int
-        Objects whose content was read (deep: versions decoded), and bytes read.
-    complete : bool
-        Whether everything was looked at; else a subset, or the time was over.
-    repaired, lost : list of str
-        What `repair` restored, and what it could not.
-    """
-
-    level: str
-    damages: list[Damage] = field(default_factory=list)
-    readable: tuple[int, ...] = ()
-    unreadable: tuple[int, ...] = ()
-    notes: list[str] = field(default_factory=list)
-    n_versions: int = 0
-    n_objects: int = 0
-    n_checked: int = 0
-    n_bytes: int = 0
-    seconds: float = 0.0
-    complete: bool = True
-    repaired: list[str] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        return not self.damages
-
-
-def parse_subset(subset: str | float | None) -> tuple[float, tuple[int, int] | None]:
-    """5% (a random share), 0.05, or 2/20 (the second of twenty slices). Raises UsageError.
-
-    Examples
-    --------
-    >>> parse_subset("5%"), parse_subset("2/20")
-    ((0.05, None), (1.0, (2, 20)))
-    """
-    if subset is None:
-        return 1.0, None
-    text = str(subset)
-    try:
-        if "/" in text:
-            part, of = (int(word) for word in text.split("/"))
-            if 1 <= part <= of <= 1 << 20:
-                return 1.0, (part, of)
-        else:
-            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-            if 0 < share <= 1:
-                return share, None
-    except ValueError:
-        pass
-    raise UsageError(f"cannot read the subset {subset!r}; write 5% or 2/20")
-
-
+_MAX_LOST = 64
 #: What is wrong with the bytes of a file, whoever reads them, and whenever.
 OF_THE_BYTES = (CorruptError, LimitError, NotFoundError)
 _UNREAD = "nothing was changed: see to the place that holds it, or use a newer release, then verify again"
@@ -232,7 +144,7 @@ class Verifier:
 
     def _look_at_settings(self) -> None:
         try:
-            parse_settings(self.backend.read(PATH, MOST_DOCUMENT_BYTES), PATH)
+            parse_settings(self.backend.read(PATH, MAX_DOCUMENT_BYTES), PATH)
         except Error as error:
             self._settings_are_bad = isinstance(error, OF_THE_BYTES)
             advice = "no version is touched; 'verify --repair' writes default settings"
@@ -243,7 +155,7 @@ class Verifier:
         numbers = self.versions.numbers() if self.backend.can_list else set()
         newest = max(numbers, default=-1) if latest is None else max(latest, max(numbers, default=latest))
         hint = self.versions.hint()
-        if hint is not None and newest < hint <= newest + _MOST_LOST:
+        if hint is not None and newest < hint <= newest + _MAX_LOST:
             newest = hint  # somebody saw a version that is gone
         for number in range(newest + 1):
             self._look_at_manifest(number)
@@ -258,7 +170,7 @@ class Verifier:
         while near := {
             base
             for base in unknown_bases(self.manifests) - set(self._bad_versions)
-            if newest < base <= newest + _MOST_LOST
+            if newest < base <= newest + _MAX_LOST
         }:
             for number in range(newest + 1, max(near) + 1):
                 self._look_at_manifest(number)

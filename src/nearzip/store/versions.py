@@ -7,17 +7,17 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError
-from nearzip.store.backend import Backend
-from nearzip.store.documents import MOST_DOCUMENT_BYTES, seal, unseal
-from nearzip.store.hints import BLOCK, forget_block, read_block, write_block
-from nearzip.store.manifest import MOST_VERSIONS, Manifest, parse, path_of
-from nearzip.store.policy import MOST_DEPTH
+from nearzip.store.backends.backend import Backend
+from nearzip.store.documents import MAX_DOCUMENT_BYTES, seal, unseal
+from nearzip.store.manifest import MAX_VERSIONS, Manifest, parse, path_of
+from nearzip.store.policy import MAX_DEPTH
+from nearzip.store.summaries import BLOCK, forget_block, read_block, write_block
 
 __all__ = ["Versions"]
 
 _LATEST = "latest"
 #: Manifests that one version may lead to: more are no chain of ours.
-_MAX_REACHED = 32 * MOST_DEPTH
+_MAX_REACHED = 32 * MAX_DEPTH
 _PRUNED = ".pruned"
 
 
@@ -109,11 +109,11 @@ class Versions:
 
     def _bytes_of(self, number: int) -> tuple[bytes, bool]:
         try:
-            return self._backend.read(path_of(number), MOST_DOCUMENT_BYTES), False
+            return self._backend.read(path_of(number), MAX_DOCUMENT_BYTES), False
         except NotFoundError:
             if self._backend.renames:
                 try:
-                    return self._backend.read(path_of(number) + _PRUNED, MOST_DOCUMENT_BYTES), True
+                    return self._backend.read(path_of(number) + _PRUNED, MAX_DOCUMENT_BYTES), True
                 except NotFoundError:
                     pass
         raise NotFoundError(f"{self._backend.url}: no version {number}")
@@ -141,7 +141,7 @@ class Versions:
             start = 0
         # Doubling steps, then halving ones: a hint may be behind.
         step = 1
-        while start + step < MOST_VERSIONS and self._exists(start + step):
+        while start + step < MAX_VERSIONS and self._exists(start + step):
             start, step = start + step, 2 * step
         low, high = start, start + step
         while high - low > 1:
@@ -158,7 +158,7 @@ class Versions:
             return None
         except Error:
             return -1
-        return found if type(found) is int and 0 <= found < MOST_VERSIONS else -1
+        return found if type(found) is int and 0 <= found < MAX_VERSIONS else -1
 
     def _listed(self) -> int | None:
         return max(self.numbers(), default=None) if self._backend.can_list else None
@@ -186,8 +186,8 @@ class Versions:
                 open_.discard(one)
                 manifest = self.get(one)
                 done[one] = 1 + max((done[base] for base in manifest.bases), default=-1)
-                if done[one] > MOST_DEPTH:
-                    raise LimitError(f"{self._backend.url}: version {number} is more than {MOST_DEPTH} deltas long")
+                if done[one] > MAX_DEPTH:
+                    raise LimitError(f"{self._backend.url}: version {number} is more than {MAX_DEPTH} deltas long")
                 ordered.append(manifest)
             elif one not in done:
                 if one in open_:
@@ -195,8 +195,8 @@ class Versions:
                 open_.add(one)
                 stack.append((one, True))
                 stack += [(base, False) for base in self._manifest_of(one, number).bases if base not in done]
-                if len(open_) > 2 * MOST_DEPTH:
-                    raise LimitError(f"{self._backend.url}: version {number} is more than {MOST_DEPTH} deltas long")
+                if len(open_) > 2 * MAX_DEPTH:
+                    raise LimitError(f"{self._backend.url}: version {number} is more than {MAX_DEPTH} deltas long")
         return ordered
 
     def _manifest_of(self, number: int, wanted: int) -> Manifest:
@@ -259,6 +259,12 @@ class Versions:
             self._backend.replace(_LATEST, seal("latest", {"version": number}), durable=False)
         except Error:
             return
+
+    def correct_hint(self) -> None:
+        """Let the hint name the newest version."""
+        latest = self.latest()
+        if latest is not None:
+            self.point_to(latest)
 
     def all(self) -> Iterator[Manifest]:
         """Every version and tombstone, in order. Raises what `get` raises."""

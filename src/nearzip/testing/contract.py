@@ -1,4 +1,4 @@
-"""What every stage and recipe must do, ours or a plug-in's; a failure is an AssertionError that says what was broken.
+"""The contract of stages and recipes, ours or a plug-in's. A failure is an AssertionError that says what is wrong.
 
 >>> from nearzip.stages import UniformStep
 >>> check_stage(UniformStep(0.01))

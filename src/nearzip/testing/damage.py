@@ -1,4 +1,4 @@
-"""What damage does to an archive: every byte changed, every length cut, and what a reader makes of it.
+"""Damaged archives: every byte changed, every length cut, and how a reader responds.
 
 >>> import numpy as np, nearzip as nz
 >>> from nearzip.testing import Outcome, examine, harm
@@ -40,7 +40,7 @@ class Damage:
 
 
 class Outcome(enum.Enum):
-    """What a reader made of a damaged archive. Only the first two are allowed."""
+    """How a reader responded to a damaged archive. Only the first two are allowed."""
 
     REFUSED = "refused by a named error"
     RIGHT = "exactly the right tensors"
@@ -88,7 +88,7 @@ def examine(
     base: Mapping[str, Any] | None = None,
     limits: Limits | None = None,
 ) -> Outcome:
-    """Decompress a damaged archive and compare with the tensors that the good one holds."""
+    """Decompress a damaged archive and compare with the tensors of the sound one."""
     try:
         tensors = decompress(data, base, limits, threads=1)
     except Error:
@@ -137,7 +137,7 @@ def _resealed(document: Mapping[str, Any], blocks: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Held:
-    """What this process holds. `children` and `descriptors` are 0 where the system does not tell."""
+    """Resources of this process. `children` and `descriptors` are 0 on systems that do not report them."""
 
     threads: int
     children: int
@@ -158,7 +158,7 @@ class Held:
 
 @dataclass
 class Storm:
-    """What became of many damaged archives, and the most that the process held beyond what it began with."""
+    """Outcomes of many damaged archives, and the maximum of the resources used beyond those at the start."""
 
     outcomes: collections.Counter[str] = field(default_factory=collections.Counter)
     more_threads: int = 0

@@ -22,7 +22,7 @@ from nearzip.recipes import Settings, recipe_type
 from nearzip.recipes.nearzip import Nearzip
 from nearzip.stages import Context, Pipeline
 from nearzip.store import Store
-from nearzip.tensors import Array, Checkpoint, TensorSpec, is_float
+from nearzip.tensors import Array, Checkpoint, is_float
 from nearzip.testing.pairs import Pair
 from nearzip.ties import find_ties
 from nearzip.updates import resolve_updates
@@ -128,14 +128,15 @@ def _check_promises(pair: Pair, restored: Mapping[str, Array]) -> None:
     assert list(restored) == list(pair.tensors), "other names or another order"
     settings = _resolved(pair)
     pipelines = _pipelines(pair, settings)
+    ties = find_ties(Checkpoint.of(pair.tensors), settings)
     for name, array in pair.tensors.items():
         assert (restored[name].dtype, restored[name].shape) == (array.dtype, array.shape), name
         flat = array.reshape(-1)
         bound = settings[name].bound
         tolerance = bound.tolerance(Statistics.of(flat) if is_float(flat.dtype) else Statistics())
-        target = (
-            pipelines[name].target(flat, Context.alone(flat, _base_of(pair, name))) if is_float(flat.dtype) else flat
-        )
+        coded = ties.get(name, name)
+        context = Context.alone(flat, _base_of(pair, coded))
+        target = pipelines[coded].target(flat, context) if is_float(flat.dtype) else flat
         outside = violations(target, restored[name].reshape(-1), tolerance)
         assert not outside.size, f"{name}: {outside.size} values are outside {bound}"
 
@@ -160,11 +161,12 @@ def _check_size(pair: Pair, n_bytes: int) -> None:
 
 def _others(pair: Pair) -> dict[str, int]:
     """What else could be had, and its bytes."""
-    sizes = {"as they are": sum(array.nbytes for array in _apart(pair).values())}
     settings, source = _resolved(pair), Checkpoint.of(pair.tensors)
+    ties = find_ties(source, settings)
+    sizes = {"as they are": sum(array.nbytes for name, array in pair.tensors.items() if name not in ties)}
     exact = Settings.by_pattern(Nearzip(), {}, source.specs)
     # Equal tensors of bounds that do not include each other are stored twice, exact ones once.
-    if settings.default.recipe.fallback == "values" and find_ties(source, settings) == find_ties(source, exact):
+    if settings.default.recipe.fallback == "values" and ties == find_ties(source, exact):
         sizes["lossless"] = api.compress(pair.tensors, threads=1).nbytes
         if pair.base is not None:
             sizes["lossless against the base"] = api.compress(pair.tensors, pair.base, threads=1).nbytes
@@ -173,9 +175,3 @@ def _others(pair: Pair) -> dict[str, int]:
     if pair.base is not None and not needs_base and not isinstance(settings.default.bound, NoPromise):
         sizes["without a base"] = api.compress(pair.tensors, threads=1, **pair.how).nbytes
     return sizes
-
-
-def _apart(pair: Pair) -> dict[tuple[TensorSpec, bytes], Array]:
-    """Tensors whose values differ."""
-    specs = Checkpoint.of(pair.tensors).specs
-    return {(dataclasses.replace(specs[name], name=""), array.tobytes()): array for name, array in pair.tensors.items()}

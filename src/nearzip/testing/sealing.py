@@ -1,4 +1,4 @@
-"""Archives whose checksums are right whatever stands in them: what a hostile writer would make, for tests."""
+"""Archives with valid checksums around any content, as a hostile writer would make them; for tests."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def seal(
     Parameters
     ----------
     document : anything JSON can say, or bytes
-        The index; bytes stand for themselves.
+        The index; bytes are used as they are.
     blocks : bytes
         All blocks, one after the other.
     header : bytes
         The header without its checksum (16 bytes) instead of a proper one.
     stored : bytes
-        The index as it stands in the file, instead of the zstd frame of `document`.
+        The index as stored in the file, instead of the zstd frame of `document`.
     total, n_stored, n_document : int
         What the footer claims instead of the truth.
     """

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 from nearzip.errors import UsageError
-from nearzip.store.local import LocalBackend
+from nearzip.store.backends.local import LocalBackend
 
 
 def open_drawer(url: str, storage_options: Mapping[str, Any]) -> LocalBackend:

@@ -1,4 +1,4 @@
-"""SZ3, ZFP and blosc2, each behind an extra and in a child process (`child`)."""
+"""SZ3, ZFP and blosc2: each needs an extra and runs in a child process (`child`)."""
 
 from __future__ import annotations
 

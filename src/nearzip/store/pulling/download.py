@@ -15,9 +15,9 @@ from pathlib import Path
 
 from nearzip.errors import BusyError, CorruptError, Error, NoSpaceError, TruncatedError
 from nearzip.fileio import naming_errors
-from nearzip.store.backend import Backend
-from nearzip.store.http import PAUSE, CutError, HttpBackend
-from nearzip.store.local import LocalBackend
+from nearzip.store.backends.backend import Backend
+from nearzip.store.backends.http import PAUSE, CutError, HttpBackend
+from nearzip.store.backends.local import LocalBackend
 
 __all__ = ["Cache", "Tally"]
 

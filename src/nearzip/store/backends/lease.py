@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from nearzip.errors import BusyError, Error, NotFoundError
-from nearzip.store.backend import Entry
+from nearzip.store.backends.backend import Entry
 
 __all__ = ["Lease", "hold"]
 

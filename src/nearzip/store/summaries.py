@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from nearzip.errors import Error, UsageError
-from nearzip.store.backend import Backend
-from nearzip.store.documents import MOST_DOCUMENT_BYTES, seal, unseal
+from nearzip.store.backends.backend import Backend
+from nearzip.store.documents import MAX_DOCUMENT_BYTES, seal, unseal
 from nearzip.store.manifest import Manifest, from_document
 
 __all__ = ["BLOCK", "forget_block", "read_block", "summary", "write_block"]
@@ -35,7 +35,7 @@ def write_block(backend: Backend, block: int, manifests: Iterable[Manifest]) -> 
     try:
         rows: list[dict[str, Any]] = [summary(manifest).to_document() for manifest in manifests]
         data = seal("hints", {"block": block, "versions": rows})
-        if len(data) <= MOST_DOCUMENT_BYTES:
+        if len(data) <= MAX_DOCUMENT_BYTES:
             backend.replace(_path(block), data, durable=False)
     except (Error, UsageError):
         return
@@ -44,7 +44,7 @@ def write_block(backend: Backend, block: int, manifests: Iterable[Manifest]) -> 
 def read_block(backend: Backend, block: int) -> list[Manifest] | None:
     """Summaries of a block's versions; None if there are none that can be read."""
     try:
-        found = unseal("hints", backend.read(_path(block), MOST_DOCUMENT_BYTES), _path(block))
+        found = unseal("hints", backend.read(_path(block), MAX_DOCUMENT_BYTES), _path(block))
         rows = found.get("versions")
         if found.get("block") != block or type(rows) is not list or len(rows) != BLOCK:
             return None

@@ -17,7 +17,7 @@ from nearzip.recipes.base import Recipe, TensorPlan, TensorView
 from nearzip.recipes.settings import Setting, Settings
 from nearzip.stages import E8Step, Pipeline, UniformStep
 
-__all__ = ["last_steps", "on_grid", "steps_of"]
+__all__ = ["last_steps", "steps_of", "with_steps"]
 
 #: A step is kept while the bound allows no more than this times it: at most 0.17 bits a value, at first none.
 _FINER = 1.125
@@ -25,7 +25,7 @@ _FINER = 1.125
 _ROOM = 0.94
 
 
-class _OnGrid(Recipe):
+class _WithSteps(Recipe):
     """Another recipe, with steps that were used before where the bound allows them."""
 
     def __init__(self, recipe: Recipe, steps: Mapping[str, float]):
@@ -102,15 +102,15 @@ def last_steps(index: Index) -> dict[str, float]:
     return {name: min(steps) for name, steps in steps_of(index).items() if steps}
 
 
-def on_grid(settings: Settings, steps: Mapping[str, float]) -> Settings:
+def with_steps(settings: Settings, steps: Mapping[str, float]) -> Settings:
     """The same settings, with the steps of the version before where they will do."""
     if not steps:
         return settings
-    recipes: dict[Recipe, _OnGrid] = {}
+    recipes: dict[Recipe, _WithSteps] = {}
 
     def moved(setting: Setting) -> Setting:
         if setting.recipe not in recipes:
-            recipes[setting.recipe] = _OnGrid(setting.recipe, steps)
+            recipes[setting.recipe] = _WithSteps(setting.recipe, steps)
         return Setting(recipes[setting.recipe], setting.bound)
 
     return Settings(moved(settings.default), {name: moved(setting) for name, setting in settings.by_name.items()})

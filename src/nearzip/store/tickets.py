@@ -1,4 +1,4 @@
-"""Versions that several processes write together: each writes a shard, and one commits them."""
+"""What a process says of the shard that it wrote, until one of the processes commits all shards of a version."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nearzip.errors import BusyError, CorruptError, Error, NotFoundError, UsageError
-from nearzip.store.backend import Backend
-from nearzip.store.documents import MOST_DOCUMENT_BYTES, seal, unseal
+from nearzip.store.backends.backend import Backend
+from nearzip.store.documents import MAX_DOCUMENT_BYTES, seal, unseal
 from nearzip.store.manifest import Part, parse_part
 from nearzip.tensors import DTYPES, TensorSpec
 
@@ -74,8 +74,8 @@ def _path(session: str, rank: int) -> str:
 def write_ticket(backend: Backend, session: str, ticket: Ticket) -> None:
     """Say what was written; a shard that is written again takes the place of the first."""
     data = ticket.to_bytes()
-    if len(data) > MOST_DOCUMENT_BYTES:
-        raise UsageError(f"the description of a shard takes {len(data)} bytes; up to {MOST_DOCUMENT_BYTES} fit")
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise UsageError(f"the description of a shard takes {len(data)} bytes; up to {MAX_DOCUMENT_BYTES} fit")
     backend.replace(_path(session, ticket.rank), data)
     backend.settle("staged")
 
@@ -110,7 +110,7 @@ def read_tickets(backend: Backend, session: str, ranks: int) -> list[Ticket]:
     for rank in range(ranks):
         where = f"{backend.url}: shard {rank} of session {session}"
         try:
-            tickets.append(_parse(backend.read(_path(session, rank), MOST_DOCUMENT_BYTES), where))
+            tickets.append(_parse(backend.read(_path(session, rank), MAX_DOCUMENT_BYTES), where))
         except NotFoundError:
             raise NotFoundError(f"{where} was not written") from None
     if len({ticket.latest for ticket in tickets}) > 1:
@@ -146,7 +146,7 @@ def staged_objects(backend: Backend, clear: bool = False) -> set[str]:
                 backend.delete(path)
             continue
         try:
-            found |= {part.object for part in _parse(backend.read(path, MOST_DOCUMENT_BYTES), path).parts}
+            found |= {part.object for part in _parse(backend.read(path, MAX_DOCUMENT_BYTES), path).parts}
         except (CorruptError, NotFoundError):
             continue  # torn when the power failed, or taken since
     return found

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from nearzip.archive import Reader
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError
 from nearzip.limits import Limits
-from nearzip.store.backend import Backend
+from nearzip.store.backends.backend import Backend
 from nearzip.store.chain import open_part
 from nearzip.store.manifest import Manifest, Part
-from nearzip.store.policy import MOST_DEPTH
+from nearzip.store.policy import MAX_DEPTH
 from nearzip.store.versions import Versions
 from nearzip.tensors import Array, Checkpoint, TensorSpec, keeping_last
 
@@ -22,7 +22,7 @@ __all__ = ["Held", "Route", "find_held", "plan_route", "updated"]
 #: Versions before and after the wanted one that are compared with what is held, besides those on the way.
 NEARBY = 64
 #: Versions that one version is coded against, directly or not: a chain of 64, and what it shares with others.
-_MOST_BEHIND = 16 * MOST_DEPTH
+_MAX_BEHIND = 16 * MAX_DEPTH
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def _candidates(versions: Versions, target: int) -> Iterator[int]:
             continue
         seen.add(number)
         yield number
-        if len(seen) > _MOST_BEHIND:
-            raise LimitError(f"version {target} depends on more than {_MOST_BEHIND} versions")
+        if len(seen) > _MAX_BEHIND:
+            raise LimitError(f"version {target} depends on more than {_MAX_BEHIND} versions")
         with contextlib.suppress(NotFoundError):
             for base in versions.get(number).bases - seen:
                 heapq.heappush(ahead, -base)
@@ -136,8 +136,8 @@ def plan_route(versions: Versions, target: int, held: Held | None, where: str) -
             return
         if number in above:
             raise CorruptError(f"{where}: version {number} is coded against itself in a circle")
-        if len(above) > MOST_DEPTH or len(steps) > _MOST_BEHIND:
-            raise LimitError(f"{where}: version {target} is more than {MOST_DEPTH} deltas long")
+        if len(above) > MAX_DEPTH or len(steps) > _MAX_BEHIND:
+            raise LimitError(f"{where}: version {target} is more than {MAX_DEPTH} deltas long")
         manifest = _manifest(versions, number, target, where)
         for base in sorted({p.base for p in manifest.parts if p.base is not None and not route.free(p)}):
             visit(base, (*above, number))

@@ -18,13 +18,13 @@ from nearzip.digests import checkpoint_id, content_id, tensor_digest
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, UsageError
 from nearzip.fileio import check_folder, naming_errors, replace_file, replace_folder, through_links
 from nearzip.limits import Limits
-from nearzip.store.backend import Backend
+from nearzip.store.backends.backend import Backend
+from nearzip.store.backends.http import HttpBackend
+from nearzip.store.backends.local import LocalBackend
 from nearzip.store.chain import Progress
-from nearzip.store.download import Cache, Tally
-from nearzip.store.http import HttpBackend
-from nearzip.store.local import LocalBackend
+from nearzip.store.pulling.download import Cache, Tally
+from nearzip.store.pulling.route import Held, Route, find_held, plan_route, updated
 from nearzip.store.repository import Store
-from nearzip.store.route import Held, Route, find_held, plan_route, updated
 from nearzip.store.selectors import Selector
 from nearzip.tensors import Checkpoint
 
@@ -153,8 +153,9 @@ def pull(
         raise UsageError(f"connections is a number from 1 to 64, not {connections!r}")
     target = through_links(to)
     store = Store(url, storage_options=storage_options, limits=limits, threads=threads)
-    if isinstance(store._backend, HttpBackend):
-        store._backend.document_bytes = _DOCUMENT_BYTES
+    backend = store.reader.backend
+    if isinstance(backend, HttpBackend):
+        backend.document_bytes = _DOCUMENT_BYTES
     job = _Pull(store, target, force, connections, max_download, progress)
     with contextlib.closing(_open_held(target, force)) as present:
         for left in reversed(range(_ATTEMPTS)):
@@ -195,8 +196,8 @@ class _Pull:
         progress: Progress | None,
     ):
         self._store = store
-        self._backend: Backend = store._backend
-        self._versions = store._versions
+        self._backend: Backend = store.reader.backend
+        self._versions = store.reader.versions
         self._target = target
         self._force = force
         self._connections = connections
@@ -261,7 +262,7 @@ class _Pull:
         made = self._cache.folder / f"new{self._target.suffix}"
         backend = LocalBackend(str(self._cache.folder))
         try:
-            with updated(backend, route, self._store._limits, self._store._threads) as version:
+            with updated(backend, route, self._store.reader.limits, self._store.reader.threads) as version:
                 _write_checked(made, version, route)
         except Error as error:
             # What was fetched has the digests that the host names; it can only be the host that is wrong.

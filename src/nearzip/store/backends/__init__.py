@@ -1,4 +1,4 @@
-"""From a URL or a path to the backend that holds a store there.
+"""Where a store is: a folder, an object store, a web host. `open_backend` finds the backend for a path or URL.
 
 A plug-in provides the backend for a scheme of its own through an entry point in the group `nearzip.backends`, named as
 the scheme: a callable that takes the URL and the storage options.
@@ -13,10 +13,10 @@ from typing import Any
 from nearzip.errors import UsageError
 from nearzip.plugins import Plugins
 from nearzip.sources import is_url
-from nearzip.store.backend import Backend
-from nearzip.store.http import HttpBackend, is_web
-from nearzip.store.local import LocalBackend
-from nearzip.store.remote import RemoteBackend
+from nearzip.store.backends.backend import Backend
+from nearzip.store.backends.http import HttpBackend, is_web
+from nearzip.store.backends.local import LocalBackend
+from nearzip.store.backends.remote import RemoteBackend
 
 __all__ = ["PLUGINS", "open_backend"]
 

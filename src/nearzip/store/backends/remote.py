@@ -22,8 +22,8 @@ import fsspec
 from nearzip.container import Source
 from nearzip.errors import BusyError, CorruptError, Error, LimitError, NotFoundError, StoreError, UsageError
 from nearzip.sources import BytesSource, extra_for
-from nearzip.store.backend import Entry, Stored
-from nearzip.store.lease import Lease, hold
+from nearzip.store.backends.backend import Entry, Stored
+from nearzip.store.backends.lease import Lease, hold
 
 __all__ = ["RemoteBackend"]
 

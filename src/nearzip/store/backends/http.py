@@ -21,8 +21,8 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 from nearzip.container import Source
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, UsageError
 from nearzip.sources import BytesSource
-from nearzip.store.backend import Entry, ObjectSink
-from nearzip.store.metered import Response, handlers
+from nearzip.store.backends.backend import Entry, ObjectSink
+from nearzip.store.backends.metered import Response, handlers
 from nearzip.version import __version__
 
 __all__ = ["PAUSE", "CutError", "HttpBackend", "is_web"]

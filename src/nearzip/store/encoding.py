@@ -1,4 +1,4 @@
-"""Writing a version: objects first, then its manifest, whose creation is the commit."""
+"""From arrays to the objects of a version, and the draft of its manifest."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from nearzip.caching import cached_property
 from nearzip.changes import UpdateKept
 from nearzip.digests import checkpoint_id, content_id, tensor_digest
 from nearzip.recipes.settings import Settings
-from nearzip.store.backend import Backend, Stored
-from nearzip.store.chain import Progress
-from nearzip.store.grid import last_steps
+from nearzip.store.backends.backend import Backend, Stored
+from nearzip.store.chain import Progress, open_part
 from nearzip.store.labels import Label
 from nearzip.store.manifest import Manifest, Part
+from nearzip.store.steps import last_steps
 from nearzip.tensors import Array, Checkpoint, TensorSpec
 from nearzip.updates import without_updates
 from nearzip.version import __version__
@@ -207,16 +207,16 @@ class Encoder:
             yield written
         written.stored = sink.stored
 
-    def shared(self, source: Checkpoint, base: Held, manifest: Manifest, alone: bool) -> Draft | None:
+    def shared(self, source: Checkpoint, base: Held, manifest: Manifest, keyframes_only: bool) -> Draft | None:
         """What `source` has unchanged from the version before: the same parts, without the rest.
 
-        `alone`: only parts that need no base, for a keyframe.
+        `keyframes_only`: only parts that need no base, for a keyframe.
         """
         same = _unchanged(source, base)
         if not same:
             return None
         where = _places(manifest, self.backend)
-        same = {name for name in same if not alone or where(name).base is None}
+        same = {name for name in same if not keyframes_only or where(name).base is None}
         if not same:
             return None
         draft = Draft(arrays={name: base.arrays[name] for name in same})
@@ -243,8 +243,6 @@ def _places(manifest: Manifest, backend: Backend) -> Callable[[str], Part]:
     whole = [part for part in manifest.parts if part.names is None]
     if len(whole) == 1:
         return lambda name: named.get(name, whole[0])
-    from nearzip.store.chain import open_part
-
     for part in whole:
         with open_part(backend, part, None, None, 1) as reader:
             named.update(dict.fromkeys(reader, part))

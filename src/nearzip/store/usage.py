@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nearzip.store.backend import Backend
+from nearzip.store.backends.backend import Backend
 from nearzip.store.graph import needed_objects
 from nearzip.store.log import version_rows
 from nearzip.store.manifest import Manifest
-from nearzip.store.staging import staged_objects
+from nearzip.store.tickets import staged_objects
 
-__all__ = ["Stat", "stat_of"]
+__all__ = ["Usage", "usage_of"]
 
 
 @dataclass(frozen=True)
-class Stat:
+class Usage:
     """Counts and bytes of one store.
 
     Parameters
@@ -46,14 +46,14 @@ class Stat:
     depth: int
 
 
-def stat_of(backend: Backend, manifests: Mapping[int, Manifest]) -> Stat:
+def usage_of(backend: Backend, manifests: Mapping[int, Manifest]) -> Usage:
     """From a list of the files and all manifests. Raises CorruptError if a version that is needed is missing."""
     live = {number: m for number, m in manifests.items() if m.pruned is None}
     needed, retained = needed_objects(manifests)
     own = {name for manifest in live.values() for name in manifest.objects}
     there = {entry.name: entry.n_bytes for entry in backend.list("objects")}
     kept = set(needed) | staged_objects(backend)
-    return Stat(
+    return Usage(
         n_versions=len(live),
         n_keyframes=sum(not m.bases for m in live.values()),
         n_pruned=len(manifests) - len(live),

@@ -1,0 +1,1 @@
+"""Bringing a client's file to another version of a store."""
