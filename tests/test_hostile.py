@@ -639,7 +639,7 @@ def test_hostile_files_are_refused_without_taking_memory(kind: Callable[[], Iter
 def test_names_that_a_format_would_confuse(ending: str, names: list[str], tmp_path: Path) -> None:
     archive = nz.compress({name: np.full(2, i, np.float32) for i, name in enumerate(names)})
     archive.save(tmp_path / "a.nz")
-    with pytest.raises(nz.errors.UsageError, match="write"):
+    with pytest.raises(nz.errors.UsageError, match=r"write|cannot hold"):
         nz.decompress_file(tmp_path / "a.nz", tmp_path / f"a{ending}")
     assert [path.name for path in tmp_path.iterdir()] == ["a.nz"]
 

@@ -76,8 +76,8 @@ def damaged_many(result: Row) -> str:
     return (
         f"{result['archives']:,} damaged archives of each of {len(methods)} methods, one after the other in one "
         f"process per method, in at most {largest:,} MiB of addresses: of {total:,} archives {unnamed} ended in an "
-        f"unnamed error; {named}; {decoded:,} decoded to the right values. Beyond those at the start: at most {threads} threads, "
-        f"{children} child processes and {files} open files.\n\n{circumstances(result)}."
+        f"unnamed error; {named}; {decoded:,} decoded to the right values. Beyond those at the start: at most "
+        f"{threads} threads, {children} child processes and {files} open files.\n\n{circumstances(result)}."
     )
 
 
