@@ -16,6 +16,8 @@ __all__ = ["as_torch", "check_framework", "to_framework"]
 _NUMPY, _TORCH = ("np", "numpy"), ("pt", "torch")
 #: Types that NumPy does not know itself go to PyTorch as integers of the same width.
 _BY_WIDTH = {1: np.uint8, 2: np.int16, 4: np.int32}
+#: NumPy's number of the first type that another package registered.
+_REGISTERED = 256
 
 
 def check_framework(framework: str) -> str:
@@ -42,7 +44,8 @@ def as_torch(torch: Any, array: Array) -> Any:
 
     Raises UsageError for a dtype that this PyTorch does not have.
     """
-    if array.dtype.kind in "fiubc":
+    # Types that other packages register have larger numbers. (`isbuiltin` is 0 of dtypes that were unpickled.)
+    if array.dtype.kind in "fiubc" and array.dtype.num < _REGISTERED:
         return torch.from_numpy(array)
     name = dtype_name(array.dtype)
     kind = getattr(torch, name, None)
