@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from experiments.docs.markdown import Row, commits
+from experiments.docs.markdown import Row, commits, machine, table
 
 
 def _mb(n: float) -> str:
@@ -163,3 +163,15 @@ def figures(result: Row, shipped: Row, fault_runs: Row) -> str:
         f"{m['cpu']}, {m['cores']} cores, shared with other work; {measured}; {result['date']}.",
     ]
     return "\n".join(parts)
+
+
+def fire(result: Row) -> str:
+    """Hours of processes that are killed at random."""
+    head = ["where", "minutes", "kills", "commits", "reads", "manifests damaged on purpose", "not as promised"]
+    rows = [
+        [kind, f"{row['seconds'] / 60:.0f}", f"{row['kills']:,}", f"{row['commits']:,}", f"{row['reads']:,}",
+         row["damaged"], row["n_wrong"]]
+        for kind, row in sorted(result["runs"].items())
+    ]  # fmt: skip
+    found = sorted({row["commit"] for row in result["runs"].values()})
+    return table(head, rows) + f"\n\n{machine(result)}; commit {commits(*found)}, {result['date']}."

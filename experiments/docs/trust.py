@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from experiments.claims.trust.damage import FORMATS
 from experiments.docs.markdown import Row, circumstances, commits, machine, table
 
@@ -58,6 +60,36 @@ def long_runs(damaged: Row, fuzzed: Row) -> str:
 
 def _findings(fuzzed: Row) -> int:
     return sum(len(target["findings"]) for target in fuzzed["targets"].values())
+
+
+def damaged_many(result: Row) -> str:
+    """Thousands of damaged archives of each method in one process."""
+    methods = result["methods"]
+    outcomes = Counter(kind for row in methods.values() for kind, n in row["outcomes"].items() for _ in range(n))
+    total, decoded = sum(outcomes.values()), outcomes.pop("decoded", 0)
+    named = ", ".join(f"{n:,} {kind}" for kind, n in outcomes.most_common())
+    unnamed = sum(len(row["unnamed"]) for row in methods.values())
+    threads, children, files = (
+        max(row[f"more_{what}"] for row in methods.values()) for what in ("threads", "children", "descriptors")
+    )
+    largest = max(row["address_space_mib"] for row in methods.values())
+    return (
+        f"{result['archives']:,} damaged archives of each of {len(methods)} methods, one after the other in one "
+        f"process per method, in at most {largest:,} MiB of addresses: of {total:,} archives {unnamed} ended in an "
+        f"unnamed error; {named}; {decoded:,} decoded to the right values. Beyond those at the start: at most "
+        f"{threads} threads, {children} child processes and {files} open files.\n\n{circumstances(result)}."
+    )
+
+
+def promises(result: Row) -> str:
+    """Random pairs of checkpoints by every way in."""
+    ways = ", ".join(f"{name} {n:,}" for name, n in result["entrances"].items())
+    return (
+        f"{result['pairs']:,} random pairs of small checkpoints (dtypes, ties, equal tensors, bounds by pattern, bases "
+        f"that fit or not), {len(result['methods'])} methods, {len(result['entrances'])} ways in ({ways}): "
+        f"{len(result['failures'])} with a tensor outside its bound, an archive larger than what was at hand, or an "
+        f"unnamed error. {result['processor_seconds'] / 60:.0f} minutes of one core.\n\n{circumstances(result)}."
+    )
 
 
 def bounds(result: Row) -> str:

@@ -90,6 +90,19 @@ def _check_arguments(
         Setting.of(recipe, _bound(each))
 
 
+def _check_rename(rename: Mapping[str, str] | None, base: object) -> None:
+    """Refuse names for a base that is not given, and what are no names."""
+    if rename is None:
+        return
+    if not isinstance(rename, Mapping):
+        raise UsageError(f"rename is a mapping of the base's names to the new ones, not {type(rename).__name__}")
+    for pair in rename.items():
+        for text in pair:
+            check_text("names in rename", text)
+    if rename and base is None:
+        raise UsageError("rename says what tensors of a base are called; give a base")
+
+
 def _warn_of_another_archive(
     plan: PlanLike | None, source: Checkpoint, base: Checkpoint | None, report: WriteReport
 ) -> None:
@@ -153,6 +166,7 @@ def compress(
     options: Mapping[str, Any] | None = None,
     *,
     metadata: Mapping[str, str] | None = None,
+    rename: Mapping[str, str] | None = None,
     retrain: Retrain | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -165,7 +179,9 @@ def compress(
         NumPy arrays, torch tensors, or arrays of other libraries that have `__array__` or DLPack, of any shape;
         float64, float32, float16, bfloat16, float8_e4m3fn, float8_e5m2, integers, bool, complex. Names of mappings
         inside are joined with dots. A path: a checkpoint file, as for `compress_file`. `base` is what the reader has:
-        the `restored` of an earlier archive, not the original it was made from.
+        the `restored` of an earlier archive, not the original it was made from. Its tensors may have other names that
+        differ in what wrappers such as torch.compile (``_orig_mod.``) or DDP (``module.``) put into them, or in one
+        prefix, another floating-point dtype, and more or fewer rows: `Archive.report.matches` says what was matched.
     method : str
         One of `methods()`.
     bound : Bound, str, None, or mapping
@@ -180,6 +196,8 @@ def compress(
         The method's own settings.
     metadata : mapping of str to str
         Kept in the archive as it is.
+    rename : mapping of str to str
+        What tensors of `base` are called in `tensors`, by whole names or their beginnings: ``{"model.": "encoder."}``.
     retrain : callable
         For the methods that prune: retrain(tensors, hold) gets a dict of arrays, pruned or clustered, and a
         `nearzip.Hold` that says what must stay as it is; it returns the tensors retrained, by the same names.
@@ -213,10 +231,11 @@ def compress(
     (True, True)
     """
     _check_arguments(method, bound, plan, options)
+    _check_rename(rename, base)
     with _checkpoints(tensors, base, metadata) as (opened, reference):
         source = _retrained(method, plan, options, opened, retrain)
         settings = _settings(method, bound, plan, options, without_attached(source).specs)
-        archive = archive_of(source, reference, settings, threads, progress)
+        archive = archive_of(source, reference, settings, threads, progress, rename=rename)
         _warn_of_another_archive(plan, source, reference, archive.report)
     warn_of_lost_update(archive.update_kept)
     return archive
@@ -243,11 +262,14 @@ def archive_of(
     threads: int | None = None,
     progress: Progress | None = None,
     targets: Checkpoint | None = None,
+    rename: Mapping[str, str] | None = None,
 ) -> Archive:
-    """An archive in memory. `targets` as in `write_archive`."""
+    """An archive in memory. `targets` and `rename` as in `write_archive`."""
     restored: dict[str, Array] = {}
     stream = WriteBuffer(source.n_bytes)
-    report = write_archive(source, base, settings, stream, restored.__setitem__, threads, progress, targets)
+    report = write_archive(
+        source, base, settings, stream, restored.__setitem__, threads, progress, targets, rename=rename
+    )
     _separate(restored, report.index.aliases)
     return Archive(stream.written(), {name: restored[name] for name in source.specs}, report)
 
@@ -400,6 +422,7 @@ def compress_file(
     options: Mapping[str, Any] | None = None,
     *,
     restored: Output | None = None,
+    rename: Mapping[str, str] | None = None,
     retrain: Retrain | None = None,
     force: bool = False,
     threads: int | None = None,
@@ -420,10 +443,11 @@ def compress_file(
         Overwrite outputs that exist. An input is never overwritten.
     retrain : callable
         All tensors are held in memory then.
-    method, bound, plan, options, threads, progress
+    method, bound, plan, options, rename, threads, progress
         As for `compress`, whose errors are raised. Outputs are written whole or not at all.
     """
     _check_arguments(method, bound, plan, options)
+    _check_rename(rename, base)
     check_outputs([dst], [src, base, restored], force)
     check_outputs([restored], [src, base, dst], force, folders=True)
     opened = open_input(src)
@@ -433,12 +457,13 @@ def compress_file(
         settings = _settings(method, bound, plan, options, without_attached(source).specs)
         with atomic_file(dst, force=force) as stream:
             if restored is None:
-                report = write_archive(source, reference, settings, stream, None, threads, progress)
+                report = write_archive(source, reference, settings, stream, None, threads, progress, rename=rename)
             else:
                 with write_checkpoint(
                     restored, source.specs, source.metadata, source.tree, force, source.read
                 ) as writer:
-                    report = write_archive(source, reference, settings, stream, writer.write, threads, progress)
+                    keep = writer.write
+                    report = write_archive(source, reference, settings, stream, keep, threads, progress, rename=rename)
                     # Neither file appears before the other is safe.
                     with naming_errors("write", dst if isinstance(dst, (str, os.PathLike)) else "output stream"):
                         stream.flush()

@@ -7,7 +7,7 @@ import copy
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, BinaryIO, ClassVar, Literal, TypeVar
@@ -21,13 +21,24 @@ from nearzip.buffers import buffer_for
 from nearzip.changes import Change, Changes, UpdateKept
 from nearzip.choice import REPEATS, STORED
 from nearzip.codec import decode_block, decode_sparse_block, encode_block, time_block
-from nearzip.container import BlockEntry, Index, Segment, Source, Writable, Writer, read_index
+from nearzip.container import (
+    MATCHED_FORMAT,
+    PLAIN_FORMAT,
+    BlockEntry,
+    Index,
+    Segment,
+    Source,
+    Writable,
+    Writer,
+    read_index,
+)
 from nearzip.digests import content_id, digest, join_pieces, part_digests, tensor_digest
 from nearzip.errors import CorruptError, LimitError, NotFoundError, UsageError, WrongBaseError
 from nearzip.fileio import atomic_file, naming_memory
 from nearzip.frameworks import check_framework, to_framework
 from nearzip.layout import Block, Draft, block_context, block_values, draft_segments, segment_blocks
 from nearzip.limits import Limits
+from nearzip.matching import Matches, match_tensors, matched, matches_text, n_new_bytes
 from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.recipes import Settings
 from nearzip.sparse_forms import sparse_in
@@ -85,6 +96,8 @@ class WriteReport:
     contents: dict[str, bytes]
     #: Tensors coded without a base although one was given, and why.
     alone: dict[str, str] = field(default_factory=dict)
+    #: Tensors whose base has another name or dtype, and that tensor of the base.
+    matches: Mapping[str, TensorSpec] = field(default_factory=dict)
     #: For tensors in a filter that errs on zeros: how many zeros a reader gets back as weights.
     false_positives: dict[str, int] = field(default_factory=dict)
     #: Tensors that took fewer bytes in another way than the method's own, and which: a key of `CHOICES`.
@@ -95,6 +108,11 @@ class WriteReport:
     divergence: float | None = None
     #: How much of the change against the base is kept; None if no base was used.
     update_kept: UpdateKept | None = None
+
+    @property
+    def matches_text(self) -> str | None:
+        """Which tensors of the base are used under another name or in another dtype; None if none is."""
+        return matches_text(self.matches, {spec.name: spec for spec in self.index.tensors})
 
     @property
     def choices_text(self) -> str:
@@ -187,26 +205,36 @@ def write_archive(
     progress: Progress | None = None,
     targets: Checkpoint | None = None,
     before: Checkpoint | None = None,
+    rename: Mapping[str, str] | None = None,
 ) -> WriteReport:
     """Encode every tensor of `source` as `settings` say, block by block, and write the archive to `stream`.
 
     `keep` gets each tensor as a reader will. `targets`: tensors of the same names and kinds that the pipelines are
     given in place of the source's; bounds are kept against the source. `before`: what the reader has so far where that
-    is no base, for a keyframe: changes, and bounds relative to them, count from it. Memory: a few blocks, and what
-    `keep` holds.
+    is no base, for a keyframe: changes, and bounds relative to them, count from it. `rename`: as for `compress`.
+    Memory: a few blocks, and what `keep` holds.
     """
     threads = number_of_threads(threads)
     _check_writable(source)
+    given = base
+    matches = {} if base is None else match_tensors(source, base, rename)
+    base = None if base is None else matched(base, source.specs, matches)
+    # Added rows count as unchanged, like tensors that are new.
+    grown = {name for name, origin in matches.items() if origin.shape[:1] < source.specs[name].shape[:1]}
+    if before is not None and before is not given:
+        before = matched(before, source.specs, match_tensors(source, before), source.read)
+    elif given is not None:
+        before = matched(given, source.specs, matches, source.read) if grown else base
     settings = settings.with_exact(source.exact).with_bytes(_uncorrelated(source, base))
     if not any(setting.recipe.uses_base for setting in settings.distinct(source.specs)):
-        base = before = None
-    before = before or base
+        base = before = given = None
+        matches = {}
     asked, resolved = settings, resolve_updates(source, before, settings, threads)
     settings = resolved.settings
     ties = find_ties(source, settings, targets)
     tied_to = _inverted(ties)
     names = [name for name in source.specs if name not in ties]
-    writer = Writer(stream)
+    writer = Writer(stream, MATCHED_FORMAT if matches else PLAIN_FORMAT)
     segments: list[Segment] = []
     contents: dict[str, bytes] = {}
     base_contents: dict[str, bytes] = {}
@@ -216,10 +244,10 @@ def write_archive(
     choices: dict[str, str] = {}
     n_patched = done_bytes = 0
     drafts = draft_segments(source, base, names, settings, threads)
-    floor = _Floor.of(source, base, ties)
+    floor = _Floor.of(source, base, ties, matches)
     assembler = base_assembler = _Assembler(())
 
-    for done in ordered_map(lambda task: _encode(task, source, base, targets, before), _tasks(drafts), threads):
+    for done in ordered_map(lambda task: _encode(task, source, base, targets, before, grown), _tasks(drafts), threads):
         draft = done.task.draft
         if done.task.first:
             entries = []
@@ -258,24 +286,26 @@ def write_archive(
 
     contents.update({name: contents[target] for name, target in ties.items()})
     specs = tuple(source.specs.values())
+    used = matches if base_contents else {}
     index = Index(
         tensors=specs,
         segments=tuple(segments),
         id=content_id((spec, contents[spec.name]) for spec in specs),
-        base_id=_base_id(base, base_contents),
+        base_id=_base_id(given, base_contents, matches),
         aliases=ties,
-        gone=tuple(name for name in base.specs if name not in source.specs) if base else (),
+        gone=_gone(source, given, matches),
         metadata=dict(source.metadata),
         tree=source.tree,
         method=_method_json(asked, resolved, specs),
         bound=resolved.to_json(asked.default.bound, asked.distinct(source.specs).get(asked.default, [])),
         writer=f"nearzip {__version__}",
+        matches=used if matches else None,
     )
     alone = _coded_alone(source, base, ties, settings)
     kept = None if before is None else _update_kept(changes, ties, asked, targets is not None)
     n_bytes = writer.finish(index)
     floor.check(n_bytes, index)
-    return WriteReport(index, n_bytes, n_patched, contents, alone, false_positives, choices, update_kept=kept)
+    return WriteReport(index, n_bytes, n_patched, contents, alone, used, false_positives, choices, update_kept=kept)
 
 
 @dataclass
@@ -295,9 +325,8 @@ class _Floor:
     MAX_BLOCK: ClassVar[int] = 64 << 20
 
     @staticmethod
-    def of(source: Checkpoint, base: Checkpoint | None, ties: Mapping[str, str]) -> _Floor:
-        held = base.specs if base else {}
-        new = {name: spec.n_bytes for name, spec in source.specs.items() if not spec.same_kind(held.get(name))}
+    def of(source: Checkpoint, base: Checkpoint | None, ties: Mapping[str, str], matches: Matches) -> _Floor:
+        new = n_new_bytes(source.specs.values(), base, matches)
         return _Floor(sum(new.values()), sum(n_bytes for name, n_bytes in new.items() if name in ties))
 
     def is_too_small(self, n_decoded: int, n_written: int) -> bool:
@@ -407,10 +436,20 @@ def _coded_alone(
     return reasons
 
 
-def _base_id(base: Checkpoint | None, known: Mapping[str, bytes]) -> str | None:
-    """Identity of the whole base, None if no tensor of it was used."""
-    if base is None or not known:
+def _gone(source: Checkpoint, base: Checkpoint | None, matches: Matches) -> tuple[str, ...]:
+    """Tensors of the base that the version no longer has, under whatever name."""
+    origins = {origin.name for origin in matches.values()}
+    return tuple(name for name in base.specs if name not in source.specs and name not in origins) if base else ()
+
+
+def _base_id(base: Checkpoint | None, contents: Mapping[str, bytes], matches: Matches) -> str | None:
+    """Identity of the whole base as it was given, None if no tensor of it was used.
+
+    `contents`: digests of tensors as the version sees them.
+    """
+    if base is None or not contents:
         return None
+    known = {name: content for name, content in contents.items() if name not in matches}
     return content_id((spec, known.get(name) or tensor_digest(base.read(name))) for name, spec in base.specs.items())
 
 
@@ -420,13 +459,15 @@ def _encode(
     base: Checkpoint | None,
     targets: Checkpoint | None,
     before: Checkpoint | None,
+    grown: Set[str],
 ) -> _Done:
     draft, block = task.draft, task.block
     with contextlib.ExitStack() as stack:
         context = stack.enter_context(block_context(block, base if draft.with_base else None))
         wanted = None if targets is None else stack.enter_context(block_values(targets, block))
         values = stack.enter_context(block_values(source, block))
-        had = None if draft.with_base or before is None else _before(values, block, before)
+        is_known = draft.with_base and not any(spec.name in grown for spec in block.tensors)
+        had = None if is_known or before is None else _before(values, block, before)
         encoded = encode_block(
             values, context, draft.pipeline, draft.tolerances, wanted, draft.without, draft.fallback, had
         )
@@ -496,13 +537,13 @@ class Reader(Mapping[str, Any]):
         list_attached: bool = True,
     ):
         self._source = source
-        self._base = base
         self._framework = check_framework(framework)
         self._others: contextlib.ExitStack = contextlib.ExitStack()
         self._threads = number_of_threads(threads)
         limits = limits or Limits()
         with naming_memory(source.name):
             self.index = read_index(source, limits)
+        self._given, self._base = base, self._seen(base)
         self._check_size(limits)
         self._segment_of = {spec.name: s for s in self.index.segments for spec in s.tensors}
         self._cached: tuple[Segment, dict[str, Array]] | None = None
@@ -610,7 +651,7 @@ class Reader(Mapping[str, Any]):
     def against(self, base: Checkpoint | None, limits: Limits | None = None) -> Reader:
         """The same archive, its index read once, for another base. Raises LimitError. Closing one closes both."""
         other = copy.copy(self)
-        other._base, other._cached = base, None
+        other._given, other._base, other._cached = base, self._seen(base), None
         other._check_size(limits or Limits())
         return other
 
@@ -690,8 +731,7 @@ class Reader(Mapping[str, Any]):
     # inside
 
     def _check_size(self, limits: Limits) -> None:
-        base = self._base.specs if self._base else {}
-        alone = sum(s.n_bytes for s in self.index.tensors if not s.same_kind(base.get(s.name)))
+        alone = sum(n_new_bytes(self.index.tensors, self._base, self.index.matches or {}).values())
         needed = alone if limits.output_bytes is None else self.index.n_bytes
         if needed > limits.allowed_output(self._source.size):
             raise LimitError(
@@ -700,16 +740,26 @@ class Reader(Mapping[str, Any]):
                 "(--max-output, Limits(output_bytes=...))"
             )
 
+    def _seen(self, base: Checkpoint | None) -> Checkpoint | None:
+        """The base as this version sees it: under its own names, in its dtypes. Without what the base does not have."""
+        matches = self.index.matches
+        if base is None or not matches:
+            return base
+        there = {name: origin for name, origin in matches.items() if base.specs.get(origin.name) == origin}
+        specs = {spec.name: spec for spec in self.index.tensors}
+        return matched(base, specs, there)
+
     def _base_for(self, segment: Segment) -> Checkpoint:
         name = self._source.name
-        if self._base is None:
+        if self._base is None or self._given is None:
             raise WrongBaseError(f"{name}: was made against a base with id {self.index.base_id}; give that base")
         for spec in segment.tensors:
-            other = self._base.specs.get(spec.name)
-            if not spec.same_kind(other):
+            wanted = (self.index.matches or {}).get(spec.name, spec)
+            other = self._given.specs.get(wanted.name)
+            if not wanted.same_kind(other):
                 is_there = "has no such tensor" if other is None else f"has it as {other.dtype} {list(other.shape)}"
                 raise WrongBaseError(
-                    f"{name}: tensor {spec.name!r} ({spec.dtype} {list(spec.shape)}) needs a base with id "
+                    f"{name}: tensor {wanted.name!r} ({wanted.dtype} {list(wanted.shape)}) needs a base with id "
                     f"{self.index.base_id}; the one given {is_there}"
                 )
         return self._base

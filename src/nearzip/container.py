@@ -22,6 +22,7 @@ from nearzip import strictjson
 from nearzip.digests import DIGEST_BYTES, PIECE_BYTES, digest
 from nearzip.errors import CorruptError, LimitError, NewerFormatError, TruncatedError, UsageError
 from nearzip.limits import Limits
+from nearzip.matching import can_serve
 from nearzip.stages import Pipeline, pipeline_from_json
 from nearzip.stages.external import unpack_zstd
 from nearzip.strictjson import Kinds, fields, pick, texts
@@ -31,8 +32,11 @@ __all__ = ["BlockEntry", "Index", "Segment", "Source", "Writable", "Writer", "is
 
 MAGIC = b"\x89NZIP\r\n\x1a"
 CLOSING = b"\x1a\nNZEND\x89"
-#: What this release writes, and the newest that it reads.
-FORMAT_VERSION = 1
+#: The newest format that this release reads. It writes each file in the oldest that can express it.
+FORMAT_VERSION = 2
+#: The format of archives that need no field of a later one, and of those whose index says which tensors of the base are
+#: used under another name or in another dtype.
+PLAIN_FORMAT, MATCHED_FORMAT = 1, 2
 _HEADER = struct.Struct("<8sHHI")  # magic, version of the writer, oldest reader that will do, reserved (0)
 HEADER_BYTES = _HEADER.size + 8
 _FOOTER = struct.Struct("<QQQ")  # length of the file, length of the index as stored, as JSON
@@ -86,6 +90,8 @@ class Index:
     method: Mapping[str, Any] = field(default_factory=dict)
     bound: Mapping[str, Any] = field(default_factory=dict)
     writer: str = ""
+    #: Tensors whose base has another name or dtype, and the tensor of the base; None in archives of format 1.
+    matches: Mapping[str, TensorSpec] | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -130,7 +136,7 @@ def _to_json(index: Index) -> bytes:
         }
         for segment in index.segments
     ]
-    document = {
+    document: dict[str, Any] = {
         "writer": index.writer,
         "method": index.method,
         "bound": index.bound,
@@ -144,6 +150,10 @@ def _to_json(index: Index) -> bytes:
         "pipelines": [pipeline.to_json() for pipeline in pipelines],
         "segments": segments,
     }
+    if index.matches is not None:
+        document["matches"] = {
+            number[name]: [spec.name, spec.dtype, spec.shape] for name, spec in index.matches.items()
+        }
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
@@ -158,8 +168,8 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def header_bytes() -> bytes:
-    head = _HEADER.pack(MAGIC, FORMAT_VERSION, FORMAT_VERSION, 0)
+def header_bytes(version: int = PLAIN_FORMAT) -> bytes:
+    head = _HEADER.pack(MAGIC, version, version, 0)
     return head + digest(head)[:8]
 
 
@@ -172,9 +182,9 @@ class Writable(Protocol):
 class Writer:
     """Writes an archive front to back."""
 
-    def __init__(self, stream: Writable):
+    def __init__(self, stream: Writable, version: int = PLAIN_FORMAT):
         self._stream = stream
-        self._header = header_bytes()
+        self._header = header_bytes(version)
         self._offset = 0
         self._write(self._header)
 
@@ -229,7 +239,8 @@ def read_index(source: Source, limits: Limits) -> Index:
     if len(document) != n_document:
         raise CorruptError(f"{source.name}: index has another length than the footer says")
     try:
-        return _Parser(limits).index(
+        _, version, _, _ = _HEADER.unpack(header[: _HEADER.size])
+        return _Parser(limits, version).index(
             strictjson.load(document, "index", limits.depth), source.size - FOOTER_BYTES - len(stored)
         )
     except (CorruptError, LimitError, NewerFormatError) as error:
@@ -284,11 +295,13 @@ def _read_footer(source: Source, header: bytes, limits: Limits) -> tuple[bytes, 
 class _Parser:
     """From JSON (untrusted) to an Index."""
 
-    def __init__(self, limits: Limits):
+    def __init__(self, limits: Limits, version: int):
         self._limits = limits
+        self._version = version
 
     def index(self, document: Any, end_of_blocks: int) -> Index:
-        d = fields(document, "index", _INDEX_FIELDS)
+        has_matches = self._version >= MATCHED_FORMAT
+        d = fields(document, "index", {**_INDEX_FIELDS, "matches": dict} if has_matches else _INDEX_FIELDS)
         tensors = self._tensors(d["tensors"])
         pipelines = [pipeline_from_json(p) for p in d["pipelines"]]
         aliases = self._aliases(d["aliases"], tensors)
@@ -305,7 +318,7 @@ class _Parser:
             raise CorruptError("index: segments have a base, the archive has none")
         return Index(
             tensors, tuple(segments), d["id"], base_id, aliases, tuple(d["gone"]), d["metadata"], d["tree"],
-            d["method"], d["bound"], d["writer"],
+            d["method"], d["bound"], d["writer"], self._matches(d["matches"], tensors) if has_matches else None,
         )  # fmt: skip
 
     def _tensors(self, items: Any) -> tuple[TensorSpec, ...]:
@@ -338,12 +351,20 @@ class _Parser:
             raise CorruptError(f"index: tensor {name!r} has no possible shape")
         return TensorSpec(name, dtype, tuple(shape))
 
+    def _matches(self, document: Any, tensors: tuple[TensorSpec, ...]) -> dict[str, TensorSpec]:
+        matches = {}
+        for key, item in document.items():
+            spec = pick(tensors, _number(key), "index: matches")
+            base = self._tensor(item)
+            if base == spec or not can_serve(base, spec):
+                raise CorruptError(f"index: tensor {spec.name!r} cannot come from {base.name!r} of the base")
+            matches[spec.name] = base
+        return matches
+
     def _aliases(self, document: Any, tensors: tuple[TensorSpec, ...]) -> dict[str, str]:
         aliases = {}
         for key, target in document.items():
-            if not key.isdecimal() or str(int(key[:20])) != key:
-                raise CorruptError("index: an alias is not a tensor's number")
-            one, other = pick(tensors, int(key), "index: aliases"), pick(tensors, target, "index: aliases")
+            one, other = pick(tensors, _number(key), "index: aliases"), pick(tensors, target, "index: aliases")
             if (one.dtype, one.shape) != (other.dtype, other.shape):
                 raise CorruptError("index: an alias differs from its tensor in dtype or shape")
             aliases[one.name] = other.name
@@ -372,6 +393,13 @@ class _Parser:
             _check_blocks(segment)
             segments.append(segment)
         return segments, offset
+
+
+def _number(key: str) -> int:
+    """A tensor's number that is a key of an object. Raises CorruptError."""
+    if not key.isdecimal() or str(int(key[:20])) != key:
+        raise CorruptError("index: a key is not a tensor's number")
+    return int(key)
 
 
 def _check_blocks(segment: Segment) -> None:

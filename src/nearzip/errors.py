@@ -55,6 +55,8 @@ class Error(Exception):
     """Root of all named errors. `exit_code` is what the command line returns."""
 
     exit_code = 3
+    #: Name of the failure in the JSON of the command line, the same in every release; None: the name of the class.
+    kind: str | None = None
 
     def __str__(self) -> str:
         """The message as it is: KeyError would show its `repr`, OSError take it for a number."""
@@ -75,6 +77,8 @@ class NotFoundError(Error, KeyError):
 
 class MissingFileError(NotFoundError, FileNotFoundError):
     """No such file or folder."""
+
+    kind = "NotFoundError"
 
 
 class BusyError(Error):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
 
 import numpy as np
 
 from nearzip.errors import UsageError, missing_extra
-from nearzip.tensors import Array
+from nearzip.tensors import Array, dtype_name
 
-__all__ = ["check_framework", "to_framework"]
+__all__ = ["as_torch", "check_framework", "to_framework"]
 
 _NUMPY, _TORCH = ("np", "numpy"), ("pt", "torch")
-#: What NumPy does not know itself goes to PyTorch by way of integers of the same width.
-_BY_BITS = {"bfloat16": np.int16, "float8_e4m3fn": np.uint8, "float8_e5m2": np.uint8}
+#: Types that NumPy does not know itself go to PyTorch as integers of the same width.
+_BY_WIDTH = {1: np.uint8, 2: np.int16, 4: np.int32}
+#: NumPy's number of the first type that another package registered.
+_REGISTERED = 256
 
 
 def check_framework(framework: str) -> str:
@@ -33,10 +36,24 @@ def to_framework(array: Array, framework: str) -> Any:
     torch = _torch()
     if not array.flags.writeable or not array.flags.c_contiguous:
         array = np.array(array, order="C")
-    integers = _BY_BITS.get(array.dtype.name)
-    if integers is None:
+    return as_torch(torch, array)
+
+
+def as_torch(torch: Any, array: Array) -> Any:
+    """A tensor that shares the memory of a contiguous, writable array.
+
+    Raises UsageError for a dtype that this PyTorch does not have.
+    """
+    # Types that other packages register have larger numbers. (`isbuiltin` is 0 of dtypes that were unpickled.)
+    if array.dtype.kind in "fiubc" and array.dtype.num < _REGISTERED:
         return torch.from_numpy(array)
-    return torch.from_numpy(array.view(integers)).view(getattr(torch, array.dtype.name))
+    name = dtype_name(array.dtype)
+    kind = getattr(torch, name, None)
+    if kind is None:
+        raise UsageError(f"this PyTorch has no dtype {name}; ask for NumPy arrays, or upgrade PyTorch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that complex32 is experimental
+        return torch.from_numpy(array.view(_BY_WIDTH[array.dtype.itemsize])).view(kind)
 
 
 def _torch() -> Any:

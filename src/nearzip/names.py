@@ -1,11 +1,11 @@
-"""Names of tensors in two networks that should match and do not."""
+"""Names of tensors in two networks that differ although the tensors are the same."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["likely_prefix"]
+__all__ = ["likely_prefix", "matching_names"]
 
 #: What wrappers put into names, and which.
 _WRAPPERS = {
@@ -14,6 +14,8 @@ _WRAPPERS = {
     "_checkpoint_wrapped_module.": "activation checkpointing",
     "module.": "DataParallel",
 }
+#: The same as parts of names between dots.
+_PARTS = frozenset(text.removesuffix(".") for text in _WRAPPERS)
 #: Names that are looked at for a common prefix.
 _MAX_LOOKED_AT = 200
 
@@ -56,3 +58,59 @@ def _common_prefix(longer: Sequence[str], shorter: set[str]) -> str | None:
                 counts[name[: at + 1]] += 1
     prefix, n = counts.most_common(1)[0] if counts else ("", 0)
     return prefix if 2 * n > len(some) else None
+
+
+def matching_names(new: Sequence[str], old: Sequence[str], fits: Callable[[str, str], bool]) -> dict[str, str]:
+    """New names to the old names of the same tensors, as far as that is certain.
+
+    Names that are equal but for what wrappers such as torch.compile put into them match. If none does, those match that
+    are equal but for one prefix, the only one that most names of one side have; all its pairs have to fit then.
+
+    Parameters
+    ----------
+    new, old : sequence of str
+        The names that only one side has.
+    fits : callable
+        fits(new name, old name): whether the tensors are of one kind.
+
+    Examples
+    --------
+    >>> matching_names(["_orig_mod.w", "_orig_mod.b"], ["w", "b"], lambda new, old: True)
+    {'_orig_mod.w': 'w', '_orig_mod.b': 'b'}
+    >>> matching_names(["student.w", "teacher.w"], ["w"], lambda new, old: True)
+    {}
+    """
+    unwrapped, originals = _by_unwrapped(new), _by_unwrapped(old)
+    pairs = {name: originals[key] for key, name in unwrapped.items() if key in originals}
+    if pairs:
+        return pairs
+    prefixed = _one_prefix(new, old, fits)
+    if prefixed:
+        return dict(prefixed)
+    return {name: theirs for theirs, name in _one_prefix(old, new, lambda longer, shorter: fits(shorter, longer))}
+
+
+def _by_unwrapped(names: Iterable[str]) -> dict[str, str]:
+    """Names by what is left of them without wrappers; none that two share."""
+    keys = {name: ".".join(part for part in name.split(".") if part not in _PARTS) for name in names}
+    counts = Counter(keys.values())
+    return {key: name for name, key in keys.items() if counts[key] == 1}
+
+
+def _one_prefix(
+    longer: Sequence[str], shorter: Sequence[str], fits: Callable[[str, str], bool]
+) -> list[tuple[str, str]]:
+    """Pairs of a long name and a short one that differ in a prefix, if only one prefix will do; none otherwise."""
+    known = set(shorter)
+    pairs: dict[str, list[tuple[str, str]]] = {}
+    for name in longer:
+        at = name.find(".")
+        while at >= 0:
+            if name[at + 1 :] in known:
+                pairs.setdefault(name[: at + 1], []).append((name, name[at + 1 :]))
+            at = name.find(".", at + 1)
+    most = min(len(longer), len(shorter))
+    common = [found for found in pairs.values() if 2 * len(found) > most]
+    if len(common) != 1 or not all(fits(*pair) for pair in common[0]):
+        return []
+    return common[0]

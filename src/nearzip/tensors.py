@@ -100,7 +100,7 @@ def round_to(dtype: np.dtype[Any], values: Array) -> Array:
         return values
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         if dtype.itemsize < 4:
-            values = values.astype(np.float32)
+            values = values.astype(np.float32, copy=False)
         return values.astype(dtype)
 
 

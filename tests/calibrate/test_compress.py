@@ -232,12 +232,24 @@ def test_a_step_that_breaks_the_network_is_measured_as_such():
 def test_a_base_of_other_kinds_is_used_where_it_fits():
     module, batches, _ = trained()
     base = arrays(module)
-    base["0.weight"] = base["0.weight"][:5]
+    base["0.weight"] = base["0.weight"][:, :5].copy()
     del base["2.weight"]
     archive = calibrate.compress(moved(module), batches, base, step=0.01, threads=1)
     restored = nz.decompress(archive.to_bytes(), base=base)
     assert set(archive.report.alone) == {"0.weight", "2.weight"}
     assert all(np.array_equal(restored[name], value) for name, value in archive.restored.items())
+
+
+def test_a_base_of_other_names_and_precisions_is_used():
+    module, batches, _ = trained()
+    base = {f"_orig_mod.{name}": value for name, value in arrays(module).items()}
+    base["_orig_mod.0.weight"] = base["_orig_mod.0.weight"].astype(np.float16)
+    for how in ({"step": 0.01}, {"step": 0.01, "bound": "upd:0.5"}):
+        archive = calibrate.compress(moved(module), batches, base, threads=1, **how)
+        restored = nz.decompress(archive.to_bytes(), base=base)
+        assert archive.report.alone == {}
+        assert archive.report.matches["0.weight"].dtype == "float16"
+        assert all(np.array_equal(restored[name], value) for name, value in archive.restored.items())
 
 
 def test_threads_do_not_change_the_bytes():

@@ -4,9 +4,10 @@
 
 With a label, a folder of that label gets what no folder has yet: methods that were added since; with the label
 "coding", updates of tensors so large that every kind of stream comes up; with the label "scaled", layers whose rows,
-columns and kernels differ; with the label "lattice", updates at points of E8. They stay in the
-repository for good, and every later release reads them (`test_formats.py`). Existing files are never replaced: a
-release whose format changes after its golden files were made, but before it is out, removes its folder by hand first.
+columns and kernels differ; with the label "lattice", updates at points of E8; with the label "matched", updates whose
+base has other names, dtypes and numbers of rows. They stay in the repository for good, and every later release reads
+them (`test_formats.py`). Existing files are never replaced: a release whose format changes after its golden files were
+made, but before it is out, removes its folder by hand first.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 import nearzip as nz
 from nearzip.checkpoints import open_checkpoint, write_checkpoint
-from nearzip.container import FORMAT_VERSION
+from nearzip.container import MATCHED_FORMAT, PLAIN_FORMAT
 from nearzip.recipes import recipe_types
 from nearzip.tensors import DTYPES, Checkpoint
 
@@ -67,6 +68,37 @@ LATTICE = tuple(
     (f"lattice-{name}", "nearzip", None, {"step": step, "unbiased": unbiased, "lattice": True})
     for name, step, unbiased in (("fine", 1e-3, False), ("middle", 8e-3, False), ("coarse", 16e-3, True))
 )
+
+
+MATCHED = (
+    ("matched-lossless", "nearzip", None, {}),
+    ("matched-update", "nearzip", "upd:0.1", {}),
+)
+
+
+def matched_base() -> dict[str, np.ndarray]:
+    """A network saved from behind a wrapper, some of it in other precisions; what overflows, and NaN."""
+    rng = np.random.default_rng(2032)
+    tensors = {
+        f"_orig_mod.{name}": rng.normal(0, 0.05, (48, 64)).astype(np.float32) for name in ("same", "less", "least")
+    }
+    tensors["_orig_mod.less"][0, :3] = 1e9, -1e9, np.nan
+    tensors["_orig_mod.more"] = rng.normal(0, 0.05, (48, 64)).astype(DTYPES["bfloat16"])
+    tensors["plain"] = rng.normal(0, 0.05, 640)
+    return tensors
+
+
+def matched_new() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(2033)
+    dtypes = {"less": "float16", "least": "float8_e4m3fn", "more": "float32", "plain": "bfloat16"}
+    tensors = {}
+    for name, base in matched_base().items():
+        moved = np.nan_to_num(base.astype(np.float32), posinf=0, neginf=0) + rng.normal(0, 1e-3, base.shape)
+        own = name.removeprefix("_orig_mod.")
+        tensors[own] = np.clip(moved, -1, 1).astype(DTYPES[dtypes.get(own, "float32")])
+    tensors["same"] = np.concatenate([tensors["same"], np.ones((3, 64), np.float32)])
+    tensors["more"] = tensors["more"][:-5].copy()
+    return {**tensors, "tied": tensors["less"]}
 
 
 def scaled_base() -> dict[str, np.ndarray]:
@@ -208,12 +240,14 @@ def cases():
 
 def main() -> int:
     label = "".join(f"-{text}" for text in sys.argv[1:])
-    folder = HERE / f"{nz.__version__}-format-{FORMAT_VERSION}{label}"
+    version = MATCHED_FORMAT if label == "-matched" else PLAIN_FORMAT
+    folder = HERE / f"{nz.__version__}-format-{version}{label}"
     written = {path.name for path in HERE.glob("*/*.nz")}
     updates, old, new = {
         "-coding": (WIDE, wide_base, wide_new),
         "-scaled": (SCALED, scaled_base, scaled_new),
         "-lattice": (LATTICE, lattice_base, lattice_new),
+        "-matched": (MATCHED, matched_base, matched_new),
     }.get(label, (None, base_network, new_network))
     missing = [case for case in updates or cases() if not label or f"{case[0]}-alone.nz" not in written]
     if folder.exists() or not missing:

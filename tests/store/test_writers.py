@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 
 import nearzip as nz
+from experiments.claims.store import store_fire
 from nearzip import errors
 from store.helpers import history, memory_url, same
 
@@ -107,32 +106,13 @@ def test_many_writers_in_memory(writers, n):
 # ---- S3 --------------------------------------------------------------------------------------------------------
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def s3():
     """A real server process that speaks S3, and what fsspec needs to talk to it."""
     pytest.importorskip("s3fs")
     pytest.importorskip("moto")
-    port = _free_port()
-    code = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([sys.executable, "-c", code], **quiet) as server:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
-                break
-            time.sleep(0.1)
-        options = {"key": "k", "secret": "s", "endpoint_url": f"http://127.0.0.1:{port}"}
-        import s3fs
-
-        s3fs.S3FileSystem(**options).mkdir("bucket")
+    with store_fire.s3() as options:
         yield options
-        server.kill()
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,6 +142,102 @@ def test_lightning_refuses_another_model(lightning, tmp_path):
     assert len(io.store) == 4
 
 
+@pytest.fixture
+def research(lightning):
+    """A module with the hyperparameters that research code has."""
+    from argparse import Namespace
+
+    class Research(lightning.LightningModule):
+        def __init__(self, path, options, device, sizes, width=3):
+            super().__init__()
+            self.save_hyperparameters()
+            self.layer = nn.Linear(4, width)
+
+        def training_step(self, batch, index):
+            loss = self.layer(batch).square().mean()
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    named = {
+        "path": Path("data/train"), "options": Namespace(lr=0.1, out=Path("x")), "device": torch.device("cuda", 1),
+        "sizes": torch.Size([2, 3]), "width": 5,
+    }  # fmt: skip
+    return Research, named
+
+
+@pytest.mark.parametrize("weights_only", [None, True, False])
+def test_lightning_loads_the_best_checkpoint_with_its_hyperparameters(lightning, research, tmp_path, weights_only):
+    from nearzip.torch.lightning import NearzipCheckpointIO
+
+    kind, named = research
+    best = checkpointing(tmp_path, monitor="loss", save_top_k=1)
+    model = kind(**named)
+    io = NearzipCheckpointIO(tmp_path / "store")
+    trainer = lightning.Trainer(
+        max_epochs=2, default_root_dir=tmp_path, plugins=[io], callbacks=[best], accelerator="cpu", devices=1,
+        logger=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(model, torch.utils.data.DataLoader(torch.ones(8, 4), batch_size=4))
+    found = kind.load_from_checkpoint(best.best_model_path, weights_only=weights_only)
+    assert dict(found.hparams) == named
+    expected = io.load_checkpoint(best.best_model_path)["state_dict"]
+    for name, value in found.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    assert kind.load_from_checkpoint(best.best_model_path, width=5, path=Path("new")).hparams.path == Path("new")
+    assert io.store.log()[-1].metrics["loss"] == pytest.approx(float(best.current_score))
+
+
+def test_lightning_reads_the_files_of_older_releases(lightning, tmp_path):
+    from nearzip.torch.lightning import NearzipCheckpointIO
+
+    io = NearzipCheckpointIO(tmp_path / "store")
+    io.save_checkpoint({"state_dict": {"w": torch.ones(2)}, "epoch": 1}, tmp_path / "a.ckpt")
+    (tmp_path / "old.ckpt").write_text(f'{{"kind": "nearzip.lightning", "store": "{io.store.url}", "version": 0}}')
+    assert io.load_checkpoint(tmp_path / "old.ckpt")["epoch"] == 1
+    assert torch.load(tmp_path / "a.ckpt", weights_only=True)["epoch"] == 1
+
+
+def test_lightning_loads_from_another_folder(lightning, tmp_path, monkeypatch):
+    from nearzip.torch.lightning import NearzipCheckpointIO
+
+    monkeypatch.chdir(tmp_path)
+    io = NearzipCheckpointIO("store", keep="last:1")
+    for n in range(3):
+        io.save_checkpoint({"state_dict": {"w": torch.ones(2)}, "epoch": n}, f"{n}.ckpt")
+    monkeypatch.chdir("/")
+    for n in range(3):
+        assert torch.load(tmp_path / f"{n}.ckpt", weights_only=True)["epoch"] == n
+
+
+def test_lightning_keeps_what_a_file_refers_to(lightning, tmp_path):
+    from nearzip.torch.lightning import NearzipCheckpointIO
+
+    def save(io, n, score=0.5):
+        state = {"state_dict": {"w": torch.full((3, 3), float(n))}, "epoch": n}
+        callbacks = {"best": {"monitor": "val", "current_score": torch.tensor(score)}, "other": {"monitor": None}}
+        io.save_checkpoint({**state, "callbacks": callbacks}, tmp_path / f"{n}.ckpt")
+
+    def numbers(io):
+        return [version.number for version in io.store.log()]
+
+    io = NearzipCheckpointIO(tmp_path / "store", keep="last:1 best:val")
+    save(io, 0, 0.9)
+    for n in range(1, 4):
+        save(io, n)
+    assert numbers(io) == [0, 1, 2, 3]
+    for n in range(3):
+        io.remove_checkpoint(tmp_path / f"{n}.ckpt")
+    again = NearzipCheckpointIO(tmp_path / "store", keep="last:1 best:val")  # after a restart
+    save(again, 4)
+    assert numbers(again) == [0, 3, 4]
+    assert again.load_checkpoint(tmp_path / "3.ckpt")["epoch"] == 3
+    with pytest.raises(errors.UsageError, match="cannot read the rule"):
+        NearzipCheckpointIO(tmp_path / "store", keep="some")
+
+
 # ---- transformers ----------------------------------------------------------------------------------------------
 
 
@@ -235,3 +332,160 @@ def test_transformers_bounds_and_bad_input(transformers, tmp_path):
 
     with pytest.raises(errors.NotFoundError, match="checkpoint-99"):
         callback.on_save(Arguments, State, None)
+
+
+def checkpoint_of(folder, step):
+    """What the Trainer gives its callbacks, and the folder of its checkpoint."""
+    import types
+
+    target = folder / f"checkpoint-{step}"
+    target.mkdir(parents=True)
+    arguments = types.SimpleNamespace(output_dir=str(folder))
+    state = types.SimpleNamespace(is_world_process_zero=True, global_step=step, log_history=[])
+    return target, (arguments, state, None)
+
+
+def files_in(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_transformers_adapters_come_back_byte_for_byte(transformers, tmp_path, replace):
+    from safetensors.torch import save_file
+
+    from nearzip.torch.transformers import NearzipCallback, materialize
+
+    callback = NearzipCallback(tmp_path / "store", replace=replace)
+    expected = []
+    for step in (2, 4):
+        folder, told = checkpoint_of(tmp_path / "one", step)
+        (folder / "second").mkdir()
+        for own in (folder, folder / "second"):  # PEFT puts further adapters into subfolders
+            weights = {f"base_model.model.q.lora_{x}.weight": torch.randn(4, 8) for x in "AB"}
+            save_file(weights, own / "adapter_model.safetensors", {"format": "pt"})
+            (own / "adapter_config.json").write_text('{"r": 4}')
+        parameter = nn.Parameter(torch.randn(4, 8))
+        optimizer = torch.optim.AdamW([parameter])
+        parameter.grad = torch.ones(4, 8)
+        optimizer.step()
+        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+        expected.append(files_in(folder))
+        callback.on_save(*told)
+    callback.on_train_end(*told)
+    left = files_in(folder)
+    assert ("adapter_model.safetensors" in left) != replace
+    assert ("second/adapter_model.safetensors" in left) != replace
+    assert "adapter_config.json" in left
+    assert "model/base_model.model.q.lora_A.weight" in callback.store.checkout()
+    for version, files in enumerate(expected):
+        got = files_in(tmp_path / "two" / Path(materialize(callback.store, tmp_path / "two", version)).name)
+        assert got.keys() == files.keys()
+        for name in files.keys() - {"optimizer.pt"}:
+            assert got[name] == files[name], name
+    with pytest.raises(errors.UsageError, match="is there already"):
+        materialize(callback.store, tmp_path / "two")
+    assert materialize(callback.store, tmp_path / "one", 1).endswith("4") if replace else True
+
+
+def test_transformers_shards_come_back_as_they_were(transformers, tmp_path):
+    from nearzip.torch.transformers import NearzipCallback, materialize
+
+    folder, told = checkpoint_of(tmp_path / "one", 2)
+    config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=64, n_positions=16)
+    model = transformers.GPT2LMHeadModel(config)
+    model.save_pretrained(folder, max_shard_size="10KB")
+    expected = files_in(folder)
+    assert sum(name.endswith(".safetensors") for name in expected) > 1
+    assert "model.safetensors.index.json" in expected
+    callback = NearzipCallback(tmp_path / "store", replace=True)
+    callback.on_save(*told)
+    callback.on_train_end(*told)
+    assert not any(name.endswith(".safetensors") for name in files_in(folder))
+    got = materialize(callback.store, tmp_path / "two")
+    assert files_in(Path(got)) == expected
+    again = transformers.GPT2LMHeadModel.from_pretrained(got)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_transformers_go_on_with_a_resized_vocabulary(transformers, tmp_path):
+    from nearzip.torch.transformers import NearzipCallback, materialize
+
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=64))
+    callback = NearzipCallback(tmp_path / "store")
+    for step, n in ((2, 64), (4, 70)):
+        model.resize_token_embeddings(n)
+        folder, told = checkpoint_of(tmp_path / "one", step)
+        model.save_pretrained(folder)
+        callback.on_save(*told, model=model)
+    callback.on_train_end(*told)
+    for version, n in ((0, 64), (1, 70)):
+        got = materialize(callback.store, tmp_path / "two", version)
+        assert transformers.GPT2LMHeadModel.from_pretrained(got).get_input_embeddings().num_embeddings == n
+
+
+def test_transformers_weights_and_adapters_together_with_a_bound(transformers, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from nearzip.torch.transformers import NearzipCallback, materialize
+
+    folder, told = checkpoint_of(tmp_path / "one", 2)
+    weights = {"q.weight": torch.randn(40, 30), "ids": torch.arange(60).reshape(6, 10)}
+    save_file(weights, folder / "model.safetensors")
+    save_file({"q.weight": torch.zeros(3, 3)}, folder / "adapter_model.safetensors")
+    callback = NearzipCallback(tmp_path / "store", bound="abs:0.01")
+    callback.on_save(*told)
+    callback.on_train_end(*told)
+    got = Path(materialize(callback.store, tmp_path / "two"))
+    restored = load_file(got / "model.safetensors")
+    assert 0 < (restored["q.weight"] - weights["q.weight"]).abs().max() <= 0.01
+    assert torch.equal(restored["ids"], weights["ids"])
+    assert torch.equal(load_file(got / "adapter_model.safetensors")["q.weight"], torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("pytorch_model.bin", "weights are in pytorch_model.bin.*save_safetensors=True"),
+    ("adapter_model.bin", "weights are in adapter_model.bin.*save_safetensors=True"),
+    ("pytorch_model_fsdp_0/x.distcp", "weights are in pytorch_model_fsdp_0.*nearzip.torch.dcp"),
+    ("training_args.bin", "no .safetensors file"),
+])  # fmt: skip
+def test_transformers_without_safetensors(transformers, tmp_path, name, message):
+    from nearzip.torch.transformers import NearzipCallback
+
+    folder, told = checkpoint_of(tmp_path / "one", 2)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"x")
+    callback = NearzipCallback(tmp_path / "store")
+    with pytest.raises(errors.Error, match=message):
+        callback.on_save(*told)
+
+
+def test_transformers_versions_of_older_releases_and_damaged_ones(transformers, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from nearzip.torch.state import TrainingState
+    from nearzip.torch.transformers import NearzipCallback, materialize
+
+    folder, told = checkpoint_of(tmp_path / "one", 2)
+    save_file({"w": torch.ones(3, 3)}, folder / "model.safetensors")
+    callback = NearzipCallback(tmp_path / "store")
+    callback.on_save(*told)
+    callback.on_train_end(*told)
+    state = TrainingState.from_arrays(callback.store.checkout())
+    old = {key: value for key, value in state.document.items() if key != "shards"}
+    callback.store.commit(TrainingState(state.tensors, old).to_arrays())
+    got = materialize(callback.store, tmp_path / "two")
+    assert torch.equal(load_file(f"{got}/model.safetensors")["w"], torch.ones(3, 3))
+    for shards in (
+        1,
+        [1],
+        [["a", {}]],
+        [["a", {}, [["w", "x"]]]],
+        [["../a", {}, []]],
+        [[1, {}, []]],
+        [["a", {}, [[1, 2]]]],
+    ):
+        callback.store.commit(TrainingState(state.tensors, {**old, "shards": shards}).to_arrays())
+        with pytest.raises(errors.CorruptError):
+            materialize(callback.store, tmp_path / "three")
+    assert not list((tmp_path / "three").glob("*"))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
 import contextlib
 import json
 import math
+import pathlib
 import random
 
 import numpy as np
@@ -16,6 +19,7 @@ from torch import nn, optim
 from nearzip import errors
 from nearzip.torch import Moments, TrainingState, capture, restore
 from nearzip.torch.state import DOCUMENT
+from nearzip.torch.trees import unpack
 from tests.training.small import small_model, train
 
 OPTIMIZERS = {
@@ -106,6 +110,30 @@ def test_random_generators_and_scaler_and_loader():
     assert restored.extra == ("mine", [1.5, math.inf])
 
 
+@pytest.mark.parametrize("value", [
+    pathlib.Path("runs/one"), argparse.Namespace(lr=0.1, inner=argparse.Namespace(path=pathlib.Path("a"))),
+    torch.device("cuda", 3), torch.device("cpu"), torch.Size([2, 3]), torch.Size([1] * 20), torch.Size([]),
+    {1, "a", 2.5}, set(), set(range(40)), frozenset({(1, 2)}), complex(1, -0.0), np.complex128(2j),
+    {torch.float16: {"w"}}, collections.Counter({"a": 2}), {pathlib.Path("k"): torch.device("meta")},
+])  # fmt: skip
+def test_harmless_values_of_research_code(value):
+    model = nn.Linear(2, 2)
+    found = restore(round_trip(capture(model, extra=[value])), model).extra[0]
+    assert found == value
+    assert type(found) is (complex if isinstance(value, np.complex128) else type(value))
+    assert repr(found) == repr(value) or isinstance(value, (set, np.complex128))
+
+
+@pytest.mark.parametrize("node", [
+    {"e": "no such"}, {"e": 1}, {"P": 3}, {"S": 1}, {"S": [1]}, {"S": {"l": [{"l": []}]}}, {"F": {"d": 1}},
+    {"g": [[1, 2]]}, {"g": 1}, {"C": ["a", "b"]}, {"C": ["1"]}, {"C": [{}, 1]}, {"z": [-1]}, {"z": ["a"]},
+    {"z": [1 << 70]}, {"z": 2},
+])  # fmt: skip
+def test_damaged_values_are_named(node):
+    with pytest.raises(errors.CorruptError, match="training state"):
+        unpack(node, {})
+
+
 def test_random_generators_stay_if_asked():
     model = nn.Linear(2, 2)
     state = capture(model)
@@ -193,7 +221,7 @@ def test_what_was_not_saved_is_named():
         restore(state, model, scheduler=optim.lr_scheduler.ExponentialLR(optimizer, 0.5))
 
 
-@pytest.mark.parametrize("value", [lambda: 1, object(), {1, 2}, {"a": [print]}])
+@pytest.mark.parametrize("value", [lambda: 1, object(), {print}, {"a": [print]}, argparse.Namespace(a=print)])
 def test_what_cannot_be_stored_is_named(value):
     with pytest.raises(errors.UsageError, match=r"extra.* cannot be stored"):
         capture(nn.Linear(2, 2), extra=value)

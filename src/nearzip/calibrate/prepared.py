@@ -16,6 +16,7 @@ from nearzip.calibrate.rounder import Rounded, Rounder, floats_of
 from nearzip.calibrate.sensitivity import gather
 from nearzip.calibrate.settings import Calibration
 from nearzip.errors import UsageError
+from nearzip.matching import match_tensors, matched
 from nearzip.tensors import Array, Checkpoint
 from nearzip.updates import absolute_bounds
 
@@ -64,8 +65,10 @@ class Prepared:
         tensors = floats_of({name: source.read(name) for name in known})
         predictor = Predictor(module, batches, calibration.forward, calibration.output, calibration.n_batches)
         sensitivity = gather(predictor, progress=progress)
-        same = _same_kind(base, tensors)
-        bounds = absolute_bounds(source, base, bound, list(tensors), threads)
+        matches = {} if base is None else match_tensors(source, base)
+        same = _same_kind(None if base is None else matched(base, source.specs, matches), tensors)
+        before = None if base is None else matched(base, source.specs, matches, source.read)
+        bounds = absolute_bounds(source, before, bound, list(tensors), threads)
         rounder = Rounder(predictor, sensitivity, tensors, same, bounds, calibration.damping, threads)
         return Prepared(source, base, rounder, ties, calibration, bound)
 

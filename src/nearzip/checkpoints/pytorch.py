@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from nearzip.checkpoints.pickles import read_pickle, torch_storage
 from nearzip.checkpoints.values import Tree, load_tree, unflatten
 from nearzip.checkpoints.zips import data_offset
 from nearzip.errors import CorruptError, Error, LimitError, UsageError, missing_extra
+from nearzip.frameworks import as_torch
 from nearzip.limits import Limits
 from nearzip.tensors import DTYPES, Array, Checkpoint, TensorSpec, as_array, dtype_of
-from nearzip.tensors import dtype_name as array_dtype_name
 
 __all__ = ["PyTorch", "Storages", "ZipStorages", "read_tensor", "to_torch"]
 
@@ -368,11 +367,4 @@ def save(stream: BinaryIO, arrays: Mapping[str, Array], tree: str | None) -> Non
 
 def to_torch(torch: Any, array: Array) -> Any:
     """A tensor with memory of its own, of any dtype that archives hold."""
-    name = array_dtype_name(array.dtype)
-    copy = np.array(array, copy=True, order="C")
-    if array.dtype.isbuiltin == 1:
-        return torch.from_numpy(copy)
-    bits = torch.from_numpy(copy.view({1: np.uint8, 2: np.int16, 4: np.int32}[array.itemsize]).reshape(array.shape))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that complex32 is experimental
-        return bits.view(getattr(torch, name))
+    return as_torch(torch, np.array(array, copy=True, order="C"))

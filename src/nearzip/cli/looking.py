@@ -17,6 +17,7 @@ from nearzip.cli.running import common_options
 from nearzip.cli.transfer import bound_text, others_text, share_text, some, threads_option
 from nearzip.comparison import Comparison, Figures
 from nearzip.errors import CorruptError, Error, WrongBaseError
+from nearzip.matching import matches_text
 from nearzip.plots import check_plot, draw_comparison
 from nearzip.recipes import Recipe, recipe_types
 
@@ -97,6 +98,10 @@ def _inspect_document(
         "tensor_bytes": index.n_bytes,
         "values": _n_values(reader),
         "gone": index.gone,
+        "matches": {
+            name: {"name": base.name, "dtype": base.dtype, "shape": base.shape}
+            for name, base in (index.matches or {}).items()
+        },
         "damage": None if damage is None else {name: str(error) for name, error in damage.items()},
         "tensors": [
             {
@@ -135,6 +140,7 @@ def _inspect_text(
         ("size", f"{human_bytes(reader.nbytes)}: {index.n_bytes / reader.nbytes:.2f}x smaller, "
                  f"{8 * reader.nbytes / max(1, n):.3f} bits per value"),
         ("gone", some(index.gone)),
+        ("matched", matches_text(index.matches or {}, {spec.name: spec for spec in index.tensors})),
         *((f"metadata {safe(key)}", value) for key, value in index.metadata.items()),
         ("verified", None if damage is None else _verdict(damage)),
     ])  # fmt: skip

@@ -89,7 +89,7 @@ def _fail(error: BaseException, debug: bool, as_json: bool) -> int:
         if debug:
             traceback.print_exception(error)
         if as_json:
-            kind = type(error).__name__
+            kind = getattr(error, "kind", None) or type(error).__name__
             print_json_line({"message_type": "exit_error", "code": code, "error": kind, "message": message})
         else:
             click.echo(f"nearzip: error: {safe(message)}", err=True)

@@ -35,6 +35,7 @@ from nearzip.errors import Error
 from nearzip.estimates import estimate
 from nearzip.fileio import check_outputs, is_stream, size_on_disk, spooled_input
 from nearzip.limits import Limits
+from nearzip.matching import renamed
 
 __all__ = ["compress", "decompress", "options_of", "size_of"]
 
@@ -102,6 +103,14 @@ force_option = click.option("--force", is_flag=True, help="Overwrite outputs tha
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the method. Repeatable.")
 @click.option("--plan", "plan_path", type=_FILE, metavar="PLAN", help="Settings that 'nearzip tune' found.")
 @calibration_options
+@click.option(
+    "--rename",
+    "renames",
+    multiple=True,
+    metavar="OLD=NEW",
+    help="Tensors of the base that begin with OLD are called NEW.. now. Repeatable. Prefixes of torch.compile and DDP, "
+    "and others that are certain, need none.",
+)
 @click.option("--restored", type=_FILE, metavar="FILE", help="Also write what a reader will get, the next base.")
 @click.option(
     "--retrain",
@@ -122,6 +131,7 @@ def compress(
     calibrate: str | None,
     step: float | None,
     kl: float | None,
+    renames: Sequence[str],
     restored: str | None,
     retrain: str | None,
     force: bool,
@@ -142,6 +152,9 @@ def compress(
         raise click.UsageError("--calibrate is for the method nearzip, without --set and --retrain")
     if plan_path is not None and (step is not None or kl is not None):
         raise click.UsageError("a plan says how far to go; give --plan or --step or --kl")
+    if renames and (base is None or calibrate is not None):
+        raise click.UsageError("--rename goes with --base, without --calibrate")
+    rename = _renames_of(renames)
     bound = bounds_of(bounds)
     if calibrate is not None and isinstance(bound, dict):
         raise click.UsageError("--calibrate keeps one --bound for all tensors, not bounds by pattern")
@@ -168,6 +181,7 @@ def compress(
                 bound,
                 plan,
                 options_of(settings) or None,
+                rename=rename,
                 retrain=function,
                 **how,
             )
@@ -177,7 +191,7 @@ def compress(
     else:
         show(_compress_text(report, output, restored, seconds), err=on_stdout)
     if method in (None, "nearzip") and bound is None and plan is None and calibrate is None:
-        _hint_at_bounds(new, base, report, threads)
+        _hint_at_bounds(new, base, rename, report, threads)
     return 1 if warned else 0
 
 
@@ -187,7 +201,20 @@ def _load_plan(path: str) -> Plan:
         return Plan.load(given if isinstance(given, str) else spooled_input(given, stack))
 
 
-def _hint_at_bounds(new: str, base: str | None, report: FileReport, threads: int | None) -> None:
+def _renames_of(texts: Sequence[str]) -> dict[str, str] | None:
+    """What --rename says. Raises click.UsageError."""
+    rename: dict[str, str] = {}
+    for text in texts:
+        old, equals, new = text.partition("=")
+        if not equals or old in rename:
+            raise click.UsageError(f"--rename {text!r}: write OLD=NEW, each OLD once")
+        rename[old] = new
+    return rename or None
+
+
+def _hint_at_bounds(
+    new: str, base: str | None, rename: Mapping[str, str] | None, report: FileReport, threads: int | None
+) -> None:
     """What a bound would have come to, estimated on a sample of this very network or update."""
     if any(name == "-" or is_stream(name) for name in (new, base) if name):  # which cannot be read again
         hint("every bit was kept; with a --bound the file is smaller")
@@ -196,6 +223,8 @@ def _hint_at_bounds(new: str, base: str | None, report: FileReport, threads: int
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(contextlib.closing(open_input(new)))
         reference = stack.enter_context(contextlib.closing(open_input(base))) if base and is_update else None
+        if reference is not None and rename:
+            reference = renamed(reference, rename)
         [found] = estimate(source, reference, [Update(0.1) if is_update else Rms(0.01)], threads)
     if found.n_bytes > _WORTH * report.n_bytes:
         hint("every bit was kept")
@@ -252,6 +281,10 @@ def _compress_document(report: FileReport, output: str, restored: str | None, se
         "bound": index.bound,
         "update_kept": None if report.write.update_kept is None else report.write.update_kept.to_json(),
         "patched_values": report.write.n_patched,
+        "matches": {
+            name: {"name": origin.name, "dtype": origin.dtype, "shape": origin.shape}
+            for name, origin in report.write.matches.items()
+        },
         "coded_alone": report.write.alone,
         "choices": report.write.choices,
         "false_positives": report.write.false_positives,
@@ -279,6 +312,7 @@ def _compress_text(report: FileReport, output: str, restored: str | None, second
         ("divergence", None if report.write.divergence is None else f"{report.write.divergence:.3g} nats a prediction"),
         ("not calibrated", some([f"{name} ({why})" for name, why in report.write.plain.items()])),
         ("smaller coding", report.write.choices_text or None),
+        ("matched", report.write.matches_text),
         ("alone", some([f"{name} ({why})" for name, why in report.write.alone.items()])),
         ("gone", some(index.gone)),
         ("false", some([f"{name}: {n:,} zeros come back as weights"

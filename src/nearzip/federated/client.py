@@ -163,7 +163,7 @@ class Client:
         self._pending = _Pending(data, digest(data), self._held_id)
         residual = {name: wanted[name] - decoded[name] for name in rounded}
         # Beside the upload, not before it: the bytes are returned at once.
-        self._worker = threading.Thread(target=self._residual.store, args=(residual,), daemon=True)
+        self._worker = threading.Thread(target=self._residual.store, args=(residual,))
         self._worker.start()
         return data
 

@@ -9,12 +9,10 @@ import numpy as np
 import torch
 
 from nearzip.digests import digest
-from nearzip.tensors import Array, as_array, dtype_name
+from nearzip.frameworks import as_torch
+from nearzip.tensors import Array, as_array
 
 __all__ = ["digest_of", "to_torch"]
-
-#: Types that NumPy does not have pass as integers of the same width.
-_INTEGERS = {1: np.uint8, 2: np.int16, 4: np.int32}
 
 
 def to_torch(array: Array | torch.Tensor, copy: bool = True) -> torch.Tensor:
@@ -32,10 +30,8 @@ def to_torch(array: Array | torch.Tensor, copy: bool = True) -> torch.Tensor:
     if not copy and not array.flags.writeable:
         copy = True  # torch knows no read-only tensors
     array = np.array(array, order="C", copy=True) if copy else np.asarray(array, order="C")
-    if array.dtype.isbuiltin == 1:
-        return torch.from_numpy(array)
-    dtype = getattr(torch, dtype_name(array.dtype))
-    return torch.from_numpy(array.view(_INTEGERS[array.itemsize])).view(dtype)
+    found: torch.Tensor = as_torch(torch, array)
+    return found
 
 
 def digest_of(batch: Any) -> bytes:

@@ -76,8 +76,10 @@ class _Piece:
 
     @cached_property
     def base_names(self) -> set[str]:
-        """Tensors of the base that decoding needs."""
-        return {spec.name for s in self.segments if s.base_digest is not None for spec in s.tensors}
+        """Tensors of the base that decoding needs, as the base calls them."""
+        matches = self.reader.index.matches or {}
+        names = {spec.name for s in self.segments if s.base_digest is not None for spec in s.tensors}
+        return {matches[name].name if name in matches else name for name in names}
 
 
 def _pieces(manifest: Manifest, wanted: frozenset[str] | None, open_: Callable[[Part], Reader]) -> list[_Piece]:

@@ -18,6 +18,7 @@ from nearzip.bounds import Bound, NoPromise, Statistics, Update, violations
 from nearzip.checkpoints import write_checkpoint
 from nearzip.errors import UpdateLostWarning
 from nearzip.layout import draft_segments
+from nearzip.matching import match_tensors, matched
 from nearzip.recipes import Settings, recipe_type
 from nearzip.recipes.nearzip import Nearzip
 from nearzip.stages import Context, Pipeline
@@ -122,8 +123,15 @@ def _settings(pair: Pair, names: Any = None) -> Settings:
 
 def _resolved(pair: Pair) -> Settings:
     """With bounds relative to the update as they come out against the base."""
-    base = None if pair.base is None else Checkpoint.of(pair.base)
-    return resolve_updates(Checkpoint.of(pair.tensors), base, _settings(pair), 1).settings
+    return resolve_updates(Checkpoint.of(pair.tensors), _seen(pair, added=True), _settings(pair), 1).settings
+
+
+def _seen(pair: Pair, added: bool = False) -> Checkpoint | None:
+    """The base as the tensors see it: in their dtypes. `added`: with rows that it lacks from the tensors."""
+    if pair.base is None:
+        return None
+    source, base = Checkpoint.of(pair.tensors), Checkpoint.of(pair.base)
+    return matched(base, source.specs, match_tensors(source, base), source.read if added else None)
 
 
 def _check_promises(pair: Pair, restored: Mapping[str, Array]) -> None:
@@ -145,14 +153,15 @@ def _check_promises(pair: Pair, restored: Mapping[str, Array]) -> None:
 
 def _pipelines(pair: Pair, settings: Settings) -> dict[str, Pipeline]:
     source = Checkpoint.of(pair.tensors)
-    base = None if pair.base is None or not settings.default.recipe.uses_base else Checkpoint.of(pair.base)
+    base = _seen(pair) if settings.default.recipe.uses_base else None
     drafts = draft_segments(source, base, list(source.specs), settings, 1)
     return {spec.name: draft.pipeline for draft in drafts for spec in draft.tensors}
 
 
 def _base_of(pair: Pair, name: str) -> Array | None:
-    base = (pair.base or {}).get(name)
-    return base if base is not None and base.shape == pair.tensors[name].shape else None
+    base = _seen(pair)
+    spec = Checkpoint.of(pair.tensors).spec(name)
+    return base.read(name) if base is not None and spec.same_kind(base.specs.get(name)) else None
 
 
 def _check_size(pair: Pair, n_bytes: int) -> None:

@@ -50,7 +50,9 @@ def seal(
     text = document if isinstance(document, bytes) else json.dumps(document, separators=(",", ":")).encode()
     if stored is None:
         stored = zstandard.ZstdCompressor(level=3).compress(text)
-    head = container.header_bytes() if header is None else header + digest(header)[:8]
+    has_matches = isinstance(document, dict) and "matches" in document
+    version = container.MATCHED_FORMAT if has_matches else container.PLAIN_FORMAT
+    head = container.header_bytes(version) if header is None else header + digest(header)[:8]
     length = len(head) + len(blocks) + len(stored) + FOOTER_BYTES
     lengths = container._FOOTER.pack(
         length if total is None else total,

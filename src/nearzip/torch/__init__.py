@@ -14,8 +14,9 @@ from nearzip.torch.evaluator import evaluator
 from nearzip.torch.feedback import ErrorFeedback
 from nearzip.torch.finetune import finetune, holding, prune, share
 from nearzip.torch.moments import Moments
+from nearzip.torch.restoring import Restored, restore
 from nearzip.torch.saver import Saver, SaveReport
-from nearzip.torch.state import Restored, TrainingState, capture, restore
+from nearzip.torch.state import TrainingState, capture
 from nearzip.torch.verify import Equivalence, verify_resume
 
 __all__ = [

@@ -44,6 +44,7 @@ from nearzip.torch.places import commit_quietly, open_store
 from nearzip.torch.plans import StatePlan
 from nearzip.torch.state import FORMAT, TrainingState, unpack_parts
 from nearzip.torch.trees import Json, pack
+from nearzip.torch.wrappers import is_extra_state
 
 __all__ = ["NearzipReader", "NearzipWriter", "prune", "versions"]
 
@@ -178,7 +179,8 @@ def _shard_state(plan: SavePlan, planner: SavePlanner, eps: float) -> tuple[Trai
             moments.setdefault(f"{owner}@{at}", {})[key] = {"t": name}
         else:
             name = f"model/{item.index.fqn}@{at}"
-            if value.is_floating_point() and value.dim() > 1 and not _is_state(item.index.fqn):
+            fqn = item.index.fqn
+            if value.is_floating_point() and value.dim() > 1 and not (_is_state(fqn) or is_extra_state(fqn)):
                 parameters.append(name.removeprefix("model/"))
         names.append(name)
         tensors[name] = value

@@ -156,13 +156,13 @@ def load_model(
         With `strict`: names are missing or unexpected. Shapes differ.
     """
     state = load_file(filename, device, base=base, limits=limits)
-    places = {name: _place(tensor) for name, tensor in model.state_dict().items()}
+    memory = {name: _memory(value) for name, value in model.state_dict().items()}
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise UsageError(f"{os.fspath(filename)}: {error}") from None
-    loaded = {places[name] for name in state if name in places}
-    missing = [name for name in missing if places.get(name) not in loaded]
+    loaded = {memory[name] for name in state if name in memory}
+    missing = [name for name in missing if memory.get(name) not in loaded]
     if strict and (missing or unexpected):
         raise UsageError(
             f"{os.fspath(filename)}: does not fit {type(model).__name__}: missing are {missing[:4]}, unexpected are "
@@ -171,9 +171,11 @@ def load_model(
     return missing, list(unexpected)
 
 
-def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
-    empty = (object(),)  # equal to nothing else
-    return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else empty
+def _memory(value: Any) -> tuple[Any, ...]:
+    """Equal for tensors that show the same values of the same memory."""
+    if not isinstance(value, torch.Tensor) or not value.numel():  # extra state may be anything
+        return (object(),)  # equal to nothing else
+    return (value.data_ptr(), value.shape, value.stride(), value.dtype)
 
 
 class _Slice:

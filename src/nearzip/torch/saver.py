@@ -20,9 +20,12 @@ from nearzip.torch.background import Background
 from nearzip.torch.moments import Moments
 from nearzip.torch.places import StoreLike, commit_quietly, open_store, prune_store
 from nearzip.torch.plans import BoundOrBounds, StatePlan
+from nearzip.torch.ranks import is_first_process
+from nearzip.torch.restoring import Restored, restore
 from nearzip.torch.shapes import Shapes
 from nearzip.torch.snapshot import Snapshot
-from nearzip.torch.state import Restored, TrainingState, capture, random_state, restore
+from nearzip.torch.state import TrainingState, capture, random_state
+from nearzip.torch.wrappers import check_whole
 
 __all__ = ["SaveReport", "Saver"]
 
@@ -85,11 +88,14 @@ class Saver:
         For the optimizer. None: exact. "auto": `Moments()` if there is a bound other than lossless, else exact.
     threads : int
         For compressing; one leaves the processors to the training.
+    writes : bool or None
+        Whether this process saves. None: if it is the first of its training, by `torch.distributed` or by what
+        launchers such as torchrun put into the environment; in the others `save` does nothing and returns False.
 
     Notes
     -----
-    `save` copies the state and returns; one save is under way at a time, and the next one waits for it. What fails
-    behind is raised at the next call of any method, at the latest by `close`. Versions that were committed stay.
+    `save` copies the state and returns; one save is under way at a time, and the next one waits for it. What fails in
+    the background is raised at the next call of any method, at the latest by `close`. Committed versions stay.
     """
 
     def __init__(
@@ -104,11 +110,13 @@ class Saver:
         options: Mapping[str, Any] | None = None,
         moments: Moments | str | None = "auto",
         threads: int | None = 1,
+        writes: bool | None = None,
     ):
         if isinstance(every, bool) or int(every) != every or every < 1:
             raise UsageError(f"every is a whole number of steps from 1 on, not {every!r}")
         if isinstance(moments, str) and moments != "auto":
             raise UsageError(f"moments are nearzip.torch.Moments(..), 'auto' or None, not {moments!r}")
+        self._wanted_writes = writes
         self.store = open_store(store, policy, threads=threads)
         if keep is not None:
             parse_rules(keep)  # refused now, not behind
@@ -133,6 +141,11 @@ class Saver:
             return self.store.settings.parsed_bound()
         return parse_bound(bound) if isinstance(bound, str) else bound
 
+    @property
+    def writes(self) -> bool:
+        """Whether `save` saves in this process."""
+        return is_first_process() if self._wanted_writes is None else self._wanted_writes
+
     # saving
 
     def save(
@@ -150,7 +163,7 @@ class Saver:
         tags: Sequence[str] = (),
         force: bool = False,
     ) -> bool:
-        """Copy the state now; compress and commit it behind. Returns whether it was this step's turn.
+        """Copy the state now; compress and commit it in the background. Returns whether this process saves this step.
 
         `force`: save whatever the step. The other parameters are `capture`'s and `Store.commit`'s.
 
@@ -165,10 +178,13 @@ class Saver:
             raise UsageError("this saver is closed; make a new one")
         if step % self.every and not force:
             return False
+        if not self.writes:
+            check_whole(model)  # the first process refuses it as well; none waits for the other
+            return False
         self.wait()
         begin = time.perf_counter()
         live = capture(model, optimizer, scheduler, step, metrics, scaler=scaler, loader=loader, extra=extra, rng=False)
-        self._shapes.check(live)
+        self._shapes.check(live, model)
         state, generators = self._snapshot.copy(live), random_state()
         said = {"metrics": _numbers(metrics), "message": message, "tags": list(tags), "step": state.step}
         self._counts.seconds_copying += time.perf_counter() - begin
@@ -229,8 +245,13 @@ class Saver:
         loader: Any = None,
         version: int | str = "latest",
         rng: bool = True,
+        strict: bool = True,
     ) -> Restored | None:
         """Put a version back, the newest if none is named; None if nothing was saved yet.
+
+        The parameters and the result are those of `nearzip.torch.restore`. `strict=False` restores the tensors that
+        fit: the backbone below another head, a network whose vocabulary has grown. Random generators are restored in
+        the process that saved them: in the others of a training they would draw the same numbers.
 
         Raises
         ------
@@ -247,7 +268,10 @@ class Saver:
                 return None
             raise
         small = TrainingState.from_arrays(self.store.checkout(number))
-        restored = restore(small.expanded(), model, optimizer, scheduler, scaler=scaler, loader=loader, rng=rng)
+        restored = restore(
+            small.expanded(), model, optimizer, scheduler, scaler=scaler, loader=loader, rng=rng and self.writes,
+            strict=strict,
+        )  # fmt: skip
         self._predictions = small.predictions()
         self._shapes.know(small)
         return dataclasses.replace(restored, version=number)

@@ -1,15 +1,15 @@
-"""The whole state of a training, as named tensors and one JSON document, and back into live objects.
+"""The whole state of a training, as named tensors and one JSON document.
 
-Tensors are called `model/NAME`, `optimizer/PARAMETER/KEY`, `scheduler/..`, `rng/..` and so on. Everything is checked
-before the first live object is touched.
+Tensors are called `model/NAME`, `optimizer/PARAMETER/KEY`, `scheduler/..`, `rng/..` and so on; the model's and the
+optimizer's names are those of the model without wrappers.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,20 +18,20 @@ import zstandard
 from torch import nn, optim
 
 from nearzip.errors import CorruptError, NewerFormatError, UsageError
-from nearzip.network.arrays import to_torch
 from nearzip.tensors import Array, as_array
 from nearzip.torch.moments import Moments, expand_moments, shrink_moments
 from nearzip.torch.trees import Json, pack, pack_tensor, unpack
+from nearzip.torch.wrappers import check_whole, plain_names, plain_parameters
 
 __all__ = [
     "DOCUMENT",
     "FORMAT",
-    "Restored",
     "TrainingState",
     "capture",
+    "listed",
     "pack_optimizer",
+    "parameter_names",
     "random_state",
-    "restore",
     "unpack_optimizer",
     "unpack_parts",
 ]
@@ -40,7 +40,7 @@ __all__ = [
 DOCUMENT = "training.json"
 FORMAT = 1
 #: A document says little of each tensor; more than this is not one of ours.
-_MOST_BYTES = 64 << 20
+_MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TrainingState:
     tensors : dict
         Name to torch tensor or array. As `capture` gives it they are live: the training goes on changing them.
     document : dict
-        Step, metrics, the optimizer's groups, and so on; `trees` says how nested values stand in it.
+        Step, metrics, the optimizer's groups, and so on; `trees` describes how it holds nested values.
     """
 
     tensors: dict[str, Any]
@@ -135,7 +135,7 @@ class TrainingState:
 def _read_document(array: Array) -> dict[str, Json]:
     try:
         data = array.tobytes()
-        if array.dtype != np.uint8 or not 0 < zstandard.frame_content_size(data) <= _MOST_BYTES:
+        if array.dtype != np.uint8 or not 0 < zstandard.frame_content_size(data) <= _MAX_BYTES:
             raise ValueError
         document = json.loads(zstandard.ZstdDecompressor().decompress(data))
     except (zstandard.ZstdError, ValueError, RecursionError):
@@ -176,7 +176,7 @@ def capture(
     step : int
     metrics : mapping of str to float
     loader
-        A data loader with `state_dict`, or any plain value that says where the data stand.
+        A data loader with `state_dict`, or any plain value that says where in the data the training is.
     extra
         Plain values and tensors of your own.
     rng : bool
@@ -189,8 +189,11 @@ def capture(
     """
     tensors: dict[str, Any] = {}
     other: dict[str, Any] = {}
-    parameters = dict(model.named_parameters())
-    for name, value in model.state_dict().items():
+    check_whole(model)
+    parameters = plain_parameters(model)
+    content = model.state_dict()
+    for given, name in plain_names(model, content).items():
+        value = content[given]
         if isinstance(value, torch.Tensor):
             tensors[f"model/{name}"] = _whole(name, value)
         else:
@@ -202,10 +205,10 @@ def capture(
         "parameters": [*parameters, *_tied(parameters, tensors)],
         "other": pack(other, "model.extra", tensors),
     }
-    optimizers = _listed(optimizer)
+    optimizers = listed(optimizer)
     if optimizers:
         document["optimizers"] = [
-            pack_optimizer(each.state_dict(), type(each).__name__, _parameter_names(parameters, each), i, tensors)
+            pack_optimizer(each.state_dict(), type(each).__name__, parameter_names(parameters, each), i, tensors)
             for i, each in enumerate(optimizers)
         ]
     for key, thing in (("scheduler", scheduler), ("scaler", scaler), ("loader", loader)):
@@ -246,7 +249,7 @@ def _whole(name: str, value: torch.Tensor) -> torch.Tensor:
     return value.detach()
 
 
-def _parameter_names(parameters: Mapping[str, nn.Parameter], optimizer: optim.Optimizer) -> list[list[str]]:
+def parameter_names(parameters: Mapping[str, nn.Parameter], optimizer: optim.Optimizer) -> list[list[str]]:
     """Names of the parameters of each of the optimizer's groups; `#n` for the n-th if it is not the model's."""
     known = {id(parameter): name for name, parameter in parameters.items()}
     names, n = [], 0
@@ -256,7 +259,8 @@ def _parameter_names(parameters: Mapping[str, nn.Parameter], optimizer: optim.Op
     return names
 
 
-def _listed(optimizer: optim.Optimizer | Sequence[optim.Optimizer] | None) -> list[optim.Optimizer]:
+def listed(optimizer: optim.Optimizer | Sequence[optim.Optimizer] | None) -> list[optim.Optimizer]:
+    """One optimizer, several or none, as a list. Raises UsageError."""
     found: list[Any] = (
         list(optimizer) if isinstance(optimizer, (list, tuple)) else [] if optimizer is None else [optimizer]
     )
@@ -318,112 +322,6 @@ def random_state() -> dict[str, Any]:
     return state
 
 
-# ---- state to live objects -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Restored:
-    """What came back besides the objects that were restored in place.
-
-    `loader` is the plain value that was given as the loader's position; None if it was an object with `state_dict`.
-    """
-
-    step: int
-    metrics: dict[str, Any]
-    loader: Any = None
-    extra: Any = None
-    version: int | None = None
-    notes: tuple[str, ...] = field(default=())
-
-
-def restore(
-    state: TrainingState,
-    model: nn.Module,
-    optimizer: optim.Optimizer | Sequence[optim.Optimizer] | None = None,
-    scheduler: Any = None,
-    *,
-    scaler: Any = None,
-    loader: Any = None,
-    rng: bool = True,
-) -> Restored:
-    """Put a state back. All of it is checked against the objects first; if anything does not fit, none is changed.
-
-    What was saved but is not asked for (an optimizer, when only the model is wanted) is left out.
-
-    Raises
-    ------
-    UsageError
-        The state does not fit: other tensors or shapes, another optimizer, a scheduler that was not saved.
-    CorruptError
-        The state is damaged.
-    """
-    document, arrays = state.document, state.tensors
-    weights = _model_state(document, arrays, model)
-    optimizers = _listed(optimizer)
-    packed = _optimizer_states(document, arrays, model, optimizers) if optimizers else []
-    things = [("scheduler", scheduler), ("scaler", scaler)] + ([("loader", loader)] if loader is not None else [])
-    states = [(thing, _object_state(key, thing, document, arrays)) for key, thing in things if thing is not None]
-    random_state = unpack(document["rng"], arrays) if rng and "rng" in document else None
-    metrics = unpack(document.get("metrics"), {}) or {}
-    extra = unpack(document["extra"], arrays) if "extra" in document else None
-    position = _position(document, arrays) if loader is None else None
-
-    model.load_state_dict(weights)
-    for each, own in zip(optimizers, packed, strict=True):
-        each.load_state_dict(own)
-    for thing, content in states:
-        thing.load_state_dict(content)
-    if random_state is not None:
-        _set_random_state(random_state)
-    return Restored(state.step, metrics, position, extra)
-
-
-def _some(names: Iterator[str] | list[str]) -> str:
-    found = list(names)
-    return ", ".join(map(repr, found[:3])) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-
-
-def _model_state(document: dict[str, Json], arrays: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    saved = {name.removeprefix("model/"): value for name, value in arrays.items() if name.startswith("model/")}
-    other = unpack(document.get("other"), arrays) or {}
-    if not isinstance(other, dict):
-        raise CorruptError("training state: the document is damaged")
-    live = model.state_dict()
-    missing = [name for name in live if name not in saved and name not in other]
-    unknown = [name for name in (*saved, *other) if name not in live]
-    if missing or unknown:
-        parts = [f"has no {_some(missing)}"] if missing else []
-        parts += [f"holds {_some(unknown)}, which the model lacks"] if unknown else []
-        raise UsageError(f"the saved state does not fit the model: it {' and '.join(parts)}")
-    for name, array in saved.items():
-        if not isinstance(live[name], torch.Tensor) or tuple(live[name].shape) != tuple(array.shape):
-            was, is_now = list(array.shape), list(getattr(live[name], "shape", []))
-            raise UsageError(f"the saved state does not fit the model: {name!r} was {was}, is {is_now}")
-    return {**{name: to_torch(array, copy=False) for name, array in saved.items()}, **other}
-
-
-def _optimizer_states(
-    document: dict[str, Json], arrays: Mapping[str, Any], model: nn.Module, optimizers: list[optim.Optimizer]
-) -> list[dict[str, Any]]:
-    parts = unpack_parts(document)
-    if not parts:
-        raise UsageError("the state was saved without an optimizer; restore it without one")
-    parameters = dict(model.named_parameters())
-    if len(parts) != len(optimizers):
-        raise UsageError(f"the state is of {len(parts)} optimizers, not {len(optimizers)}")
-    found = []
-    for part, optimizer in zip(parts, optimizers, strict=True):
-        if part["class"] != type(optimizer).__name__:
-            raise UsageError(f"the state is of the optimizer {part['class']}, not {type(optimizer).__name__}")
-        names, live = [group["names"] for group in part["groups"]], _parameter_names(parameters, optimizer)
-        if names != live:
-            raise UsageError(f"the optimizer's parameters differ: {_difference(names, live)}")
-        content = unpack_optimizer(part, arrays)
-        _check_shapes(optimizer, content["state"], [name for group in live for name in group])
-        found.append(content)
-    return found
-
-
 def unpack_optimizer(part: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
     """An optimizer's `state_dict()`. Raises CorruptError."""
     index = {name: i for i, name in enumerate(name for group in part["groups"] for name in group["names"])}
@@ -453,63 +351,3 @@ def unpack_parts(document: dict[str, Json]) -> list[dict[str, Any]]:
         ]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CorruptError("training state: the optimizer's part is damaged") from None
-
-
-def _difference(saved: list[list[str]], live: list[list[str]]) -> str:
-    if len(saved) != len(live):
-        return f"it had {len(saved)} groups, this one has {len(live)}"
-    for i, (was, has) in enumerate(zip(saved, live, strict=True)):
-        gone, new = [n for n in was if n not in has], [n for n in has if n not in was]
-        if gone or new:
-            lacks, also = _some(gone) or "nothing", _some(new) or "nothing"
-            return f"group {i} lacks {lacks} and has {also} instead"
-    return "they stand in another order"
-
-
-def _check_shapes(optimizer: optim.Optimizer, content: Mapping[int, Mapping[str, Any]], names: list[str]) -> None:
-    """State of as many axes as its parameter has its shape (Adafactor's rows and columns have fewer)."""
-    live = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for i, values in content.items():
-        for key, value in values.items():
-            same_rank = isinstance(value, torch.Tensor) and value.dim() == live[i].dim() > 0
-            if same_rank and value.shape != live[i].shape and key in _LIKE_PARAMETERS:
-                raise UsageError(
-                    f"optimizer state {key!r} of {names[i]!r} was {list(value.shape)}, "
-                    f"but the parameter is {list(live[i].shape)}"
-                )
-
-
-#: State that always has its parameter's shape.
-_LIKE_PARAMETERS = frozenset(
-    {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "sum", "prev", "exp_inf"}
-)
-
-
-def _object_state(key: str, thing: Any, document: dict[str, Json], arrays: Mapping[str, Any]) -> Any:
-    saved = document.get(key)
-    if not isinstance(saved, dict) or "state" not in saved:
-        raise UsageError(f"the state was saved without a {key}; restore it without one")
-    if not hasattr(thing, "load_state_dict"):
-        raise UsageError(f"the {key} given has no load_state_dict; leave it out, restore() returns the saved value")
-    if key == "scheduler" and saved.get("class") != type(thing).__name__:
-        raise UsageError(f"the state is of the scheduler {saved.get('class')}, not {type(thing).__name__}")
-    return unpack(saved["state"], arrays)
-
-
-def _position(document: dict[str, Json], arrays: Mapping[str, Any]) -> Any:
-    saved = document.get("loader")
-    if not isinstance(saved, dict) or saved.get("class") is not None:
-        return None
-    return unpack(saved.get("state"), arrays)
-
-
-def _set_random_state(state: Any) -> None:
-    try:
-        random.setstate(state["python"])
-        np.random.set_state(state["numpy"])  # noqa: NPY002
-        torch.set_rng_state(state["torch"])
-        devices = state.get("cuda")
-        if devices is not None and torch.cuda.is_available() and len(devices) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(devices)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CorruptError(f"training state: the random generators' part is damaged: {error}") from None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 
@@ -26,6 +28,7 @@ from nearzip.torch.plans import StatePlan
 from nearzip.torch.shapes import Shapes
 from nearzip.torch.state import FORMAT, TrainingState, pack_optimizer, unpack_optimizer, unpack_parts
 from nearzip.torch.trees import pack
+from nearzip.torch.wrappers import is_extra_state
 
 try:
     from transformers import TrainerCallback
@@ -36,8 +39,11 @@ __all__ = ["NearzipCallback", "materialize"]
 
 #: Written by torch.save; read by its weights-only loader.
 _OPTIMIZER = "optimizer.pt"
-#: Larger files that are neither weights nor optimizer are left alone.
-_MOST_BYTES = 64 << 20
+#: What a network's files are called, without the number of the shard; adapters if there is no other.
+_NETWORKS = ("model", "adapter_model")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+#: Larger files that are neither weights nor optimizer are refused.
+_MAX_BYTES = 64 << 20
 
 
 class NearzipCallback(TrainerCallback):
@@ -52,14 +58,15 @@ class NearzipCallback(TrainerCallback):
     moments : Moments, "auto" or None
         As `nearzip.torch.Saver` takes them.
     keep : str
-        What `Store.prune` shall keep.
+        What `Store.prune` keeps after each save.
     replace : bool
         Remove a folder's weights and optimizer once they are committed; `materialize` brings them back.
 
     Notes
     -----
-    The folder is read at once and committed behind; an error is raised at the next save or at the end of training.
-    Weights and Adam's moments are coded as such; all other files of the folder are kept byte for byte and never opened.
+    The folder is read at once and committed in the background; an error there is raised at the next save or at the end
+    of training. Weights are all `.safetensors` files: those of a network, in shards or not, and those of adapters
+    (PEFT), in subfolders too. They and Adam's moments are compressed as such; all other files are kept byte for byte.
     """
 
     def __init__(
@@ -86,7 +93,7 @@ class NearzipCallback(TrainerCallback):
         self._background.wait()
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         captured = _read(folder, state.global_step)
-        self._shapes.check(captured)
+        self._shapes.check(captured, others.get("model"))
         metrics = _metrics(state.log_history)
         self._background.start(lambda: self._commit(captured, folder, metrics))
 
@@ -101,8 +108,8 @@ class NearzipCallback(TrainerCallback):
         commit_quietly(self.store, small.to_arrays(), plan=plan, **said)
         prune_store(self.store, self._keep)
         if self._replace:
-            for path in (*folder.glob("model*.safetensors"), folder / _OPTIMIZER):
-                path.unlink(missing_ok=True)
+            for name in (*(name for name, _, _ in _shards_of(captured)), _OPTIMIZER):
+                (folder / name).unlink(missing_ok=True)
 
 
 def _metrics(history: list[dict[str, Any]]) -> dict[str, float]:
@@ -115,43 +122,95 @@ def _metrics(history: list[dict[str, Any]]) -> dict[str, float]:
 
 def _read(folder: Path, step: int) -> TrainingState:
     """A checkpoint folder as a state. Raises NotFoundError, UsageError."""
-    shards = sorted(folder.glob("model*.safetensors"))
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if _is_own(path)}
+    shards = [name for name in files if name.endswith(".safetensors")]
     if not shards:
-        raise NotFoundError(f"{folder}: no model*.safetensors; train with safetensors and without a sharding backend")
+        raise _without_weights(folder)
     tensors: dict[str, Any] = {}
-    for shard in shards:
-        tensors.update({f"model/{name}": value for name, value in safetensors.torch.load_file(shard).items()})
+    described = [[name, *_read_shard(files.pop(name), prefix, tensors)] for name, prefix in _prefixes(shards).items()]
+    parameters = [
+        name.removeprefix("model/")
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and tensor.dim() > 1 and not is_extra_state(name)
+    ]
     parts = []
-    if (folder / _OPTIMIZER).exists():
-        content = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
+    if _OPTIMIZER in files:
+        content = torch.load(files.pop(_OPTIMIZER), map_location="cpu", weights_only=True)
         names = [[f"#{index}" for index in group["params"]] for group in content["param_groups"]]
         parts.append(pack_optimizer(content, None, names, 0, tensors))
-    files = _others(folder, {path.name for path in shards})
-    tensors.update({f"file/{name}": data for name, data in files.items()})
+    tensors.update({f"file/{name}": _bytes_of(path) for name, path in files.items()})
     document = {
         "format": FORMAT,
         "step": step,
-        "parameters": [n.removeprefix("model/") for n, t in tensors.items() if n.startswith("model/") and t.dim() > 1],
+        "parameters": parameters,
         "optimizers": parts,
+        "shards": described,
         "files": pack(list(files), "files", {}),
     }
     return TrainingState(tensors, document)
 
 
-def _others(folder: Path, known: set[str]) -> dict[str, Array]:
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if not path.is_file() or path.is_symlink() or name in known or name in (_OPTIMIZER, _INDEX):
-            continue
-        if path.stat().st_size > _MOST_BYTES:
-            raise UsageError(f"{path}: {path.stat().st_size} bytes that are neither weights nor optimizer")
-        found[name] = np.frombuffer(path.read_bytes(), np.uint8)
-    return found
+def _is_own(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
-#: Which shard holds which tensor; `materialize` writes one file.
-_INDEX = "model.safetensors.index.json"
+def _without_weights(folder: Path) -> NotFoundError | UsageError:
+    """What to do about a folder without weights that can be read."""
+    for pattern in ("*.bin", "*_fsdp_*", "global_step*"):
+        for found in sorted(folder.glob(pattern)):
+            if found.name == "training_args.bin":
+                continue
+            advice = (
+                "set save_safetensors=True" if found.is_file() else "save the whole state, or use nearzip.torch.dcp"
+            )
+            return UsageError(f"{folder}: its weights are in {found.name}, not in .safetensors files; {advice}")
+    return NotFoundError(f"{folder}: no .safetensors file; is it the folder of a checkpoint?")
+
+
+def _prefixes(shards: list[str]) -> dict[str, str]:
+    """What stands before the names of each file's tensors: nothing for the network, or else for the adapter."""
+    groups = {name: _SHARD.sub("", name.removesuffix(".safetensors")) for name in shards}
+    network = next((name for name in _NETWORKS if name in groups.values()), None)
+    return {name: "model/" if group == network else f"model/{group}/" for name, group in groups.items()}
+
+
+def _read_shard(path: Path, prefix: str, tensors: dict[str, Any]) -> tuple[dict[str, str], list[list[str]]]:
+    """Puts a file's tensors to the others; returns its metadata, and its names with those that they now have."""
+    names = []
+    with safetensors.safe_open(path, "pt") as opened:
+        for name in opened.keys():  # noqa: SIM118 - safetensors' method
+            stored = prefix + name
+            while stored in tensors:
+                stored += "_"
+            tensors[stored] = opened.get_tensor(name)
+            names.append([name, stored])
+        return opened.metadata() or {}, names
+
+
+def _bytes_of(path: Path) -> Array:
+    n = path.stat().st_size
+    if n > _MAX_BYTES:
+        raise UsageError(f"{path}: {n} bytes that are neither weights nor optimizer; only up to {_MAX_BYTES} are kept")
+    return np.frombuffer(path.read_bytes(), np.uint8)
+
+
+def _shards_of(state: TrainingState) -> list[tuple[str, dict[str, str], dict[str, str]]]:
+    """Files of weights: path, metadata, and the name in the state of each name in the file. Raises CorruptError."""
+    described = state.document.get("shards")
+    if described is None:  # older releases described none, and wrote one file
+        names = {name.removeprefix("model/"): name for name in state.tensors if name.startswith("model/")}
+        return [("model.safetensors", {"format": "pt"}, names)]
+    try:
+        shards = [(path, dict(metadata), dict(names)) for path, metadata, names in described]
+        texts = [text for _, *pairs in shards for each in pairs for pair in each.items() for text in pair]
+    except (TypeError, ValueError):
+        raise CorruptError("the description of the checkpoint's files is damaged") from None
+    if not all(isinstance(text, str) for text in [*texts, *(path for path, _, _ in shards)]):
+        raise CorruptError("the description of the checkpoint's files is damaged")
+    for _, _, names in shards:
+        if not set(names.values()) <= state.tensors.keys():
+            raise CorruptError("the description of the checkpoint's files names a tensor that is not there")
+    return shards
 
 
 def materialize(store: StoreLike, output_dir: str | os.PathLike[str], version: int | str = "latest") -> str:
@@ -165,7 +224,7 @@ def materialize(store: StoreLike, output_dir: str | os.PathLike[str], version: i
     Raises
     ------
     UsageError
-        There is such a folder already, with a model in it.
+        There is such a folder already, with weights in it.
     NotFoundError, CorruptError
         No such version; or it is damaged, or not one of the Trainer's.
     """
@@ -175,7 +234,7 @@ def materialize(store: StoreLike, output_dir: str | os.PathLike[str], version: i
     if not isinstance(names, dict):
         raise CorruptError(f"{store.url}: version {version} is no checkpoint of the transformers Trainer")
     target = Path(output_dir) / f"checkpoint-{state.step}"
-    if (target / "model.safetensors").exists():
+    if any((target / _inside(name)).exists() for name, _, _ in _shards_of(state)):
         raise UsageError(f"{target}: is there already; remove it, or resume from it")
     unfinished = target.with_name(f".{target.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -198,8 +257,11 @@ def _write(folder: Path, tensors: Mapping[str, Any], state: TrainingState) -> No
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(path) as stream:
                 stream.write(array.tobytes())
-    weights = {n.removeprefix("model/"): to_torch(a) for n, a in tensors.items() if n.startswith("model/")}
-    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    for name, metadata, names in _shards_of(state):
+        path = folder / _inside(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        weights = {own: to_torch(tensors[stored]) for own, stored in names.items()}
+        safetensors.torch.save_file(weights, path, metadata or None)
     for part in unpack_parts(state.document):
         torch.save(unpack_optimizer(part, tensors), folder / _OPTIMIZER)
 

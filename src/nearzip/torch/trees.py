@@ -1,17 +1,20 @@
 """Nested plain values with tensors in them, as named tensors and a JSON document. Nothing is ever pickled.
 
 A node of the document is null, a boolean, an integer, a string or a finite float as it is, and else an object with one
-key: `d` dict (pairs of key and value), `c` Counter, `l` list, `u` tuple, `f` a float that JSON cannot spell, `b` bytes,
-`t` / `a` the name of a torch tensor / NumPy array, `x` a tensor of one number (dtype and value), `i` / `j` the name of
-the array of a tuple / list of many integers, `y` a torch dtype.
+key: `d` dict (pairs of key and value), `c` Counter, `g` Namespace, `l` list, `u` tuple, `z` torch.Size, `S` / `F` set /
+frozenset, `f` a float that JSON cannot spell, `C` complex (two texts), `b` bytes, `t` / `a` the name of a torch tensor
+or NumPy array, `x` a tensor of one number (dtype and value), `i` / `j` the name of the array of a tuple / list of many
+integers, `y` a torch dtype, `e` a torch device, `P` a path.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import binascii
 import collections
 import math
+import pathlib
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -39,8 +42,9 @@ def pack(value: Any, name: str, tensors: MutableMapping[str, Any], where: str | 
 
     Parameters
     ----------
-    value : None, bool, int, float, str, bytes, list, tuple, dict, Counter, tensor, array, dtype
-        Nested as one likes, up to 64 deep.
+    value
+        None, bool, int, float, complex, str, bytes, list, tuple, dict, Counter, Namespace, set, tensor, array, dtype,
+        device, torch.Size or path, nested up to 64 deep.
     name : str
         Prefix of the tensors' names.
     tensors : mutable mapping
@@ -70,8 +74,19 @@ def pack(value: Any, name: str, tensors: MutableMapping[str, Any], where: str | 
         return pack(value.item(), name, tensors, where, depth)
     if isinstance(value, bytes):
         return {"b": base64.b64encode(value).decode()}
+    if isinstance(value, complex):
+        return {"C": [repr(value.real), repr(value.imag)]}
     if isinstance(value, torch.dtype):
         return {"y": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.device):
+        return {"e": str(value)}
+    if isinstance(value, pathlib.PurePath):
+        return {"P": _plain(str(value), where)}
+    if isinstance(value, (set, frozenset)):
+        nodes = _pack_sequence(list(value), name, tensors, where, depth)
+        return {"S" if isinstance(value, set) else "F": nodes}
+    if isinstance(value, argparse.Namespace):
+        return {"g": [_pack_item(key, item, name, tensors, where, depth) for key, item in vars(value).items()]}
     if isinstance(value, (list, tuple)):
         return _pack_sequence(value, name, tensors, where, depth)
     if isinstance(value, Mapping):
@@ -79,7 +94,7 @@ def pack(value: Any, name: str, tensors: MutableMapping[str, Any], where: str | 
         return {kind: [_pack_item(key, item, name, tensors, where, depth) for key, item in value.items()]}
     raise UsageError(
         f"{where}: a {type(value).__module__}.{type(value).__qualname__} cannot be stored; "
-        "training state is made of tensors, numbers, strings, lists and dicts"
+        "training state is made of tensors, numbers, strings, paths, lists, dicts and the like"
     )
 
 
@@ -123,11 +138,15 @@ def pack_tensor(value: torch.Tensor, name: str, tensors: MutableMapping[str, Any
 
 def _pack_sequence(value: Any, name: str, tensors: MutableMapping[str, Any], where: str, depth: int) -> Json:
     is_list = isinstance(value, list)
-    if len(value) >= _MANY and all(type(item) is int and 0 <= item < 1 << 63 for item in value):
+    if (
+        len(value) >= _MANY
+        and not isinstance(value, torch.Size)
+        and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+    ):
         width = np.uint32 if max(value) < 1 << 32 else np.uint64
         return {"j" if is_list else "i": _keep(np.array(value, width), name, tensors)}
     nodes = [pack(item, f"{name}.{i}", tensors, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
-    return {"l" if is_list else "u": nodes}
+    return {"l" if is_list else "z" if isinstance(value, torch.Size) else "u": nodes}
 
 
 def _pack_item(
@@ -215,6 +234,44 @@ def _read_dtype(content: Any) -> torch.dtype:
     return found
 
 
+def _read_device(content: Any) -> torch.device:
+    try:
+        return torch.device(_items(content, str))
+    except RuntimeError:
+        raise CorruptError(f"training state: {str(content)[:80]!r} is no device") from None
+
+
+def _read_complex(content: Any) -> complex:
+    try:
+        real, imaginary = map(float, _items(content))
+    except (TypeError, ValueError):
+        raise CorruptError("training state: a complex number is damaged") from None
+    return complex(real, imaginary)
+
+
+def _read_size(content: Any, tensors: Mapping[str, Any], depth: int) -> torch.Size:
+    axes = _read_list(content, tensors, depth)
+    if not all(type(axis) is int and 0 <= axis < 1 << 63 for axis in axes):
+        raise CorruptError("training state: a shape is damaged")
+    return torch.Size(axes)
+
+
+def _read_set(content: Any, tensors: Mapping[str, Any], depth: int) -> set[Any]:
+    try:
+        return set(unpack(content, tensors, depth))
+    except TypeError:
+        raise CorruptError("training state: a set is damaged") from None
+
+
+def _read_namespace(content: Any, tensors: Mapping[str, Any], depth: int) -> argparse.Namespace:
+    values = _read_dict(content, tensors, depth)
+    if not all(isinstance(key, str) for key in values):
+        raise CorruptError("training state: a Namespace is damaged")
+    found = argparse.Namespace()
+    vars(found).update(values)
+    return found
+
+
 def _read_number(content: Any) -> torch.Tensor:
     if not isinstance(content, list) or len(content) != 2 or not isinstance(content[1], (bool, int, float)):
         raise CorruptError("training state: a number is damaged")
@@ -244,4 +301,11 @@ _READERS: dict[str, Callable[[Any, Mapping[str, Any], int], Any]] = {
     "i": lambda content, tensors, depth: tuple(_read_integers(content, tensors)),
     "j": lambda content, tensors, depth: _read_integers(content, tensors),
     "y": lambda content, tensors, depth: _read_dtype(content),
+    "z": _read_size,
+    "S": _read_set,
+    "F": lambda content, tensors, depth: frozenset(_read_set(content, tensors, depth)),
+    "g": _read_namespace,
+    "C": lambda content, tensors, depth: _read_complex(content),
+    "e": lambda content, tensors, depth: _read_device(content),
+    "P": lambda content, tensors, depth: pathlib.Path(_items(content, str)),
 }
