@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from nearzip.digests import digest
 from nearzip.errors import CorruptError, Error, UsageError, WrongBaseError
 from nearzip.federated import Client, Server
 from nearzip.federated.coding import as_model, model_id
@@ -286,6 +287,19 @@ def test_hostile_replies_are_named_and_change_nothing():
         server.accept(node, data)
     weights = dict.fromkeys("abc", 1.0)
     assert same(server.average(weights), clean.average(weights))
+
+
+def test_an_update_whose_values_are_not_what_was_sent_is_refused():
+    """The checksum is right and every block decodes; the digest of the decoded values tells."""
+    server, client = Server(network()), Client()
+    data = bytearray(client.send(trained(client.receive(server.broadcast("a")), 0)))
+    data[5] ^= 1  # the content tag follows magic, version and the base's tag
+    body = bytes(data[:-16])
+    held = as_model(client.model)
+    forged = body + digest(model_id(held), body)
+    with pytest.raises(CorruptError, match="differ from what was sent"):
+        server.accept("a", forged)
+    assert server.accept("a", client.send(client.model)).n_bytes > 0
 
 
 def test_a_finite_giant_is_left_out_by_its_norm():

@@ -169,12 +169,7 @@ def check_same(model: Checkpoint, held: Checkpoint) -> None:
 
 def updates(trained: Checkpoint, held: Checkpoint, names: Sequence[str]) -> dict[str, Array]:
     """trained - held in float32, whatever the model's dtype: in bfloat16 small updates would vanish."""
-    return {
-        name: np.subtract(trained.read(name), held.read(name), dtype=np.float32, casting="unsafe")
-        if held.spec(name).dtype in ("float32", "float64")
-        else trained.read(name).astype(np.float32) - held.read(name).astype(np.float32)
-        for name in names
-    }
+    return {name: trained.read(name).astype(np.float32) - held.read(name).astype(np.float32) for name in names}
 
 
 def applied(held: Checkpoint, decoded: Mapping[str, Array], exact: frozenset[str]) -> dict[str, Array]:

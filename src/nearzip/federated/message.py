@@ -19,7 +19,7 @@ the base: an update for another base is refused before anything is decoded. docs
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ import numpy as np
 
 from nearzip.bounds import EXACT, Tolerance
 from nearzip.codec import decode_block, encode_block, exact_pipeline
-from nearzip.digests import DIGEST_BYTES, digest, tensor_digest
+from nearzip.digests import DIGEST_BYTES, digest, join_pieces, part_digests, tensor_digest
 from nearzip.errors import CorruptError, LimitError, NewerFormatError, TruncatedError, WrongBaseError
 from nearzip.layout import Block, block_context, block_values, segment_blocks
 from nearzip.stages import Pipeline, pipeline_from_json
@@ -148,8 +148,12 @@ def _split(tensors: Sequence[TensorSpec], blocks: Sequence[Array]) -> Iterator[t
         at += spec.n_elements
 
 
-def _content_tag(arrays: Any) -> bytes:
-    return digest(*[tensor_digest(np.ascontiguousarray(array)) for array in arrays])[:_CONTENT]
+def _content_tag(arrays: Iterable[Array]) -> bytes:
+    return _tag_of(tensor_digest(np.ascontiguousarray(array)) for array in arrays)
+
+
+def _tag_of(digests: Iterable[bytes]) -> bytes:
+    return digest(*digests)[:_CONTENT]
 
 
 def _put_pipeline(pipeline: Pipeline) -> bytes:
@@ -229,19 +233,28 @@ class Message:
         with block_context(block, self._base if group.pipeline.needs_base else None) as context:
             return np.array(decode_block(payload, context, group.pipeline))
 
-    def arrays(self) -> dict[str, Array]:
-        """All tensors: float32 updates, and exact values. Raises CorruptError.
+    def decoded(self) -> Iterator[tuple[Group, Block, Array]]:
+        """The values of every block, in order, and then a comparison of their digest with the sender's.
 
-        The digest of what was decoded is compared with the sender's.
+        Raises CorruptError.
         """
-        decoded: dict[str, list[Array]] = {}
+        pieces: dict[str, list[bytes]] = {name: [] for name in self._base.specs}
         for group, block, payload in self.work():
-            decoded.setdefault(group.tensors[0].name, []).append(self.decode_block(group, block, payload))
+            values = self.decode_block(group, block, payload)
+            for spec, more in zip(group.tensors, part_digests(values, block.parts), strict=True):
+                pieces[spec.name] += more
+            yield group, block, values
+        if _tag_of(join_pieces(pieces[name]) for name in sorted(pieces)) != self._tag:
+            raise CorruptError("update: decoded values differ from what was sent")
+
+    def arrays(self) -> dict[str, Array]:
+        """All tensors: float32 updates, and exact values. Raises CorruptError as `decoded` does."""
+        blocks: dict[str, list[Array]] = {}
+        for group, _, values in self.decoded():
+            blocks.setdefault(group.tensors[0].name, []).append(values)
         found: dict[str, Array] = {}
         for group in self.groups:
-            found.update(_split(group.tensors, decoded[group.tensors[0].name]))
-        if _content_tag(found[name] for name in sorted(self._base.specs)) != self._tag:
-            raise CorruptError("update: decoded values differ from what was sent")
+            found.update(_split(group.tensors, blocks[group.tensors[0].name]))
         return {name: found[name] for name in self._base.specs}
 
 

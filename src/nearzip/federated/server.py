@@ -19,7 +19,7 @@ from nearzip.federated.downlink import Part, put_downlink
 from nearzip.federated.message import Message, pack, read_message
 from nearzip.federated.state import below, read_state
 from nearzip.limits import Limits
-from nearzip.tensors import Array, Checkpoint
+from nearzip.tensors import Array, Checkpoint, is_float
 
 __all__ = ["Server", "Update"]
 
@@ -84,7 +84,7 @@ class Server:
     max_norm : float
         Updates whose norm is more than so many times the median of the round's are left out.
     max_history_bytes : int or None
-        Updates kept for clients that missed rounds; None: as many bytes as a keyframe takes.
+        Updates kept for clients that missed rounds; None: as many bytes as the model takes uncompressed.
 
     Attributes
     ----------
@@ -310,7 +310,7 @@ class Server:
         return self.model
 
     def _trim(self) -> None:
-        """Forget the oldest updates where a keyframe is smaller than all that are kept."""
+        """Forget the oldest updates beyond the bytes that may be kept."""
         limit = self._max_history if self._max_history is not None else self._held.n_bytes
         while self._history and sum(len(part.data) for part in self._history) > limit:
             self._first = self._history.pop(0).gives
@@ -367,9 +367,8 @@ def _require_finite(arrays: Mapping[str, Array]) -> None:
 def _checked_norm(message: Message, held: Checkpoint) -> float:
     """Decode a reply block by block and keep nothing: its norm. Raises CorruptError, BoundError."""
     total = 0.0
-    for group, block, payload in message.work():
-        values = message.decode_block(group, block, payload)
-        if values.dtype.kind in "biu":
+    for group, block, values in message.decoded():
+        if not is_float(values.dtype):
             continue
         wide = values.astype(np.float64)
         if group.exact:
