@@ -150,7 +150,7 @@ def _dense(record: Any) -> dict[str, NumPyArray]:
 
 
 class _LazyArray(Array):
-    """A client's tensor, decoded when a strategy asks for it: memory does not grow with the number of replies."""
+    """A client's tensor, decoded when a strategy asks for it; until then the reply stays compressed."""
 
     def __init__(self, update: Update, model: Mapping[str, NumPyArray], held: Mapping[str, NumPyArray], name: str):
         self._update, self._model, self._held_model, self._name = update, model, held, name

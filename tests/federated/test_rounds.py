@@ -337,6 +337,12 @@ def test_weights_are_checked(weight):
         server.average({"a": weight})
 
 
+def test_dtypes_without_arithmetic_are_refused_by_name():
+    scales = np.zeros(4, np.uint8).view(ml_dtypes.float8_e8m0fnu)
+    with pytest.raises(UsageError, match="'scale' has dtype float8_e8m0fnu"):
+        Server({"w": np.zeros((4, 4), np.float32), "scale": scales})
+
+
 def test_wrong_tensors_are_named():
     client = Client()
     model = client.receive(Server(network()).broadcast("a"))

@@ -147,6 +147,9 @@ def _runs(specs: Sequence[TensorSpec]) -> list[list[TensorSpec]]:
 def as_model(tensors: Mapping[str, Any]) -> Checkpoint:
     """A model that is held: contiguous arrays of its own, that nobody else writes to."""
     source = Checkpoint.of(tensors)
+    for name, spec in source.specs.items():
+        if not spec.is_float and source.read(name).dtype.kind not in "fiubc":
+            raise UsageError(f"tensor {name!r} has dtype {spec.dtype}, which has no arithmetic; it cannot be averaged")
     return Checkpoint.of({name: np.array(source.read(name)) for name in source.specs})
 
 
