@@ -59,6 +59,7 @@ ROWS = (
     "flower",
     "torch",
     "calibrate",
+    "condense",
     "testing",
     "plots",
     "report",

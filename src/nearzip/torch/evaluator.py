@@ -21,6 +21,7 @@ from nearzip.measures.measure import Measure, Predictions
 from nearzip.measures.registry import MEASURES, measures_of
 from nearzip.network.arrays import digest_of
 from nearzip.network.calls import Caller, Names, call, captured, device_of, last_linear, moved, output_of
+from nearzip.network.fitting import fit
 
 __all__ = ["METRICS", "Evaluator", "evaluator", "predict_classes"]
 
@@ -186,6 +187,8 @@ class Evaluator:
 
     def evaluation(self, tensors: Mapping[str, Any]) -> Evaluation:
         """The same, with the samples behind the metrics. Raises UsageError."""
+        if self._names.thinned(self._module, tensors):
+            return self._fitted_to(tensors).evaluation(tensors)
         fitted = self._names.fitted(self._module, tensors)
         metrics: dict[str, float] = {}
         statistics: dict[str, Statistic] = {}
@@ -195,6 +198,13 @@ class Evaluator:
                     statistics[data.prefix + name] = value
                 metrics[data.prefix + name] = value.value if isinstance(value, Statistic) else value
         return Evaluation(metrics, statistics)
+
+    def _fitted_to(self, tensors: Mapping[str, Any]) -> Evaluator:
+        """The same evaluator for a thinned network: the module with the shapes of these tensors."""
+        other = copy.copy(self)
+        other._module, other._spare = fit(copy.deepcopy(self._module), tensors), []
+        other._names = Names(other._module)
+        return other
 
     def _measured(self, data: _Data, tensors: Mapping[str, Tensor]) -> dict[str, Statistic | float]:
         measures = [measure.fresh() for measure in self.measures]

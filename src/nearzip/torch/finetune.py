@@ -187,7 +187,7 @@ class _Pulling:
         pulls = [(p, target) for p, target in self._pulls if id(p) in own and p.requires_grad]
         closure = arguments[1] if len(arguments) > 1 else named.get("closure")
         if not callable(closure):
-            self._add(pulls)
+            self._add(pulls, _loss_scale(optimizer))
             return None
 
         def pulled() -> Any:
@@ -201,15 +201,21 @@ class _Pulling:
         return arguments, {**named, "closure": pulled}
 
     @torch.no_grad()
-    def _add(self, pulls: list[tuple[nn.Parameter, Tensor]]) -> None:
+    def _add(self, pulls: list[tuple[nn.Parameter, Tensor]], scale: float = 1.0) -> None:
         for parameter, target in pulls:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            parameter.grad.add_(parameter - target, alpha=self._weight)
+            parameter.grad.add_(parameter - target, alpha=self._weight * scale)
 
     @torch.no_grad()
     def _penalty(self, pulls: list[tuple[nn.Parameter, Tensor]]) -> Tensor | float:
         return sum((self._weight / 2 * (p - target).square().sum() for p, target in pulls), 0.0)
+
+
+def _loss_scale(optimizer: torch.optim.Optimizer) -> float:
+    """What gradients are still multiplied by: with mixed precision, fused optimizers divide inside the step."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return 1.0 if scale is None else float(scale)
 
 
 def _named(module: nn.Module, hold: Hold) -> dict[str, Tensor]:
