@@ -98,7 +98,7 @@ def test_structure_needs_inputs_that_run():
 
 def test_widths_fall_with_keep_and_are_multiples():
     prepared = condense.Structure(align=8, floor=9).prepare(made("vgg-small"), inputs_for("vgg-small"))
-    before = {name: 10**6 for name in prepared.widths(1.0)}
+    before = dict.fromkeys(prepared.widths(1.0), 10**6)
     for keep in np.linspace(1, 0.01, 60):
         widths = prepared.widths(keep)
         assert all(width <= before[name] for name, width in widths.items())
@@ -111,7 +111,7 @@ def test_thinning_that_changes_the_outputs_is_refused(monkeypatch):
     module, inputs = made("lenet-5"), inputs_for("lenet-5")
     prepared = condense.Structure().prepare(module, inputs)
     monkeypatch.setattr("nearzip.condense.structure.relative_difference", lambda *_: 0.5)
-    with pytest.raises(Error, match="thinning changed the outputs by 0.5, more than 0.0001, in the groups"):
+    with pytest.raises(Error, match=r"thinning changed the outputs by 0\.5, more than 0\.0001, in the groups"):
         prepared.thin(copy.deepcopy(module), 0.5)
 
 

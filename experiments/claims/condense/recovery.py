@@ -11,13 +11,13 @@ from experiments.claims.condense.subjects import case_of
 from experiments.lab import record
 from nearzip import condense
 
-EPOCHS = 10
+#: Of so many images each, drawn anew from all.
+EPOCHS, PER_EPOCH = 10, 20_000
 KEEPS = (0.05, 0.02, 0.01)
 RECOVERIES = {
     "one-shot": condense.Direct(EPOCHS),
     "gradual": condense.Gradual(EPOCHS),
     "L-C": condense.LC(EPOCHS),
-    "L-C, kappa ten times too high": condense.LC(EPOCHS, kappa=1.5, kappa_end=10.0),
 }
 
 
@@ -25,7 +25,7 @@ def rows(network: str, folder: str | None, seeds: list[int]) -> list[dict[str, A
     """Test accuracy of every recovery at every share, seed by seed."""
     found = []
     for seed in seeds:
-        case = case_of(network, folder, seed)
+        case = case_of(network, folder, seed, PER_EPOCH)
         reference = case.test(case.module)
         for keep in KEEPS:
             for name, recover in RECOVERIES.items():
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> None:
     commit = record.commit()
     found = rows(options.network, options.data, list(range(options.seeds)))
     result = {
-        "commit": commit, "network": options.network, "epochs": EPOCHS, "seeds": options.seeds,
+        "commit": commit, "network": options.network, "epochs": EPOCHS, "per_epoch": PER_EPOCH, "seeds": options.seeds,
         "reference": statistics.mean(r["reference"] for r in found), "means": means(found), "rows": found,
     }  # fmt: skip
     record.save("condense_recovery", result, ("nearzip", "numpy", "torch"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class Subject:
     """A network and how it is trained.
 
     `epochs`: of the reference; `lr`, `momentum`, `weight_decay`: of SGD, for the reference and for every recovery;
-    `limit`: training images.
+    `per_epoch`: images of an epoch, drawn anew from all.
     """
 
     network: str
@@ -39,14 +39,14 @@ class Subject:
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 0.0
-    limit: int | None = None
+    per_epoch: int | None = None
 
 
 SUBJECTS = {
     "digits": Subject("digits", 30, lr=0.1),
     "lenet-300-100": Subject("lenet-300-100", 15),
     "lenet-5": Subject("lenet-5", 6, lr=0.02),
-    "vgg-small": Subject("vgg-small", 0, lr=0.01, limit=10_000),
+    "vgg-small": Subject("vgg-small", 0, lr=0.01, per_epoch=10_000),
 }
 
 
@@ -84,7 +84,8 @@ class Trainer:
         optimizer = torch.optim.SGD(module.parameters(), s.lr * factor, s.momentum, weight_decay=s.weight_decay)
         size = 32 if s.network == "digits" else BATCH
         module.train()
-        for rows in torch.randperm(len(self.split)).split(size)[: len(self.split) // size]:
+        n = min(s.per_epoch or len(self.split), len(self.split))
+        for rows in torch.randperm(len(self.split)).split(size)[: n // size]:
             inputs, targets = self.split.inputs[rows], self.split.targets[rows]
             if self.augmented:
                 inputs = augment(inputs, torch.default_generator)
@@ -120,14 +121,17 @@ class Case:
         return evaluate(module, self.images.validation)["accuracy"]
 
 
-def case_of(name: str, folder: str | None, seed: int = 0) -> Case:
-    """The reference, trained once for each seed and kept in the experiments' cache; vgg-small is the shared trace."""
+def case_of(name: str, folder: str | None, seed: int = 0, per_epoch: int | None = None) -> Case:
+    """The reference, trained once for each seed and kept in the experiments' cache; vgg-small is the shared trace.
+
+    `per_epoch`: images of an epoch of the recoveries, if others than the subject's.
+    """
     subject, images = SUBJECTS[name], dataset(name, folder)
-    trainer = Trainer(
-        subject, images.train[: subject.limit] if subject.limit else images.train, images.name == "cifar-10"
-    )
+    trainer = Trainer(subject, images.train, images.name == "cifar-10")
     module = make(name)
     module.load_state_dict(_reference(subject, trainer, folder, seed))
+    if per_epoch:
+        trainer = replace(trainer, subject=replace(subject, per_epoch=per_epoch))
     return Case(subject, module.eval(), images, trainer)
 
 

@@ -69,7 +69,7 @@ class Condensa:
         """The best trial within the budget; None if there is none."""
         n_first = max(1, round(self.accuracy_samples * runner.most))
         axis = np.linspace(0.0, 1.0, _GRID + 1)[1:-1]
-        while len(runner.trials) < n_first:
+        while runner.left > 0 and (len(runner.trials) < n_first or not runner.feasible):
             at = self._first_phase(runner, axis)
             if at is None:
                 break

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from nearzip.condense.trial import Trial
-from nearzip.fileio import Path_, atomic_file
+from nearzip.fileio import Output, Path_, atomic_file
 from nearzip.texts import human_bytes
 
 __all__ = ["Archived", "Condensed"]
@@ -29,8 +29,8 @@ class Archived:
     def to_bytes(self) -> bytes:
         return self._data
 
-    def save(self, path: Path_, force: bool = True) -> None:
-        """Write it whole or not at all. Raises UsageError for a file that exists, unless `force`."""
+    def save(self, path: Output, force: bool = True) -> None:
+        """Write it whole or not at all, or to a stream. Raises UsageError for a file that exists, unless `force`."""
         with atomic_file(path, force=force) as stream:
             stream.write(self._data)
 

@@ -134,12 +134,16 @@ class _Finder:
         return min(max(at, x_low + 0.15 * width), x - 0.15 * width)
 
     def _first(self) -> float:
-        """The least share at which pruning without training loses about ten times the budget, in log2."""
+        """The least share at which pruning without training loses about ten times the budget, in log2.
+
+        Or half of all there is to lose, if that is less.
+        """
         work, prepared = self._runner.work, self._runner.prepared
         low, high = 0, len(self._worth) - 1
+        most = min(_FIRST_USAGE, work.one_shot(self._worth[high], prepared) / 2)
         while low < high:
             middle = (low + high + 1) // 2
-            if work.one_shot(self._worth[middle], prepared) <= _FIRST_USAGE:
+            if work.one_shot(self._worth[middle], prepared) <= most:
                 low = middle
             else:
                 high = middle - 1

@@ -134,11 +134,17 @@ def holding(module: nn.Module, hold: Hold) -> Iterator[None]:
     """Hold masks, shared values and frozen tensors, and pull, while the block trains: `finetune` without its loop."""
     pulls = _pulls(module, hold)
     held = [_held(name, tensor, hold) for name, tensor in _named(module, hold).items()]
+    own = {id(parameter) for parameter in module.parameters()}
 
     def put_back(*_: Any) -> None:
         with torch.no_grad():
             for one in held:
                 one.put_back()
+
+    def after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        # The hook sees every optimizer of the process: trainings of other modules may run in other threads.
+        if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+            put_back()
 
     hooks: list[Any] = [
         one.tensor.register_hook(one.gradient)  # type: ignore[no-untyped-call]
@@ -147,8 +153,8 @@ def holding(module: nn.Module, hold: Hold) -> Iterator[None]:
     ]
     if pulls:
         hooks.append(register_optimizer_step_pre_hook(_Pulling(pulls, hold.weight)))
-    # Momentum and weight decay move what has no gradient: after every step of any optimizer all is put back.
-    hooks.append(register_optimizer_step_post_hook(put_back))
+    # Momentum and weight decay move what has no gradient: after every step over the module all is put back.
+    hooks.append(register_optimizer_step_post_hook(after_step))
     try:
         yield
         put_back()
