@@ -200,7 +200,7 @@ def test_headers_and_query_are_sent_to_the_host_alone(store, host, tmp_path):
 def test_buckets_that_say_forbidden_for_what_is_not_there(store, host, tmp_path):
     host.missing_is = 403
     assert nz.pull(host.url, tmp_path / "m.npz").version == 6
-    with pytest.raises(errors.Error, match="answers 403"):
+    with pytest.raises(errors.Error, match="returned status 403"):
         nz.Store(f"{host.url}/elsewhere")
 
 
