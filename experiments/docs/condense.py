@@ -78,7 +78,7 @@ def files(result: Row) -> str:
         table(["network", "method", "kept", "whole file", "Condensa's count", "points lost, validation", "test"],
               [*body, *published]),
         "Whole file: float32 tensors over all bytes of the archive. Condensa's count: four bytes a weight over two for "
-        "each nonzero, without positions; the published rows have no other. The share was chosen on validation images; the "
-        "methods below ours have the same share and epochs, pruned at once. "
+        "each nonzero, without positions; the published rows have no other. The share was chosen on validation images; "
+        "the methods below ours have the same share and epochs, pruned at once. "
         f"{settings}. {circumstances(result)}.",
     ])  # fmt: skip

@@ -83,7 +83,8 @@ def measured(network: str, folder: str | None) -> dict[str, Any]:
     print(small, flush=True)
     rows = [row(case, "nearzip.condense", small.module, small.archive.nbytes), *peers(case, small.keep, epochs)]
     return {
-        "max_loss": max_loss, "epochs": epochs, "per_epoch": per_epoch, "samples": samples, "keep": small.keep, "seconds": round(seconds),
+        "max_loss": max_loss, "epochs": epochs, "per_epoch": per_epoch, "samples": samples,
+        "keep": small.keep, "seconds": round(seconds),
         "reference": case.test(case.module), "trainings": len(small.trials), "rows": rows,
         "trials": [{"keep": t.keep, "usage": t.usage, "bytes": t.n_bytes} for t in small.trials],
     }  # fmt: skip
