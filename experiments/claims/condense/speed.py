@@ -14,7 +14,7 @@ from nearzip import condense
 from nearzip.condense.flops import count_flops
 
 #: Budget, epochs of one recovery, images of an epoch, most trainings.
-SETTINGS = {"vgg-small": (0.02, 4, 10_000, 3)}
+SETTINGS = {"vgg-small": (0.02, 4, 5_000, 2)}
 ALIGN = 8
 
 
@@ -30,7 +30,7 @@ def measured(network: str, folder: str | None) -> dict[str, Any]:
     small = condense.tune(
         case.module, case.train_epoch, evaluate=case.evaluator(), max_loss=max_loss,
         scheme=condense.Structure(align=ALIGN), objective="throughput", inputs=case.inputs,
-        recover=condense.LC(epochs), samples=samples, evaluations=6,
+        recover=condense.LC(epochs), samples=samples, evaluations=3,
         progress=lambda status: print(status.latest, flush=True),
     )  # fmt: skip
     print(small, flush=True)
