@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -202,3 +203,9 @@ def test_a_base_of_the_original_shapes_and_a_store_work_or_are_refused_by_name(t
     store.commit(original)
     number = store.commit(state)
     assert {n: a.shape for n, a in store.checkout(number).items()} == {n: a.shape for n, a in state.items()}
+
+
+def test_a_missing_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(nz.errors.MissingExtraError, match=r"pip install 'nearzip\[condense\]'"):
+        condense.Structure().prepare(made("lenet-5"), inputs_for("lenet-5"))
