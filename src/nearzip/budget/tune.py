@@ -210,9 +210,7 @@ def evaluations_of(wanted: int | None) -> int:
 def _nothing_fits(runner: Runner, method: str) -> BudgetError:
     best = min(runner.trials, key=lambda trial: trial.usage)
     losses = ", ".join(f"{name} {best.losses[name]:.6g} of {allowed:g}" for name, allowed in runner.max_loss.items())
-    reached = (
-        f"within the budget after {len(runner.trials)} trials; the best reached, {best.assignment}, loses {losses}"
-    )
+    reached = f"within the budget after {len(runner.trials)} trials; the best reached, {best.codings}, loses {losses}"
     if best.intervals and "broken" not in _verdicts(runner, best).values():
         return NotShownError(f"no setting of {method} is shown to be {reached}; {_enough(runner, best)}")
     return BudgetError(f"no setting of {method} is {reached}; allow more, or take a method that can be lossless")
@@ -246,7 +244,7 @@ def plan_of(
     subject = runner.subject
     own = {"nearzip": __version__, "numpy": np.__version__, "python": platform.python_version()}
     return Plan(
-        choices={name: chosen.assignment[name] for name in subject.names},
+        codings={name: chosen.codings[name] for name in subject.names},
         chosen=chosen,
         trials=runner.trials,
         max_loss=runner.max_loss,
