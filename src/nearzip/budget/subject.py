@@ -98,7 +98,7 @@ class Subject(ABC):
     def measure(self, candidate: Codings, threads: int | None = None, statistics: bool = False) -> Outcome:
         """One trial: store, restore from the stored bytes, evaluate.
 
-        `statistics`: keep the samples behind the metrics.
+        `statistics`: keep the samples that the metrics are computed from.
 
         Raises
         ------

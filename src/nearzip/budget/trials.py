@@ -205,7 +205,7 @@ class Runner:
             own = self._samples.statistics.get(name)
             if own is None:
                 raise UsageError(
-                    f"confidence needs the samples behind {name!r}; take an evaluator that has them, such as "
+                    f"confidence needs per-sample values of {name!r}; take an evaluator that has them, such as "
                     "nearzip.torch.evaluator"
                 )
             at_best = interval(own, own, confidence)
@@ -248,7 +248,7 @@ class Runner:
         return True
 
     def _stale(self, trial: Trial, metric: str) -> bool:
-        """Whether a filed trial lacks a metric's bounds at the confidence asked for: it is measured anew."""
+        """Whether a filed trial lacks a metric's bounds at the confidence asked for: it is measured again."""
         found = trial.intervals.get(metric)
         return found is None or not math.isclose(found.confidence, self._confidences[metric], rel_tol=1e-12)
 
@@ -329,7 +329,7 @@ def _read_original(path: Path) -> dict[str, float]:
         document = fields(read_document(path), "original", {"metrics": dict, "spread": bool})
         return numbers(document["metrics"], "metrics")
     except CorruptError as error:
-        raise CorruptError(f"{path}: {error}; delete the folder's files to begin anew") from None
+        raise CorruptError(f"{path}: {error}; delete the folder's files to start again") from None
 
 
 def _check_same_evaluator(path: Path, first: Mapping[str, float], second: Mapping[str, float]) -> None:

@@ -58,7 +58,7 @@ def tune(
     tensors, base : mapping of str to array
         As for `compress`.
     method : str
-        One of `methods()`; what is turned is its bound, or the option that stands for one.
+        One of `methods()`; the search varies its bound, or the option that plays that role.
     evaluate : callable or Evaluator
         Takes a dict of arrays; returns a number, or a dict of numbers by metric. Higher is better.
         `nearzip.torch.evaluator` makes one.
@@ -120,7 +120,7 @@ def tune(
     --------
     >>> import numpy as np, nearzip as nz
     >>> w = {"w": np.linspace(-1, 1, 4096, dtype=np.float32).reshape(64, 64)}
-    >>> def evaluate(tensors):  # stands for the accuracy of your network
+    >>> def evaluate(tensors):  # in place of your network's accuracy
     ...     return -float(np.abs(tensors["w"] - w["w"]).mean())
     >>> plan = nz.tune(w, evaluate=evaluate, max_loss=0.01)
     >>> archive = nz.compress(w, plan=plan)

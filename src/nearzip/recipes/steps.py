@@ -17,7 +17,7 @@ __all__ = ["with_known_step"]
 
 #: A step is kept while the bound allows no more than this times it: at most 0.17 bits a value, at first none.
 _FINER = 1.125
-#: A step that has to shrink leaves room for the next versions to shrink, too.
+#: A step that has to shrink shrinks a little further, so that the next versions can keep it.
 _ROOM = 0.94
 
 

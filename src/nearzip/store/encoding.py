@@ -55,7 +55,7 @@ class Held:
         return Checkpoint.of(self.arrays)
 
     def intact(self) -> bool:
-        """Whether nobody wrote into the arrays."""
+        """Whether the arrays are unchanged."""
         return checkpoint_id(self.checkpoint) == self.id
 
 
@@ -189,8 +189,8 @@ class Encoder:
         before: Checkpoint | None = None,
     ) -> Iterator[_Written]:
         """Write one object. The block runs when it is encoded and before it is in its place."""
-        # The number makes objects of different versions differ, so that nobody drops what another is writing. Where
-        # writers hold no lock, those of different processes differ, too.
+        # The number makes objects of different versions differ, so that no prune deletes what another process is
+        # writing. Where writers hold no lock, those of different processes differ, too.
         if not self.backend.commits_alone:
             label = dataclasses.replace(label, writer=secrets.token_hex(8))
         labelled = dataclasses.replace(source, metadata=label.to_metadata())
@@ -238,7 +238,7 @@ class _Written:
 
 
 def _places(manifest: Manifest, backend: Backend) -> Callable[[str], Part]:
-    """The part of a version that a tensor stands in."""
+    """The part of a version that holds a tensor."""
     named = {name: part for part in manifest.parts for name in part.names or ()}
     whole = [part for part in manifest.parts if part.names is None]
     if len(whole) == 1:

@@ -1,4 +1,4 @@
-"""Re-encode a version so that it is restored bit for bit as before."""
+"""Re-encoding a version so that it restores bit for bit as before."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ class Repairer:
             self.doubtful.add(number)
 
     def _from_objects(self, number: int, known: Mapping[int, Manifest]) -> tuple[Manifest, str] | None:
-        """A version can be told from its objects, but for what was said of it."""
+        """A version can be rebuilt from its objects, except for its message, tags and metrics."""
         found = self._labelled(number, known)
         for manifest in self._told(number, found, known):
             checked = self._checked(manifest)
@@ -245,7 +245,7 @@ class Repairer:
         self.lost.append(f"{path_of(number)}: a tombstone takes its place{aside}{parts}")
 
     def from_files(self, numbers: Iterable[int]) -> None:
-        """Code unreadable versions anew from files with the same content."""
+        """Re-encode unreadable versions from files with the same content."""
         wanted = {number: self.versions.get(number) for number in numbers}
         for source in self.files:
             found = content_id((spec, tensor_digest(source.read(name))) for name, spec in source.specs.items())
@@ -261,7 +261,7 @@ class Repairer:
                         manifest, parts=tuple(draft.parts), order=None if same_order else manifest.order
                     )
                 )
-                self.repaired.append(f"{path_of(number)}: coded anew from a file with the same content")
+                self.repaired.append(f"{path_of(number)}: re-encoded from a file with the same content")
 
     # the rest
 
@@ -329,7 +329,7 @@ def _of_shards(number: int, found: Iterable[tuple[Part, Index, Label]]) -> Itera
 
 
 def sort_sources(sources: Iterable[str | os.PathLike[str]], repairer: Repairer, stack: contextlib.ExitStack) -> None:
-    """Give a repairer its sources: copies of a store and checkpoint files, told apart by what is there."""
+    """Sort a repairer's sources into copies of a store and checkpoint files, by their content."""
     for source in sources:
         backend = open_backend(source)
         try:
@@ -368,7 +368,7 @@ def repair_all(before: Verifier, repairer: Repairer) -> None:
 
 
 def repair_settings(backend: Backend, sources: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """Write settings anew if those of a store are damaged; what was done."""
+    """Rewrite a store's settings if they are damaged. Returns what was done."""
     versions = Versions(backend)
     with backend.maintaining(60.0), contextlib.ExitStack() as stack:
         verifier = Verifier(backend, versions, "quick")

@@ -1,6 +1,6 @@
 """What every archive promises, checked for a `Pair` by every way in; an AssertionError names the pair that fails.
 
-Each tensor is within its own bound whoever shares its bytes; archive and reader agree bit for bit; and no archive is
+Each tensor is within its own bound even where tensors share bytes; archive and reader agree bit for bit; no archive is
 larger than its tensors compressed without a base, losslessly, or as they are, but for a small constant.
 """
 

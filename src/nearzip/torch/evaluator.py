@@ -185,7 +185,7 @@ class Evaluator:
         return next(iter(found.values())) if self.metric is not None and len(found) == 1 else found
 
     def evaluation(self, tensors: Mapping[str, Any]) -> Evaluation:
-        """The same, with the samples behind the metrics. Raises UsageError."""
+        """The same, with the samples that the metrics are computed from. Raises UsageError."""
         fitted = self._names.fitted(self._module, tensors)
         metrics: dict[str, float] = {}
         statistics: dict[str, Statistic] = {}

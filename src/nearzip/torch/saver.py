@@ -1,4 +1,4 @@
-"""`Saver`: checkpoints of a training, copied in memory at once and compressed and written behind its back."""
+"""`Saver`: training checkpoints, snapshotted synchronously, then compressed and committed by a background thread."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class SaveReport:
     seconds_waiting : float
         For the save before to end.
     seconds_behind : float
-        On the thread behind: compressing, checking, writing.
+        On the background thread: compressing, checking, writing.
     n_bytes : int
         That the versions took in the store.
     snapshot_bytes : int
-        Memory of the copy. The store holds the latest version besides, and the thread behind the new one while it is
+        Memory of the copy. The store also holds the latest version, and the background thread the new one while it is
         made (docs/training.md, "Memory").
     last_version : int or None
         The newest version that is committed.
@@ -120,7 +120,7 @@ class Saver:
         self._wanted_writes = writes
         self.store = open_store(store, policy, threads=threads)
         if keep is not None:
-            parse_rules(keep)  # refused now, not behind
+            parse_rules(keep)  # refused now, not later by the background thread
         self.every = int(every)
         self._counts = SaveReport()
         self._keep = keep
@@ -205,11 +205,11 @@ class Saver:
         return dataclasses.replace(self._counts, seconds_waiting=waiting, seconds_behind=behind)
 
     def wait(self) -> None:
-        """Until the save under way is committed. Raises what failed behind."""
+        """Wait until the current save is committed. Raises the background thread's error."""
         self._background.wait()
 
     def close(self) -> None:
-        """Wait for the last save. Raises what failed behind."""
+        """Wait for the last save. Raises the background thread's error."""
         self._closed = True
         self.wait()
 
@@ -222,7 +222,7 @@ class Saver:
         if error is None:
             self.close()
             return
-        # What ended the block is what the user has to see; what failed behind goes with it.
+        # The user has to see the exception that ended the block; a background error is added as a warning.
         try:
             self.close()
         except BaseException as behind:  # told, not raised over the first
