@@ -107,9 +107,9 @@ class Prepared:
         bound = None if isinstance(self.bound, NoPromise) else self.bound
 
         def coding(own: float) -> Coding:
-            return Coding.of("nearzip", bound, {"step": own, "finer": 0.0})
+            return Coding("nearzip", {"step": own, "finer": 0.0}, bound)
 
-        exact = Coding.of("nearzip")
+        exact = Coding("nearzip")
         by_name = {name: coding(steps[name]) if name in steps else exact for name in self.source.specs}
         return Codings(coding(step), by_name, substitutes=substitutes)
 
