@@ -114,7 +114,7 @@ CLAIMS = {
         "claims.trust.damage:main_peers", ("damage_peers",),
     ),
     "handovers": Claim(
-        "A method is made of its options once, whatever the call",
+        "Recipes are made once, not at every step of the way",
         "claims.structure.handovers", ("handovers",), "[--tree NAME=FOLDER]",
     ),
     "delta_dnn": Claim(
