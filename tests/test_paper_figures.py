@@ -11,22 +11,35 @@ import pytest
 pytest.importorskip("torch")
 
 from experiments.papers.delta_dnn import measure as delta_dnn
+from experiments.papers.delta_dnn import rule
 
 
 def _point(eps: float, ratio: float, change: float) -> dict[str, float]:
-    return {"eps": eps, "ratio": ratio, "accuracy_change": change}
+    """Of a network whose accuracy was 1, so that percent and points are the same."""
+    return {"eps": eps, "ratio": ratio, "accuracy_change": change, "accuracy": 1 + change}
 
 
 def test_algorithm_1_takes_the_best_score_below_theta():
     fallback = _point(0.001, 2.0, 0.0)
     points = [_point(0.01, 5.0, 0.0), _point(0.05, 8.0, -0.001), _point(0.1, 20.0, -0.003)]
-    assert delta_dnn.choose(points, fallback)["eps"] == 0.05
+    assert rule.choose(points, fallback)["eps"] == 0.05
 
 
 def test_algorithm_1_lets_gains_pass_and_falls_back():
     fallback = _point(0.001, 2.0, 0.0)
-    assert delta_dnn.choose([_point(0.01, 5.0, 0.0), _point(0.1, 5.0, 0.0042)], fallback)["eps"] == 0.1
-    assert delta_dnn.choose([_point(0.01, 50.0, -0.01)], fallback) is fallback
+    assert rule.choose([_point(0.01, 5.0, 0.0), _point(0.1, 5.0, 0.0042)], fallback)["eps"] == 0.1
+    assert rule.choose([_point(0.01, 50.0, -0.01)], fallback) is fallback
+
+
+def test_algorithm_1_counts_losses_relative_to_the_original():
+    """0.15 points of 45.95 are 0.33 %, above 0.2; the paper's own 92.45 that became 92.31 is its -0.15 %."""
+    fallback = _point(0.001, 2.0, 0.0)
+    point = {"eps": 0.1, "ratio": 150.0, "accuracy": 0.4580, "accuracy_change": -0.0015}
+    assert rule.choose([point], fallback) is fallback
+    assert rule.choose([point], fallback, "points") is point
+    paper = {"accuracy": 0.9231, "accuracy_change": 0.9231 - 0.9245}
+    assert round(rule.loss_percent(paper), 2) == 0.15
+    assert round(rule.loss_percent(paper, "points"), 2) == 0.14
 
 
 def test_sz_on_raw_floats_keeps_a_relative_bound():

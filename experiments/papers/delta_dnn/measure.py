@@ -24,6 +24,7 @@ import nearzip as nz
 from experiments.lab import evaluate, record, trace_sets, traces
 from experiments.lab.differences import integers
 from experiments.lab.traces import Tensors
+from experiments.papers.delta_dnn.rule import ALPHA, BETA, LAMBDA, THETA, Point, choose
 
 #: The paper's candidates, and bounds that suit updates as small as these: in the absolute reading 1 % is more than most
 #: of their weights move.
@@ -31,10 +32,6 @@ PAPER_EPS = tuple(k / 100 for k in range(1, 11))
 FINE_EPS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
 MODES = ("absolute", "relative")
 BACKENDS = ("rle+lzma", "rle+zstd", "lzma", "zstd")
-THETA, ALPHA, BETA, LAMBDA = 0.2, 0.5, 0.5, 1e-3
-Point = dict[str, Any]
-
-
 #: Of SZ3: with its predictors, and without.
 _SZ = ("INTERP_LORENZO", "NOPRED")
 
@@ -90,17 +87,6 @@ def mean_of(old: Tensors, new: Tensors) -> Tensors:
     """Half way from one version to the other; what is no floating-point number as in the newer."""
     return {name: ((old[name].astype(np.float64) + w) / 2).astype(w.dtype) if w.dtype.kind == "f" else w
             for name, w in new.items()}  # fmt: skip
-
-
-def choose(points: Sequence[Point], fallback: Point) -> Point:
-    """Algorithm 1 on points already measured: of those whose loss is below theta the best score, Phi = -loss in percent
-    so that a loss lowers it; the fallback at lambda if none is."""
-    best, best_score = fallback, 0.0
-    for point in points:
-        score = ALPHA * 100 * point["accuracy_change"] + BETA * point["ratio"]
-        if -100 * point["accuracy_change"] < THETA and score > best_score:
-            best, best_score = point, score
-    return best
 
 
 class Subject:
@@ -169,7 +155,7 @@ class Subject:
         chosen = {}
         for mode, points in sweeps.items():
             by_eps = {point["eps"]: point for point in points}
-            chosen[mode] = choose([by_eps[eps] for eps in PAPER_EPS], by_eps[LAMBDA])
+            chosen[mode] = dict(choose([by_eps[eps] for eps in PAPER_EPS], by_eps[LAMBDA]))
             chosen[mode]["nearzip_ratio"] = self.ours(chosen[mode]["eps"], mode)
         sz = self.sz((LAMBDA, *PAPER_EPS))
         return {
@@ -178,7 +164,7 @@ class Subject:
             "lossless": self.lossless(),
             "sz": choose(sz[1:], sz[0]),
             "delta_dnn": chosen,
-            "sweeps": sweeps,
+            "sweeps": {**sweeps, "sz": sz},
         }
 
 
