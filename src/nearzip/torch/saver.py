@@ -142,6 +142,11 @@ class Saver:
         return parse_bound(bound) if isinstance(bound, str) else bound
 
     @property
+    def codes_parameters(self) -> tuple[str, BoundOrBounds | None, Mapping[str, Any] | None]:
+        """Method, bound and options for the weights."""
+        return self._method, self._bound, self._options
+
+    @property
     def writes(self) -> bool:
         """Whether `save` saves in this process."""
         return is_first_process() if self._wanted_writes is None else self._wanted_writes
