@@ -10,8 +10,9 @@ import pytest
 
 pytest.importorskip("torch")
 
+from experiments.lab import algorithm_1 as rule
+from experiments.lab import sz_floats as sz
 from experiments.papers.delta_dnn import measure as delta_dnn
-from experiments.papers.delta_dnn import rule
 
 
 def _point(eps: float, ratio: float, change: float) -> dict[str, float]:
@@ -47,7 +48,7 @@ def test_sz_on_raw_floats_keeps_a_relative_bound():
     rng = np.random.default_rng(0)
     weights = {"a": rng.normal(0, 0.1, (40, 50)).astype(np.float32), "n": np.array([3], np.int64)}
     weights["a"][0, :3] = 0
-    n_bytes, restored = delta_dnn.sz_pointwise(weights, 0.05)
+    n_bytes, restored = sz.sz_pointwise(weights, 0.05)
     assert 0 < n_bytes < weights["a"].nbytes / 2
     assert restored["n"] is weights["n"]
     assert np.all(restored["a"][0, :3] == 0)
@@ -58,9 +59,9 @@ def test_sz_on_raw_floats_keeps_a_relative_bound():
 def test_the_smaller_of_both_algorithms_of_sz_is_taken():
     pytest.importorskip("pysz")
     weights = {"w": np.random.default_rng(0).normal(0, 0.1, (60, 70)).astype(np.float32)}
-    each = delta_dnn.sz_each(weights, 0.05)
+    each = sz.sz_each(weights, 0.05)
     assert set(each) == {"INTERP_LORENZO", "NOPRED"}
-    assert delta_dnn.sz_pointwise(weights, 0.05)[0] == min(n_bytes for n_bytes, _ in each.values())
+    assert sz.sz_pointwise(weights, 0.05)[0] == min(n_bytes for n_bytes, _ in each.values())
 
 
 @pytest.mark.parametrize("mode", delta_dnn.MODES)

@@ -6,7 +6,7 @@ import functools
 import statistics
 
 from experiments.docs.markdown import Row, commits, span, table
-from experiments.papers.delta_dnn.rule import choose
+from experiments.lab.algorithm_1 import choose
 
 #: The paper's Table 1: size in MB; ratios of LZMA, Zstd, SZ and Delta-DNN with the bounds chosen, in percent;
 #: accuracies of the original, SZ and Delta-DNN, in percent.
