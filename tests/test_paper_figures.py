@@ -10,8 +10,12 @@ import pytest
 
 pytest.importorskip("torch")
 
+import torch
+
 from experiments.lab import algorithm_1 as rule
+from experiments.lab import curves, evaluate, record
 from experiments.lab import sz_floats as sz
+from experiments.lab.networks import NETWORKS
 from experiments.papers.delta_dnn import measure as delta_dnn
 
 
@@ -205,3 +209,25 @@ def test_retraining_leaves_what_stands_in_front_and_holds_zeros(tmp_path, monkey
     )
     again = pruning.pruned(subject, images)["paper"]
     assert all(np.array_equal(a, again.tensors[name]) for name, a in after.tensors.items())
+
+
+def test_a_network_without_finite_outputs_is_no_number_and_no_invalid_json(tmp_path):
+    nan = float("nan")
+    found = evaluate.Fidelity(nan, nan, 0.1, 0.2, nan, -0.5).to_json()
+    assert found == {"kl": None, "loss": None, "accuracy": 0.1, "agreement": 0.2, "loss_change": None,
+                     "accuracy_change": -0.5}  # fmt: skip
+    points = [{"kl": 1e-3, "bits_per_parameter": 2.0}, {"kl": None, "bits_per_parameter": 0.1}]
+    assert curves.envelope(points) == [(1e-3, 2.0)]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        record.save("broken", {"kl": nan}, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_negative_variance_is_seen_by_the_evaluator():
+    network = NETWORKS["strided-small"]()
+    tensors = {name: value.numpy().copy() for name, value in network.state_dict().items()}
+    images = torch.randn(8, 3, 32, 32)
+    judge = evaluate.Evaluator("strided-small", tensors, evaluate.HeldOut([images], [torch.zeros(8, dtype=torch.long)]))
+    broken = {name: -np.ones_like(w) if name.endswith("running_var") else w for name, w in tensors.items()}
+    assert judge.compare(broken).to_json()["kl"] is None
+    assert judge.compare(tensors).to_json()["kl"] == 0.0

@@ -9,12 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
-from experiments.lab.data import Dataset, Split  # noqa: E402
-from experiments.papers.scale import chains, choosing, measure, training  # noqa: E402
-from experiments.papers.scale.training import FROM_RESTORED, PLAIN, WAYS, Training  # noqa: E402
+import torch
+
+from experiments.lab.data import Dataset, Split
+from experiments.papers.scale import chains, choosing, measure, training
+from experiments.papers.scale.training import FROM_RESTORED, PLAIN, WAYS, Training
 
 CPU = torch.device("cpu")
 SMALL = Training("lenet-300-100", epochs=3, lr=0.05, batch=16)
