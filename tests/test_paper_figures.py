@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -95,17 +94,6 @@ def test_entropies_of_figure_4():
     shares = np.array([127, 129]) / 256
     assert found["Delta-DNN, absolute 0.1 %"] == pytest.approx([-(shares * np.log2(shares)).sum()])
     assert found["one range"] == found["local"]
-
-
-def test_improved_epochs_follow_each_other(tmp_path):
-    rows = [(1, 0.5), (2, 0.7), (3, 0.6), (4, 0.8)]
-    versions = [{"file": f"{e:03d}.safetensors", "epoch": e, "test": {"accuracy": a}} for e, a in rows]
-    (tmp_path / "trace.json").write_text(json.dumps({"versions": versions}))
-    found = [(old.stem, new.stem, epoch) for old, new, epoch in delta_dnn.improved(tmp_path)]
-    assert found == [("001", "002", 2), ("002", "004", 4)]
-
-
-# ---- DeepSZ ----------------------------------------------------------------------------------------------------
 
 
 def test_two_arrays_count_paddings():

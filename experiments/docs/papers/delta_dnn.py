@@ -67,13 +67,6 @@ def table_1(networks: dict[str, Row]) -> str:
     return table(["network", "size", *_HEAD], rows)
 
 
-def table_2(epochs: dict[str, Row]) -> str:
-    """The last epochs of a VGG whose accuracy improved."""
-    rows = [[epoch, *_ours(row)] for epoch, row in epochs.items()]
-    rows += [[f"*{epoch} (paper)*", *_theirs(figures)] for epoch, figures in TABLE_2.items()]
-    return table(["epoch", *_HEAD], rows)
-
-
 #: A relative ratio so many times the paper's largest is called far above it.
 _FAR = 1.5
 
@@ -238,7 +231,8 @@ def _commits(result: Row) -> str:
     found = {part: commits(commit) for part, commit in result["commits"].items()}
     if len(set(found.values())) < 2:
         return f"commit {commits(result['commit'])}"
-    return f"commit {found['networks']}, Table 2 of {found['epochs']}, causes of differences of {found['causes']}"
+    choices = f", choices of bounds of {found['choices']}" if "choices" in found else ""
+    return f"commit {found['networks']}{choices}, causes of differences of {found['causes']}"
 
 
 def context(result: Row) -> Row:
@@ -253,7 +247,7 @@ def context(result: Row) -> Row:
         "held_out_percent": f"{100 * result['held_out_share']:g}",
         "theta": theta, "alpha": rule["alpha"], "beta": rule["beta"],
         "fallback_percent": f"{100 * rule['lambda']:g}",
-        "table_1": table_1(networks), "table_2": table_2(result["epochs"]),
+        "table_1": table_1(networks),
         "figure_1": figure_1(networks), "figure_5": figure_5(networks),
         "n_networks": len(networks), "n_near": len(near), "n_far": len(far), "far": _named(far),
         "near_ratios": span(_relative(row)["ratio"] for row in near.values()),

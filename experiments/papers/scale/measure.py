@@ -23,8 +23,9 @@ from typing import Any
 import torch
 
 from experiments.lab import data, record, trace_sets
-from experiments.lab.networks import data_of
+from experiments.lab.networks import NETWORKS, data_of
 from experiments.papers.scale.chains import CHOSEN, CODINGS, SIXTEEN, Coding, chosen, coded, lossless
+from experiments.papers.scale.sizes import operations, ranges
 from experiments.papers.scale.training import FROM_RESTORED, PLAIN, Training, run, scorer
 
 Row = dict[str, Any]
@@ -76,7 +77,7 @@ SIZES: dict[str, dict[str, Coding]] = {
 }
 #: Delta-DNN's, all of one chain in which Algorithm 1 chooses (Tables 1 to 3 and Figure 8), and Figure 9.
 CHOSEN_TABLES = ("delta-1", "delta-2", "delta-3", "delta-8")
-TABLES = (*ACCURACIES, *SIZES, *CHOSEN_TABLES, "delta-9")
+TABLES = ("qd-2", "qd-figure-1", *ACCURACIES, *SIZES, *CHOSEN_TABLES, "delta-9")
 
 
 class Bench:
@@ -93,6 +94,10 @@ class Bench:
 
     def table(self, name: str, networks: list[str]) -> None:
         """All parts of a table; raises TimeoutError once time is over."""
+        if name == "qd-2":
+            self.found["networks"] = {network: operations(network) for network in NETWORKS}
+            self._save(self.found)
+            return
         of_qd = name.startswith("qd")
         for network in (n for n in (self.scale.qd if of_qd else self.scale.delta) if not networks or n in networks):
             row = self.found.setdefault("qd" if of_qd else "delta", {}).setdefault(network, {})
@@ -107,6 +112,8 @@ class Bench:
             return [partial(self.accuracy, row, network, way) for way in ACCURACIES[name]]
         if name in SIZES:
             return [partial(self.sizes, row, network, label, coding) for label, coding in SIZES[name].items()]
+        if name == "qd-figure-1":
+            return [partial(self.ranges, row, network)]
         if name in CHOSEN_TABLES:
             return [partial(self.choices, row, network, label) for label in CHOSEN]
         return [partial(self.from_restored, row, network)]
@@ -135,6 +142,11 @@ class Bench:
         """Accuracy after each epoch, of what would be restored."""
         rows, _, _ = self.trained(self.qd_training(network, way))
         row.setdefault("accuracy", {})[way] = [one["accuracy"] for one in rows]
+
+    def ranges(self, row: Row, network: str) -> None:
+        """Of the last epoch, without compression."""
+        _, versions, _ = self.trained(self.qd_training(network, PLAIN))
+        row["ranges"] = ranges(versions[-1])
 
     def sizes(self, row: Row, network: str, label: str, coding: Coding) -> None:
         """A chain of all epochs."""
