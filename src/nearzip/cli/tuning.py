@@ -74,7 +74,7 @@ _FILE = click.Path(path_type=str)
     multiple=True,
     metavar="KEY=VALUE",
     help="A parameter of the strategy; items of lists between commas. deepsz: max_bytes and others; delta-dnn: "
-    "candidates and others. Repeatable.",
+    "candidates, phi=points and others. Repeatable.",
 )
 @click.option("--evaluations", type=click.IntRange(min=1), help="Most trials of strategy nearzip.")
 @click.option(
@@ -121,8 +121,11 @@ def tune(
     check_outputs([output_of(output)], [new, base], force)
     started = time.perf_counter()
     how = parameters_of(strategy, options_of(parameters, "--strategy-set", "KEY=VALUE"))
-    if not max_losses and "max_bytes" not in how:
-        raise click.UsageError("--max-loss is missing; only a deepsz search for --strategy-set max_bytes=N needs none")
+    if not max_losses and "max_bytes" not in how and strategy != "delta-dnn":
+        raise click.UsageError(
+            "--max-loss is missing; only the strategy delta-dnn (0.2%) and a deepsz search for --strategy-set "
+            "max_bytes=N need none"
+        )
     max_loss = _max_loss(max_losses) if max_losses else None
     function = load_function("--evaluate", evaluate)
     with showing_warnings() as warned, _watching(as_json) as watch, _workers(jobs):

@@ -137,6 +137,11 @@ class Saver:
         self._closed = False
 
     @property
+    def codes_parameters(self) -> tuple[str, BoundOrBounds | None, Mapping[str, Any] | None]:
+        """Method, bound and options for the weights."""
+        return self._method, self._bound, self._options
+
+    @property
     def writes(self) -> bool:
         """Whether `save` saves in this process."""
         return is_first_process() if self._wanted_writes is None else self._wanted_writes
