@@ -7,7 +7,9 @@ import os
 from nearzip.checkpoints.arrays import Npy, Npz
 from nearzip.checkpoints.base import Format
 from nearzip.checkpoints.embedded import EmbeddedFormat
+from nearzip.checkpoints.flax import FLAX
 from nearzip.checkpoints.gguf import GGUF
+from nearzip.checkpoints.hdf5 import HDF5, KERAS
 from nearzip.checkpoints.onnx import ONNX
 from nearzip.checkpoints.pytorch import PyTorch
 from nearzip.checkpoints.safetensors import Safetensors
@@ -17,7 +19,7 @@ from nearzip.errors import CorruptError, UsageError
 __all__ = ["BY_NAME", "ENDINGS", "FORMATS", "format_for", "format_of", "read_head", "recognized"]
 
 #: Every format, those that are told by more of the content first.
-FORMATS: tuple[Format, ...] = (TORCHSCRIPT, PyTorch(), Npz(), Npy(), Safetensors(), GGUF, ONNX)
+FORMATS: tuple[Format, ...] = (TORCHSCRIPT, PyTorch(), KERAS, Npz(), Npy(), Safetensors(), GGUF, ONNX, HDF5, FLAX)
 BY_NAME: dict[str, Format] = {each.name: each for each in (*FORMATS, EmbeddedFormat())}
 #: File name endings that can be written whatever the archive was made from.
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".th", ".npz")
