@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from nearzip.checkpoints.registry import format_of, read_head, recognized
 from nearzip.errors import CorruptError, UsageError
 from nearzip.tensors import Array, Checkpoint, TensorSpec
 
-__all__ = ["Member", "files_in", "is_folder", "members_of", "open_folder"]
+__all__ = ["Member", "files_in", "is_folder", "members_of", "network_in", "open_folder"]
 
 _INDEX = ".index.json"
 #: What the network itself is called, among the files of a folder.
@@ -293,6 +293,17 @@ def _network(groups: Mapping[str, Any]) -> str | None:
                 return group
     others = [group for group in ranked if not group.startswith(_STATES)]
     return others[0] if len(others) == 1 else None
+
+
+def network_in(members: Sequence[Member], folder: str) -> list[Member]:
+    """The files that hold a network itself, in one subfolder ("" for the folder): one, or its shards."""
+    groups: dict[str, list[Member]] = {}
+    for member in members:
+        where, name = os.path.split(member.path)
+        if where == folder and member.format != "bytes":
+            groups.setdefault(_group(name), []).append(member)
+    network = _network(groups)
+    return [] if network is None else groups[network]
 
 
 # ---- what an archive says of a folder --------------------------------------------------------------------------

@@ -18,8 +18,9 @@ from nearzip.errors import CorruptError, UsageError
 
 __all__ = ["BY_NAME", "ENDINGS", "FORMATS", "format_for", "format_of", "read_head", "recognized"]
 
+_SAFETENSORS = Safetensors()
 #: Every format, those that are told by more of the content first.
-FORMATS: tuple[Format, ...] = (TORCHSCRIPT, PyTorch(), KERAS, Npz(), Npy(), Safetensors(), GGUF, ONNX, HDF5, FLAX)
+FORMATS: tuple[Format, ...] = (_SAFETENSORS, TORCHSCRIPT, PyTorch(), KERAS, Npz(), Npy(), GGUF, ONNX, HDF5, FLAX)
 BY_NAME: dict[str, Format] = {each.name: each for each in (*FORMATS, EmbeddedFormat())}
 #: File name endings that can be written whatever the archive was made from.
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".th", ".npz")
@@ -75,6 +76,9 @@ def format_of(path: str) -> Format:
 
 def recognized(path: str, head: bytes) -> Format | None:
     """The format that a file's content shows. Raises UsageError for what stands in the place of a file."""
+    # First: its files begin with a length, which may look like the beginning of any other.
+    if _SAFETENSORS.recognizes(path, head):
+        return _SAFETENSORS
     refuse_pointers(path, head)
     return next((each for each in FORMATS if each.recognizes(path, head)), None)
 
