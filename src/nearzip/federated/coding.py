@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,13 @@ class UpdateCoding:
 
     def _recipe(self) -> Any:
         return recipe_type(self.method).from_options(dict(self.options))
+
+    def numbered(self, n: int) -> UpdateCoding:
+        """For a client's update number n: methods that draw random numbers (QSGD) draw others in every round."""
+        if self.method in ("nearzip", "lossless") or "seed" not in self._recipe().options():
+            return self
+        seed = (int(self._recipe().options()["seed"]) << 24 | n % (1 << 24)) % (1 << 53)
+        return replace(self, options={**self.options, "seed": seed})
 
     def is_exact(self, spec: TensorSpec) -> bool:
         """Whether a tensor is sent exactly."""
