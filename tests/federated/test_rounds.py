@@ -18,7 +18,7 @@ from nearzip.federated import Client, Server
 from nearzip.federated.coding import as_model, model_id
 from nearzip.federated.message import read_message
 
-METHODS = ["nearzip", "lossless", "qd-compressor", "zstd", "topk", "sbc", "stc", "qsgd"]
+METHODS = ["nearzip", "lossless", "qd-compressor", "zstd", "topk", "sbc", "stc", "qsgd", "skcompress", "deepreduce"]
 
 
 def network(seed=0, dtype=np.float32):
