@@ -14,7 +14,7 @@ from nearzip.api import compress, decompress
 from nearzip.bounds import Bound
 from nearzip.digests import digest
 from nearzip.errors import CorruptError, UsageError, WrongBaseError
-from nearzip.federated.coding import EXACT_NAMES, UpdateCoding, applied, as_model, check_same, model_id, updates
+from nearzip.federated.coding import EXACT_NAMES, UpdateCoding, advanced, as_model, check_same, model_id, updates
 from nearzip.federated.downlink import read_downlink
 from nearzip.federated.message import pack, read_message
 from nearzip.federated.residual import Residual
@@ -133,9 +133,7 @@ class Client:
                     raise WrongBaseError(
                         "the server sent an update, but this client holds no model; ask for a keyframe"
                     )
-                message = read_message(part.data, held, held_id)
-                exact = frozenset(spec.name for group in message.groups if group.exact for spec in group.tensors)
-                held = as_model(applied(held, message.arrays(), exact))
+                held = advanced(held, held_id, part.data)
             held_id = model_id(held)
             if not held_id.startswith(part.gives):
                 raise CorruptError("the model received is not the one that the server recorded")

@@ -14,13 +14,13 @@ from nearzip.bounds import EXACT, Bound, Rms, Statistics, parse_bound
 from nearzip.codec import exact_pipeline
 from nearzip.digests import checkpoint_id
 from nearzip.errors import UsageError
-from nearzip.federated.message import BLOCK_BYTES, Group, whole_block
+from nearzip.federated.message import BLOCK_BYTES, Group, pack, read_message, whole_block
 from nearzip.layout import draft_segments
 from nearzip.recipes import Setting, Settings, recipe_type
 from nearzip.recipes.nearzip import Nearzip
 from nearzip.tensors import Array, Checkpoint, TensorSpec
 
-__all__ = ["EXACT_NAMES", "UpdateCoding", "applied", "as_model", "model_id", "updates"]
+__all__ = ["EXACT_NAMES", "UpdateCoding", "advanced", "applied", "as_model", "exact_delta", "model_id", "updates"]
 
 #: Tensors with fewer values than this take a finer step: they cost little, and a value of them matters more.
 _SMALL = 1000
@@ -193,3 +193,16 @@ def applied(held: Checkpoint, decoded: Mapping[str, Array], exact: frozenset[str
         wide = np.float64 if spec.dtype == "float64" else np.float32
         found[name] = (old.astype(wide) + decoded[name].astype(wide)).astype(old.dtype)
     return found
+
+
+def advanced(held: Checkpoint, held_id: bytes, data: bytes | memoryview) -> Checkpoint:
+    """The model after a message from anybody. Raises what `read_message` and `Message.arrays` raise."""
+    message = read_message(data, held, held_id)
+    exact = frozenset(spec.name for group in message.groups if group.exact for spec in group.tensors)
+    return as_model(applied(held, message.arrays(), exact))
+
+
+def exact_delta(new: Checkpoint, old: Checkpoint, old_id: bytes) -> bytes:
+    """The message that makes one model of another, bit for bit."""
+    none = Checkpoint.of({})
+    return pack(UpdateCoding("lossless").groups(none, old), none, new, old, old_id)[0]
