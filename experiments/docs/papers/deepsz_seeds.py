@@ -34,8 +34,8 @@ def sentences(result: Row) -> str:
         )  # fmt: skip
         said.append(
             f"* {TITLES[network]}: {s['as_small']} of {s['trainings']} trainings have at least the paper's {paper}x, "
-            f"{s['within']} lose at most {in_points(result['max_loss'])} points on the test images, {s['nothing']} have "
-            f"no result; {medians}{s['at_once']} needed no further retraining."
+            f"{s['within']} lose at most {in_points(result['max_loss'])} points on the test images, "
+            f"{s['nothing']} have no result; {medians}{s['at_once']} needed no further retraining."
         )
     return "\n".join(said)
 
