@@ -21,6 +21,7 @@ from nearzip.measures.measure import Measure, Predictions
 from nearzip.measures.registry import MEASURES, measures_of
 from nearzip.network.arrays import digest_of
 from nearzip.network.calls import Caller, Names, call, captured, device_of, last_linear, moved, output_of
+from nearzip.network.fitting import fit
 from nearzip.torch.observing import (
     DataSet,
     Documents,
@@ -158,6 +159,7 @@ class Evaluator:
         self._predict, self._documents = predict or predict_classes, documents
         self._names = Names(self._module)
         self._spare: list[nn.Module] = []
+        self._reference: Evaluator | None = None  # who has the original, if this module is thinned
         self._layer = None
         if any(measure.needs_features for measure in self.measures):
             self._layer = features or last_linear(self._module)
@@ -179,6 +181,8 @@ class Evaluator:
 
     def evaluation(self, tensors: Mapping[str, Any]) -> Evaluation:
         """The same, with the samples that the metrics are computed from. Raises UsageError."""
+        if self._names.thinned(self._module, tensors):
+            return self._fitted_to(tensors).evaluation(tensors)
         fitted = self._names.fitted(self._module, tensors)
         found = Figures()
         for data in self._data:
@@ -198,6 +202,8 @@ class Evaluator:
         watch : callable(prefix, batch, predictions)
             Called with every batch: the name of its data set with a slash, or "".
         """
+        if self._names.thinned(self._module, tensors):
+            return self._fitted_to(tensors).compared(tensors, watch)
         fitted = self._names.fitted(self._module, tensors)
         before, after = Figures(), Figures()
         for data in self._data:
@@ -213,8 +219,18 @@ class Evaluator:
 
     def networks(self, tensors: Mapping[str, Any]) -> tuple[Callable[[Any], Tensor], Callable[[Any], Tensor]]:
         """The module with these tensors, and the original: from a batch to logits, one row a prediction."""
+        if self._names.thinned(self._module, tensors):
+            return self._fitted_to(tensors).networks(tensors)[0], self._borrowing({})
         fitted = self._names.fitted(self._module, tensors)
         return self._borrowing(fitted), self._borrowing({})
+
+    def _fitted_to(self, tensors: Mapping[str, Any]) -> Evaluator:
+        """The same evaluator for a thinned network: the module with the shapes of these tensors."""
+        other = copy.copy(self)
+        other._module, other._spare = fit(copy.deepcopy(self._module), tensors), []
+        other._names = Names(other._module)
+        other._reference = self
+        return other
 
     def _seen(self, data: DataSet, tensors: Mapping[str, Tensor], paired: bool) -> Iterator[tuple[Any, Predictions]]:
         """Each batch, and its predictions; `paired`: with the original's, which are computed unless they are kept."""
@@ -237,6 +253,8 @@ class Evaluator:
 
     def _original(self, batch: Any) -> Original:
         """The original's outputs for a batch, which are not kept."""
+        if self._reference is not None:
+            return self._reference._original(batch)
         with torch.inference_mode(not self._needs("needs_gradients")), torch.no_grad(), self._borrowed() as own:
             logits, _, features = self._predicted(own, moved(batch, device_of(own)), {})
         return Original(b"", logits, features)
