@@ -61,6 +61,7 @@ ROWS = (
     "flower",
     "torch",
     "calibrate",
+    "condense",
     "testing",
     "plots",
     "report",

@@ -17,6 +17,7 @@ from counting import Counting
 
 import nearzip as nz
 from nearzip import errors
+from nearzip.budget.tune import parameters_of
 from nearzip.coding import Coding, Codings
 from nearzip.recipes import recipe_types
 
@@ -222,7 +223,9 @@ def test_delta_dnn_takes_the_best_score_of_those_that_pass():
     candidates = [trial for trial in plan.trials if trial.stage == "candidate"]
     assert [trial.codings.default.bound.value for trial in candidates] == [i / 100 for i in range(1, 11)]
     scores = [
-        -0.3 * 100 * trial.losses["score"] + 0.7 * plan.original_bytes / trial.n_bytes if trial.fits else -math.inf
+        -0.3 * 100 * trial.losses["score"] / plan.original["score"] + 0.7 * plan.original_bytes / trial.n_bytes
+        if trial.fits
+        else -math.inf
         for trial in candidates
     ]
     assert plan.chosen is candidates[int(np.argmax(scores))]
@@ -232,6 +235,44 @@ def test_delta_dnn_measures_its_fallback():
     plan = nz.tune(NETWORK, evaluate=negative_error, max_loss=1e-4, strategy="delta-dnn", fallback=1e-3)
     assert plan.chosen.stage == "fallback"
     check(plan)
+
+
+def _scored(worse: float):
+    """0.4 for the network itself; what a coarse bound leaves scores `worse`, a fine one loses nothing."""
+
+    def evaluate(tensors):
+        apart = max(float(np.abs(w - NETWORK[name]).max()) for name, w in tensors.items() if w.size)
+        return 0.4 if apart < 0.035 else worse
+
+    return evaluate
+
+
+def test_delta_dnns_theta_is_a_share_of_the_originals_score():
+    """0.15 points of 40 are 0.375 % of it: too much for the paper's 0.2 %, which is taken where none is given."""
+    plan = nz.tune(NETWORK, evaluate=_scored(0.3985), strategy="delta-dnn")
+    assert plan.max_loss == {"score": pytest.approx(0.0008)}
+    assert plan.chosen.assignment.default.bound.value < 0.035
+    plan = nz.tune(NETWORK, evaluate=_scored(0.3985), max_loss=0.002, strategy="delta-dnn")
+    assert plan.chosen.assignment.default.bound.value > 0.05
+
+
+def test_delta_dnns_phi_is_relative_or_in_points():
+    """A loss of 0.1 of 0.4 counts 25 times alpha, or 10 times: worth the larger ratio only in points."""
+    chosen = {}
+    for phi in ("relative", "points"):
+        plan = nz.tune(NETWORK, evaluate=_scored(0.3), max_loss=0.2, strategy="delta-dnn", phi=phi, alpha=0.3, beta=0.7)
+        weight = 100 / (0.4 if phi == "relative" else 1)
+        scores = [
+            -0.3 * weight * trial.losses["score"] + 0.7 * plan.original_bytes / trial.n_bytes
+            for trial in plan.trials
+            if trial.stage == "candidate"
+        ]
+        assert plan.chosen is plan.trials[int(np.argmax(scores))]
+        chosen[phi] = plan.chosen.assignment.default.bound.value
+    assert chosen["relative"] < 0.035 < chosen["points"]
+    assert parameters_of("delta-dnn", {"phi": "points"}) == {"phi": "points"}
+    with pytest.raises(nz.errors.UsageError, match="phi is relative or points, not 'percent'"):
+        nz.tune(NETWORK, evaluate=negative_error, strategy="delta-dnn", phi="percent")
 
 
 # ---- DeepSZ's Algorithms 1 and 2 -------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from experiments.docs import accuracy, bits, claims, methods, results, resume, store, structure, traces, tried, trust
-from experiments.docs.papers import deepsz, delta_dnn, feedback, qd
+from experiments.docs.papers import deepsz, delta_dnn, feedback, qd, trainings
 from experiments.lab import record
+from experiments.registry import CLAIMS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,10 +94,11 @@ PAGES = (
         results.context,
     ),
     Page("docs/resume.md", ("resume", "save_cost"), resume.context),
-    Page("docs/papers/deepsz.md", ("deepsz",), deepsz.context),
+    Page("docs/papers/deepsz.md", ("deepsz", "deepsz_seeds"), deepsz.context),
     Page("docs/papers/delta-dnn.md", ("delta_dnn",), delta_dnn.context),
     Page("docs/papers/qd-compressor.md", ("qd_compressor",), qd.context),
     Page("docs/papers/qd-feedback.md", ("qd_feedback", "qd_feedback_time"), feedback.context),
+    Page("docs/papers/trainings.md", CLAIMS["papers"].results, trainings.context),
 )
 
 

@@ -21,6 +21,7 @@ _COMMANDS = {
     "compress": ("transfer", "compress"),
     "decompress": ("transfer", "decompress"),
     "tune": ("tuning", "tune"),
+    "condense": ("condensing", "condense"),
     "inspect": ("looking", "inspect"),
     "compare": ("looking", "compare"),
     "certify": ("certify", "certify"),

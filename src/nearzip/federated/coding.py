@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,11 @@ from nearzip.codec import exact_pipeline
 from nearzip.coding import Coding, Codings
 from nearzip.digests import checkpoint_id
 from nearzip.errors import UsageError
-from nearzip.federated.message import BLOCK_BYTES, Group, whole_block
+from nearzip.federated.message import BLOCK_BYTES, Group, pack, read_message, whole_block
 from nearzip.layout import draft_segments
 from nearzip.tensors import Array, Checkpoint, TensorSpec
 
-__all__ = ["EXACT_NAMES", "UpdateCoding", "applied", "as_model", "model_id", "updates"]
+__all__ = ["EXACT_NAMES", "UpdateCoding", "advanced", "applied", "as_model", "exact_delta", "model_id", "updates"]
 
 #: Tensors with fewer values than this take a finer step: they cost little, and a value of them matters more.
 _SMALL = 1000
@@ -77,6 +77,16 @@ class UpdateCoding:
         return UpdateCoding(
             document["method"], None if bound == "no promise" else bound, document["options"], tuple(document["exact"])
         )
+
+    def numbered(self, n: int) -> UpdateCoding:
+        """For a client's update number n: methods that draw random numbers (QSGD) draw others in every round."""
+        if self.method in ("nearzip", "lossless"):
+            return self
+        options = Coding.of(self.method, options=self.options).recipe.options()
+        if "seed" not in options:
+            return self
+        seed = (int(options["seed"]) << 24 | n % (1 << 24)) % (1 << 53)
+        return replace(self, options={**self.options, "seed": seed})
 
     def is_exact(self, spec: TensorSpec) -> bool:
         """Whether a tensor is sent exactly."""
@@ -182,3 +192,16 @@ def applied(held: Checkpoint, decoded: Mapping[str, Array], exact: frozenset[str
         wide = np.float64 if spec.dtype == "float64" else np.float32
         found[name] = (old.astype(wide) + decoded[name].astype(wide)).astype(old.dtype)
     return found
+
+
+def advanced(held: Checkpoint, held_id: bytes, data: bytes | memoryview) -> Checkpoint:
+    """The model after a message from anybody. Raises what `read_message` and `Message.arrays` raise."""
+    message = read_message(data, held, held_id)
+    exact = frozenset(spec.name for group in message.groups if group.exact for spec in group.tensors)
+    return as_model(applied(held, message.arrays(), exact))
+
+
+def exact_delta(new: Checkpoint, old: Checkpoint, old_id: bytes) -> bytes:
+    """The message that makes one model of another, bit for bit."""
+    none = Checkpoint.of({})
+    return pack(UpdateCoding("lossless").groups(none, old), none, new, old, old_id)[0]

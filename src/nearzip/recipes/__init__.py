@@ -10,6 +10,7 @@ from nearzip.plugins import Plugins, subclass_check
 from nearzip.recipes.base import Fallback, Recipe, TensorPlan, TensorView, Unpromised
 from nearzip.recipes.baselines import GzipRecipe, LzmaRecipe, ZstdRecipe
 from nearzip.recipes.deep_compression import DeepCompression
+from nearzip.recipes.deepreduce import DeepReduce
 from nearzip.recipes.deepsz import DeepSz, DeepSzNearzip
 from nearzip.recipes.delta_dnn import DeltaDnn
 from nearzip.recipes.foreign import BloscRecipe, Sz3Recipe, ZfpRecipe
@@ -18,6 +19,7 @@ from nearzip.recipes.nearzip import Nearzip
 from nearzip.recipes.qd_compressor import QdCompressor
 from nearzip.recipes.qsgd import Qsgd
 from nearzip.recipes.retrain import Hold, Retrain
+from nearzip.recipes.skcompress import SkCompress
 from nearzip.recipes.sparse_updates import Sbc, Stc, TopK
 from nearzip.recipes.weightless import Weightless
 
@@ -47,6 +49,8 @@ _BUILT_IN: tuple[type[Recipe], ...] = (
     TopK,
     Sbc,
     Stc,
+    SkCompress,
+    DeepReduce,
     Qsgd,
     Sz3Recipe,
     ZfpRecipe,

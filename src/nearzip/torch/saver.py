@@ -20,7 +20,7 @@ from nearzip.tensors import Array
 from nearzip.torch.background import Background
 from nearzip.torch.moments import Moments
 from nearzip.torch.places import StoreLike, commit_quietly, open_store, prune_store
-from nearzip.torch.plans import StatePlan
+from nearzip.torch.plans import BoundOrBounds, StatePlan
 from nearzip.torch.ranks import is_first_process
 from nearzip.torch.restoring import Restored, restore
 from nearzip.torch.shapes import Shapes
@@ -128,13 +128,19 @@ class Saver:
         if method is None:
             method, options = settings.method, settings.options if options is None else options
         # What the method cannot promise is refused now, not in the background.
-        self._plan = StatePlan.of(TrainingState({}, {}), settings.bound if bound is None else bound, method, options)
+        self._parameters = (method, settings.bound if bound is None else bound, options)
+        self._plan = StatePlan.of(TrainingState({}, {}), self._parameters[1], method, options)
         self._moments = (Moments() if _is_lossy(self._plan.codings) else None) if isinstance(moments, str) else moments
         self._snapshot = Snapshot()
         self._predictions: dict[str, tuple[Array, Array]] = {}
         self._shapes = Shapes(self.store)
         self._background = Background("save")
         self._closed = False
+
+    @property
+    def codes_parameters(self) -> tuple[str, BoundOrBounds | None, Mapping[str, Any] | None]:
+        """Method, bound and options for the weights."""
+        return self._parameters
 
     @property
     def writes(self) -> bool:
