@@ -59,6 +59,7 @@ ROWS = (
     "flower",
     "torch",
     "calibrate",
+    "datasets",
     "testing",
     "plots",
     "report",

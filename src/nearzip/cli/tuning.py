@@ -35,7 +35,7 @@ from nearzip.errors import missing_extra
 from nearzip.fileio import check_outputs
 from nearzip.tensors import Array
 
-__all__ = ["tune"]
+__all__ = ["max_loss_of", "tune"]
 
 _FILE = click.Path(path_type=str)
 
@@ -123,7 +123,7 @@ def tune(
     how = parameters_of(strategy, options_of(parameters, "--strategy-set", "KEY=VALUE"))
     if not max_losses and "max_bytes" not in how:
         raise click.UsageError("--max-loss is missing; only a deepsz search for --strategy-set max_bytes=N needs none")
-    max_loss = _max_loss(max_losses) if max_losses else None
+    max_loss = max_loss_of(max_losses) if max_losses else None
     function = load_function("--evaluate", evaluate)
     with showing_warnings() as warned, _watching(as_json) as watch, _workers(jobs):
         search: dict[str, Any] = {
@@ -151,7 +151,8 @@ def tune(
 # ---- what was asked for ----------------------------------------------------------------------------------------
 
 
-def _max_loss(texts: Sequence[str]) -> float | str | dict[str, float | str]:
+def max_loss_of(texts: Sequence[str]) -> float | str | dict[str, float | str]:
+    """What a repeatable --max-loss was given: one loss, or losses by metric."""
     pairs = [text.rpartition("=") for text in texts]
     if len(pairs) == 1 and not pairs[0][1]:
         return _number(texts[0])

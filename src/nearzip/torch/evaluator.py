@@ -6,7 +6,7 @@ import contextlib
 import copy
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -195,6 +195,25 @@ class Evaluator:
                     statistics[data.prefix + name] = value
                 metrics[data.prefix + name] = value.value if isinstance(value, Statistic) else value
         return Evaluation(metrics, statistics)
+
+    def on(self, loader: Loader | Mapping[str, Loader]) -> Evaluator:
+        """An evaluator of other inputs, batch by batch in place of the loader's, such as images that lost detail.
+
+        What is compared with the original is compared with its outputs for the loader's own inputs. Raises UsageError
+        for another number of batches.
+        """
+        other = copy.copy(self)
+        vars(other).pop("identity", None)
+        other._data = _data_sets(loader)
+        if [data.prefix for data in other._data] != [data.prefix for data in self._data]:
+            raise UsageError("other inputs have the same data sets as the loader")
+        for own, data in zip(self._data, other._data, strict=True):
+            if own.originals is not None:
+                digests = [digest_of(batch) for batch in data.loader]
+                if len(digests) != len(own.originals):
+                    raise UsageError(f"the loader gave {len(digests)} batches in place of {len(own.originals)}")
+                data.originals = [replace(o, digest=d) for o, d in zip(own.originals, digests, strict=True)]
+        return other
 
     def _measured(self, data: _Data, tensors: Mapping[str, Tensor]) -> dict[str, Statistic | float]:
         measures = [measure.fresh() for measure in self.measures]
