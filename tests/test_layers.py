@@ -62,6 +62,7 @@ ROWS = (
     "torch",
     "calibrate",
     "condense",
+    "datasets",
     "testing",
     "plots",
     "report",

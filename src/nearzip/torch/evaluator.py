@@ -232,6 +232,27 @@ class Evaluator:
         other._reference = self
         return other
 
+    def on(self, loader: Loader | Mapping[str, Loader]) -> Evaluator:
+        """An evaluator of other inputs, batch by batch in place of the loader's, such as images that lost detail.
+
+        What is compared with the original is compared with its outputs for the loader's own inputs. Raises UsageError
+        for another number of batches.
+        """
+        other = copy.copy(self)
+        vars(other).pop("identity", None)
+        other._data = data_sets(loader)
+        if [data.prefix for data in other._data] != [data.prefix for data in self._data]:
+            raise UsageError("other inputs have the same data sets as the loader")
+        for own, data in zip(self._data, other._data, strict=True):
+            if own.originals is None and self._paired:
+                raise UsageError("other inputs need the original's outputs; make the evaluator with keep=True")
+            if own.originals is not None:
+                digests = [digest_of(batch) for batch in data.loader]
+                if len(digests) != len(own.originals):
+                    raise UsageError(f"the loader gave {len(digests)} batches in place of {len(own.originals)}")
+                data.originals = [replace(o, digest=d) for o, d in zip(own.originals, digests, strict=True)]
+        return other
+
     def _seen(self, data: DataSet, tensors: Mapping[str, Tensor], paired: bool) -> Iterator[tuple[Any, Predictions]]:
         """Each batch, and its predictions; `paired`: with the original's, which are computed unless they are kept."""
         n = n_batches = 0
