@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from experiments.lab.peers.base import Peer, Setting, Tensors
+from experiments.lab.peers.checkpoints import LcPackagePeer
 from experiments.lab.peers.excp import ExcpPeer
 from experiments.lab.peers.general import Blosc2Peer, GzipPeer, LzmaPeer, OpenzlPeer, PcodecPeer, ZstdPeer
 from experiments.lab.peers.models import Z4aiPeer, ZipnnPeer
@@ -70,6 +71,7 @@ PEERS: tuple[type[Peer], ...] = (
     Sz3Peer,
     ZfpPeer,
     ExcpPeer,
+    LcPackagePeer,
     Z4aiPeer,
     ZipnnPeer,
     PcodecPeer,
