@@ -120,6 +120,10 @@ CLAIMS = {
         "Other formats return wrong values or crash on the same damage",
         "claims.trust.damage:main_peers", ("damage_peers",),
     ),
+    "handovers": Claim(
+        "A method is made of its options once, whatever the call",
+        "claims.structure.handovers", ("handovers",), "[--tree NAME=FOLDER]",
+    ),
     "delta_dnn": Claim(
         "Delta-DNN's tables and figures",
         "papers.delta_dnn.measure", ("delta_dnn",), _DATA,

@@ -17,8 +17,8 @@ from counting import Counting
 
 import nearzip as nz
 from nearzip import errors
-from nearzip.budget import Assignment, Choice
 from nearzip.budget.tune import parameters_of
+from nearzip.coding import Coding, Codings
 from nearzip.recipes import recipe_types
 
 #: Budgets that leave nothing of an update are tested here; the warning has tests of its own.
@@ -101,14 +101,14 @@ def test_every_method_can_be_tuned(method):
         NETWORK, base, method=method, evaluate=agreement, max_loss=max_loss, evaluations=8, knob=knob, options=options
     )
     check(plan, NETWORK, base, agreement)
-    assert {choice.method for choice in plan.choices.values()} == {method}
+    assert {coding.method for coding in plan.codings.values()} == {method}
 
 
 @pytest.mark.parametrize("kind", ["abs", "rel", "pwrel", "rms"])
 def test_every_kind_of_bound_can_be_turned(kind):
     plan = nz.tune(NETWORK, evaluate=negative_error, max_loss=0.01, knob=kind)
     check(plan)
-    assert plan.choices["a.weight"].bound.key == kind
+    assert plan.codings["a.weight"].bound.key == kind
 
 
 def test_several_metrics_have_a_budget_each():
@@ -124,7 +124,7 @@ def test_a_budget_of_nothing_falls_back_on_lossless():
     plan = nz.tune(NETWORK, evaluate=negative_error, max_loss=0)
     check(plan)
     assert plan.losses == {"score": 0}
-    assert plan.choices["a.weight"].bound == nz.Lossless()
+    assert plan.codings["a.weight"].bound == nz.Lossless()
 
 
 def test_a_budget_that_is_never_used_ends_at_the_smallest_file():
@@ -145,7 +145,7 @@ def test_more_evaluations_find_bounds_of_single_tensors():
     assert 5 < len(many.trials) <= 20
     assert many.nbytes < 0.8 * few.nbytes
     assert many.chosen.stage == "refine"
-    bounds = [many.choices[name].bound.value for name in ("dear", "cheap", "free")]
+    bounds = [many.codings[name].bound.value for name in ("dear", "cheap", "free")]
     assert bounds == sorted(bounds)
 
 
@@ -163,11 +163,11 @@ def test_large_matrices_have_a_larger_share_of_the_bound():
 
     plan = nz.tune(layers, evaluate=error, max_loss=0.01)
     check(plan, tensors=layers, evaluate=error)
-    bounds = {name: choice.bound.value for name, choice in plan.choices.items()}
+    bounds = {name: coding.bound.value for name, coding in plan.codings.items()}
     assert bounds["large"] == bounds["as large"] == pytest.approx(8**0.5 * bounds["small"], rel=0.01)
     assert bounds["zero"] == bounds["vector"]
     update = nz.tune(layers, {n: w + np.float32(0.01) for n, w in layers.items()}, evaluate=error, max_loss=0.01)
-    assert len({choice.bound.value for choice in update.choices.values()}) == 1
+    assert len({coding.bound.value for coding in update.codings.values()}) == 1
 
 
 def test_what_is_positive_stays_positive():
@@ -176,7 +176,7 @@ def test_what_is_positive_stays_positive():
         "var": rng.uniform(0.01, 1, 64).astype(np.float32),
     }
     plan = nz.tune(network, evaluate=lambda w: -float(np.mean((w["w"] - network["w"]) ** 2)), max_loss=0.1)
-    assert plan.choices["var"].bound.value < 0.1 < plan.choices["w"].bound.value
+    assert plan.codings["var"].bound.value < 0.1 < plan.codings["w"].bound.value
     assert nz.compress(network, plan=plan).restored["var"].min() > 0
 
 
@@ -221,7 +221,7 @@ def test_searches_are_deterministic():
 def test_delta_dnn_takes_the_best_score_of_those_that_pass():
     plan = nz.tune(NETWORK, evaluate=agreement, max_loss=0.15, strategy="delta-dnn", alpha=0.3, beta=0.7)
     candidates = [trial for trial in plan.trials if trial.stage == "candidate"]
-    assert [trial.assignment.default.bound.value for trial in candidates] == [i / 100 for i in range(1, 11)]
+    assert [trial.codings.default.bound.value for trial in candidates] == [i / 100 for i in range(1, 11)]
     scores = [
         -0.3 * 100 * trial.losses["score"] / plan.original["score"] + 0.7 * plan.original_bytes / trial.n_bytes
         if trial.fits
@@ -282,12 +282,12 @@ def test_deepsz_assesses_layers_alone_and_measures_the_combination():
     plan = nz.tune(NETWORK, evaluate=agreement, max_loss=0.02, strategy="deepsz")
     check(plan, evaluate=agreement)
     assessed = [trial for trial in plan.trials if trial.stage == "assess"]
-    assert {len(trial.assignment.by_name) for trial in assessed} == {1}
-    first = [next(iter(trial.assignment.by_name.values())).bound.value for trial in assessed[:2]]
+    assert {len(trial.codings.by_name) for trial in assessed} == {1}
+    first = [next(iter(trial.codings.by_name.values())).bound.value for trial in assessed[:2]]
     assert first == [1e-3, 1e-3]
     assert plan.chosen.stage == "combined"
-    assert set(plan.chosen.assignment.by_name) <= {"a.weight", "b.weight"}
-    assert plan.choices["a.bias"].bound == nz.Lossless()
+    assert set(plan.chosen.codings.by_name) <= {"a.weight", "b.weight"}
+    assert plan.codings["a.bias"].bound == nz.Lossless()
 
 
 def test_deepsz_backs_off_when_losses_add_up_to_more_than_expected():
@@ -317,7 +317,7 @@ def test_deepsz_backs_off_from_what_lost_nothing_alone():
     combined = [trial for trial in plan.trials if trial.stage == "combined"]
     assert not combined[0].fits
     assert plan.chosen is combined[-1]
-    assert plan.chosen.assignment.by_name
+    assert plan.chosen.codings.by_name
 
 
 def test_deepsz_takes_the_best_it_measured_where_every_combination_loses_too_much():
@@ -339,7 +339,7 @@ def test_a_loss_of_just_the_budget_is_within_it(strategy):
 
     assert 0.976 - 0.974 > 0.002
     plan = nz.tune(NETWORK, evaluate=in_steps, max_loss=0.002, strategy=strategy)
-    assert plan.chosen.assignment.by_name or plan.chosen.assignment.default.bound != nz.Lossless()
+    assert plan.chosen.codings.by_name or plan.chosen.codings.default.bound != nz.Lossless()
     assert plan.chosen.usage == 1
     with pytest.raises(errors.BudgetError):
         nz.tune(NETWORK, evaluate=in_steps, max_loss=0.002 - 1e-12, strategy="delta-dnn")
@@ -746,7 +746,7 @@ def test_plans_that_do_not_fit_together(tmp_path, change, error):
 
 
 def test_assignments_are_plans_too():
-    assignment = Assignment(Choice("nearzip", {}, nz.Absolute(1e-3)), {"b.weight": Choice("zstd")})
+    assignment = Codings(Coding("nearzip", {}, nz.Absolute(1e-3)), {"b.weight": Coding("zstd")})
     restored = nz.compress(NETWORK, plan=assignment).restored
     assert np.array_equal(restored["b.weight"], NETWORK["b.weight"])
     assert 0 < np.abs(restored["a.weight"] - NETWORK["a.weight"]).max() <= 1e-3

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiments.docs import accuracy, bits, claims, methods, results, resume, store, traces, tried, trust
+from experiments.docs import accuracy, bits, claims, methods, results, resume, store, structure, traces, tried, trust
 from experiments.docs.papers import deepsz, delta_dnn, feedback, qd, trainings
 from experiments.lab import record
 from experiments.registry import CLAIMS
@@ -60,6 +60,7 @@ BLOCKS = (
     Block("docs/damage.md", "runs", ("damage", "fuzz"), trust.long_runs),
     Block("docs/damage.md", "many", ("damaged_many",), trust.damaged_many),
     Block("docs/methods/nearzip.md", "promises", ("promises",), trust.promises),
+    Block("docs/decisions/016-one-coding.md", "handovers", ("handovers",), structure.handovers),
     Block("docs/experiments.md", "trace-times", ("trace_times",), traces.trace_times),
     Block("docs/store.md", "figures", ("store", "transmission", "store_faults"), store.figures),
     Block("docs/store.md", "fire", ("store_fire",), store.fire),

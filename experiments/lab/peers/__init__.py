@@ -10,6 +10,7 @@ from experiments.lab.peers.models import Z4aiPeer, ZipnnPeer
 from experiments.lab.peers.nnc import NncodecPeer, NncodecTrellisPeer
 from experiments.lab.peers.ours import (
     BloscMethodPeer,
+    DeepReducePeer,
     DeltaDnnPeer,
     DeltaDnnRelativePeer,
     GzipMethodPeer,
@@ -23,6 +24,7 @@ from experiments.lab.peers.ours import (
     QdCompressorPeer,
     QsgdPeer,
     SbcPeer,
+    SkCompressPeer,
     StcPeer,
     Sz3MethodPeer,
     TopKPeer,
@@ -47,6 +49,8 @@ METHODS: tuple[type[Peer], ...] = (
     TopKPeer,
     StcPeer,
     SbcPeer,
+    SkCompressPeer,
+    DeepReducePeer,
     QsgdPeer,
     Sz3MethodPeer,
     ZfpMethodPeer,

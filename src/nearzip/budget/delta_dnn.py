@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nearzip.budget.assignment import Assignment
 from nearzip.budget.spaces import KINDS, Bounds, Options, Space
 from nearzip.budget.trial import Trial
 from nearzip.budget.trials import Runner
+from nearzip.coding import Codings
 from nearzip.errors import UsageError
 
 __all__ = ["CANDIDATES", "THETA", "DeltaDnnSearch"]
@@ -92,16 +92,16 @@ class DeltaDnnSearch:
         # A divergence from the original is 0 for the original: nothing is relative to that.
         return loss if self.phi == "points" or not original else loss / abs(original)
 
-    def _settings(self, space: Space) -> list[Assignment]:
+    def _settings(self, space: Space) -> list[Codings]:
         if isinstance(space, Options):
             return [space.at(i) for i in range(len(space.values))]
         if isinstance(space, Bounds):
             return [self._bounded(space, eps) for eps in self.candidates]
         return [space.at(0)]
 
-    def _fallback(self, space: Space) -> Assignment:
+    def _fallback(self, space: Space) -> Codings:
         return self._bounded(space, self.fallback) if isinstance(space, Bounds) else space.at(space.low)
 
     @staticmethod
-    def _bounded(space: Bounds, eps: float) -> Assignment:
-        return Assignment(space.choice.with_bound(KINDS[space.kind](eps)))
+    def _bounded(space: Bounds, eps: float) -> Codings:
+        return Codings(space.coding.with_bound(KINDS[space.kind](eps)))

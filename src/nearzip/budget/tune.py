@@ -58,7 +58,7 @@ def tune(
     tensors, base : mapping of str to array
         As for `compress`.
     method : str
-        One of `methods()`; what is turned is its bound, or the option that stands for one.
+        One of `methods()`; the search varies its bound, or the option that plays that role.
     evaluate : callable or Evaluator
         Takes a dict of arrays; returns a number, or a dict of numbers by metric. Higher is better.
         `nearzip.torch.evaluator` makes one.
@@ -122,7 +122,7 @@ def tune(
     --------
     >>> import numpy as np, nearzip as nz
     >>> w = {"w": np.linspace(-1, 1, 4096, dtype=np.float32).reshape(64, 64)}
-    >>> def evaluate(tensors):  # stands for the accuracy of your network
+    >>> def evaluate(tensors):  # in place of your network's accuracy
     ...     return -float(np.abs(tensors["w"] - w["w"]).mean())
     >>> plan = nz.tune(w, evaluate=evaluate, max_loss=0.01)
     >>> archive = nz.compress(w, plan=plan)
@@ -216,9 +216,7 @@ def evaluations_of(wanted: int | None) -> int:
 def _nothing_fits(runner: Runner, method: str) -> BudgetError:
     best = min(runner.trials, key=lambda trial: trial.usage)
     losses = ", ".join(f"{name} {best.losses[name]:.6g} of {allowed:g}" for name, allowed in runner.max_loss.items())
-    reached = (
-        f"within the budget after {len(runner.trials)} trials; the best reached, {best.assignment}, loses {losses}"
-    )
+    reached = f"within the budget after {len(runner.trials)} trials; the best reached, {best.codings}, loses {losses}"
     if best.intervals and "broken" not in _verdicts(runner, best).values():
         return NotShownError(f"no setting of {method} is shown to be {reached}; {_enough(runner, best)}")
     return BudgetError(f"no setting of {method} is {reached}; allow more, or take a method that can be lossless")
@@ -252,7 +250,7 @@ def plan_of(
     subject = runner.subject
     own = {"nearzip": __version__, "numpy": np.__version__, "python": platform.python_version()}
     return Plan(
-        choices={name: chosen.assignment[name] for name in subject.names},
+        codings={name: chosen.codings[name] for name in subject.names},
         chosen=chosen,
         trials=runner.trials,
         max_loss=runner.max_loss,

@@ -231,7 +231,7 @@ def _table(plan: Plan) -> Any:
     for trial in plan.trials:
         word = "chosen" if trial is plan.chosen else "" if trial.fits else "over"
         losses = [_bounded(trial, name) for name in names]
-        rows.append([str(trial.assignment), human_bytes(trial.n_bytes), *losses, word])
+        rows.append([str(trial.codings), human_bytes(trial.n_bytes), *losses, word])
     return rows_table(columns, rows)
 
 
@@ -254,7 +254,7 @@ def _summary(plan: Plan, output: str, seconds: float) -> str:
         ("loss", f"{_by_metric(plan.losses)}, measured on the stored archive{budget}"),
         *([("shown", _shown(plan))] if plan.confidence is not None else []),
         ("original", _by_metric(plan.original)),
-        ("setting", plan.chosen.assignment),
+        ("setting", plan.chosen.codings),
         ("trials", f"{len(plan.trials)}, and twice the original"),
         ("time", f"{seconds:.2f} s"),
     ])  # fmt: skip

@@ -169,7 +169,7 @@ class ErrorFeedback:
     def _before_step(
         self, optimizer: optim.Optimizer, arguments: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Put M back; a closure runs the model inside the step, so behind it as well."""
+        """Put M back; a closure runs the model inside the step, so after it as well."""
         self.use_original()
         # The optimizer itself is the first argument.
         at = next((i for i, value in enumerate(arguments) if i and callable(value)), None)
