@@ -19,8 +19,7 @@ from experiments.lab.data import DataError, Dataset, cache_folder, load
 from experiments.lab.networks import data_of
 from experiments.lab.training import Settings, preset, train
 
-#: quick: under 10 minutes on two cores; chains: eight or twelve versions each, under 20; full: under 120; papers: for a
-#: GPU, as long as `--epochs` says.
+#: quick: under 10 minutes on two cores; chains: eight or twelve versions each, under 20; full: under 120.
 SETS: dict[str, tuple[Settings, ...]] = {
     "quick": (
         preset("lenet-300-100", epochs=4),
@@ -43,11 +42,6 @@ SETS: dict[str, tuple[Settings, ...]] = {
         preset("resnet-20", epochs=10),
         preset("mobilenet-small", epochs=8),
         preset("transformer", state=True),
-    ),
-    "papers": tuple(
-        preset(name)
-        for name in ("vgg-16", "resnet-18", "mobilenet-v2", "shufflenet-v2", "googlenet", "efficientnet-b0",
-                     "resnet-34", "resnet-101", "alexnet")
     ),
 }  # fmt: skip
 
