@@ -133,6 +133,10 @@ CLAIMS = {
         "DeepSZ's ratios within its loss on ten trainings, by a rule fixed beforehand",
         "papers.deepsz.seeds", ("deepsz_seeds",), _DATA,
     ),
+    "deepsz_more": Claim(
+        "What DeepSZ's paper says without a table: pruned matrices, ratios asked for, everything inside the clock",
+        "papers.deepsz.more", ("deepsz_more",), _DATA,
+    ),
     "qd_compressor": Claim(
         "QD-Compressor's and LC-Checkpoint's tables and figures",
         "papers.qd.measure", ("qd_compressor",), _DATA,

@@ -94,7 +94,7 @@ PAGES = (
         results.context,
     ),
     Page("docs/resume.md", ("resume", "save_cost"), resume.context),
-    Page("docs/papers/deepsz.md", ("deepsz", "deepsz_seeds"), deepsz.context),
+    Page("docs/papers/deepsz.md", ("deepsz", "deepsz_seeds", "deepsz_more"), deepsz.context),
     Page("docs/papers/delta-dnn.md", ("delta_dnn",), delta_dnn.context),
     Page("docs/papers/qd-compressor.md", ("qd_compressor",), qd.context),
     Page("docs/papers/qd-feedback.md", ("qd_feedback", "qd_feedback_time"), feedback.context),
