@@ -13,11 +13,11 @@ from experiments.claims.condense.subjects import Case, case_of
 from experiments.lab import record
 from nearzip import condense
 
-#: Budget, epochs of one recovery, and most trainings.
-SETTINGS = {
-    "lenet-300-100": (0.002, 12, 5),
-    "lenet-5": (0.0015, 6, 4),
-    "vgg-small": (0.02, 3, 3),
+#: Budget, epochs of one recovery, images of an epoch (None: all), and most trainings.
+SETTINGS: dict[str, tuple[float, int, int | None, int]] = {
+    "lenet-300-100": (0.002, 12, None, 5),
+    "lenet-5": (0.0015, 8, 20_000, 4),
+    "vgg-small": (0.02, 4, 10_000, 3),
 }
 #: Other methods on the network that one-shot pruning and as many epochs of fine-tuning give at the same share.
 PEERS: dict[str, tuple[str, dict[str, Any], str | None]] = {
@@ -71,8 +71,8 @@ def case_module(case: Case) -> Any:
 
 def measured(network: str, folder: str | None) -> dict[str, Any]:
     """The search on one network, and the others at the share that it found."""
-    max_loss, epochs, samples = SETTINGS[network]
-    case = case_of(network, folder)
+    max_loss, epochs, per_epoch, samples = SETTINGS[network]
+    case = case_of(network, folder, per_epoch=per_epoch)
     begin = time.process_time()
     small = condense.tune(
         case.module, case.train_epoch, evaluate=case.evaluator(), max_loss=max_loss, scheme=condense.Prune(),
@@ -83,7 +83,8 @@ def measured(network: str, folder: str | None) -> dict[str, Any]:
     print(small, flush=True)
     rows = [row(case, "nearzip.condense", small.module, small.archive.nbytes), *peers(case, small.keep, epochs)]
     return {
-        "max_loss": max_loss, "epochs": epochs, "samples": samples, "keep": small.keep, "seconds": round(seconds),
+        "max_loss": max_loss, "epochs": epochs, "per_epoch": per_epoch, "samples": samples,
+        "keep": small.keep, "seconds": round(seconds),
         "reference": case.test(case.module), "trainings": len(small.trials), "rows": rows,
         "trials": [{"keep": t.keep, "usage": t.usage, "bytes": t.n_bytes} for t in small.trials],
     }  # fmt: skip

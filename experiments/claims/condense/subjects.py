@@ -46,7 +46,7 @@ SUBJECTS = {
     "digits": Subject("digits", 30, lr=0.1),
     "lenet-300-100": Subject("lenet-300-100", 15),
     "lenet-5": Subject("lenet-5", 6, lr=0.02),
-    "vgg-small": Subject("vgg-small", 0, lr=0.01, per_epoch=10_000),
+    "vgg-small": Subject("vgg-small", 0, lr=0.01),
 }
 
 
