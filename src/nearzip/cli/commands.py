@@ -26,6 +26,7 @@ _COMMANDS = {
     "certify": ("certify", "certify"),
     "methods": ("looking", "methods"),
     "store": ("store", "store"),
+    "average": ("federated", "average"),
     "demo": ("demo", "demo"),
 }
 #: Commands of groups that have modules of their own.
