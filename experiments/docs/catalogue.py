@@ -7,7 +7,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiments.docs import accuracy, bits, claims, methods, results, resume, store, structure, traces, tried, trust
+from experiments.docs import (
+    accuracy,
+    bits,
+    claims,
+    federated,
+    methods,
+    results,
+    resume,
+    store,
+    structure,
+    traces,
+    tried,
+    trust,
+)
 from experiments.docs.papers import deepsz, delta_dnn, feedback, qd, trainings
 from experiments.lab import record
 from experiments.registry import CLAIMS
@@ -71,6 +84,9 @@ BLOCKS = (
     Block("docs/tried.md", "calibration", ("tried",), tried.calibration),
     Block("docs/tried.md", "agreement", ("agreement",), tried.agreement),
     Block("docs/tune.md", "gates", ("gates",), accuracy.gates),
+    Block("docs/federated-results.md", "accuracy", ("federated",), federated.accuracy),
+    Block("docs/federated-results.md", "residuals", ("federated",), federated.residuals),
+    Block("docs/federated-results.md", "costs", ("federated_costs",), federated.costs),
     Block("docs/tune.md", "budget", ("budget",), accuracy.budgets),
     Block("docs/methods/nearzip.md", "lossless", ("lossless",), bits.lossless),
     Block("docs/methods/nearzip.md", "rates", ("rates",), bits.rates),
