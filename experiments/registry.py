@@ -80,6 +80,10 @@ CLAIMS = {
         "Condensed networks are stored in fewer bytes, positions and all, than two for each nonzero",
         "claims.condense.files", ("condense_files",), _DATA,
     ),
+    "condense_speed": Claim(
+        "Thinned networks are faster within an accuracy budget, measured",
+        "claims.condense.speed", ("condense_speed",), _DATA,
+    ),
     "calibration": Claim(
         "Calibration costs some evaluation passes",
         "claims.accuracy.calibration", ("calibration",), _DATA,

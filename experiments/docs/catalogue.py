@@ -73,6 +73,7 @@ BLOCKS = (
     Block("docs/condense.md", "condense-recovery", ("condense_recovery",), condense.recovery),
     Block("docs/condense.md", "condense-search", ("condense_search",), condense.search),
     Block("docs/condense.md", "condense-files", ("condense_files",), condense.files),
+    Block("docs/condense.md", "condense-speed", ("condense_speed",), condense.speed),
     Block("docs/damage.md", "peers", ("damage_peers",), trust.damage),
     Block("docs/damage.md", "runs", ("damage", "fuzz"), trust.long_runs),
     Block("docs/damage.md", "many", ("damaged_many",), trust.damaged_many),
