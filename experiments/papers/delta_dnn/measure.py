@@ -1,8 +1,7 @@
-"""Delta-DNN's Figures 1, 3, 4 and 5 and Tables 1 and 2 on the networks that were trained here, in both readings.
+"""Delta-DNN's Figures 1, 3, 4 and 5 and Table 1 on the networks that were trained here, in both readings.
 
-The networks are those of the quick set and of the shared traces; Table 2 takes the epochs of the `chains` trace of
-`vgg-small` whose accuracy improved, as the paper's section 5.2 does. `docs/papers/delta-dnn.md` is made from the result
-by `bench docs`.
+The networks are those of the quick set and of the shared traces. `docs/papers/delta-dnn.md` is made from the result by
+`bench docs`; what needs a whole training (Tables 2 and 3, Figures 8 and 9) is `bench papers`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import lzma
 import math
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,10 @@ import torch
 import zstandard
 
 import nearzip as nz
-from experiments.lab import evaluate, record, trace_sets, traces
+from experiments.lab import evaluate, record, traces
+from experiments.lab.algorithm_1 import ALPHA, BETA, LAMBDA, THETA, Point, choose
 from experiments.lab.differences import integers
+from experiments.lab.sz_floats import sz_each, sz_pointwise
 from experiments.lab.traces import Tensors
 
 #: The paper's candidates, and bounds that suit updates as small as these: in the absolute reading 1 % is more than most
@@ -31,76 +31,12 @@ PAPER_EPS = tuple(k / 100 for k in range(1, 11))
 FINE_EPS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
 MODES = ("absolute", "relative")
 BACKENDS = ("rle+lzma", "rle+zstd", "lzma", "zstd")
-THETA, ALPHA, BETA, LAMBDA = 0.2, 0.5, 0.5, 1e-3
-Point = dict[str, Any]
-
-
-#: Of SZ3: with its predictors, and without.
-_SZ = ("INTERP_LORENZO", "NOPRED")
-
-
-def _sz_logs(logs: np.ndarray, eps: float, algorithm: str) -> tuple[int, np.ndarray]:
-    """Bytes of logarithms under bound log(1 + eps), and what comes back."""
-    from pysz import sz, szAlgorithm, szConfig, szErrorBoundMode
-
-    config = szConfig((logs.size,))
-    config.errorBoundMode, config.absErrorBound = szErrorBoundMode.ABS, float(np.log1p(eps))
-    config.cmprAlgo = getattr(szAlgorithm, algorithm)
-    packed, _ = sz.compress(logs, config)
-    return packed.nbytes, sz.decompress(packed.copy(), np.float32, (logs.size,))[0]
-
-
-def _float_values(tensors: Tensors) -> np.ndarray:
-    return np.concatenate([w.reshape(-1) for w in tensors.values() if w.dtype == np.float32])
-
-
-def _with_floats(tensors: Tensors, flat: np.ndarray) -> Tensors:
-    """The tensors with other float32 values."""
-    found, at = {}, 0
-    for name, w in tensors.items():
-        if w.dtype == np.float32:
-            found[name] = flat[at : at + w.size].reshape(w.shape)
-            at += w.size
-        else:
-            found[name] = w
-    return found
-
-
-def sz_each(tensors: Tensors, eps: float) -> dict[str, tuple[int, Tensors]]:
-    """SZ on raw floats as the paper runs it, without a base: SZ3 on log|x| with bound log(1 + eps), as SZ does for
-    pointwise relative bounds; signs and zeros apart. Bytes, and what comes back, by SZ3's algorithm."""
-    flat = _float_values(tensors)
-    logs = np.log(np.maximum(np.abs(flat), np.finfo(np.float32).tiny)).astype(np.float32)
-    signs = zstandard.compress(np.packbits(np.signbit(flat)).tobytes() + np.packbits(flat == 0).tobytes())
-    found = {}
-    for algorithm in _SZ:
-        n_bytes, back = _sz_logs(logs, eps, algorithm)
-        found[algorithm] = (
-            n_bytes + len(signs), _with_floats(tensors, (np.sign(flat) * np.exp(back)).astype(np.float32))
-        )  # fmt: skip
-    return found
-
-
-def sz_pointwise(tensors: Tensors, eps: float) -> tuple[int, Tensors]:
-    """The smaller of SZ's two: bytes, and what comes back."""
-    return min(sz_each(tensors, eps).values(), key=lambda found: found[0])
 
 
 def mean_of(old: Tensors, new: Tensors) -> Tensors:
     """Half way from one version to the other; what is no floating-point number as in the newer."""
     return {name: ((old[name].astype(np.float64) + w) / 2).astype(w.dtype) if w.dtype.kind == "f" else w
             for name, w in new.items()}  # fmt: skip
-
-
-def choose(points: Sequence[Point], fallback: Point) -> Point:
-    """Algorithm 1 on points already measured: of those whose loss is below theta the best score, Phi = -loss in percent
-    so that a loss lowers it; the fallback at lambda if none is."""
-    best, best_score = fallback, 0.0
-    for point in points:
-        score = ALPHA * 100 * point["accuracy_change"] + BETA * point["ratio"]
-        if -100 * point["accuracy_change"] < THETA and score > best_score:
-            best, best_score = point, score
-    return best
 
 
 class Subject:
@@ -166,19 +102,17 @@ class Subject:
     def row(self) -> dict[str, Any]:
         """A row of Table 1: every compressor with the bound that Algorithm 1 chooses from the paper's candidates."""
         sweeps = {mode: self.sweep(mode, FINE_EPS + PAPER_EPS) for mode in MODES}
-        chosen = {}
-        for mode, points in sweeps.items():
-            by_eps = {point["eps"]: point for point in points}
-            chosen[mode] = choose([by_eps[eps] for eps in PAPER_EPS], by_eps[LAMBDA])
-            chosen[mode]["nearzip_ratio"] = self.ours(chosen[mode]["eps"], mode)
+        chosen = {mode: dict(_chosen(points)) for mode, points in sweeps.items()}
+        for mode, point in chosen.items():
+            point["nearzip_ratio"] = self.ours(point["eps"], mode)
         sz = self.sz((LAMBDA, *PAPER_EPS))
         return {
             "bytes": self.n_bytes,
             "accuracy": self.evaluator.accuracy,
             "lossless": self.lossless(),
-            "sz": choose(sz[1:], sz[0]),
+            "sz": _chosen(sz),
             "delta_dnn": chosen,
-            "sweeps": sweeps,
+            "sweeps": {**sweeps, "sz": sz},
         }
 
 
@@ -239,20 +173,6 @@ def causes(where: Path, data: Path, share: float, rows: dict[str, Any]) -> dict[
     return found
 
 
-def improved(folder: Path, last: int = 5) -> list[tuple[Path, Path, int]]:
-    """Reference, target and epoch of the last epochs whose accuracy beat all before them; each against the improved one
-    before it."""
-    best, kept = -1.0, []
-    document = trace_sets.read(folder)
-    if document is None:
-        raise SystemExit(f"no trace in {folder}; run: python -m experiments traces --set chains")
-    for row in document["versions"]:
-        if row["test"]["accuracy"] > best:
-            best = row["test"]["accuracy"]
-            kept.append((folder / row["file"], row["epoch"]))
-    return [(a, b, epoch) for (a, _), (b, epoch) in pairwise(kept)][-last:]
-
-
 def networks(where: Path, data: Path, share: float) -> dict[str, Any]:
     """All but Table 2, of each pair of the shared traces and of the quick set."""
     rows: dict[str, Any] = {}
@@ -265,18 +185,27 @@ def networks(where: Path, data: Path, share: float) -> dict[str, Any]:
     return rows
 
 
-def epochs(data: Path, share: float) -> dict[str, Any]:
-    """Table 2."""
-    rows: dict[str, Any] = {}
-    for older, newer, epoch in improved(trace_sets.traces_folder() / "chains" / "vgg-small"):
-        subject = Subject("vgg-small", traces.load_file(older), traces.load_file(newer), data, share)
-        rows[str(epoch)] = {key: value for key, value in subject.row().items() if key != "sweeps"}
-        print("epoch", epoch, file=sys.stderr)
+def choices(where: Path, data: Path, share: float, rows: dict[str, Any]) -> dict[str, Any]:
+    """Algorithm 1 again, on sweeps that were measured before; SZ's sweep is measured, and nearzip at what is chosen."""
+    for name, row in rows.items():
+        pair = traces.load_pair(name, where)
+        subject = Subject(pair.network, pair.old, pair.new, data, share)
+        row["sweeps"]["sz"] = subject.sz((LAMBDA, *PAPER_EPS))
+        row["sz"] = _chosen(row["sweeps"]["sz"])
+        for mode in MODES:
+            found = _chosen(row["sweeps"][mode])
+            row["delta_dnn"][mode] = {**found, "nearzip_ratio": subject.ours(found["eps"], mode)}
+        print(name, {mode: row["delta_dnn"][mode] for mode in MODES}, file=sys.stderr)
     return rows
 
 
+def _chosen(points: Sequence[Point]) -> Point:
+    by_eps = {point["eps"]: point for point in points}
+    return choose([by_eps[eps] for eps in PAPER_EPS], by_eps[LAMBDA])
+
+
 #: Parts in the order of measuring: the causes use the bounds chosen for the networks.
-_PARTS = ("networks", "epochs", "causes")
+_PARTS = ("networks", "choices", "causes")
 
 
 def main(arguments: list[str]) -> None:
@@ -291,15 +220,18 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     data = where.parent / "data"
     had = record.load("delta_dnn") if options.only else {}
-    parts = {part: had.get(part, {}) for part in _PARTS}
-    commits = had.get("commits", {part: had.get("commit") for part in parts})
-    measures = {
-        "networks": lambda: networks(where, data, options.share),
-        "epochs": lambda: epochs(data, options.share),
-        "causes": lambda: causes(where, data, options.share, parts["networks"]),
-    }
-    for part in [options.only] if options.only else _PARTS:
-        parts[part], commits[part] = measures[part](), record.commit()
+    parts = {part: had.get(part, {}) for part in ("networks", "causes")}
+    commits = had.get("commits", {})
+    for part in [options.only] if options.only else ("networks", "causes"):
+        if part == "causes":
+            parts["causes"] = causes(where, data, options.share, parts["networks"])
+        elif part == "choices":
+            parts["networks"] = choices(where, data, options.share, parts["networks"])
+        else:
+            parts["networks"] = networks(where, data, options.share)
+            commits.pop("choices", None)
+        commits[part] = record.commit()
+    commits.pop("epochs", None)
     rule = {"theta_percent": THETA, "alpha": ALPHA, "beta": BETA, "lambda": LAMBDA}
     record.save(
         "delta_dnn",

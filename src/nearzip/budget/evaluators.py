@@ -29,7 +29,7 @@ class Evaluation:
     metrics : dict of str to float
         Higher is better.
     statistics : dict of str to Statistic
-        The samples behind the metrics that have them: what a confidence bound is computed from.
+        Per-sample values of the metrics that have them: what a confidence bound is computed from.
     yardsticks : dict of str to float
         Figures beside them that are no scores, so that nothing limits them: a chance level, counts, quantiles.
     details : dict of str to a pair of arrays
@@ -68,7 +68,7 @@ class Evaluator(Protocol):
         """The confidence at which losses are bounded, unless the caller of the search names another; None: not."""
 
     def evaluation(self, tensors: dict[str, Array]) -> Evaluation:
-        """Metrics, and the samples behind them where there are any."""
+        """Metrics, and their per-sample values where there are any."""
 
 
 #: What searches take: an evaluator, or a function of a dict of arrays.
@@ -104,7 +104,7 @@ class _Function:
 
 
 def _as_float(value: Any, name: object) -> float:
-    """A number; NaN and +inf are the search's to judge."""
+    """A number; NaN and +inf are left to the search."""
     if not isinstance(value, (str, bytes)) and value is not None:
         try:
             return float(value)

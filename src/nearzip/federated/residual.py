@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nearzip.api import compress
+from nearzip.api import compress_quietly
 from nearzip.bounds import Absolute, Bound, Rms, Statistics, parse_bound
 from nearzip.errors import CorruptError, UsageError
 from nearzip.recipes import recipe_type
@@ -82,7 +82,7 @@ class Residual:
             if self.method == "nearzip" and isinstance(bound, (Rms, Absolute)):
                 bound = Absolute(_half_step(bound, values))
                 values = self._dithered(values, 2 * bound.value)
-            archive = compress(values, base=base, method=self.method, bound=bound, options=self._options)
+            archive = compress_quietly(values, base, self.method, bound, options=self._options)
             self._values, self.n_bytes = archive.restored, archive.nbytes
 
     def _dithered(self, values: Mapping[str, Array], step: float) -> dict[str, Array]:
