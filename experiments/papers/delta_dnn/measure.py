@@ -211,10 +211,7 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     given = (where, where.parent / "data", options.share)
     for name in options.pairs:
-        if options.choices:
-            row = choices(name, *given, _rows(record.load("delta_dnn"))[name])
-        else:
-            row = network(name, *given)
+        row = choices(name, *given, _rows(record.load("delta_dnn"))[name]) if options.choices else network(name, *given)
         cause = causes(name, *given, row)
         # Read again: another process may have measured another pair.
         had = record.load("delta_dnn")
