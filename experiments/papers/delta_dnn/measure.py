@@ -181,15 +181,13 @@ def choices(name: str, where: Path, data: Path, share: float, row: dict[str, Any
     """Algorithm 1 again, on a sweep that was measured before; SZ's sweep is measured, and nearzip at what is chosen."""
     pair = traces.load_pair(name, where)
     subject = Subject(pair.network, pair.old, pair.new, data, share)
-    sweeps = {mode: [_with_none(point) for point in row["sweeps"][mode]] for mode in MODES}
-    sweeps["sz"] = subject.sz((LAMBDA, *PAPER_EPS))
+    sweeps = {**row["sweeps"], "sz": subject.sz((LAMBDA, *PAPER_EPS))}
     found = {mode: _chosen(sweeps[mode]) for mode in MODES}
     chosen = {mode: {**point, "nearzip_ratio": subject.ours(point["eps"], mode)} for mode, point in found.items()}
     return {**row, "sweeps": sweeps, "sz": _chosen(sweeps["sz"]), "delta_dnn": chosen, "choices": record.commit()}
 
 
 def _with_none(point: Point) -> Point:
-    """Earlier results had NaN where a network had no finite outputs."""
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in point.items()}
 
 
@@ -221,10 +219,11 @@ def main(arguments: list[str]) -> None:
 
 
 def _rows(had: dict[str, Any]) -> dict[str, Any]:
-    """Rows with the commit of their own; earlier results had one for all of them."""
+    """Rows with the commit of their own, and None for what was no number; earlier results had neither."""
     rows: dict[str, Any] = had.get("networks", {})
     for row in rows.values():
         row.setdefault("commit", had.get("commits", {}).get("networks"))
+        row["sweeps"] = {way: [_with_none(point) for point in points] for way, points in row["sweeps"].items()}
     return rows
 
 
