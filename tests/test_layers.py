@@ -61,6 +61,8 @@ ROWS = (
     "flower",
     "torch",
     "calibrate",
+    "condense",
+    "datasets",
     "testing",
     "plots",
     "report",

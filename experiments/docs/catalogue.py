@@ -7,7 +7,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiments.docs import accuracy, bits, claims, methods, results, resume, store, structure, traces, tried, trust
+from experiments.docs import (
+    accuracy,
+    bits,
+    claims,
+    condense,
+    methods,
+    results,
+    resume,
+    store,
+    structure,
+    traces,
+    tried,
+    trust,
+)
 from experiments.docs.papers import deepsz, delta_dnn, feedback, qd, trainings
 from experiments.lab import record
 from experiments.registry import CLAIMS
@@ -56,6 +69,9 @@ BLOCKS = (
     Block("docs/experiments.md", "claims", (), lambda: claims.claims("docs/experiments.md", shown())),
     Block("docs/calibration.md", "calibrated", ("fidelity",), bits.calibrated),
     Block("docs/calibration.md", "cost", ("calibration",), accuracy.calibration),
+    Block("docs/condense.md", "condense-recovery", ("condense_recovery",), condense.recovery),
+    Block("docs/condense.md", "condense-search", ("condense_search",), condense.search),
+    Block("docs/condense.md", "condense-files", ("condense_files",), condense.files),
     Block("docs/damage.md", "peers", ("damage_peers",), trust.damage),
     Block("docs/damage.md", "runs", ("damage", "fuzz"), trust.long_runs),
     Block("docs/damage.md", "many", ("damaged_many",), trust.damaged_many),

@@ -19,7 +19,8 @@ from experiments.lab.data import DataError, Dataset, cache_folder, load
 from experiments.lab.networks import data_of
 from experiments.lab.training import Settings, preset, train
 
-#: quick: under 10 minutes on two cores; chains: eight or twelve versions each, under 20; full: under 120.
+#: quick: under 10 minutes on two cores; chains: eight or twelve versions each, under 20; datasets: under 15; full:
+#: under 120.
 SETS: dict[str, tuple[Settings, ...]] = {
     "quick": (
         preset("lenet-300-100", epochs=4),
@@ -42,6 +43,13 @@ SETS: dict[str, tuple[Settings, ...]] = {
         preset("resnet-20", epochs=10),
         preset("mobilenet-small", epochs=8),
         preset("transformer", state=True),
+    ),
+    "datasets": (
+        *(
+            preset(name, epochs=8, rule="all", schedule="cosine", lr=0.05, weight_decay=5e-4)
+            for name in ("strided-small", "strided-plain")
+        ),
+        preset("mobilenet-small", epochs=6),
     ),
 }  # fmt: skip
 

@@ -59,7 +59,8 @@ def _bits_of(indices: Array, n_hashes: int, n_bits: int) -> Array:
     """The filter's bits for each index, shape (n_hashes, n)."""
     first, second = _hashes(indices.astype(np.uint64))
     steps = np.arange(n_hashes, dtype=np.uint64)[:, None]
-    return ((first + steps * second) % np.uint64(n_bits)).astype(np.int64)
+    bits: Array = ((first + steps * second) % np.uint64(n_bits)).astype(np.int64)
+    return bits
 
 
 def _positives(bits: Array, n_hashes: int, n: int) -> Array:
