@@ -36,7 +36,8 @@ def measured(network: str, folder: str | None) -> dict[str, Any]:
     print(small, flush=True)
     before, after = count_flops(case.module, case.inputs), count_flops(small.module, case.inputs)
     return {
-        "max_loss": max_loss, "epochs": epochs, "per_epoch": per_epoch, "batch": len(case.inputs), "keep": small.keep, "recovery": "fine-tuning alone",
+        "max_loss": max_loss, "epochs": epochs, "per_epoch": per_epoch, "batch": len(case.inputs), "keep": small.keep,
+        "recovery": "fine-tuning alone",
         "speed": small.objective["details"], "flops": before / after, "ratio": small.ratio,
         "widths": widths(small.module), "original_widths": widths(case.module), "reference": case.test(case.module),
         "test": case.test(small.module), "losses": dict(small.losses), "notes": list(small.notes),
