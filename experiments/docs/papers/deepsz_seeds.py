@@ -75,8 +75,8 @@ def zeros(result: Row) -> str:
     smaller = sum(row["arrays_ratio"] > row["matrix_ratio"] for row in rows)
     return (
         f"Without predictors SZ3 keeps every zero on {kept} of {len(rows)} bounds, so the network restored is that of "
-        f"the two arrays; with predictors it loses more than a point of accuracy beyond them on {worse}. The two arrays "
-        f"are smaller than the matrix without predictors on {smaller}."
+        f"the two arrays; with predictors it loses over a point of accuracy beyond them on {worse}. The two arrays are "
+        f"smaller than the matrix without predictors on {smaller}."
     )
 
 
