@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from nearzip.correctness import Cost, Objective, Robustness  # noqa: E402
-from nearzip.torch import ErrorFeedback, evaluator, finetune  # noqa: E402
+from nearzip.torch import ErrorFeedback, evaluator, finetune, prune  # noqa: E402
 from tests.correctness.networks import Tokens, arrays, noisy, picture_batches, pictures  # noqa: E402
 
 NET = pictures()
@@ -92,13 +92,13 @@ def test_a_multiplier_of_zero_leaves_plain_training():
     objective = Objective(NET, {"churn": 0.5}, start=0.0)
     student = disturbed().train()
     x, y = BATCHES[0]
-    expected = nn.functional.cross_entropy(copy.deepcopy(student)(x), y)
-    assert float(objective(student, (x, y))) == pytest.approx(float(expected), rel=1e-6)
+    expected = nn.functional.cross_entropy(copy.deepcopy(student)(x), y).detach()
+    assert float(objective(student, (x, y)).detach()) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_an_identical_network_has_no_loss_beyond_the_task():
     objective = Objective(NET, {"kl": 0.01, "embedding/cosine": 0.01}, task="none")
-    assert float(objective(NET, BATCHES[0])) == pytest.approx(0.0, abs=1e-6)
+    assert float(objective(NET, BATCHES[0]).detach()) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_running_statistics_are_those_of_the_data():
@@ -112,35 +112,33 @@ def test_running_statistics_are_those_of_the_data():
 
 
 def test_with_finetune_zeros_stay():
-    objective = Objective(NET, {"kl": 0.01, "cost": 0.01})
+    objective = Objective(NET, {"kl": 0.01}, task="none")
     student = copy.deepcopy(NET)
-    optimizer = torch.optim.SGD(student.parameters(), 0.1)
-    seen = []
+    prune(student, 0.1)
+    before = Objective(NET, {"kl": 0.01}, data=BATCHES).update(student)["kl"]
+    optimizer = torch.optim.SGD(student.parameters(), 0.005)
 
     def train_epoch(module):
-        module.train()
         for batch in BATCHES:
             optimizer.zero_grad()
             objective(module, batch).backward()
             optimizer.step()
-        module.eval()
-        seen.append(objective.update(module)["kl"])
+        return objective.update(module)["kl"]
 
-    finetune(student, train_epoch, epochs=6, keep=0.5)
-    assert seen[-1] < seen[0]
-    assert float((student[0].weight == 0).float().mean()) == pytest.approx(0.5, abs=0.02)
+    losses = finetune(student, train_epoch, epochs=10, keep=0.1)
+    assert losses[-1] < before
+    assert float((student[0].weight == 0).float().mean()) == pytest.approx(0.9, abs=0.02)
 
 
 def test_with_error_feedback_the_restored_network_is_trained():
-    objective = Objective(NET, {"kl": 1e-4}, task="none")
-    student = copy.deepcopy(NET).train()
+    objective = Objective(NET, {"kl": 1e-3}, task="none")
+    student = disturbed()
     optimizer = torch.optim.SGD(student.parameters(), 0.05)
-    ErrorFeedback(student, optimizer, "nearzip", bound=nz.Absolute(0.2))
+    ErrorFeedback(student, optimizer, "nearzip", bound=nz.Absolute(0.02))
 
     def restored():
-        return nz.compress(
-            {name: w.numpy() for name, w in student.state_dict().items()}, bound=nz.Absolute(0.2)
-        ).restored
+        tensors = {name: w.numpy() for name, w in student.state_dict().items()}
+        return nz.compress(tensors, bound=nz.Absolute(0.02)).restored
 
     for batch in BATCHES:
         objective(student, batch)
@@ -150,7 +148,7 @@ def test_with_error_feedback_the_restored_network_is_trained():
             optimizer.zero_grad()
             objective(student, batch).backward()
             optimizer.step()
-    assert objective.update(student, restored())["kl"] < before
+    assert objective.update(student, restored())["kl"] < before / 2
 
 
 def test_language_models_and_regressors():
@@ -160,11 +158,11 @@ def test_language_models_and_regressors():
     batch = {"input_ids": ids, "labels": ids}
     student = Tokens()
     objective = Objective(model, {"kl": 0.01, "perplexity": 0.1})
-    first = float(objective(student, batch))
+    first = float(objective(student, batch).detach())
     assert first > 0
     line, other = nn.Linear(3, 1), nn.Linear(3, 1)
     data = torch.randn(10, 3), torch.randn(10)
-    assert float(Objective(line, {"distance": 0.1}).__call__(other, data)) > 0
+    assert float(Objective(line, {"distance": 0.1})(other, data).detach()) > 0
 
 
 def test_its_own_costs():

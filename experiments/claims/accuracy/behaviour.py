@@ -1,7 +1,7 @@
 """Which method hurts what, at equal size? Accuracy by class, costs, features, attributions, boundary, robustness.
 
 The questions of "Correctness-preserving Compression", section II. For each network the size is that of rounding to 8
-or 4 bits (one scale a tensor, the numbers coded losslessly); every other method gets the setting whose archive comes
+bits (one scale a tensor, the numbers coded losslessly); every other method gets the setting whose archive comes
 closest to it from below.
 """
 
@@ -24,10 +24,8 @@ from experiments.lab.traces import Tensors
 from nearzip import calibrate
 from nearzip.stages.prune import largest
 
-#: Bits of the rounding whose size all methods get.
-_BITS = (8, 4)
 #: Trials of a setting, and of the calibrated one, each of which rounds a network anew.
-_TRIALS, _CALIBRATED_TRIALS = 9, 4
+_TRIALS, _CALIBRATED_TRIALS = 7, 3
 
 #: From a setting, larger ones giving smaller archives, to bytes and restored tensors.
 Method = Callable[[float], tuple[int, Tensors]]
@@ -70,7 +68,7 @@ def methods(name: str, tensors: Tensors, where: Path, bits: int) -> dict[str, tu
     keep = 0.8 if bits == 8 else 0.4
     return {
         "nearzip": (lambda t: archived(bound={**exact, "*": nz.Absolute(t)}), 1e-4, 0.3, _TRIALS),
-        "nearzip calibrated": (calibrated, 1e-3, 0.5, _CALIBRATED_TRIALS),
+        "nearzip calibrated": (calibrated, 2e-3, 0.08, _CALIBRATED_TRIALS),
         "deepsz": (
             lambda t: archived(method="deepsz", bound=nz.Absolute(t), options={"keep": keep}), 1e-4, 0.3, _TRIALS,
         ),
@@ -111,17 +109,19 @@ def originals(where: Path) -> Iterator[tuple[str, Path, str]]:
         yield "resnet-20", own[-1], f"20,000 images, {settings['epoch']} epochs"
 
 
-def measured(name: str, tensors: Tensors, where: Path, n: int, n_deep: int) -> Iterator[dict[str, Any]]:
+def measured(
+    name: str, tensors: Tensors, where: Path, n: int, n_deep: int, all_bits: list[int]
+) -> Iterator[dict[str, Any]]:
     """A row for every size and method."""
     network, kind = evaluate.loaded(name, tensors), data_of(name)
     found = evaluate.held_out(name, where)
     text = (where / "tinyshakespeare" / "input.txt").read_text() if kind == "tinyshakespeare" else ""
     batches = list(zip(found.inputs, [t.view(x.shape) if text else t for x, t in
                                       zip(found.inputs, found.targets, strict=True)], strict=True))  # fmt: skip
-    judges = behaviour.judges_of(network, kind, batches[:4] if text else behaviour.first(batches, n), n_deep, text)
+    judges = behaviour.judges_of(network, kind, batches[:1] if text else behaviour.first(batches, n), n_deep, text)
     yield {"method": "original", "bytes": sum(w.nbytes for w in tensors.values()), "bits": 32,
            **behaviour.behaviour(judges, tensors)}  # fmt: skip
-    for bits in _BITS:
+    for bits in all_bits:
         size, restored = rounded(tensors, bits)
         yield {"method": "rounding", "bits": bits, "bytes": size, **behaviour.behaviour(judges, restored)}
         for method, (run, low, high, trials) in methods(name, tensors, where, bits).items():
@@ -135,9 +135,10 @@ def measured(name: str, tensors: Tensors, where: Path, n: int, n_deep: int) -> I
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench behaviour", description=__doc__)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--networks", nargs="+", default=["lenet-5", "vgg-small", "transformer", "resnet-20"])
-    parser.add_argument("--images", type=int, default=2_000, help="test images of outputs and features")
-    parser.add_argument("--deep", type=int, default=100, help="of attributions, boundary and robustness")
+    parser.add_argument("--networks", nargs="+", default=["lenet-5", "vgg-small", "resnet-20", "transformer"])
+    parser.add_argument("--bits", type=int, nargs="+", default=[8], help="of the rounding whose size all methods get")
+    parser.add_argument("--images", type=int, default=500, help="test images of outputs and features")
+    parser.add_argument("--deep", type=int, default=50, help="of attributions, boundary and robustness")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     where, folder = traces.folder(options.data), Path(options.data)
@@ -149,7 +150,7 @@ def main(arguments: list[str]) -> None:
         if name not in files:
             continue
         file, what = files[name]
-        for row in measured(name, traces.load_file(file), folder, options.images, options.deep):
+        for row in measured(name, traces.load_file(file), folder, options.images, options.deep, options.bits):
             rows.append({"network": name, "trained": what, **row})
             print(name, row["method"], row["bits"], row["bytes"], row["metrics"], flush=True)
             record.save("behaviour", {

@@ -96,7 +96,7 @@ def expected_ratios(case: Case, tensors: Tensors) -> list[Row]:
             row["nothing"] = str(error)
         else:
             archive = nz.compress(case.tail(tensors), plan=plan, threads=1)
-            row |= {"bounds": bounds_of(plan.chosen.assignment), **measured(case, archive, tensors)}
+            row |= {"bounds": bounds_of(plan.chosen.codings), **measured(case, archive, tensors)}
         rows.append(row)
         print(row, file=sys.stderr, flush=True)
     return rows
