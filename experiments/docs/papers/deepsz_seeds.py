@@ -120,7 +120,7 @@ def clock(result: Row) -> str:
 def more(result: Row) -> Row:
     """Figures of these sections."""
     pruned = ", ".join(f"{TITLES[name]} {100 * found['pruned']:.2f} %" for name, found in result["networks"].items())
-    makers = (matrices, curve, expected_ratios, clock)
+    makers = (matrices, zeros, curve, expected_ratios, clock)
     return {
         "circumstances": circumstances(result),
         "pruned": pruned,
