@@ -68,6 +68,22 @@ CLAIMS = {
         "With a confidence, plans keep their accuracy budget on data never seen",
         "claims.accuracy.gates", ("gates",),
     ),
+    "condense_recovery": Claim(
+        "At 2 % of the weights and below the L-C optimizer recovers more than a gradual schedule, at the same epochs",
+        "claims.condense.recovery", ("condense_recovery",), _DATA,
+    ),
+    "condense_search": Claim(
+        "Five trainings find nearly the smallest share within an accuracy budget",
+        "claims.condense.search", ("condense_search",), _DATA,
+    ),
+    "condense_files": Claim(
+        "Condensed networks are stored in fewer bytes, positions and all, than two for each nonzero",
+        "claims.condense.files", ("condense_files",), _DATA,
+    ),
+    "condense_speed": Claim(
+        "Thinned networks are faster within an accuracy budget, measured",
+        "claims.condense.speed", ("condense_speed",), _DATA,
+    ),
     "calibration": Claim(
         "Calibration costs some evaluation passes",
         "claims.accuracy.calibration", ("calibration",), _DATA,
@@ -129,7 +145,7 @@ CLAIMS = {
         "claims.trust.damage:main_peers", ("damage_peers",),
     ),
     "handovers": Claim(
-        "A method is made of its options once, whatever the call",
+        "Recipes are made once, not at every step of the way",
         "claims.structure.handovers", ("handovers",), "[--tree NAME=FOLDER]",
     ),
     "delta_dnn": Claim(
@@ -140,6 +156,10 @@ CLAIMS = {
     "deepsz_seeds": Claim(
         "DeepSZ's ratios within its loss on ten trainings, by a rule fixed beforehand",
         "papers.deepsz.seeds", ("deepsz_seeds",), _DATA,
+    ),
+    "deepsz_more": Claim(
+        "What DeepSZ's paper says without a table: pruned matrices, ratios asked for, everything inside the clock",
+        "papers.deepsz.more", ("deepsz_more",), _DATA,
     ),
     "qd_compressor": Claim(
         "QD-Compressor's and LC-Checkpoint's tables and figures",

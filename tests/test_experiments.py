@@ -26,6 +26,7 @@ PARAMETERS = {
     "lenet-5": 431_080,
     "vgg-small": 801_578,
     "strided-small": 357_034,
+    "strided-plain": 356_810,
     "transformer-small": 360_480,
     "resnet-20": 269_722,
     "mobilenet-small": 136_778,

@@ -62,6 +62,8 @@ ROWS = (
     "nvflare",
     "torch",
     "calibrate",
+    "condense",
+    "datasets",
     "testing",
     "plots",
     "report",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -281,3 +282,37 @@ def test_what_orbax_restores_is_compressed(tmp_path):
     found = nz.decompress(nz.compress(restored).to_bytes())
     assert np.array_equal(found["params.w"], np.asarray(tree["params"]["w"]))
     assert found["params.b"].dtype.name == "bfloat16"
+
+
+# ---- JAX -------------------------------------------------------------------------------------------------------
+
+
+class State(NamedTuple):
+    """As optax has it."""
+
+    count: object
+    mu: object
+
+
+def test_trees_of_lists_and_named_tuples():
+    tree = {"layers": [{"w": np.ones(3)}, {"w": np.zeros(2)}], "opt": (State(np.int32(3), {"w": np.ones(3)}), ())}
+    archive = nz.compress(tree)
+    assert set(nz.decompress(archive)) == {"layers.0.w", "layers.1.w", "opt.0.count", "opt.0.mu.w"}
+    with pytest.raises(errors.UsageError, match=r"'layers' is a list"):
+        nz.compress({"layers": [1.0]})
+
+
+def test_arrays_and_trees_of_jax():
+    jax = pytest.importorskip("jax")
+    optax = pytest.importorskip("optax")
+    jnp = jax.numpy
+    params = {"layers": [{"w": jnp.array(RNG.normal(size=(300, 20)), jnp.bfloat16)}, {"w": jnp.ones(20)}]}
+    moved = jax.tree.map(lambda w: w * 1.01, params)
+    tree = {"params": moved, "opt_state": optax.adam(1e-3).init(params)}
+    archive = nz.compress(tree, base={"params": params})
+    found = nz.decompress(archive, base={"params": params})
+    assert found["params.layers.0.w"].dtype == jnp.bfloat16
+    assert np.array_equal(found["params.layers.0.w"], np.asarray(moved["layers"][0]["w"]))
+    assert {"opt_state.0.count", "opt_state.0.mu.layers.0.w"} <= set(found)
+    again = jax.tree.unflatten(jax.tree.structure(moved), [jnp.asarray(found[f"params.layers.{i}.w"]) for i in (0, 1)])
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), again, moved)))

@@ -251,9 +251,9 @@ def test_delta_dnns_theta_is_a_share_of_the_originals_score():
     """0.15 points of 40 are 0.375 % of it: too much for the paper's 0.2 %, which is taken where none is given."""
     plan = nz.tune(NETWORK, evaluate=_scored(0.3985), strategy="delta-dnn")
     assert plan.max_loss == {"score": pytest.approx(0.0008)}
-    assert plan.chosen.assignment.default.bound.value < 0.035
+    assert plan.chosen.codings.default.bound.value < 0.035
     plan = nz.tune(NETWORK, evaluate=_scored(0.3985), max_loss=0.002, strategy="delta-dnn")
-    assert plan.chosen.assignment.default.bound.value > 0.05
+    assert plan.chosen.codings.default.bound.value > 0.05
 
 
 def test_delta_dnns_phi_is_relative_or_in_points():
@@ -268,7 +268,7 @@ def test_delta_dnns_phi_is_relative_or_in_points():
             if trial.stage == "candidate"
         ]
         assert plan.chosen is plan.trials[int(np.argmax(scores))]
-        chosen[phi] = plan.chosen.assignment.default.bound.value
+        chosen[phi] = plan.chosen.codings.default.bound.value
     assert chosen["relative"] < 0.035 < chosen["points"]
     assert parameters_of("delta-dnn", {"phi": "points"}) == {"phi": "points"}
     with pytest.raises(nz.errors.UsageError, match="phi is relative or points, not 'percent'"):

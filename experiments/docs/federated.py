@@ -90,7 +90,7 @@ def costs(result: Row) -> str:
     memory = result["memory"]
     network = memory["network_bytes"]
     text = (
-        f"A residual of {result['residual_bytes'] / 1e6:.0f} MB; seconds of one core, with the residual before as base. "
+        f"A residual of {result['residual_bytes'] / 1e6:.0f} MB; seconds of one core, coded against the one before. "
         f"A server of a {network / 1e6:.0f} MB network that holds {memory['replies']} replies "
         f"({memory['reply_bytes'] / 1e6:.0f} MB in all) takes {memory['accepted_bytes'] / network:.1f} networks beyond "
         f"the first model while it accepts them, and {memory['averaged_bytes'] / network:.1f} while it averages."

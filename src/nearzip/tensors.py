@@ -166,16 +166,21 @@ def _from_others(name: str, value: Any) -> Any:
         ) from error
 
 
-#: Mappings inside mappings, at most.
+#: Mappings and lists inside each other, at most.
 _MAX_DEPTH = 100
 
 
 def _flattened(tensors: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Names and values, those of mappings inside by names with dots, as field tools write trees of parameters."""
+    """Names and values, those of mappings, lists and tuples inside by names with dots, as field tools write trees of
+    parameters; items of lists by their number, of named tuples by their name.
+    """
     if depth > _MAX_DEPTH:
         raise UsageError(f"tensors are nested more than {_MAX_DEPTH} mappings deep")
     for name, value in tensors.items():
         whole = prefix + check_text("tensor names", name)
+        if isinstance(value, (list, tuple)) and not any(isinstance(item, (int, float, complex, str)) for item in value):
+            fields = getattr(value, "_fields", None) or map(str, range(len(value)))
+            value = dict(zip(fields, value, strict=True))
         if isinstance(value, Mapping):
             yield from _flattened(value, whole + ".", depth + 1)
         else:
@@ -188,7 +193,7 @@ def _from_torch(torch: Any, name: str, tensor: Any) -> Array:
         parts = ", ".join(map(repr, tensor.__tensor_flatten__()[0]))
         raise UsageError(
             f"tensor {name!r} is a {kind.__name__}, made of the tensors {parts}; give those as tensors of their "
-            "own, or convert it to a plain tensor"
+            "own, or convert it to a plain tensor (nearzip.torch.Saver keeps it as it is)"
         )
     if tensor.device.type == "meta":
         raise UsageError(f"tensor {name!r} is on the meta device and has no values; load the weights first")

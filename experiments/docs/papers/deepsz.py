@@ -108,7 +108,7 @@ def _times(networks: list[Row]) -> dict[str, str]:
     }
 
 
-def context(result: Row, seeds: Row) -> Row:
+def context(result: Row, seeds: Row, more: Row) -> Row:
     """Figures of the page."""
     networks, m = result["networks"], result["machine"]
     measured = commits(*sorted({c for row in networks for c in (row["commit"], row["times"]["commit"])}))
@@ -125,4 +125,5 @@ def context(result: Row, seeds: Row) -> Row:
         "sz_against_zfp": _sz_against_zfp(networks), "zstd_smallest": _zstd_smallest(networks),
         "linearity": _linearity(networks), "times": _times(networks),
         **{of.__name__: of(networks) for of in tables}, "seeds": deepsz_seeds.context(seeds),
+        "more": deepsz_seeds.more(more),
     }  # fmt: skip

@@ -1,17 +1,19 @@
 """DeepSZ on many trainings under one rule that was written down before any of them was looked at.
 
 1. Prune step by step to `SHARES`, fewer weights than the paper keeps, so that fine error bounds suffice for its ratio.
-2. Retrain with the original network's probabilities as labels, half and half with the true ones: what matters is what
-   the pruned network does differently, and fewer predictions that change are also a smaller standard error.
+2. Retrain on images shifted by up to a pixel, with the original network's probabilities as half of the labels: the
+   first leaves a margin, the second keeps predictions, which also makes the standard error of a loss smaller.
 3. Search on the held-out images with the margin of `rule.py`. If what is found is not as small as the paper's, or
    nothing is within the loss, retrain some epochs more in another order and search again, `ROUNDS` times at most.
 
-Test images are for the report only.
+Seeds 10 to 12 were used to find this rule: without the shifts one of them lost 0.2 points by pruning alone and further
+retraining did not help. The seeds that are measured are others. Test images are for the report only.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -46,29 +48,38 @@ _SOFT, _TEMPERATURE = 0.5, 2.0
 _BATCH = 128
 
 
+def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A batch moved by up to a pixel each way, zeros (of the normalized images: background) coming in."""
+    down, right = (int(n) for n in torch.randint(3, (2,), generator=generator))
+    height, width = images.shape[-2:]
+    padded = functional.pad(images, [1] * 4, value=float(images.min()))
+    return padded[..., down : down + height, right : right + width]
+
+
 def softened(case: Case, images: data.Dataset, epochs: int, seed: int) -> Callable[[nn.Module], float]:
-    """One epoch a call for the fully connected layers, on labels that are half the original network's."""
-    inputs = pruning.features(case.subject, case.original, images.train)
+    """One epoch a call for the fully connected layers, on shifted images and labels half the original network's."""
+    whole = pruning.load(case.subject, case.original)
+    front, inputs = whole[: case.subject.tail], images.train.inputs
     with torch.no_grad():
-        tail = pruning.load(case.subject, case.original)[case.subject.tail :]
-        logits = torch.cat([tail(part) for part in inputs.split(1000)])
+        logits = torch.cat([whole(part) for part in inputs.split(1000)])
     soft = functional.softmax(logits / _TEMPERATURE, -1)
     labels = _SOFT * soft + (1 - _SOFT) * functional.one_hot(images.train.targets, soft.shape[-1])
     generator, state = torch.Generator().manual_seed(seed), {"step": 0}
-    total = epochs * (len(inputs) // _BATCH)
+    per_epoch = len(inputs) // _BATCH
     optimizers: list[torch.optim.SGD] = []
 
     def train_epoch(module: nn.Module) -> float:
         if not optimizers:
             rate = case.subject.retraining_rate
             optimizers.append(torch.optim.SGD(module.parameters(), rate, 0.9, weight_decay=5e-4))
-        order: Tensor = torch.randperm(len(inputs), generator=generator)
         loss = torch.zeros(())
-        for which in order.split(_BATCH)[: total // epochs]:
-            share = max(0.01, 1 - state["step"] / total)
+        for which in torch.randperm(len(inputs), generator=generator).split(_BATCH)[:per_epoch]:
+            share = max(0.01, 1 - state["step"] / (epochs * per_epoch))
             optimizers[0].param_groups[0]["lr"] = case.subject.retraining_rate * share
             state["step"] += 1
-            loss = functional.cross_entropy(module(inputs[which]), labels[which])
+            with torch.no_grad():
+                seen = front(shifted(inputs[which], generator))
+            loss = functional.cross_entropy(module(seen), labels[which])
             optimizers[0].zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizers[0].step()
@@ -134,19 +145,24 @@ def summary(rows: list[Row], network: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _known(network: str) -> dict[int, Row]:
+    found = record.load("deepsz_seeds").get("networks", {}).get(network, {})
+    return {row["seed"]: row for row in found.get("seeds", [])}
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench deepsz_seeds", description=__doc__)
     parser.add_argument("--data", help="folder of the data sets (or NEARZIP_DATA)")
     parser.add_argument("--networks", nargs="+", choices=list(SHARES), default=list(SHARES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(10, 20)), help="none of those tuned on")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(20, 30)), help="none of those tuned on")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     images = pruning.dataset(options.data)
-    found: dict[str, Any] = record.load("deepsz_seeds").get("networks", {})
-    for network in options.networks:
-        rows = {row["seed"]: row for row in found.get(network, {}).get("seeds", [])}
-        for seed in (seed for seed in options.seeds if seed not in rows):
+    for network, seed in itertools.product(options.networks, options.seeds):
+        if seed not in _known(network):
             row = one_seed(replace(pruning.SUBJECTS[network], seed=seed), images)
+            # Read again: another process may have measured another seed.
+            rows, found = _known(network), record.load("deepsz_seeds").get("networks", {})
             rows[seed] = json.loads(json.dumps({**row, "commit": record.commit()}))
             ordered = [rows[key] for key in sorted(rows)]
             found[network] = {"seeds": ordered, "summary": summary(ordered, network)}

@@ -21,16 +21,21 @@ _COMMANDS = {
     "compress": ("transfer", "compress"),
     "decompress": ("transfer", "decompress"),
     "tune": ("tuning", "tune"),
+    "condense": ("condensing", "condense"),
     "inspect": ("looking", "inspect"),
     "compare": ("looking", "compare"),
     "certify": ("certify", "certify"),
     "methods": ("looking", "methods"),
     "store": ("store", "store"),
+    "dataset": ("dataset", "dataset"),
     "average": ("federated", "average"),
     "demo": ("demo", "demo"),
 }
 #: Commands of groups that have modules of their own.
-_MORE = {"store": (("pulling", "pull"), ("reporting", "report"))}
+_MORE = {
+    "store": (("pulling", "pull"), ("reporting", "report")),
+    "dataset": (("dataset_search", "tune"), ("dataset_search", "select")),
+}
 
 
 class _LazyGroup(OneLineGroup):

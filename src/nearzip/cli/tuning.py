@@ -35,7 +35,7 @@ from nearzip.errors import missing_extra
 from nearzip.fileio import check_outputs
 from nearzip.tensors import Array
 
-__all__ = ["tune"]
+__all__ = ["max_loss_of", "tune", "workers"]
 
 _FILE = click.Path(path_type=str)
 
@@ -126,9 +126,9 @@ def tune(
             "--max-loss is missing; only the strategy delta-dnn (0.2%) and a deepsz search for --strategy-set "
             "max_bytes=N need none"
         )
-    max_loss = _max_loss(max_losses) if max_losses else None
+    max_loss = max_loss_of(max_losses) if max_losses else None
     function = load_function("--evaluate", evaluate)
-    with showing_warnings() as warned, _watching(as_json) as watch, _workers(jobs):
+    with showing_warnings() as warned, _watching(as_json) as watch, workers(jobs):
         search: dict[str, Any] = {
             "evaluations": evaluations, "trials": trials, "seed": seed, "confidence": confidence, "progress": watch,
         }  # fmt: skip
@@ -154,7 +154,8 @@ def tune(
 # ---- what was asked for ----------------------------------------------------------------------------------------
 
 
-def _max_loss(texts: Sequence[str]) -> float | str | dict[str, float | str]:
+def max_loss_of(texts: Sequence[str]) -> float | str | dict[str, float | str]:
+    """Budgets as they are typed: one for all metrics, or NAME=X for each."""
     pairs = [text.rpartition("=") for text in texts]
     if len(pairs) == 1 and not pairs[0][1]:
         return _number(texts[0])
@@ -181,7 +182,7 @@ def _arrays(path: str) -> dict[str, Array]:
 
 
 @contextlib.contextmanager
-def _workers(jobs: int | None) -> Iterator[None]:
+def workers(jobs: int | None) -> Iterator[None]:
     """joblib's processes; without `jobs` whatever joblib does by itself, which is one trial at a time."""
     if jobs is None:
         yield

@@ -130,7 +130,7 @@ def certify(
         "command": list(command),
     }  # fmt: skip
     parts = [*subject.parts, *_data_parts(witness, tuned), _part("measurement", measurement)]
-    evidence = witness.evidence(rows, after, evaluator, subject.restored)
+    evidence = witness.evidence(after, evaluator, subject.restored)
     return Certificate(sealed(subject.subjects, parts), evidence)
 
 

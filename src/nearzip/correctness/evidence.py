@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from nearzip.budget.evaluators import Evaluation
-from nearzip.correctness.certificate import MetricRow
 from nearzip.correctness.samples import batch_digests
 from nearzip.measures.attribution import Attribution, Network, jaccard
 from nearzip.measures.inputs import inputs_of, rows_of
@@ -45,7 +44,6 @@ class Changed:
 class Evidence:
     """What a page shows beyond a certificate."""
 
-    rows: Sequence[MetricRow]
     classes: Sequence[str] | None
     #: By data set: [original's class, restored's class], how many predictions.
     changes: Mapping[str, Array]
@@ -126,9 +124,7 @@ class Witness:
             self._changed.append(_Seen(prefix, first + row, row, batch, target, int(seen.original_classes[i]),
                                        int(seen.classes[i])))  # fmt: skip
 
-    def evidence(
-        self, rows: Sequence[MetricRow], after: Evaluation, evaluator: Evaluator, tensors: Mapping[str, Any]
-    ) -> Evidence:
+    def evidence(self, after: Evaluation, evaluator: Evaluator, tensors: Mapping[str, Any]) -> Evidence:
         """What a page needs; pictures and maps of samples that changed are made when it asks for them."""
         n_changed = sum(counts["n"] - counts["agree"] for counts in self.counts.values())
         network, reference = evaluator.networks(tensors)
@@ -136,7 +132,7 @@ class Witness:
         def changed() -> list[Changed]:
             return [_changed(each, self.show, network, reference) for each in self._changed]
 
-        return Evidence(rows, self.classes, self._changes, n_changed, after.details, changed)
+        return Evidence(self.classes, self._changes, n_changed, after.details, changed)
 
 
 def _changed(seen: _Seen, show: Show | None, network: Network, reference: Network) -> Changed:

@@ -121,6 +121,8 @@ class Objective:
         self._limits, self._task, self._rate, self._data = dict(limits), task, rate, data
         self._kept: deque[Any] = deque(maxlen=_KEPT)
         wanted = measures_for(limits, measures)
+        if not wanted:
+            raise UsageError(f"the limits {', '.join(limits)} name no measure; give measures= for metrics of your own")
         self._seen = Evaluator(network, [None], wanted, predict, None, None, features, keep=False)
         self._measures = {str(measure): _of_rows(measure, rows) for measure in self._seen.measures}
         for name, measure in self._measures.items():

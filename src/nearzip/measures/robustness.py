@@ -230,7 +230,8 @@ def _attacked(
         warnings.simplefilter("ignore")
         model = PyTorchModel(module, bounds=(low, high), device=pixels.device)
         found, _, _ = attack(model, pixels, targets, epsilons=size)
-    return found.detach()
+    nearest: Tensor = found.detach()
+    return nearest
 
 
 # ---- benign ----------------------------------------------------------------------------------------------------

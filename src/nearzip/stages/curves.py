@@ -148,8 +148,8 @@ def _exponentials(data: bytes, n: int) -> Array:
     signs = np.unpackbits(np.frombuffer(data, np.uint8, -(-n // 8), 32))[:n]
     curve = a * _powers(p, n)
     curve = curve + c * _powers(q, n)
-    signed: Array = np.where(signs == 1, -curve, curve)
-    return signed
+    values: Array = np.where(signs == 1, -curve, curve)
+    return values
 
 
 def _powers(base: float, n: int) -> Array:

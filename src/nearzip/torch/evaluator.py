@@ -21,6 +21,7 @@ from nearzip.measures.measure import Measure, Predictions
 from nearzip.measures.registry import MEASURES, measures_of
 from nearzip.network.arrays import digest_of
 from nearzip.network.calls import Caller, Names, call, captured, device_of, last_linear, moved, output_of
+from nearzip.network.fitting import fit
 from nearzip.torch.observing import (
     DataSet,
     Documents,
@@ -158,6 +159,7 @@ class Evaluator:
         self._predict, self._documents = predict or predict_classes, documents
         self._names = Names(self._module)
         self._spare: list[nn.Module] = []
+        self._reference: Evaluator | None = None  # who has the original, if this module is thinned
         self._layer = None
         if any(measure.needs_features for measure in self.measures):
             self._layer = features or last_linear(self._module)
@@ -179,6 +181,8 @@ class Evaluator:
 
     def evaluation(self, tensors: Mapping[str, Any]) -> Evaluation:
         """The same, with the samples that the metrics are computed from. Raises UsageError."""
+        if self._names.thinned(self._module, tensors):
+            return self._fitted_to(tensors).evaluation(tensors)
         fitted = self._names.fitted(self._module, tensors)
         found = Figures()
         for data in self._data:
@@ -198,6 +202,8 @@ class Evaluator:
         watch : callable(prefix, batch, predictions)
             Called with every batch: the name of its data set with a slash, or "".
         """
+        if self._names.thinned(self._module, tensors):
+            return self._fitted_to(tensors).compared(tensors, watch)
         fitted = self._names.fitted(self._module, tensors)
         before, after = Figures(), Figures()
         for data in self._data:
@@ -213,8 +219,39 @@ class Evaluator:
 
     def networks(self, tensors: Mapping[str, Any]) -> tuple[Callable[[Any], Tensor], Callable[[Any], Tensor]]:
         """The module with these tensors, and the original: from a batch to logits, one row a prediction."""
+        if self._names.thinned(self._module, tensors):
+            return self._fitted_to(tensors).networks(tensors)[0], self._borrowing({})
         fitted = self._names.fitted(self._module, tensors)
         return self._borrowing(fitted), self._borrowing({})
+
+    def _fitted_to(self, tensors: Mapping[str, Any]) -> Evaluator:
+        """The same evaluator for a thinned network: the module with the shapes of these tensors."""
+        other = copy.copy(self)
+        other._module, other._spare = fit(copy.deepcopy(self._module), tensors), []
+        other._names = Names(other._module)
+        other._reference = self
+        return other
+
+    def on(self, loader: Loader | Mapping[str, Loader]) -> Evaluator:
+        """An evaluator of other inputs, batch by batch in place of the loader's, such as images that lost detail.
+
+        What is compared with the original is compared with its outputs for the loader's own inputs. Raises UsageError
+        for another number of batches.
+        """
+        other = copy.copy(self)
+        vars(other).pop("identity", None)
+        other._data = data_sets(loader)
+        if [data.prefix for data in other._data] != [data.prefix for data in self._data]:
+            raise UsageError("other inputs have the same data sets as the loader")
+        for own, data in zip(self._data, other._data, strict=True):
+            if own.originals is None and self._paired:
+                raise UsageError("other inputs need the original's outputs; make the evaluator with keep=True")
+            if own.originals is not None:
+                digests = [digest_of(batch) for batch in data.loader]
+                if len(digests) != len(own.originals):
+                    raise UsageError(f"the loader gave {len(digests)} batches in place of {len(own.originals)}")
+                data.originals = [replace(o, digest=d) for o, d in zip(own.originals, digests, strict=True)]
+        return other
 
     def _seen(self, data: DataSet, tensors: Mapping[str, Tensor], paired: bool) -> Iterator[tuple[Any, Predictions]]:
         """Each batch, and its predictions; `paired`: with the original's, which are computed unless they are kept."""
@@ -237,6 +274,8 @@ class Evaluator:
 
     def _original(self, batch: Any) -> Original:
         """The original's outputs for a batch, which are not kept."""
+        if self._reference is not None:
+            return self._reference._original(batch)
         with torch.inference_mode(not self._needs("needs_gradients")), torch.no_grad(), self._borrowed() as own:
             logits, _, features = self._predicted(own, moved(batch, device_of(own)), {})
         return Original(b"", logits, features)
