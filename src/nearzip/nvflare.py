@@ -73,7 +73,7 @@ class Compress(DXOFilter):
         archive = compress_quietly({**given, **wanted}, None, self._method, self._bounds(wanted), options=self._options)
         self._residual.store({name: wanted[name] - archive.restored[name] for name in floats})
         self._residual.check()
-        packed = DXO(dxo.data_kind, {_NAME: np.frombuffer(archive.to_bytes(), np.uint8)}, dict(dxo.meta))
+        packed = DXO(dxo.data_kind, {_NAME: np.frombuffer(archive.to_bytes(), np.uint8)}, _meta(dxo))
         packed.set_meta_prop(MetaKey.PROCESSED_ALGORITHM, _NAME)
         return packed
 
@@ -118,6 +118,11 @@ class Decompress(DXOFilter):
         for name, value in arrays.items():
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise BoundError(f"tensor {name!r} of the weight difference holds NaN or infinities")
-        plain = DXO(dxo.data_kind, dict(arrays), dict(dxo.meta))
+        plain = DXO(dxo.data_kind, dict(arrays), _meta(dxo))
         plain.remove_meta_props([MetaKey.PROCESSED_ALGORITHM])
         return plain
+
+
+def _meta(dxo: Any) -> dict[str, Any]:
+    """Of a new DXO; FLARE itself carries the history of filters over."""
+    return {name: value for name, value in dxo.meta.items() if name != MetaKey.FILTER_HISTORY}

@@ -36,3 +36,15 @@ def test_the_flower_example_gives_the_figures_of_the_page():
 def test_five_lines_of_the_app_change():
     lines = "".join((ROOT / "examples" / "flower" / name).read_text() for name in ("client_app.py", "server_app.py"))
     assert lines.count("# nearzip\n") == 5
+
+
+def test_the_nvflare_example_sends_a_tenth():
+    pytest.importorskip("nvflare.apis.dxo_filter", reason="needs the extra nvflare")
+    done = subprocess.run(
+        [sys.executable, "local.py"], cwd=ROOT / "examples" / "nvflare", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = re.findall(r"accuracy (0\.\d+), ([\d,]+) bytes", done.stdout)
+    (plain, n_plain), (compressed, n_compressed) = ((float(a), int(n.replace(",", ""))) for a, n in found)
+    assert compressed > plain - 0.02
+    assert n_compressed * 10 < n_plain

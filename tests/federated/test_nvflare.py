@@ -36,7 +36,9 @@ def double():
 
     dxo.DXO, filters.DXOFilter = DXO, DXOFilter
     dxo.DataKind = type("DataKind", (), {"WEIGHT_DIFF": "WEIGHT_DIFF", "WEIGHTS": "WEIGHTS"})
-    dxo.MetaKey = type("MetaKey", (), {"PROCESSED_ALGORITHM": "PROCESSED_ALGORITHM"})
+    dxo.MetaKey = type(
+        "MetaKey", (), {"PROCESSED_ALGORITHM": "PROCESSED_ALGORITHM", "FILTER_HISTORY": "filter_history"}
+    )
     package, apis = types.ModuleType("nvflare"), types.ModuleType("nvflare.apis")
     return {"nvflare": package, "nvflare.apis": apis, "nvflare.apis.dxo": dxo, "nvflare.apis.dxo_filter": filters}
 
