@@ -52,6 +52,10 @@ CLAIMS = {
         "Encoding and decoding keep up with memory and disks",
         "claims.speed.speed", ("speed",), _DATA,
     ),
+    "speed_before_after": Claim(
+        "Nothing got slower or takes more memory than an earlier commit",
+        "claims.speed.before_after", ("speed_before_after",), f"{_DATA} --against COMMIT",
+    ),
     "throughput": Claim(
         "nearzip is faster than the programs that make files of its size",
         "claims.speed.throughput", ("throughput", "throughput_tiled"), f"{_DATA} [--tiled]",
