@@ -39,6 +39,7 @@ PARAMETERS = {
     "googlenet": 6_166_250,
     "mobilenet-v2": 2_296_922,
     "shufflenet-v2": 1_263_854,
+    "shufflenet-v2-2x": 5_338_026,
     "efficientnet-b0": 3_598_598,
 }
 INPUTS = {"mnist": (2, 1, 28, 28), "cifar-10": (2, 3, 32, 32), "tinyshakespeare": (2, 16)}

@@ -20,7 +20,7 @@ from experiments.lab.networks import data_of
 from experiments.lab.training import Settings, preset, train
 
 #: quick: under 10 minutes on two cores; chains: eight or twelve versions each, under 20; datasets: under 15; full:
-#: under 120; papers: for a GPU, as long as `--epochs` says.
+#: under 120.
 SETS: dict[str, tuple[Settings, ...]] = {
     "quick": (
         preset("lenet-300-100", epochs=4),
@@ -50,11 +50,6 @@ SETS: dict[str, tuple[Settings, ...]] = {
             for name in ("strided-small", "strided-plain")
         ),
         preset("mobilenet-small", epochs=6),
-    ),
-    "papers": tuple(
-        preset(name)
-        for name in ("vgg-16", "resnet-18", "mobilenet-v2", "shufflenet-v2", "googlenet", "efficientnet-b0",
-                     "resnet-34", "resnet-101", "alexnet")
     ),
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 import nearzip._core as _core
-from nearzip.bounds import EXACT, Tolerance, violations, violations_and_changes
+from nearzip.bounds import EXACT, Tolerance, broken, violations, violations_and_changes
 from nearzip.changes import Change
 from nearzip.choice import REPEATS, STORED, exact_pipeline, exact_pipelines, may_repeat, promising
 from nearzip.errors import BoundError, CorruptError
@@ -56,7 +56,7 @@ def encode_block(
     context: Context,
     pipeline: Pipeline,
     tolerances: Sequence[Tolerance],
-    given: Array | None = None,
+    substitute: Array | None = None,
     without: Pipeline | None = None,
     fallback: Literal["values", "restored", "never"] = "never",
     before: Array | None = None,
@@ -73,9 +73,9 @@ def encode_block(
     pipeline : Pipeline
     tolerances : sequence of Tolerance
         One for each of `context.parts`.
-    given : array, shape (n,), or None
-        What the pipeline is given in place of `values`, chosen by somebody who knows what the values are for. The
-        tolerances are kept against `values` all the same.
+    substitute : array, shape (n,), or None
+        What the pipeline is given in place of `values`, from a calibration for example. The tolerances are kept against
+        `values` all the same.
     without : Pipeline or None
         Does what `pipeline` does, without a base.
     fallback : "values", "restored" or "never"
@@ -90,7 +90,7 @@ def encode_block(
     """
     target = pipeline.target(values, context)
     before = context.base if before is None else before
-    first = _encode(target, context, pipeline, tolerances, given, before)
+    first = _encode(target, context, pipeline, tolerances, substitute, before)
     if first.n_patched * _MANY_PATCHES > context.n:
         exact = _encode(target, context, exact_pipeline(pipeline.needs_base), _exact_parts(context))
         if exact.n_bytes < first.n_bytes:
@@ -101,7 +101,7 @@ def encode_block(
     if fallback != "never":
         exact_ones = exact_pipelines(context.base is not None, is_float(context.dtype))
         others = dict.fromkeys(exact_ones, _exact_parts(context))
-    if without is not None and given is None:
+    if without is not None and substitute is None:
         others = {without: tolerances, **others}
     wanted = first.restored if fallback == "restored" else target
     best = _smallest(first, wanted, context, others, before)
@@ -159,12 +159,11 @@ def _encode(
     context: Context,
     pipeline: Pipeline,
     tolerances: Sequence[Tolerance],
-    given: Array | None = None,
+    substitute: Array | None = None,
     before: Array | None = None,
 ) -> EncodedBlock:
-    sides, body = pipeline.encode_apart(values if given is None else given, context)
-    restored = pipeline.decode(sides, context, body)
-    places, changes = _outside(values, restored, before, context, tolerances)
+    sides, body = pipeline.encode_apart(values if substitute is None else substitute, context)
+    restored, places, changes = _decoded(sides, body, pipeline, values, before, context, tolerances)
     patch = b""
     if places.size:
         patch = _encode_patch(places, bits_of(values), values)
@@ -242,6 +241,27 @@ def _stretches(context: Context, tolerances: Sequence[Tolerance]) -> Iterator[tu
         if following is not tolerance and following != tolerance:
             yield start, at, n_parts, tolerance
             start, n_parts = at, 0
+
+
+def _decoded(
+    sides: bytes,
+    body: bytes,
+    pipeline: Pipeline,
+    values: Array,
+    before: Array | None,
+    context: Context,
+    tolerances: Sequence[Tolerance],
+) -> tuple[Array, Array, tuple[Change | None, ...]]:
+    """What was encoded, decoded again, and as `_outside`: in one pass over memory where a stage has one."""
+    tolerance = tolerances[0] if tolerances else EXACT
+    is_shared = tolerance.kind == "absolute" and tolerances.count(tolerance) == len(tolerances)
+    if is_shared and before is not None and before is context.base:
+        compared = pipeline.decode_and_compare(sides, context, body, values, tolerance.value)
+        if compared is not None:
+            outside = broken(compared.outside, values, compared.values)
+            return compared.values, outside, tuple(Change(*row) for row in compared.changes)
+    restored = pipeline.decode(sides, context, body)
+    return restored, *_outside(values, restored, before, context, tolerances)
 
 
 def _outside(

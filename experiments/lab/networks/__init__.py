@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import nn
 
-from experiments.lab.networks.branched import googlenet, shufflenet_v2
+from experiments.lab.networks.branched import googlenet, shufflenet_v2, shufflenet_v2_2x
 from experiments.lab.networks.inverted import efficientnet_b0, mobilenet_v2
 from experiments.lab.networks.plain import (
     alexnet,
@@ -44,6 +44,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "googlenet": googlenet,
     "mobilenet-v2": mobilenet_v2,
     "shufflenet-v2": shufflenet_v2,
+    "shufflenet-v2-2x": shufflenet_v2_2x,
     "efficientnet-b0": efficientnet_b0,
 }
 

@@ -30,13 +30,19 @@ class Evaluation:
         Higher is better.
     statistics : dict of str to Statistic
         Per-sample values of the metrics that have them: what a confidence bound is computed from.
+    yardsticks : dict of str to float
+        Figures beside them that are no scores, so that nothing limits them: a chance level, counts, quantiles.
+    details : dict of str to a pair of arrays
+        By metric, a value of each sample under the original and under the candidate.
     """
 
     metrics: Mapping[str, float]
     statistics: Mapping[str, Statistic] = field(default_factory=dict)
+    yardsticks: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
 
     def without_statistics(self) -> Evaluation:
-        return Evaluation(self.metrics)
+        return Evaluation(self.metrics, yardsticks=self.yardsticks)
 
 
 class Evaluator(Protocol):

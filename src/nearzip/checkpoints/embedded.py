@@ -48,8 +48,17 @@ class Checksum:
     places: tuple[int, ...]
 
 
-def open_embedded(path: str, kind: str, tensors: Sequence[Embedded], checksums: Sequence[Checksum] = ()) -> Checkpoint:
-    """The tensors of a file, and its frame. Raises CorruptError where they overlap or end after the end of the file."""
+def open_embedded(
+    path: str,
+    kind: str,
+    tensors: Sequence[Embedded],
+    checksums: Sequence[Checksum] = (),
+    exact: Sequence[str] = (),
+) -> Checkpoint:
+    """The tensors of a file, and its frame. Raises CorruptError where they overlap or end after the end of the file.
+
+    `exact`: tensors that keep every bit unless a bound names them.
+    """
     file = mapped(path)
     found = sorted(tensors, key=lambda each: (each.offset, each.spec.n_bytes))
     gaps, at = [], 0
@@ -82,7 +91,9 @@ def open_embedded(path: str, kind: str, tensors: Sequence[Embedded], checksums: 
         "tensors": [[each.name, each.offset] for each in found],
         "checksums": [[sum_.start, sum_.n, list(sum_.places)] for sum_ in checksums],
     }
-    return Checkpoint(specs, read, {}, attached_tree([frame], {"embedded": detail}))
+    return Checkpoint(
+        specs, read, {}, attached_tree([frame], {"embedded": detail, **({"exact": list(exact)} if exact else {})})
+    )
 
 
 @dataclass(frozen=True)

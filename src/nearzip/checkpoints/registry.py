@@ -7,7 +7,9 @@ import os
 from nearzip.checkpoints.arrays import Npy, Npz
 from nearzip.checkpoints.base import Format
 from nearzip.checkpoints.embedded import EmbeddedFormat
+from nearzip.checkpoints.flax import FLAX
 from nearzip.checkpoints.gguf import GGUF
+from nearzip.checkpoints.hdf5 import HDF5, KERAS
 from nearzip.checkpoints.onnx import ONNX
 from nearzip.checkpoints.pytorch import PyTorch
 from nearzip.checkpoints.safetensors import Safetensors
@@ -16,8 +18,9 @@ from nearzip.errors import CorruptError, UsageError
 
 __all__ = ["BY_NAME", "ENDINGS", "FORMATS", "format_for", "format_of", "read_head", "recognized"]
 
+_SAFETENSORS = Safetensors()
 #: Every format; those recognized by more of the content first.
-FORMATS: tuple[Format, ...] = (TORCHSCRIPT, PyTorch(), Npz(), Npy(), Safetensors(), GGUF, ONNX)
+FORMATS: tuple[Format, ...] = (_SAFETENSORS, TORCHSCRIPT, PyTorch(), KERAS, Npz(), Npy(), GGUF, ONNX, HDF5, FLAX)
 BY_NAME: dict[str, Format] = {each.name: each for each in (*FORMATS, EmbeddedFormat())}
 #: File name endings that can be written whatever the archive was made from.
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".th", ".npz")
@@ -73,6 +76,9 @@ def format_of(path: str) -> Format:
 
 def recognized(path: str, head: bytes) -> Format | None:
     """The format that a file's content shows. Raises UsageError for stand-ins such as Git LFS pointers."""
+    # First: its files begin with a length, which may look like the beginning of any other.
+    if _SAFETENSORS.recognizes(path, head):
+        return _SAFETENSORS
     refuse_pointers(path, head)
     return next((each for each in FORMATS if each.recognizes(path, head)), None)
 

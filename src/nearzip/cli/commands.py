@@ -21,12 +21,14 @@ _COMMANDS = {
     "compress": ("transfer", "compress"),
     "decompress": ("transfer", "decompress"),
     "tune": ("tuning", "tune"),
+    "condense": ("condensing", "condense"),
     "inspect": ("looking", "inspect"),
     "compare": ("looking", "compare"),
     "certify": ("certify", "certify"),
     "methods": ("looking", "methods"),
     "store": ("store", "store"),
     "dataset": ("dataset", "dataset"),
+    "average": ("federated", "average"),
     "demo": ("demo", "demo"),
 }
 #: Commands of groups that have modules of their own.

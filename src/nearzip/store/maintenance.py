@@ -22,7 +22,7 @@ from nearzip.store.keep import Rule, kept
 from nearzip.store.manifest import Manifest, Part
 from nearzip.store.policy import MAX_DEPTH, Policy
 from nearzip.store.promises import committed_bounds, folded
-from nearzip.store.recode import exactly
+from nearzip.store.recode import EXACTLY
 from nearzip.store.steps import steps_of
 from nearzip.store.summaries import BLOCK
 from nearzip.store.tickets import staged_objects
@@ -349,9 +349,9 @@ class Maintenance:
         with contextlib.ExitStack() as stack:
             source = self._open(number, stack)
             against = None if base is None else self._open(base, stack)
-            settings = exactly(self._steps(number, base))
+            source = dataclasses.replace(source, steps=self._steps(number, base))
             backend = self.backend if not self.dry_run else _Measuring(self.backend)
-            encoder = Encoder(backend, settings, self.threads)  # type: ignore[arg-type]
+            encoder = Encoder(backend, EXACTLY, self.threads)  # type: ignore[arg-type]
             bounds = folded(committed_bounds(self.manifests[number], self._index))
             draft = encoder.version(source, number, against, base, hold=False, bounds=bounds)
         if draft.id != self.manifests[number].id:

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nearzip.api import open_input
+from nearzip.bounds import bound_spelling
 from nearzip.container import Index
 from nearzip.digests import checkpoint_id, content_id, tensor_digest
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, WrongBaseError
 from nearzip.limits import Limits
-from nearzip.recipes import recipe_types
 from nearzip.store.backends import open_backend
 from nearzip.store.backends.backend import Backend
 from nearzip.store.chain import open_part, stream
@@ -27,8 +27,7 @@ from nearzip.store.encoding import Encoder, now, writer_name
 from nearzip.store.graph import closure
 from nearzip.store.labels import Label, label_of
 from nearzip.store.manifest import Manifest, Part, path_of
-from nearzip.store.promises import spelled
-from nearzip.store.recode import exactly
+from nearzip.store.recode import EXACTLY
 from nearzip.store.settings import PATH, StoreSettings, parse_settings
 from nearzip.store.verify import OF_THE_BYTES, Verifier, wrong_with_object
 from nearzip.store.versions import Versions
@@ -253,7 +252,7 @@ class Repairer:
             for number, manifest in wanted.items():
                 if manifest.id != found:
                     continue
-                draft = Encoder(self.backend, exactly({}), self.threads).version(source, number, None, None, hold=False)
+                draft = Encoder(self.backend, EXACTLY, self.threads).version(source, number, None, None, hold=False)
                 self.backend.settle("objects")
                 order = tuple(source.specs)
                 same_order = manifest.order is None or manifest.order == order
@@ -285,13 +284,13 @@ class Repairer:
     def _coded(self, known: Mapping[int, Manifest]) -> dict[str, Any]:
         for number in sorted(known, reverse=True):
             for part in known[number].parts:
-                with contextlib.suppress(Error, KeyError, TypeError):
+                with contextlib.suppress(Error):
                     with open_part(self.backend, part, None, Limits(output_bytes=1 << 62), 1) as reader:
-                        method, bound = reader.index.method, reader.index.bound
-                    if method["name"] not in recipe_types():
-                        continue
-                    options = {k: v for k, v in method["options"].items() if v is not None}
-                    return {"method": method["name"], "options": options, "bound": spelled(bound)}
+                        coding = reader.codings.default
+                    options = {k: v for k, v in coding.options.items() if v is not None}
+                    own = coding.recipe.resolve_bound(None) == coding.promise
+                    bound = None if own else bound_spelling(coding.promise)
+                    return {"method": coding.method, "options": options, "bound": bound}
         return {}
 
 
