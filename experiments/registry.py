@@ -73,7 +73,7 @@ CLAIMS = {
         "claims.accuracy.gates", ("gates",),
     ),
     "condense_recovery": Claim(
-        "At 2 % of the weights and below the L-C optimizer recovers more than a gradual schedule, at the same epochs",
+        "What the L-C optimizer recovers, beside a gradual schedule and one-shot pruning at the same epochs",
         "claims.condense.recovery", ("condense_recovery",), _DATA,
     ),
     "condense_search": Claim(
