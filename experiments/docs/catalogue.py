@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.docs import (
     accuracy,
+    behaviour,
     bits,
     claims,
     condense,
@@ -86,6 +87,8 @@ BLOCKS = (
     Block("docs/tried.md", "streams", ("lattices",), tried.streams),
     Block("docs/tried.md", "calibration", ("tried",), tried.calibration),
     Block("docs/tried.md", "agreement", ("agreement",), tried.agreement),
+    Block("docs/correctness.md", "behaviour", ("behaviour",), behaviour.behaviour),
+    Block("docs/correctness.md", "objective", ("objective",), behaviour.objective),
     Block("docs/tune.md", "gates", ("gates",), accuracy.gates),
     Block("docs/tune.md", "budget", ("budget",), accuracy.budgets),
     Block("docs/methods/nearzip.md", "lossless", ("lossless",), bits.lossless),

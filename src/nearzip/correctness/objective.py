@@ -78,9 +78,9 @@ class Objective:
     -----
     Dual ascent: multiplier <- max(0, multiplier + rate * (loss / limit - 1)), with the quotient capped at 4. Where the
     multipliers and the task sum to more than 4 the loss is divided by what they are over, so that a limit that is hard
-    to keep does not act as an ever larger learning rate. Norms with
-    running statistics use them while networks are called again. The multipliers are in the units of each measure's
-    differentiable loss, which for "churn" or "cost" is not the metric itself.
+    to keep does not act as an ever larger learning rate. Norms with running statistics use them while networks are
+    called again. The multipliers are in the units of each measure's differentiable loss, which for "churn" or "cost" is
+    not the metric itself.
 
     Examples
     --------
