@@ -52,6 +52,10 @@ CLAIMS = {
         "Encoding and decoding keep up with memory and disks",
         "claims.speed.speed", ("speed",), _DATA,
     ),
+    "speed_before_after": Claim(
+        "Nothing got slower or takes more memory than an earlier commit",
+        "claims.speed.before_after", ("speed_before_after",), f"{_DATA} --against COMMIT",
+    ),
     "throughput": Claim(
         "nearzip is faster than the programs that make files of its size",
         "claims.speed.throughput", ("throughput", "throughput_tiled"), f"{_DATA} [--tiled]",
@@ -88,9 +92,21 @@ CLAIMS = {
         "Training for limits keeps more of a pruned network's behaviour",
         "claims.accuracy.objective", ("objective",), _DATA,
     ),
+    "condense_speed": Claim(
+        "Thinned networks are faster within an accuracy budget, measured",
+        "claims.condense.speed", ("condense_speed",), _DATA,
+    ),
     "calibration": Claim(
         "Calibration costs some evaluation passes",
         "claims.accuracy.calibration", ("calibration",), _DATA,
+    ),
+    "federated": Claim(
+        "Federated rounds come near FedAvg's accuracy at a hundredth of its bits, both ways",
+        "claims.federated.accuracy", ("federated",), _DATA,
+    ),
+    "federated_costs": Claim(
+        "A residual is compressed and restored in a fraction of a second; a server keeps replies compressed",
+        "claims.federated.costs", ("federated_costs",),
     ),
     "store": Claim(
         "A store is small, restores quickly and verifies at the speed of the disk",

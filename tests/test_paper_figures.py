@@ -219,3 +219,45 @@ def test_a_negative_variance_is_seen_by_the_evaluator():
     broken = {name: -np.ones_like(w) if name.endswith("running_var") else w for name, w in tensors.items()}
     assert judge.compare(broken).to_json()["kl"] is None
     assert judge.compare(tensors).to_json()["kl"] == 0.0
+
+
+def test_shifted_images_move_by_at_most_a_pixel_and_background_comes_in():
+    from experiments.papers.deepsz.seeds import shifted
+
+    images = torch.full((3, 1, 6, 6), -0.4)
+    images[:, :, 2:4, 2:4] = 2.0
+    generator, places = torch.Generator().manual_seed(0), set()
+    for _ in range(60):
+        moved = shifted(images, generator)
+        assert moved.shape == images.shape
+        assert set(moved.unique().tolist()) == set(images.unique().tolist())
+        rows, columns = torch.nonzero(moved[0, 0] == 2.0, as_tuple=True)
+        assert len(rows) == 4
+        places.add((int(rows.min()), int(columns.min())))
+    assert places == {(row, column) for row in (1, 2, 3) for column in (1, 2, 3)}
+
+
+def test_failures_of_trainings_are_counted():
+    from experiments.papers.deepsz.seeds import summary
+
+    def training(*ratios, test_loss=0.001):
+        found = [ratio and {"ratio": ratio, "test_loss": test_loss} for ratio in ratios]
+        return {"attempts": [{"deepsz": one} for one in found]}
+
+    rows = [training(80.0), training(None, 60.0, test_loss=0.003), training(40.0, 50.0), training(None, None)]
+    found = summary(rows, "lenet-300-100")
+    assert (found["trainings"], found["nothing"], found["as_small"]) == (4, 1, 2)
+    assert (found["within"], found["at_once"], found["median_ratio"]) == (2, 1, 60.0)
+
+
+def test_sz_on_matrices_keeps_its_bound():
+    pytest.importorskip("pysz")
+    from experiments.papers.deepsz.more import sz as sz_of
+
+    weights = np.random.default_rng(0).normal(0, 0.1, (30, 40)).astype(np.float32)
+    weights[:, ::2] = 0
+    for algorithm in ("INTERP_LORENZO", "NOPRED"):
+        n_bytes, restored = sz_of(weights, 0.01, algorithm)
+        assert 0 < n_bytes < weights.nbytes
+        assert np.abs(restored - weights).max() <= 0.0101
+    assert np.all(restored[:, ::2] == 0)

@@ -38,7 +38,7 @@ def delta_dnn(result: Row) -> str:
             "Ratios, in brackets the bound that Algorithm 1 chooses from 1 % to 10 % (0.1 % where none fits), and the "
             "change of\naccuracy in percent of the original's:",
             table(head, rows),
-            f"{circumstances(result, result['commits']['networks'])}.",
+            f"{circumstances(result)}.",
         ]
     )
 

@@ -77,9 +77,7 @@ class Ours(Link):
         return self.server.model
 
     def residual_bytes(self) -> float:
-        for client in self.clients:
-            client._join()
-        return float(np.mean([client._residual.n_bytes for client in self.clients]))
+        return float(np.mean([client.residual_bytes for client in self.clients]))
 
 
 class Plain(Link):

@@ -136,6 +136,8 @@ def _choices(draft: Draft, entries: Sequence[BlockEntry], base: Checkpoint | Non
     taken = {draft.without: "no-base", REPEATS: "repeats", STORED: "stored", draft.pipeline: ""}
     choice = Counter(taken.get(entry.pipeline, "exact") for entry in entries).most_common(1)[0][0]
     far = not choice and not draft.with_base and draft.uses_base and base is not None
+    if not choice and not far:
+        return {}
     return {
         spec.name: choice or "no-base"
         for spec in draft.tensors
@@ -332,6 +334,8 @@ class _Floor:
 
     @staticmethod
     def of(source: Checkpoint, base: Checkpoint | None, ties: Mapping[str, str], matches: Matches) -> _Floor:
+        if source.n_bytes <= Limits.FREE_BYTES:
+            return _Floor(0, 0)
         new = n_new_bytes(source.specs.values(), base, matches)
         return _Floor(sum(new.values()), sum(n_bytes for name, n_bytes in new.items() if name in ties))
 

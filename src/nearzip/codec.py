@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 import nearzip._core as _core
-from nearzip.bounds import EXACT, Tolerance, violations, violations_and_changes
+from nearzip.bounds import EXACT, Tolerance, broken, violations, violations_and_changes
 from nearzip.changes import Change
 from nearzip.choice import REPEATS, STORED, exact_pipeline, exact_pipelines, may_repeat, promising
 from nearzip.errors import BoundError, CorruptError
@@ -163,8 +163,7 @@ def _encode(
     before: Array | None = None,
 ) -> EncodedBlock:
     sides, body = pipeline.encode_apart(values if substitute is None else substitute, context)
-    restored = pipeline.decode(sides, context, body)
-    places, changes = _outside(values, restored, before, context, tolerances)
+    restored, places, changes = _decoded(sides, body, pipeline, values, before, context, tolerances)
     patch = b""
     if places.size:
         patch = _encode_patch(places, bits_of(values), values)
@@ -242,6 +241,27 @@ def _stretches(context: Context, tolerances: Sequence[Tolerance]) -> Iterator[tu
         if following is not tolerance and following != tolerance:
             yield start, at, n_parts, tolerance
             start, n_parts = at, 0
+
+
+def _decoded(
+    sides: bytes,
+    body: bytes,
+    pipeline: Pipeline,
+    values: Array,
+    before: Array | None,
+    context: Context,
+    tolerances: Sequence[Tolerance],
+) -> tuple[Array, Array, tuple[Change | None, ...]]:
+    """What was encoded, decoded again, and as `_outside`: in one pass over memory where a stage has one."""
+    tolerance = tolerances[0] if tolerances else EXACT
+    is_shared = tolerance.kind == "absolute" and tolerances.count(tolerance) == len(tolerances)
+    if is_shared and before is not None and before is context.base:
+        compared = pipeline.decode_and_compare(sides, context, body, values, tolerance.value)
+        if compared is not None:
+            outside = broken(compared.outside, values, compared.values)
+            return compared.values, outside, tuple(Change(*row) for row in compared.changes)
+    restored = pipeline.decode(sides, context, body)
+    return restored, *_outside(values, restored, before, context, tolerances)
 
 
 def _outside(

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -107,7 +108,7 @@ def shares_of_work(source: Checkpoint, names: list[str]) -> Iterator[list[str]]:
     share, n_bytes = [], 0
     for name in names:
         share.append(name)
-        n_bytes += source.spec(name).n_bytes
+        n_bytes += source.specs[name].n_bytes
         if n_bytes >= PIECE_BYTES:
             yield share
             share, n_bytes = [], 0
@@ -182,13 +183,13 @@ def _plans(
     rounded = [name for name in names if source.spec(name).is_float]
     statistics = _survey(source, rounded, bound, threads)
     none = Statistics()
-    whole = sum(statistics.values(), none)
+    whole = Statistics.sum(statistics.values())
     far = _far(source, base, rounded, coding)
-    views = (_view(source, None if name in far else base, name, statistics.get(name, none), whole) for name in rounded)
+    near = {name for name in names if name not in far and _has_base(source.specs[name], base)}
+    views = (_view(source, base if name in near else None, name, statistics.get(name, none), whole) for name in rounded)
     plans = recipe.plan_all(views, bound)
     for name in names:
-        spec = source.spec(name)
-        with_base = name not in far and _has_base(spec, base)
+        spec, with_base = source.specs[name], name in near
         if spec.is_float:
             steps = source.steps.get(spec.name, ())
             yield spec, with_base, with_known_step(next(plans), steps)
@@ -201,7 +202,8 @@ def _far(source: Checkpoint, base: Checkpoint | None, names: list[str], coding: 
     if base is None or coding.recipe.fallback == "restored" or isinstance(coding.promise, NoPromise):
         return set()
     sizes = range(LEAST_APART, coding.recipe.group_bytes)
-    shared = [name for name in names if source.spec(name).n_bytes in sizes and _has_base(source.spec(name), base)]
+    specs = source.specs
+    shared = [name for name in names if specs[name].n_bytes in sizes and _has_base(specs[name], base)]
     return {name for name in shared if is_far(source.read(name), base.read(name))}
 
 
@@ -214,15 +216,12 @@ def _has_base(spec: TensorSpec, base: Checkpoint | None) -> bool:
 
 
 def _view(source: Checkpoint, base: Checkpoint | None, name: str, own: Statistics, whole: Statistics) -> TensorView:
-    spec = source.spec(name)
-    with_base = _has_base(spec, base)
-
-    def base_values() -> Array:
-        if base is None or not with_base:
-            raise UsageError(f"tensor {name!r} has no base")
-        return base.read(name)
-
+    spec = source.specs[name]
+    read_base = partial(_no_base if base is None else base.read, name)
+    read = partial(source.read, name)
     steps = source.steps.get(name, ())
-    return TensorView(
-        name, dtype_of(spec.dtype), spec.shape, with_base, own, whole, lambda: source.read(name), base_values, steps
-    )
+    return TensorView(name, dtype_of(spec.dtype), spec.shape, base is not None, own, whole, read, read_base, steps)
+
+
+def _no_base(name: str) -> Array:
+    raise UsageError(f"tensor {name!r} has no base")

@@ -202,3 +202,17 @@ def test_shared_contexts_make_files_smaller_than_each_image_alone():
     whole = len(written(images, codec="nearzip:16"))
     jpeg = len(written(images, codec="jpeg:50,chroma=4:4:4,tables=shared"))
     assert whole < jpeg
+
+
+@pytest.mark.parametrize("codec", ["nearzip:0.5", "nearzip:40", "lossless"])
+def test_extreme_images(codec):
+    rng = np.random.default_rng(0)
+    images = np.zeros((12, 24, 24, 3), np.uint8)
+    images[1] = 255
+    images[2, ::2] = 255
+    images[3, :, ::2] = 255
+    images[4, ::2, ::2] = images[4, 1::2, 1::2] = 255
+    images[5:] = rng.choice([0, 255], (7, 24, 24, 3))
+    with datasets.open(written(images, codec=codec)) as reader:
+        restored = np.stack(list(reader)).astype(int)
+    assert np.abs(restored - images).max() <= (0 if codec == "lossless" else 3 if codec == "nearzip:0.5" else 140)

@@ -96,8 +96,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--networks", nargs="+", default=list(SETTINGS), choices=SETTINGS)
     options = parser.parse_args(arguments)
     commit = record.commit()
-    known = record.load("condense_files").get("networks", {})
     for network in options.networks:
-        known[network] = {"commit": commit, **measured(network, options.data)}
+        one = {"commit": commit, **measured(network, options.data)}
+        # Read again: networks may be measured at once.
+        known = {**record.load("condense_files").get("networks", {}), network: one}
         result = {"commit": commit, "networks": known}
         record.save("condense_files", result, ("nearzip", "numpy", "torch"))

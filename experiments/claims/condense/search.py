@@ -88,9 +88,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args(arguments)
     commit = record.commit()
-    known = record.load("condense_search").get("networks", {})
     for network in options.networks:
         found = rows(network, options.data, options.seeds)
         settings = dict(zip(("max_loss", "epochs", "per_epoch", "least"), SETTINGS[network], strict=True))
-        known[network] = {"commit": commit, **settings, "summary": summary(found), "rows": found}
+        one = {"commit": commit, **settings, "summary": summary(found), "rows": found}
+        # Read again: networks may be measured at once.
+        known = {**record.load("condense_search").get("networks", {}), network: one}
         record.save("condense_search", {"commit": commit, "networks": known}, ("nearzip", "numpy", "torch"))

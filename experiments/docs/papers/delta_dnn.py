@@ -228,11 +228,12 @@ def figure_5(networks: dict[str, Row]) -> str:
 
 
 def _commits(result: Row) -> str:
-    found = {part: commits(commit) for part, commit in result["commits"].items()}
-    if len(set(found.values())) < 2:
-        return f"commit {commits(result['commit'])}"
-    choices = f", choices of bounds of {found['choices']}" if "choices" in found else ""
-    return f"commit {found['networks']}{choices}, causes of differences of {found['causes']}"
+    rows = result["networks"].values()
+    measured = commits(*(row.get("commit", result["commit"]) for row in rows))
+    choices = dict.fromkeys(row["choices"] for row in rows if "choices" in row)
+    return f"commit {measured}" + (
+        f", choices of bounds and causes of differences of {commits(*choices)}" if choices else ""
+    )
 
 
 def context(result: Row) -> Row:

@@ -28,37 +28,49 @@ BOUNDS = tuple(float(f"{bound:.2g}") for bound in np.geomspace(1e-4, 1e-1, 10))
 RATIOS = (40, 50, 60, 70, 80, 100)
 
 
-def sz(values: np.ndarray, bound: float) -> tuple[int, np.ndarray]:
-    """The smaller of SZ3 with predictors and without; bytes, and what comes back."""
+PREDICTORS, NONE = "INTERP_LORENZO", "NOPRED"
+
+
+def sz(values: np.ndarray, bound: float, algorithm: str) -> tuple[int, np.ndarray]:
+    """SZ3's bytes, and what comes back."""
     from pysz import sz, szAlgorithm, szConfig, szErrorBoundMode
 
-    found = []
-    for algorithm in (szAlgorithm.INTERP_LORENZO, szAlgorithm.NOPRED):
-        config = szConfig(values.shape)
-        config.errorBoundMode, config.absErrorBound, config.cmprAlgo = szErrorBoundMode.ABS, bound, algorithm
-        packed, _ = sz.compress(np.ascontiguousarray(values), config)
-        found.append((packed.nbytes, sz.decompress(packed.copy(), np.float32, values.shape)[0]))
-    return min(found, key=lambda one: one[0])
+    config = szConfig(values.shape)
+    config.errorBoundMode, config.absErrorBound = szErrorBoundMode.ABS, bound
+    config.cmprAlgo = getattr(szAlgorithm, algorithm)
+    packed, _ = sz.compress(np.ascontiguousarray(values), config)
+    return packed.nbytes, sz.decompress(packed.copy(), np.float32, values.shape)[0].reshape(values.shape)
 
 
 def matrices(case: Case, tensors: Tensors) -> list[Row]:
-    """All layers by SZ at one bound: as pruned matrices, and as values and gaps."""
-    rows = []
+    """All layers by SZ at one bound: as pruned matrices with its predictors and without, and as values and gaps."""
     gaps = {name: len(Zstd().encode(two_arrays(tensors, name)[1].tobytes()).data) for name in case.names}
+    rows = []
     for bound in BOUNDS:
-        n_matrix = n_arrays = 0
-        dense, sparse = dict(tensors), dict(tensors)
-        for name in case.names:
-            n_bytes, restored = sz(tensors[name], bound)
-            n_matrix, dense[name] = n_matrix + n_bytes, restored.reshape(tensors[name].shape)
-            n_bytes, restored = sz(tensors[name][tensors[name] != 0], bound)
-            n_arrays, sparse[name] = n_arrays + n_bytes + gaps[name], tensors[name].copy()
-            sparse[name][tensors[name] != 0] = restored
-        rows.append({
-            "bound": bound, "matrix_ratio": case.fc_bytes() / n_matrix, "arrays_ratio": case.fc_bytes() / n_arrays,
-            "matrix_accuracy": case.validation(dense), "arrays_accuracy": case.validation(sparse),
-        })  # fmt: skip
+        row: Row = {"bound": bound}
+        for label, algorithm in (("predicted", PREDICTORS), ("matrix", NONE)):
+            found = {name: sz(tensors[name], bound, algorithm) for name in case.names}
+            restored = {name: values for name, (_, values) in found.items()}
+            row[f"{label}_ratio"] = case.fc_bytes() / sum(n_bytes for n_bytes, _ in found.values())
+            row[f"{label}_accuracy"] = case.validation({**tensors, **restored})
+            row[f"{label}_zeros"] = _zeros_lost(tensors, restored)
+        values = {name: tensors[name][tensors[name] != 0] for name in case.names}
+        found = {name: sz(values[name], bound, NONE) for name in case.names}
+        row["arrays_ratio"] = case.fc_bytes() / sum(found[name][0] + gaps[name] for name in case.names)
+        sparse = {name: tensors[name].copy() for name in case.names}
+        for name, array in sparse.items():
+            array[array != 0] = found[name][1]
+        row["arrays_accuracy"] = case.validation({**tensors, **sparse})
+        rows.append(row)
     return rows
+
+
+def _zeros_lost(tensors: Tensors, restored: Tensors) -> float:
+    """Share of the zeros that come back as something else."""
+    counts = [
+        (int((tensors[name] == 0).sum()), int(((tensors[name] == 0) & (w != 0)).sum())) for name, w in restored.items()
+    ]
+    return sum(lost for _, lost in counts) / sum(n for n, _ in counts)
 
 
 def curve(case: Case, tensors: Tensors) -> dict[str, list[float]]:
@@ -84,7 +96,7 @@ def expected_ratios(case: Case, tensors: Tensors) -> list[Row]:
             row["nothing"] = str(error)
         else:
             archive = nz.compress(case.tail(tensors), plan=plan, threads=1)
-            row |= {"bounds": bounds_of(plan.chosen.assignment), **measured(case, archive, tensors)}
+            row |= {"bounds": bounds_of(plan.chosen.codings), **measured(case, archive, tensors)}
         rows.append(row)
         print(row, file=sys.stderr, flush=True)
     return rows

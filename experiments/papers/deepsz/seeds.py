@@ -13,6 +13,7 @@ retraining did not help. The seeds that are measured are others. Test images are
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -144,6 +145,11 @@ def summary(rows: list[Row], network: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _known(network: str) -> dict[int, Row]:
+    found = record.load("deepsz_seeds").get("networks", {}).get(network, {})
+    return {row["seed"]: row for row in found.get("seeds", [])}
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench deepsz_seeds", description=__doc__)
     parser.add_argument("--data", help="folder of the data sets (or NEARZIP_DATA)")
@@ -152,11 +158,11 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     images = pruning.dataset(options.data)
-    found: dict[str, Any] = record.load("deepsz_seeds").get("networks", {})
-    for network in options.networks:
-        rows = {row["seed"]: row for row in found.get(network, {}).get("seeds", [])}
-        for seed in (seed for seed in options.seeds if seed not in rows):
+    for network, seed in itertools.product(options.networks, options.seeds):
+        if seed not in _known(network):
             row = one_seed(replace(pruning.SUBJECTS[network], seed=seed), images)
+            # Read again: another process may have measured another seed.
+            rows, found = _known(network), record.load("deepsz_seeds").get("networks", {})
             rows[seed] = json.loads(json.dumps({**row, "commit": record.commit()}))
             ordered = [rows[key] for key in sorted(rows)]
             found[network] = {"seeds": ordered, "summary": summary(ordered, network)}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import lzma
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ class Subject:
             "ratio": self.n_bytes / n_bytes,
             "accuracy": found.accuracy,
             "accuracy_change": found.accuracy_change,
-            "kl": found.kl,
+            "kl": found.to_json()["kl"],
         }
 
     def delta(self, eps: float, mode: str, backend: str = "rle+lzma") -> nz.Archive:
@@ -157,46 +156,39 @@ def again(network: str, old: Tensors, new: Tensors, held_out: evaluate.HeldOut, 
     }
 
 
-def causes(where: Path, data: Path, share: float, rows: dict[str, Any]) -> dict[str, Any]:
-    """For each row of Table 1, the measurements that explain why it differs from the paper's."""
-    found = {}
-    for name, row in rows.items():
-        pair = traces.load_pair(name, where)
-        eps = {"sz": row["sz"]["eps"]} | {mode: row["delta_dnn"][mode]["eps"] for mode in MODES}
-        found[name] = {
-            "moved": moved(pair.old, pair.new),
-            "still": {mode: float((integers(pair.old, pair.new, eps[mode], mode) == 0).mean()) for mode in MODES},
-            "sz": sz_sizes(pair.new),
-            "again": again(pair.network, pair.old, pair.new, rest_of(pair.network, data, share), eps),
-        }
-        print(name, {key: found[name][key] for key in ("moved", "still", "again")}, file=sys.stderr)
-    return found
+def causes(name: str, where: Path, data: Path, share: float, row: dict[str, Any]) -> dict[str, Any]:
+    """For a row of Table 1, the measurements that explain why it differs from the paper's."""
+    pair = traces.load_pair(name, where)
+    eps = {"sz": row["sz"]["eps"]} | {mode: row["delta_dnn"][mode]["eps"] for mode in MODES}
+    return {
+        "moved": moved(pair.old, pair.new),
+        "still": {mode: float((integers(pair.old, pair.new, eps[mode], mode) == 0).mean()) for mode in MODES},
+        "sz": sz_sizes(pair.new),
+        "again": again(pair.network, pair.old, pair.new, rest_of(pair.network, data, share), eps),
+        "commit": record.commit(),
+    }
 
 
-def networks(where: Path, data: Path, share: float) -> dict[str, Any]:
-    """All but Table 2, of each pair of the shared traces and of the quick set."""
-    rows: dict[str, Any] = {}
-    for name in traces.pair_names():
-        pair = traces.load_pair(name, where)
-        subject = Subject(pair.network, pair.old, pair.new, data, share)
-        rows[name] = {**subject.row(), "likeness": subject.likeness(),
-                      "backends": {str(eps): subject.backends(eps) for eps in (0.1, LAMBDA)}}  # fmt: skip
-        print(name, rows[name]["delta_dnn"], file=sys.stderr)
-    return rows
+def network(name: str, where: Path, data: Path, share: float) -> dict[str, Any]:
+    """All of a pair of the shared traces or of the quick set, but the causes."""
+    pair = traces.load_pair(name, where)
+    subject = Subject(pair.network, pair.old, pair.new, data, share)
+    backends = {str(eps): subject.backends(eps) for eps in (0.1, LAMBDA)}
+    return {**subject.row(), "likeness": subject.likeness(), "backends": backends, "commit": record.commit()}
 
 
-def choices(where: Path, data: Path, share: float, rows: dict[str, Any]) -> dict[str, Any]:
-    """Algorithm 1 again, on sweeps that were measured before; SZ's sweep is measured, and nearzip at what is chosen."""
-    for name, row in rows.items():
-        pair = traces.load_pair(name, where)
-        subject = Subject(pair.network, pair.old, pair.new, data, share)
-        row["sweeps"]["sz"] = subject.sz((LAMBDA, *PAPER_EPS))
-        row["sz"] = _chosen(row["sweeps"]["sz"])
-        for mode in MODES:
-            found = _chosen(row["sweeps"][mode])
-            row["delta_dnn"][mode] = {**found, "nearzip_ratio": subject.ours(found["eps"], mode)}
-        print(name, {mode: row["delta_dnn"][mode] for mode in MODES}, file=sys.stderr)
-    return rows
+def choices(name: str, where: Path, data: Path, share: float, row: dict[str, Any]) -> dict[str, Any]:
+    """Algorithm 1 again, on a sweep that was measured before; SZ's sweep is measured, and nearzip at what is chosen."""
+    pair = traces.load_pair(name, where)
+    subject = Subject(pair.network, pair.old, pair.new, data, share)
+    sweeps = {**row["sweeps"], "sz": subject.sz((LAMBDA, *PAPER_EPS))}
+    found = {mode: _chosen(sweeps[mode]) for mode in MODES}
+    chosen = {mode: {**point, "nearzip_ratio": subject.ours(point["eps"], mode)} for mode, point in found.items()}
+    return {**row, "sweeps": sweeps, "sz": _chosen(sweeps["sz"]), "delta_dnn": chosen, "choices": record.commit()}
+
+
+def _with_none(point: Point) -> Point:
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in point.items()}
 
 
 def _chosen(points: Sequence[Point]) -> Point:
@@ -204,37 +196,41 @@ def _chosen(points: Sequence[Point]) -> Point:
     return choose([by_eps[eps] for eps in PAPER_EPS], by_eps[LAMBDA])
 
 
-#: Parts in the order of measuring: the causes use the bounds chosen for the networks.
-_PARTS = ("networks", "choices", "causes")
-
-
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench delta_dnn", description=__doc__)
     parser.add_argument("--data", help="folder with the data and, beside it, the traces (or NEARZIP_DATA)")
     parser.add_argument("--share", type=float, default=0.25, help="how much of the held-out data to use")
-    parser.add_argument("--only", choices=_PARTS, help="measure this part; the others stay as they were")
+    parser.add_argument("--pairs", nargs="+", choices=traces.pair_names(), default=traces.pair_names())
+    parser.add_argument("--choices", action="store_true", help="choose bounds from the sweeps that are there")
     options = parser.parse_args(arguments)
     where = traces.folder(options.data)
     if where is None:
         raise SystemExit("bench delta_dnn needs data and traces: --data DIR or NEARZIP_DATA")
     torch.set_num_threads(1)
-    data = where.parent / "data"
-    had = record.load("delta_dnn") if options.only else {}
-    parts = {part: had.get(part, {}) for part in ("networks", "causes")}
-    commits = had.get("commits", {})
-    for part in [options.only] if options.only else ("networks", "causes"):
-        if part == "causes":
-            parts["causes"] = causes(where, data, options.share, parts["networks"])
-        elif part == "choices":
-            parts["networks"] = choices(where, data, options.share, parts["networks"])
-        else:
-            parts["networks"] = networks(where, data, options.share)
-            commits.pop("choices", None)
-        commits[part] = record.commit()
-    commits.pop("epochs", None)
+    given = (where, where.parent / "data", options.share)
+    for name in options.pairs:
+        row = choices(name, *given, _rows(record.load("delta_dnn"))[name]) if options.choices else network(name, *given)
+        cause = causes(name, *given, row)
+        # Read again: another process may have measured another pair.
+        had = record.load("delta_dnn")
+        rows, found = _rows(had), had.get("causes", {})
+        rows[name], found[name] = row, cause
+        _save({key: rows[key] for key in traces.pair_names() if key in rows}, found, options.share)
+
+
+def _rows(had: dict[str, Any]) -> dict[str, Any]:
+    """Rows with the commit of their own, and None for what was no number; earlier results had neither."""
+    rows: dict[str, Any] = had.get("networks", {})
+    for row in rows.values():
+        row.setdefault("commit", had.get("commits", {}).get("networks"))
+        row["sweeps"] = {way: [_with_none(point) for point in points] for way, points in row["sweeps"].items()}
+    return rows
+
+
+def _save(networks: dict[str, Any], found: dict[str, Any], share: float) -> None:
     rule = {"theta_percent": THETA, "alpha": ALPHA, "beta": BETA, "lambda": LAMBDA}
     record.save(
         "delta_dnn",
-        {"rule": rule, "held_out_share": options.share, "commits": commits, **parts},
+        {"rule": rule, "held_out_share": share, "networks": networks, "causes": found},
         ("nearzip", "torch", "pysz"),
     )

@@ -110,6 +110,12 @@ NZ_INLINE int bucket_of(int32_t distance) {
     return (distance >= 30) + (distance >= 100) + (distance >= 200) + (distance >= 350);
 }
 
+// An expected level, which no level is far beyond: differences fit the tokens.
+NZ_INLINE int32_t expected_level(int32_t sum) {
+    const int32_t level = (sum + kHalf) >> kShift;
+    return level < -kMaxLevel ? -kMaxLevel : level > kMaxLevel ? kMaxLevel : level;
+}
+
 int flag_class(int n) { return n < 8 ? n : std::min(kFlagClasses - 1, 8 + ((n - 8) >> 3)); }
 
 [[noreturn]] void out_of_range() { throw Corrupt("a level is out of range"); }
@@ -123,7 +129,7 @@ NZ_INLINE void code_block(const DctModel &m, int channel, const Around &n, Block
     const size_t dc_at = size_t(channel * kBorders + n.border) * kDcFeatures;
     int32_t f[kDcFeatures];
     dc_features(n, f);
-    const int32_t first = (dot(f, &m.dc_mean[dc_at]) + kHalf) >> kShift;
+    const int32_t first = expected_level(dot(f, &m.dc_mean[dc_at]));
     dc_scale_features(n, f);
     const int dc_class = scale_class(dot(f, &m.dc_scale[dc_at]));
     b.surprise = coder.code(size_t(kAcContexts + type * kScaleClasses + dc_class), b.q[0] - first);
@@ -150,7 +156,7 @@ NZ_INLINE void code_block(const DctModel &m, int channel, const Around &n, Block
         const int pos = kScan[i], at = padded_place(pos);
         int32_t expected = e.scale[pos];
         for (int k = 0; k < kIntra; ++k) expected += wide[at + kIntraOffset[k]] * w[64 * k + pos];
-        const int32_t level = (e.mean[pos] + kHalf) >> kShift, distance = e.mean[pos] - (level << kShift);
+        const int32_t level = expected_level(e.mean[pos]), distance = e.mean[pos] - (level << kShift);
         const bool turned = distance < 0;
         const size_t context = size_t(((type * kRegions + region) * kBuckets + bucket_of(turned ? -distance : distance)) *
                                           kScaleClasses + scale_class(expected));
@@ -240,7 +246,7 @@ void fit_block(const DctModel &m, int c, const Around &n, const Block &b, const 
     int32_t d[kDcFeatures];
     const size_t dc_at = size_t(c * kBorders + n.border), row = kDcFeatures * (kDcFeatures + 1);
     dc_features(n, d);
-    const int32_t first = (dot(d, &m.dc_mean[dc_at * kDcFeatures]) + kHalf) >> kShift;
+    const int32_t first = expected_level(dot(d, &m.dc_mean[dc_at * kDcFeatures]));
     std::copy(d, d + kDcFeatures, f);
     add_moments(to.dc_mean + dc_at * row, f, kDcFeatures, b.q[0]);
     dc_scale_features(n, d);
@@ -260,7 +266,7 @@ void fit_block(const DctModel &m, int c, const Around &n, const Block &b, const 
                                 double(n.left->soft[pos]), double(n.up->soft[pos]),   double(n.first->a[pos]),
                                 double(n.second->a[pos]),  double(n.first->soft[pos]), double(n.second->soft[pos]), 1.0};
         std::copy(other, other + 10, f + kIntra);
-        const int32_t level = (e.mean[pos] + kHalf) >> kShift;
+        const int32_t level = expected_level(e.mean[pos]);
         add_moments(to.scale + place * kScaleFeatures * (kScaleFeatures + 1), f, kScaleFeatures, std::abs(b.q[pos] - level));
         wide[at] = b.q[pos] < 0 ? -b.q[pos] : b.q[pos];
     }
@@ -353,7 +359,7 @@ void fit_levels(const DctModel &model, BlockShape shape, const int16_t *levels, 
                 fit_block(model, c, around, b, moments);
                 int32_t d[kDcFeatures];
                 dc_features(around, d);
-                const int32_t first = (dot(d, &model.dc_mean[size_t(c * kBorders + around.border) * kDcFeatures]) + kHalf) >> kShift;
+                const int32_t first = expected_level(dot(d, &model.dc_mean[size_t(c * kBorders + around.border) * kDcFeatures]));
                 b.surprise = std::abs(b.q[0] - first);
                 b.finish();
                 b.count_rest();

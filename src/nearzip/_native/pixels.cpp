@@ -111,11 +111,17 @@ NZ_INLINE int32_t dot(const int32_t *f, const int32_t *w, int n) {
     return sum;
 }
 
+// What a pixel is expected to be; no value is far beyond it, so that differences fit the tokens.
+NZ_INLINE int32_t expected_value(const PixelModel &m, int set, const int32_t *f) {
+    const int32_t value = (dot(f, &m.mean[size_t(set) * kPixelMean], kPixelMean) + kHalf) >> kShift;
+    return value < -kMostValue ? -kMostValue : value > kMostValue ? kMostValue : value;
+}
+
 template <class Coder>
 void code_pixels(const PixelModel &m, size_t height, size_t width, const uint8_t *pixels, uint8_t *out, Coder &coder) {
     each_pixel(m, height, width, pixels, out, [&](int c, int texture, const int32_t *f, const int32_t *s, int32_t &value) {
         const int set = c * kTextures + texture;
-        const int32_t expected = (dot(f, &m.mean[size_t(set) * kPixelMean], kPixelMean) + kHalf) >> kShift;
+        const int32_t expected = expected_value(m, set, f);
         const int scale = scale_class(dot(s, &m.scale[size_t(set) * kPixelScale], kPixelScale) >> kScaleShift);
         const int32_t difference = coder.code(size_t(set * kScaleClasses + scale), value - expected);
         value = expected + difference;
@@ -136,7 +142,7 @@ void add_moments(double *to, const int32_t *f, int n, double target) {
 void fit_pixels(const PixelModel &m, size_t height, size_t width, const uint8_t *pixels, double *mean, double *scale) {
     each_pixel(m, height, width, pixels, nullptr, [&](int c, int texture, const int32_t *f, const int32_t *s, int32_t &value) {
         const int set = c * kTextures + texture;
-        const int32_t expected = (dot(f, &m.mean[size_t(set) * kPixelMean], kPixelMean) + kHalf) >> kShift;
+        const int32_t expected = expected_value(m, set, f);
         const int32_t difference = std::min(std::abs(value - expected), kMostValue);
         add_moments(mean + size_t(set) * kPixelMean * (kPixelMean + 1), f, kPixelMean, value);
         add_moments(scale + size_t(set) * kPixelScale * (kPixelScale + 1), s, kPixelScale, difference);

@@ -28,6 +28,7 @@ _COMMANDS = {
     "methods": ("looking", "methods"),
     "store": ("store", "store"),
     "dataset": ("dataset", "dataset"),
+    "average": ("federated", "average"),
     "demo": ("demo", "demo"),
 }
 #: Commands of groups that have modules of their own.

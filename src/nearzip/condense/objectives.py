@@ -61,13 +61,14 @@ class Objective:
         ================  ============================================================================
     inputs : batch or None
         Example inputs.
-    threads : int
-        That throughput is measured on.
+    threads, rounds : int
+        Of the measurement of throughput.
     """
 
     function: str | Callable[[nn.Module], Any]
     inputs: Any = None
     threads: int = 1
+    rounds: int = 15
 
     def __post_init__(self) -> None:
         if not callable(self.function) and self.function not in NAMES:
@@ -129,7 +130,7 @@ class Objective:
         if self.function == "nonzeros16":
             return Measured(2.0 * _nonzeros(module), {"counted": "two bytes for each nonzero, no positions"})
         if self.function == "throughput":
-            speed = compare_speed(original, sparse(module), self.inputs, self.threads)
+            speed = compare_speed(original, sparse(module), self.inputs, self.threads, self.rounds)
             return Measured(speed.ratio, speed.to_json())
         return Measured(self._own(module), {})
 

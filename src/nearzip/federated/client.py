@@ -111,6 +111,12 @@ class Client:
         """Identity of the model held, 32 hexadecimal digits; empty before the first `receive`."""
         return self._held_id.hex()
 
+    @property
+    def residual_bytes(self) -> int:
+        """Bytes that the residual takes between rounds, once it is stored."""
+        self._join()
+        return self._residual.n_bytes
+
     def receive(self, data: bytes, limits: Limits | None = None) -> dict[str, Array]:
         """Take what the server broadcast: the model as a dict of arrays, bit for bit what the server records.
 

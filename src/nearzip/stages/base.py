@@ -13,7 +13,7 @@ import math
 import sys
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -38,6 +38,23 @@ __all__ = [
     "get_varint",
     "put_varint",
 ]
+
+
+class Compared(NamedTuple):
+    """Decoded values, compared with others while they were decoded.
+
+    Attributes
+    ----------
+    values : array, shape (n,)
+    outside : sequence of int
+        Indices of values that differ by more than the tolerance, or in ways that a tolerance does not cover.
+    changes : sequence of tuples
+        For each part the fields of a `changes.Change` against the base.
+    """
+
+    values: Array
+    outside: Sequence[int]
+    changes: Sequence[tuple[int, int, float, float]]
 
 
 class SparseValues(NamedTuple):
@@ -89,6 +106,7 @@ class Grid(NamedTuple):
     start: int
 
     @staticmethod
+    @functools.lru_cache(maxsize=256)  # many tensors of a network have one shape
     def of(shape: tuple[int, ...], start: int = 0) -> Grid:
         """Of the part of a tensor that begins at value number `start`.
 
@@ -215,6 +233,13 @@ class Stage(ABC):
 
     def decode_sparse(self, coded: Coded, context: Context) -> SparseValues | None:
         """As `decode`, but only what may differ from zero; None from stages that do not keep these apart."""
+        return None
+
+    def decode_and_compare(self, coded: Coded, context: Context, values: Array, tolerance: float) -> Compared | None:
+        """`decode` of what `encode` gave, compared with `values` in the same pass; None from stages that have none.
+
+        The values are in the tensor's dtype, as the whole pipeline decodes them.
+        """
         return None
 
     def fuse(self, after: Stage) -> Stage | None:

@@ -22,6 +22,8 @@ __all__ = ["Cosine", "CosineCoder"]
 
 #: Images that weights of contexts are fitted to: more change nothing that counts.
 _FITTED_VALUES = 4_600_000
+#: Finest step, in 1/16 of a grey level: with less, the brightest blocks have levels beyond the largest.
+_FINEST = 8
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Cosine(SampleCodec):
     steps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        check_range(self, "step", 0.25, 1000)
+        check_range(self, "step", 0.5, 1000)
         check_range(self, "rounding", 0.1, 0.5)
         object.__setattr__(self, "steps", tuple(float(s) for s in self.steps))
         if not all(1e-3 <= s <= 1e3 for s in self.steps) or len(self.steps) % 64:
@@ -75,7 +77,7 @@ class Cosine(SampleCodec):
     def _absolute(self, channels: int) -> Array:
         relative = np.ones(channels * 64) if not self.steps else np.array(self.steps)
         # As the file has them, so that the encoder rounds to what the decoder restores.
-        whole = np.clip(np.rint(16 * self.step * relative), 1, 65535)
+        whole = np.clip(np.rint(16 * self.step * relative), _FINEST, 65535)
         return (whole / 16).reshape(channels, SIDE, SIDE)
 
     def _fitted(self, chunks: Iterable[Sequence[Array]], steps: Array, color: bool) -> list[cosine_model.Fit]:
