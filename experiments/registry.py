@@ -84,6 +84,14 @@ CLAIMS = {
         "Condensed networks are stored in fewer bytes, positions and all, than two for each nonzero",
         "claims.condense.files", ("condense_files",), _DATA,
     ),
+    "behaviour": Claim(
+        "Methods of equal size and accuracy differ in what they change",
+        "claims.accuracy.behaviour", ("behaviour",), _DATA,
+    ),
+    "objective": Claim(
+        "Training for limits keeps more of a pruned network's behaviour",
+        "claims.accuracy.objective", ("objective",), _DATA,
+    ),
     "condense_speed": Claim(
         "Thinned networks are faster within an accuracy budget, measured",
         "claims.condense.speed", ("condense_speed",), _DATA,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.docs import (
     accuracy,
+    behaviour,
     bits,
     claims,
     condense,
@@ -89,6 +90,8 @@ BLOCKS = (
     Block("docs/tried.md", "streams", ("lattices",), tried.streams),
     Block("docs/tried.md", "calibration", ("tried",), tried.calibration),
     Block("docs/tried.md", "agreement", ("agreement",), tried.agreement),
+    Block("docs/correctness.md", "behaviour", ("behaviour",), behaviour.behaviour),
+    Block("docs/correctness.md", "objective", ("objective",), behaviour.objective),
     Block("docs/tune.md", "gates", ("gates",), accuracy.gates),
     Block("docs/federated-results.md", "accuracy", ("federated",), federated.accuracy),
     Block("docs/federated-results.md", "residuals", ("federated",), federated.residuals),
