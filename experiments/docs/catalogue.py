@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiments.docs import accuracy, bits, claims, methods, results, resume, store, traces, tried, trust
+from experiments.docs import accuracy, bits, claims, files, methods, results, resume, store, traces, tried, trust
 from experiments.docs.papers import deepsz, delta_dnn, feedback, qd
 from experiments.lab import record
 
@@ -71,6 +71,7 @@ BLOCKS = (
     Block("docs/tune.md", "gates", ("gates",), accuracy.gates),
     Block("docs/tune.md", "budget", ("budget",), accuracy.budgets),
     Block("docs/methods/nearzip.md", "lossless", ("lossless",), bits.lossless),
+    Block("docs/real-files.md", "real-files", ("real_files",), files.real_files),
     Block("docs/methods/nearzip.md", "rates", ("rates",), bits.rates),
     Block("docs/methods/nearzip.md", "points", ("rates",), bits.points),
     Block("docs/methods/nearzip.md", "shares", ("rates_alone",), bits.largest_shares),

@@ -136,6 +136,8 @@ class Encoder:
     settings: Settings
     threads: int | None = None
     progress: Progress | None = None
+    #: What tensors of the base are called now, where their names changed.
+    rename: Mapping[str, str] | None = None
 
     def version(
         self,
@@ -202,8 +204,9 @@ class Encoder:
             # Without a version before there is no update that a bound could be a share of.
             settings = without_updates(self.settings) if base is None and before is None else self.settings
             written.report = write_archive(
-                labelled, base, settings, stream, keep, self.threads, self.progress, before=before
-            )
+                labelled, base, settings, stream, keep, self.threads, self.progress, before=before,
+                rename=None if base is None else self.rename,
+            )  # fmt: skip
             yield written
         written.stored = sink.stored
 
