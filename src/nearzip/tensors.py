@@ -271,6 +271,9 @@ class Checkpoint:
     attached: frozenset[str] = frozenset()
     #: Tensors that keep every bit unless a bound or a plan names them: the state of an optimizer beside its network.
     exact: frozenset[str] = frozenset()
+    #: Steps of quantization by which tensors were rounded when they were compressed, as far as that is known. Versions
+    #: that were rounded by the same step can be coded exactly against each other at little cost.
+    steps: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     #: Called when nobody reads any more.
     close: Callable[[], None] = lambda: None
 

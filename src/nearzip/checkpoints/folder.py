@@ -69,7 +69,7 @@ class Member:
 
 
 def is_folder(path: str) -> bool:
-    """Whether a path stands for several files: a folder, or the index of shards."""
+    """Whether a path refers to several files: a folder, or the index of shards."""
     return os.path.isdir(path) or (path.endswith(_INDEX) and os.path.isfile(path))
 
 
