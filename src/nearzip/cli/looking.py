@@ -11,7 +11,7 @@ import click
 
 import nearzip
 from nearzip.api import open_input
-from nearzip.archive import Reader, TensorReport
+from nearzip.archive import TensorReport
 from nearzip.cli.console import facts, human_bytes, print_json, progress, rows_table, safe, show, warn
 from nearzip.cli.running import common_options
 from nearzip.cli.transfer import bound_text, others_text, share_text, some, threads_option
@@ -19,6 +19,7 @@ from nearzip.comparison import Comparison, Figures
 from nearzip.errors import CorruptError, Error, WrongBaseError
 from nearzip.matching import matches_text
 from nearzip.plots import check_plot, draw_comparison
+from nearzip.reading import Reader
 from nearzip.recipes import Recipe, recipe_types
 
 __all__ = ["compare", "inspect", "methods"]

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from nearzip.condense.trial import Trial
+from nearzip.display import human_bytes
 from nearzip.fileio import Output, Path_, atomic_file
-from nearzip.texts import human_bytes
 
 __all__ = ["Archived", "Condensed"]
 
