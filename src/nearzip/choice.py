@@ -149,7 +149,7 @@ class _Sample:
 
     def __init__(self, values: Array, base: Array | None) -> None:
         self.values = _sampled(values)
-        self.context = Context.alone(self.values, None if base is None else _sampled(base))
+        self.context = Context.of(self.values, None if base is None else _sampled(base))
 
     def rules_out(self, other: Pipeline, bits: float) -> bool:
         """Whether a candidate surely takes more than so many bits a value."""
