@@ -59,6 +59,16 @@ def test_a_safetensors_file_of_any_name(tmp_path, name):
     assert open_checkpoint(tmp_path / "odd.zip").specs["w"].shape == (4,)
 
 
+@pytest.mark.parametrize("n", [0x280, 0x380, 0x4B50, 0x8B1F])
+def test_a_safetensors_header_of_any_length(tmp_path, n):
+    """Its length is what the file begins with: here like a pickle, a zip file, a file of gzip."""
+    header = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    data = n.to_bytes(8, "little") + header + b" " * (n - len(header)) + np.float32([1, 2]).tobytes()
+    for name in ("w.safetensors", "w"):
+        (tmp_path / name).write_bytes(data)
+        assert open_checkpoint(tmp_path / name).read("w").tolist() == [1, 2]
+
+
 @pytest.mark.parametrize("ending", [".ckpt", ".th", ".pth", ".bin"])
 def test_the_usual_endings_are_written(tmp_path, ending):
     got = through({"w": torch.ones(3), "epoch": 4}, tmp_path, out=f"out{ending}")

@@ -26,6 +26,7 @@ PARAMETERS = {
     "lenet-5": 431_080,
     "vgg-small": 801_578,
     "strided-small": 357_034,
+    "strided-plain": 356_810,
     "transformer-small": 360_480,
     "resnet-20": 269_722,
     "mobilenet-small": 136_778,
@@ -38,6 +39,7 @@ PARAMETERS = {
     "googlenet": 6_166_250,
     "mobilenet-v2": 2_296_922,
     "shufflenet-v2": 1_263_854,
+    "shufflenet-v2-2x": 5_338_026,
     "efficientnet-b0": 3_598_598,
 }
 INPUTS = {"mnist": (2, 1, 28, 28), "cifar-10": (2, 3, 32, 32), "tinyshakespeare": (2, 16)}

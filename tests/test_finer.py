@@ -150,6 +150,6 @@ def test_calibrated_steps_stay_as_they_were_found():
     module = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 10))
     batches = [torch.randn(64, 64) for _ in range(4)]
     plan = calibrate.tune(module, batches, evaluate=lambda tensors: 0.0, max_loss=0.1, evaluations=1)
-    assert {choice.options["finer"] for choice in plan.choices.values()} == {0.0}
+    assert {coding.options["finer"] for coding in plan.codings.values()} == {0.0}
     found = steps_of(calibrate.compress(module, batches, plan=plan))
-    assert found == {name: choice.options["step"] for name, choice in plan.choices.items()}
+    assert found == {name: coding.options["step"] for name, coding in plan.codings.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,23 +9,41 @@ import pytest
 
 pytest.importorskip("torch")
 
+import torch
+
+from experiments.lab import algorithm_1 as rule
+from experiments.lab import curves, evaluate, record
+from experiments.lab import sz_floats as sz
+from experiments.lab.networks import NETWORKS
 from experiments.papers.delta_dnn import measure as delta_dnn
 
 
 def _point(eps: float, ratio: float, change: float) -> dict[str, float]:
-    return {"eps": eps, "ratio": ratio, "accuracy_change": change}
+    """Of a network whose accuracy was 1, so that percent and points are the same."""
+    return {"eps": eps, "ratio": ratio, "accuracy_change": change, "accuracy": 1 + change}
 
 
 def test_algorithm_1_takes_the_best_score_below_theta():
     fallback = _point(0.001, 2.0, 0.0)
     points = [_point(0.01, 5.0, 0.0), _point(0.05, 8.0, -0.001), _point(0.1, 20.0, -0.003)]
-    assert delta_dnn.choose(points, fallback)["eps"] == 0.05
+    assert rule.choose(points, fallback)["eps"] == 0.05
 
 
 def test_algorithm_1_lets_gains_pass_and_falls_back():
     fallback = _point(0.001, 2.0, 0.0)
-    assert delta_dnn.choose([_point(0.01, 5.0, 0.0), _point(0.1, 5.0, 0.0042)], fallback)["eps"] == 0.1
-    assert delta_dnn.choose([_point(0.01, 50.0, -0.01)], fallback) is fallback
+    assert rule.choose([_point(0.01, 5.0, 0.0), _point(0.1, 5.0, 0.0042)], fallback)["eps"] == 0.1
+    assert rule.choose([_point(0.01, 50.0, -0.01)], fallback) is fallback
+
+
+def test_algorithm_1_counts_losses_relative_to_the_original():
+    """0.15 points of 45.95 are 0.33 %, above 0.2; the paper's own 92.45 that became 92.31 is its -0.15 %."""
+    fallback = _point(0.001, 2.0, 0.0)
+    point = {"eps": 0.1, "ratio": 150.0, "accuracy": 0.4580, "accuracy_change": -0.0015}
+    assert rule.choose([point], fallback) is fallback
+    assert rule.choose([point], fallback, "points") is point
+    paper = {"accuracy": 0.9231, "accuracy_change": 0.9231 - 0.9245}
+    assert round(rule.loss_percent(paper), 2) == 0.15
+    assert round(rule.loss_percent(paper, "points"), 2) == 0.14
 
 
 def test_sz_on_raw_floats_keeps_a_relative_bound():
@@ -34,7 +51,7 @@ def test_sz_on_raw_floats_keeps_a_relative_bound():
     rng = np.random.default_rng(0)
     weights = {"a": rng.normal(0, 0.1, (40, 50)).astype(np.float32), "n": np.array([3], np.int64)}
     weights["a"][0, :3] = 0
-    n_bytes, restored = delta_dnn.sz_pointwise(weights, 0.05)
+    n_bytes, restored = sz.sz_pointwise(weights, 0.05)
     assert 0 < n_bytes < weights["a"].nbytes / 2
     assert restored["n"] is weights["n"]
     assert np.all(restored["a"][0, :3] == 0)
@@ -45,9 +62,9 @@ def test_sz_on_raw_floats_keeps_a_relative_bound():
 def test_the_smaller_of_both_algorithms_of_sz_is_taken():
     pytest.importorskip("pysz")
     weights = {"w": np.random.default_rng(0).normal(0, 0.1, (60, 70)).astype(np.float32)}
-    each = delta_dnn.sz_each(weights, 0.05)
+    each = sz.sz_each(weights, 0.05)
     assert set(each) == {"INTERP_LORENZO", "NOPRED"}
-    assert delta_dnn.sz_pointwise(weights, 0.05)[0] == min(n_bytes for n_bytes, _ in each.values())
+    assert sz.sz_pointwise(weights, 0.05)[0] == min(n_bytes for n_bytes, _ in each.values())
 
 
 @pytest.mark.parametrize("mode", delta_dnn.MODES)
@@ -77,17 +94,6 @@ def test_entropies_of_figure_4():
     shares = np.array([127, 129]) / 256
     assert found["Delta-DNN, absolute 0.1 %"] == pytest.approx([-(shares * np.log2(shares)).sum()])
     assert found["one range"] == found["local"]
-
-
-def test_improved_epochs_follow_each_other(tmp_path):
-    rows = [(1, 0.5), (2, 0.7), (3, 0.6), (4, 0.8)]
-    versions = [{"file": f"{e:03d}.safetensors", "epoch": e, "test": {"accuracy": a}} for e, a in rows]
-    (tmp_path / "trace.json").write_text(json.dumps({"versions": versions}))
-    found = [(old.stem, new.stem, epoch) for old, new, epoch in delta_dnn.improved(tmp_path)]
-    assert found == [("001", "002", 2), ("002", "004", 4)]
-
-
-# ---- DeepSZ ----------------------------------------------------------------------------------------------------
 
 
 def test_two_arrays_count_paddings():
@@ -191,3 +197,67 @@ def test_retraining_leaves_what_stands_in_front_and_holds_zeros(tmp_path, monkey
     )
     again = pruning.pruned(subject, images)["paper"]
     assert all(np.array_equal(a, again.tensors[name]) for name, a in after.tensors.items())
+
+
+def test_a_network_without_finite_outputs_is_no_number_and_no_invalid_json(tmp_path):
+    nan = float("nan")
+    found = evaluate.Fidelity(nan, nan, 0.1, 0.2, nan, -0.5).to_json()
+    assert found == {"kl": None, "loss": None, "accuracy": 0.1, "agreement": 0.2, "loss_change": None,
+                     "accuracy_change": -0.5}  # fmt: skip
+    points = [{"kl": 1e-3, "bits_per_parameter": 2.0}, {"kl": None, "bits_per_parameter": 0.1}]
+    assert curves.envelope(points) == [(1e-3, 2.0)]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        record.save("broken", {"kl": nan}, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_negative_variance_is_seen_by_the_evaluator():
+    network = NETWORKS["strided-small"]()
+    tensors = {name: value.numpy().copy() for name, value in network.state_dict().items()}
+    images = torch.randn(8, 3, 32, 32)
+    judge = evaluate.Evaluator("strided-small", tensors, evaluate.HeldOut([images], [torch.zeros(8, dtype=torch.long)]))
+    broken = {name: -np.ones_like(w) if name.endswith("running_var") else w for name, w in tensors.items()}
+    assert judge.compare(broken).to_json()["kl"] is None
+    assert judge.compare(tensors).to_json()["kl"] == 0.0
+
+
+def test_shifted_images_move_by_at_most_a_pixel_and_background_comes_in():
+    from experiments.papers.deepsz.seeds import shifted
+
+    images = torch.full((3, 1, 6, 6), -0.4)
+    images[:, :, 2:4, 2:4] = 2.0
+    generator, places = torch.Generator().manual_seed(0), set()
+    for _ in range(60):
+        moved = shifted(images, generator)
+        assert moved.shape == images.shape
+        assert set(moved.unique().tolist()) == set(images.unique().tolist())
+        rows, columns = torch.nonzero(moved[0, 0] == 2.0, as_tuple=True)
+        assert len(rows) == 4
+        places.add((int(rows.min()), int(columns.min())))
+    assert places == {(row, column) for row in (1, 2, 3) for column in (1, 2, 3)}
+
+
+def test_failures_of_trainings_are_counted():
+    from experiments.papers.deepsz.seeds import summary
+
+    def training(*ratios, test_loss=0.001):
+        found = [ratio and {"ratio": ratio, "test_loss": test_loss} for ratio in ratios]
+        return {"attempts": [{"deepsz": one} for one in found]}
+
+    rows = [training(80.0), training(None, 60.0, test_loss=0.003), training(40.0, 50.0), training(None, None)]
+    found = summary(rows, "lenet-300-100")
+    assert (found["trainings"], found["nothing"], found["as_small"]) == (4, 1, 2)
+    assert (found["within"], found["at_once"], found["median_ratio"]) == (2, 1, 60.0)
+
+
+def test_sz_on_matrices_keeps_its_bound():
+    pytest.importorskip("pysz")
+    from experiments.papers.deepsz.more import sz as sz_of
+
+    weights = np.random.default_rng(0).normal(0, 0.1, (30, 40)).astype(np.float32)
+    weights[:, ::2] = 0
+    for algorithm in ("INTERP_LORENZO", "NOPRED"):
+        n_bytes, restored = sz_of(weights, 0.01, algorithm)
+        assert 0 < n_bytes < weights.nbytes
+        assert np.abs(restored - weights).max() <= 0.0101
+    assert np.all(restored[:, ::2] == 0)

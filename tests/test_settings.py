@@ -13,6 +13,7 @@ from click.testing import CliRunner
 import nearzip as nz
 from nearzip.bounds import NoPromise, Statistics, violations
 from nearzip.cli import cli
+from nearzip.coding import Coding, Codings
 from nearzip.digests import PIECE_BYTES
 from nearzip.errors import UsageError
 from nearzip.recipes import PLUGINS, Recipe, TensorPlan, Unpromised, recipe_type, recipe_types
@@ -100,20 +101,29 @@ def test_the_archive_says_which_tensors_have_other_settings(tmp_path):
 class _Plan:
     given: dict
 
+    def codings_for(self, names):
+        return Codings(Coding.of("nearzip", nz.Absolute(1e-2)), self.given).codings_for(names)
+
+
+@dataclass(frozen=True)
+class _FirstRelease:
+    """A plan as other packages wrote them for release 0.1."""
+
+    given: dict
+
     def assignments(self, names):
         return {name: self.given[name] for name in names if name in self.given}
 
 
-def plan(**settings):
-    made = {name: (recipe_type("nearzip")(), nz.Absolute(1e-2)) for name in NETWORK}
-    return _Plan(made | {name.replace("_", "."): setting for name, setting in settings.items()})
+def plan(**codings):
+    return _Plan({name.replace("_", "."): coding for name, coding in codings.items()})
 
 
 @pytest.mark.parametrize("base", [None, BASE], ids=["alone", "update"])
 def test_a_plan_gives_each_tensor_its_method_and_bound(base):
     archive = nz.compress(
         NETWORK, base=base,
-        plan=plan(a_bias=(recipe_type("zstd")(), None), b_weight=(recipe_type("delta-dnn")(), nz.Absolute(1e-4))),
+        plan=plan(a_bias=Coding.of("zstd"), b_weight=Coding.of("delta-dnn", nz.Absolute(1e-4))),
     )  # fmt: skip
     worst = errors(archive, base)
     assert worst["a.bias"] == 0
@@ -125,12 +135,10 @@ def test_a_plan_gives_each_tensor_its_method_and_bound(base):
 
 
 def test_a_method_that_uses_no_base_is_not_blamed_for_coding_alone():
-    given = plan(a_bias=(recipe_type("zstd")(), None))
+    given = plan(a_bias=Coding.of("zstd"))
     archive = nz.compress(NETWORK, base={n: a for n, a in BASE.items() if n != "a.bias"}, plan=given)
     assert archive.report.alone == {}
-    assert (
-        nz.compress(NETWORK, base=BASE, plan=_Plan({n: (recipe_type("zstd")(), None) for n in NETWORK})).base_id is None
-    )
+    assert nz.compress(NETWORK, base=BASE, plan=_Plan(dict.fromkeys(NETWORK, Coding.of("zstd")))).base_id is None
 
 
 def test_a_plan_in_a_file(tmp_path):
@@ -146,10 +154,9 @@ def test_a_plan_in_a_file(tmp_path):
         ({"plan": plan(), "bound": "abs:1"}, "not both"),
         ({"plan": plan(), "options": {}}, "not both"),
         ({"plan": object()}, "a plan comes from"),
-        ({"plan": _Plan({})}, "says nothing about tensor 'a.weight'"),
-        ({"plan": plan(a_bias=(recipe_type("delta-dnn")(), nz.Rms(1)))}, "cannot promise"),
+        ({"plan": plan(a_bias=Coding("delta-dnn", {}, nz.Rms(1)))}, "cannot promise"),
     ],
-    ids=["bound", "options", "no plan", "another network", "bound that cannot be kept"],
+    ids=["bound", "options", "no plan", "bound that cannot be kept"],
 )
 def test_plans_that_cannot_be_meant_are_refused(arguments, message, tmp_path):
     with pytest.raises(UsageError, match=message):
@@ -158,6 +165,30 @@ def test_plans_that_cannot_be_meant_are_refused(arguments, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         nz.compress_file(tmp_path / "new.npz", tmp_path / "new.nz", **arguments)
     assert not (tmp_path / "new.nz").exists()
+
+
+def test_plans_of_the_first_release_are_read_with_a_warning():
+    lossless = (recipe_type("nearzip")(), None)
+    with pytest.warns(DeprecationWarning, match="codings_for"):
+        archive = nz.compress(NETWORK, plan=_FirstRelease(dict.fromkeys(NETWORK, lossless)))
+    assert not any(errors(archive).values())
+    with (
+        pytest.warns(DeprecationWarning, match="codings_for"),
+        pytest.raises(UsageError, match=r"says nothing about tensor 'a\.weight'"),
+    ):
+        nz.compress(NETWORK, plan=_FirstRelease({}))
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [(nz.recipes, "Setting", Coding), (nz.recipes, "Settings", Codings), (nz.budget, "Choice", Coding),
+     (nz.budget, "Assignment", Codings)],
+)  # fmt: skip
+def test_names_of_the_first_release_are_there_with_a_warning(module, old, new):
+    with pytest.warns(DeprecationWarning, match=f"nearzip.coding.{new.__name__}"):
+        assert getattr(module, old) is new
+    with pytest.raises(AttributeError):
+        module.Nothing  # noqa: B018
 
 
 # ---- recipes of other kinds ------------------------------------------------------------------------------------

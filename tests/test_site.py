@@ -117,9 +117,9 @@ def public_names() -> set[str]:
     import nearzip.store
 
     found = {*nearzip.__all__, *nearzip.store.__all__, *nearzip.errors.__all__} - {"errors", "__version__"}
-    for module in ("nearzip.torch", "nearzip.calibrate", "nearzip.federated", "nearzip.correctness"):
+    for module in ("torch", "calibrate", "federated", "correctness", "datasets", "condense"):
         with contextlib.suppress(nearzip.errors.MissingExtraError):
-            found |= set(importlib.import_module(module).__all__)
+            found |= set(importlib.import_module(f"nearzip.{module}").__all__)
     return {name for name in found if not name.isupper()} - {"finetune"}  # without constants, and a module
 
 

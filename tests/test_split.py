@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import nearzip as nz
+from nearzip.coding import Codings
 from nearzip.errors import CorruptError, NewerFormatError, UsageError
-from nearzip.recipes import Setting, Settings, TensorPlan, Unpromised
+from nearzip.recipes import TensorPlan, Unpromised
 from nearzip.stages import (
     BYTES,
     FLOATS,
@@ -219,7 +220,7 @@ def test_an_archive_with_nested_pipelines_says_how_it_is_coded(tmp_path):
     from nearzip.tensors import Checkpoint
 
     stream = io.BytesIO()
-    write_archive(Checkpoint.of({"w": SPARSE}), None, Settings(Setting.of(_Sparse())), stream)
+    write_archive(Checkpoint.of({"w": SPARSE}), None, Codings.of(_Sparse()), stream)
     with nz.open(stream.getvalue()) as reader:
         assert reader["w"].tobytes() == SPARSE.tobytes()
         assert reader.tensor_reports()[0].stages == ("kept-and-gaps(values: raw-bytes zstd; gaps: rans)",)

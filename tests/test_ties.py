@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import nearzip as nz
 from nearzip.bounds import Statistics, violations
+from nearzip.coding import Coding, Codings
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore::nearzip.errors.UpdateLostWarning")
@@ -151,9 +152,8 @@ def test_a_store_keeps_the_promise_of_every_equal_tensor(tmp_path):
     w = np.random.default_rng(0).normal(size=(200, 200)).astype(np.float32)
 
     class Plan:
-        def assignments(self, names):
-            recipe = nz.recipes.recipe_type("nearzip")()
-            return {name: (recipe, nz.Lossless() if name == "ema" else nz.Absolute(1e-2)) for name in names}
+        def codings_for(self, names):
+            return Codings(Coding.of("nearzip", "abs:1e-2"), {"ema": Coding.of("nearzip", "lossless")})
 
     store = nz.Store(tmp_path / "s", create=True)
     for i in range(3):

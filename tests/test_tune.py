@@ -17,7 +17,8 @@ from counting import Counting
 
 import nearzip as nz
 from nearzip import errors
-from nearzip.budget import Assignment, Choice
+from nearzip.budget.tune import parameters_of
+from nearzip.coding import Coding, Codings
 from nearzip.recipes import recipe_types
 
 #: Budgets that leave nothing of an update are tested here; the warning has tests of its own.
@@ -100,14 +101,14 @@ def test_every_method_can_be_tuned(method):
         NETWORK, base, method=method, evaluate=agreement, max_loss=max_loss, evaluations=8, knob=knob, options=options
     )
     check(plan, NETWORK, base, agreement)
-    assert {choice.method for choice in plan.choices.values()} == {method}
+    assert {coding.method for coding in plan.codings.values()} == {method}
 
 
 @pytest.mark.parametrize("kind", ["abs", "rel", "pwrel", "rms"])
 def test_every_kind_of_bound_can_be_turned(kind):
     plan = nz.tune(NETWORK, evaluate=negative_error, max_loss=0.01, knob=kind)
     check(plan)
-    assert plan.choices["a.weight"].bound.key == kind
+    assert plan.codings["a.weight"].bound.key == kind
 
 
 def test_several_metrics_have_a_budget_each():
@@ -123,7 +124,7 @@ def test_a_budget_of_nothing_falls_back_on_lossless():
     plan = nz.tune(NETWORK, evaluate=negative_error, max_loss=0)
     check(plan)
     assert plan.losses == {"score": 0}
-    assert plan.choices["a.weight"].bound == nz.Lossless()
+    assert plan.codings["a.weight"].bound == nz.Lossless()
 
 
 def test_a_budget_that_is_never_used_ends_at_the_smallest_file():
@@ -144,7 +145,7 @@ def test_more_evaluations_find_bounds_of_single_tensors():
     assert 5 < len(many.trials) <= 20
     assert many.nbytes < 0.8 * few.nbytes
     assert many.chosen.stage == "refine"
-    bounds = [many.choices[name].bound.value for name in ("dear", "cheap", "free")]
+    bounds = [many.codings[name].bound.value for name in ("dear", "cheap", "free")]
     assert bounds == sorted(bounds)
 
 
@@ -162,11 +163,11 @@ def test_large_matrices_have_a_larger_share_of_the_bound():
 
     plan = nz.tune(layers, evaluate=error, max_loss=0.01)
     check(plan, tensors=layers, evaluate=error)
-    bounds = {name: choice.bound.value for name, choice in plan.choices.items()}
+    bounds = {name: coding.bound.value for name, coding in plan.codings.items()}
     assert bounds["large"] == bounds["as large"] == pytest.approx(8**0.5 * bounds["small"], rel=0.01)
     assert bounds["zero"] == bounds["vector"]
     update = nz.tune(layers, {n: w + np.float32(0.01) for n, w in layers.items()}, evaluate=error, max_loss=0.01)
-    assert len({choice.bound.value for choice in update.choices.values()}) == 1
+    assert len({coding.bound.value for coding in update.codings.values()}) == 1
 
 
 def test_what_is_positive_stays_positive():
@@ -175,7 +176,7 @@ def test_what_is_positive_stays_positive():
         "var": rng.uniform(0.01, 1, 64).astype(np.float32),
     }
     plan = nz.tune(network, evaluate=lambda w: -float(np.mean((w["w"] - network["w"]) ** 2)), max_loss=0.1)
-    assert plan.choices["var"].bound.value < 0.1 < plan.choices["w"].bound.value
+    assert plan.codings["var"].bound.value < 0.1 < plan.codings["w"].bound.value
     assert nz.compress(network, plan=plan).restored["var"].min() > 0
 
 
@@ -220,9 +221,11 @@ def test_searches_are_deterministic():
 def test_delta_dnn_takes_the_best_score_of_those_that_pass():
     plan = nz.tune(NETWORK, evaluate=agreement, max_loss=0.15, strategy="delta-dnn", alpha=0.3, beta=0.7)
     candidates = [trial for trial in plan.trials if trial.stage == "candidate"]
-    assert [trial.assignment.default.bound.value for trial in candidates] == [i / 100 for i in range(1, 11)]
+    assert [trial.codings.default.bound.value for trial in candidates] == [i / 100 for i in range(1, 11)]
     scores = [
-        -0.3 * 100 * trial.losses["score"] + 0.7 * plan.original_bytes / trial.n_bytes if trial.fits else -math.inf
+        -0.3 * 100 * trial.losses["score"] / plan.original["score"] + 0.7 * plan.original_bytes / trial.n_bytes
+        if trial.fits
+        else -math.inf
         for trial in candidates
     ]
     assert plan.chosen is candidates[int(np.argmax(scores))]
@@ -234,6 +237,44 @@ def test_delta_dnn_measures_its_fallback():
     check(plan)
 
 
+def _scored(worse: float):
+    """0.4 for the network itself; what a coarse bound leaves scores `worse`, a fine one loses nothing."""
+
+    def evaluate(tensors):
+        apart = max(float(np.abs(w - NETWORK[name]).max()) for name, w in tensors.items() if w.size)
+        return 0.4 if apart < 0.035 else worse
+
+    return evaluate
+
+
+def test_delta_dnns_theta_is_a_share_of_the_originals_score():
+    """0.15 points of 40 are 0.375 % of it: too much for the paper's 0.2 %, which is taken where none is given."""
+    plan = nz.tune(NETWORK, evaluate=_scored(0.3985), strategy="delta-dnn")
+    assert plan.max_loss == {"score": pytest.approx(0.0008)}
+    assert plan.chosen.codings.default.bound.value < 0.035
+    plan = nz.tune(NETWORK, evaluate=_scored(0.3985), max_loss=0.002, strategy="delta-dnn")
+    assert plan.chosen.codings.default.bound.value > 0.05
+
+
+def test_delta_dnns_phi_is_relative_or_in_points():
+    """A loss of 0.1 of 0.4 counts 25 times alpha, or 10 times: worth the larger ratio only in points."""
+    chosen = {}
+    for phi in ("relative", "points"):
+        plan = nz.tune(NETWORK, evaluate=_scored(0.3), max_loss=0.2, strategy="delta-dnn", phi=phi, alpha=0.3, beta=0.7)
+        weight = 100 / (0.4 if phi == "relative" else 1)
+        scores = [
+            -0.3 * weight * trial.losses["score"] + 0.7 * plan.original_bytes / trial.n_bytes
+            for trial in plan.trials
+            if trial.stage == "candidate"
+        ]
+        assert plan.chosen is plan.trials[int(np.argmax(scores))]
+        chosen[phi] = plan.chosen.codings.default.bound.value
+    assert chosen["relative"] < 0.035 < chosen["points"]
+    assert parameters_of("delta-dnn", {"phi": "points"}) == {"phi": "points"}
+    with pytest.raises(nz.errors.UsageError, match="phi is relative or points, not 'percent'"):
+        nz.tune(NETWORK, evaluate=negative_error, strategy="delta-dnn", phi="percent")
+
+
 # ---- DeepSZ's Algorithms 1 and 2 -------------------------------------------------------------------------------
 
 
@@ -241,12 +282,12 @@ def test_deepsz_assesses_layers_alone_and_measures_the_combination():
     plan = nz.tune(NETWORK, evaluate=agreement, max_loss=0.02, strategy="deepsz")
     check(plan, evaluate=agreement)
     assessed = [trial for trial in plan.trials if trial.stage == "assess"]
-    assert {len(trial.assignment.by_name) for trial in assessed} == {1}
-    first = [next(iter(trial.assignment.by_name.values())).bound.value for trial in assessed[:2]]
+    assert {len(trial.codings.by_name) for trial in assessed} == {1}
+    first = [next(iter(trial.codings.by_name.values())).bound.value for trial in assessed[:2]]
     assert first == [1e-3, 1e-3]
     assert plan.chosen.stage == "combined"
-    assert set(plan.chosen.assignment.by_name) <= {"a.weight", "b.weight"}
-    assert plan.choices["a.bias"].bound == nz.Lossless()
+    assert set(plan.chosen.codings.by_name) <= {"a.weight", "b.weight"}
+    assert plan.codings["a.bias"].bound == nz.Lossless()
 
 
 def test_deepsz_backs_off_when_losses_add_up_to_more_than_expected():
@@ -276,7 +317,7 @@ def test_deepsz_backs_off_from_what_lost_nothing_alone():
     combined = [trial for trial in plan.trials if trial.stage == "combined"]
     assert not combined[0].fits
     assert plan.chosen is combined[-1]
-    assert plan.chosen.assignment.by_name
+    assert plan.chosen.codings.by_name
 
 
 def test_deepsz_takes_the_best_it_measured_where_every_combination_loses_too_much():
@@ -298,7 +339,7 @@ def test_a_loss_of_just_the_budget_is_within_it(strategy):
 
     assert 0.976 - 0.974 > 0.002
     plan = nz.tune(NETWORK, evaluate=in_steps, max_loss=0.002, strategy=strategy)
-    assert plan.chosen.assignment.by_name or plan.chosen.assignment.default.bound != nz.Lossless()
+    assert plan.chosen.codings.by_name or plan.chosen.codings.default.bound != nz.Lossless()
     assert plan.chosen.usage == 1
     with pytest.raises(errors.BudgetError):
         nz.tune(NETWORK, evaluate=in_steps, max_loss=0.002 - 1e-12, strategy="delta-dnn")
@@ -705,7 +746,7 @@ def test_plans_that_do_not_fit_together(tmp_path, change, error):
 
 
 def test_assignments_are_plans_too():
-    assignment = Assignment(Choice("nearzip", {}, nz.Absolute(1e-3)), {"b.weight": Choice("zstd")})
+    assignment = Codings(Coding("nearzip", {}, nz.Absolute(1e-3)), {"b.weight": Coding("zstd")})
     restored = nz.compress(NETWORK, plan=assignment).restored
     assert np.array_equal(restored["b.weight"], NETWORK["b.weight"])
     assert 0 < np.abs(restored["a.weight"] - NETWORK["a.weight"]).max() <= 1e-3

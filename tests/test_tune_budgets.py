@@ -14,7 +14,7 @@ import pytest
 
 import nearzip as nz
 from nearzip import errors
-from nearzip.budget import Assignment, Choice, Evaluation, Subject
+from nearzip.budget import Evaluation, Subject
 from nearzip.budget.budgets import Budgets
 from nearzip.budget.intervals import Interval, Mean, Quantile, interval
 from nearzip.budget.search import search
@@ -22,6 +22,7 @@ from nearzip.budget.spaces import Options
 from nearzip.budget.trial import trial_key
 from nearzip.budget.trials import Runner
 from nearzip.budget.tune import plan_of
+from nearzip.coding import Coding, Codings
 from nearzip.digests import digest
 
 rng = np.random.default_rng(3)
@@ -320,7 +321,7 @@ def test_a_plan_of_another_maker_is_read_and_says_who_applies_it():
 
 def test_keys_of_trials_stay():
     """Folders of trials written by release 0.1.0 are found again."""
-    assignment = Assignment(Choice("nearzip", {"step": 0.1}), {"x": Choice("nearzip", {}, nz.Absolute(1e-3))})
+    assignment = Codings(Coding("nearzip", {"step": 0.1}), {"x": Coding("nearzip", {}, nz.Absolute(1e-3))})
     if nz.__version__ == "0.1.0":
         assert trial_key("ab", "cd", assignment, "judge id") == "dc2681286fce8df3b279072dfc985f52"
 
@@ -376,7 +377,7 @@ def test_a_dataset_is_one_more_subject(tmp_path, confidence):
     """The same runner, search, trials on disk and plan as for networks."""
     images = np.random.default_rng(0).integers(0, 256, (500, 8, 8), dtype=np.uint8)
     subject = Pictures(images, Darkest(images))
-    space = Options(Choice("pictures"), "bits", tuple(range(8, 0, -1)))
+    space = Options(Coding("pictures"), "bits", tuple(range(8, 0, -1)))
     plans = []
     for _ in range(2):
         runner = Runner(subject, {"s*": 0.05}, tmp_path, None, confidence)
@@ -384,7 +385,7 @@ def test_a_dataset_is_one_more_subject(tmp_path, confidence):
         plans.append(plan_of(runner, chosen, "pictures", {"name": "nearzip"}, {"name": "pictures", "shape": [8, 8]}))
     first, again = plans
     assert again.chosen.restored_id == first.chosen.restored_id
-    bits = first.choices["images"].options["bits"]
+    bits = first.codings["images"].options["bits"]
     losses = {
         b: 1 - float((darkest({"images": images >> (8 - b) << (8 - b)}) == darkest({"images": images})).mean())
         for b in range(1, 9)

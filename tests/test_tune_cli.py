@@ -123,7 +123,7 @@ def test_parameters_of_the_searches(files):
     assert tune("--strategy", "delta-dnn", "--strategy-set", "candidates=0.002,0.01",
                 "--strategy-set", "alpha=0.25", "--strategy-set", "beta=0.75").exit_code == 0  # fmt: skip
     plan = nz.Plan.load("plan.json")
-    assert [trial.assignment.default.bound.value for trial in plan.trials] == [0.002, 0.01]
+    assert [trial.codings.default.bound.value for trial in plan.trials] == [0.002, 0.01]
     assert (plan.strategy["alpha"], plan.strategy["candidates"]) == (0.25, [0.002, 0.01])
     assert tune("--force", "--strategy", "deepsz", "--strategy-set", "starts=0.01,0.1", "--strategy-set",
                 "most_tests=4", "--strategy-set", "distortion=0.002").exit_code == 0  # fmt: skip

@@ -10,12 +10,12 @@ import pytest
 from counting import Counting
 
 import nearzip as nz
-from nearzip.budget.assignment import Choice
 from nearzip.budget.curves import Curves, groups_of
 from nearzip.budget.posterior import Posterior
 from nearzip.budget.search import _Line
 from nearzip.budget.spaces import Bounds
 from nearzip.budget.subject import Network
+from nearzip.coding import Coding
 
 rng = np.random.default_rng(11)
 #: Forty samples: one of them is a loss of 0.025.
@@ -94,13 +94,13 @@ def test_rounds_of_a_refinement_differ_from_each_other():
 def test_every_kind_of_bound_is_refined(kind):
     plan = nz.tune(NETWORK, evaluate=smooth, max_loss=0.02, knob=kind, evaluations=9)
     assert plan.losses["score"] <= 0.02
-    assert {choice.bound.key for choice in plan.choices.values()} <= {kind, "lossless"}
+    assert {coding.bound.key for coding in plan.codings.values()} <= {kind, "lossless"}
 
 
 def test_an_update_of_which_nothing_is_needed_is_named_in_the_fewest_bytes():
     base = {n: w + rng.normal(0, 1e-3, w.shape).astype(np.float32) for n, w in NETWORK.items()}
     plan = nz.tune(NETWORK, base, evaluate=lambda tensors: 1.0, max_loss=0.1)
-    exponent = math.floor(math.log10(plan.choices["b.weight"].bound.value))
+    exponent = math.floor(math.log10(plan.codings["b.weight"].bound.value))
     others = [
         nz.compress(NETWORK, base, method="nearzip", bound=nz.Absolute(float(f"{digit}e{exponent}")))
         for digit in range(1, 10)
@@ -159,7 +159,7 @@ def test_any_usage_can_be_believed(usage):
 
 def curves(network=NETWORK):
     subject = Network.of(network, None, smooth)
-    return Curves.of(subject, Bounds(Choice("nearzip"), "abs", subject))
+    return Curves.of(subject, Bounds(Coding("nearzip"), "abs", subject))
 
 
 def test_groups_are_the_matrices_and_the_vectors_together():

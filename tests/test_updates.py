@@ -18,10 +18,10 @@ from safetensors.numpy import load_file, save_file
 import nearzip as nz
 from nearzip.changes import Change, UpdateKept
 from nearzip.cli import cli
+from nearzip.coding_index import written_bounds
 from nearzip.errors import UpdateLostWarning, UsageError
 from nearzip.estimates import estimate
 from nearzip.tensors import Checkpoint
-from nearzip.updates import written_bounds
 
 pytestmark = pytest.mark.filterwarnings("error::nearzip.errors.UpdateLostWarning")
 
@@ -310,7 +310,7 @@ def test_a_plan_with_such_bounds_is_written_and_read(tmp_path: Path):
         return -worst(NEW, tensors)
 
     plan = nz.tune(NEW, OLD, evaluate=evaluate, max_loss=1e-5, knob="upd")
-    assert isinstance(plan.chosen.assignment.default.bound, nz.Update)
+    assert isinstance(plan.chosen.codings.default.bound, nz.Update)
     plan.save(tmp_path / "plan.json")
     archive = nz.compress(NEW, base=OLD, plan=nz.Plan.load(tmp_path / "plan.json"))
     assert worst(NEW, archive.restored) <= 1e-5

@@ -7,9 +7,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiments.docs import accuracy, bits, claims, methods, results, resume, store, traces, tried, trust
-from experiments.docs.papers import deepsz, delta_dnn, feedback, qd
+from experiments.docs import (
+    accuracy,
+    bits,
+    claims,
+    condense,
+    federated,
+    methods,
+    results,
+    resume,
+    store,
+    structure,
+    traces,
+    tried,
+    trust,
+)
+from experiments.docs.papers import deepsz, delta_dnn, feedback, qd, trainings
 from experiments.lab import record
+from experiments.registry import CLAIMS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,10 +70,15 @@ BLOCKS = (
     Block("docs/experiments.md", "claims", (), lambda: claims.claims("docs/experiments.md", shown())),
     Block("docs/calibration.md", "calibrated", ("fidelity",), bits.calibrated),
     Block("docs/calibration.md", "cost", ("calibration",), accuracy.calibration),
+    Block("docs/condense.md", "condense-recovery", ("condense_recovery",), condense.recovery),
+    Block("docs/condense.md", "condense-search", ("condense_search",), condense.search),
+    Block("docs/condense.md", "condense-files", ("condense_files",), condense.files),
+    Block("docs/condense.md", "condense-speed", ("condense_speed",), condense.speed),
     Block("docs/damage.md", "peers", ("damage_peers",), trust.damage),
     Block("docs/damage.md", "runs", ("damage", "fuzz"), trust.long_runs),
     Block("docs/damage.md", "many", ("damaged_many",), trust.damaged_many),
     Block("docs/methods/nearzip.md", "promises", ("promises",), trust.promises),
+    Block("docs/decisions/016-one-coding.md", "handovers", ("handovers",), structure.handovers),
     Block("docs/experiments.md", "trace-times", ("trace_times",), traces.trace_times),
     Block("docs/store.md", "figures", ("store", "transmission", "store_faults"), store.figures),
     Block("docs/store.md", "fire", ("store_fire",), store.fire),
@@ -69,6 +89,9 @@ BLOCKS = (
     Block("docs/tried.md", "calibration", ("tried",), tried.calibration),
     Block("docs/tried.md", "agreement", ("agreement",), tried.agreement),
     Block("docs/tune.md", "gates", ("gates",), accuracy.gates),
+    Block("docs/federated-results.md", "accuracy", ("federated",), federated.accuracy),
+    Block("docs/federated-results.md", "residuals", ("federated",), federated.residuals),
+    Block("docs/federated-results.md", "costs", ("federated_costs",), federated.costs),
     Block("docs/tune.md", "budget", ("budget",), accuracy.budgets),
     Block("docs/methods/nearzip.md", "lossless", ("lossless",), bits.lossless),
     Block("docs/methods/nearzip.md", "rates", ("rates",), bits.rates),
@@ -92,10 +115,11 @@ PAGES = (
         results.context,
     ),
     Page("docs/resume.md", ("resume", "save_cost"), resume.context),
-    Page("docs/papers/deepsz.md", ("deepsz",), deepsz.context),
+    Page("docs/papers/deepsz.md", ("deepsz", "deepsz_seeds", "deepsz_more"), deepsz.context),
     Page("docs/papers/delta-dnn.md", ("delta_dnn",), delta_dnn.context),
     Page("docs/papers/qd-compressor.md", ("qd_compressor",), qd.context),
     Page("docs/papers/qd-feedback.md", ("qd_feedback", "qd_feedback_time"), feedback.context),
+    Page("docs/papers/trainings.md", CLAIMS["papers"].results, trainings.context),
 )
 
 

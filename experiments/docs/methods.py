@@ -6,13 +6,13 @@ from collections.abc import Iterable
 
 from experiments.docs.markdown import Row, circumstances, commits, span, table
 from experiments.docs.papers.deepsz_tables import TABLE_4, TITLES, fold, lost, summary
-from experiments.docs.papers.delta_dnn import TABLE_1, TABLE_2
+from experiments.docs.papers.delta_dnn import TABLE_1, TABLE_2, percent_change
 from experiments.docs.papers.qd import TABLE_5
 
 
 def _accuracies(changes: Iterable[float]) -> str:
     found = list(changes)
-    return f"{min(found):+.2f} to {max(found):+.2f}"
+    return f"{min(found):+.2f} % to {max(found):+.2f} %"
 
 
 def delta_dnn(result: Row) -> str:
@@ -20,23 +20,25 @@ def delta_dnn(result: Row) -> str:
     rows = []
     for name, row in result["networks"].items():
         found = [row["sz"], *(row["delta_dnn"][mode] for mode in ("relative", "absolute"))]
-        cells = [f"{p['ratio']:.1f} ({100 * p['eps']:g} %), {100 * p['accuracy_change']:+.2f}" for p in found]
+        cells = [f"{p['ratio']:.1f} ({100 * p['eps']:g} %), {percent_change(p):+.2f} %" for p in found]
         rows.append([name, *(f"{row['lossless'][key]:.2f}" for key in ("LZMA", "Zstd")), *cells])
     for name, figures in (
         ("six networks (the paper's Table 1)", [row[1:] for row in TABLE_1.values()]),
         ("VGG-16, five epochs (its Table 2)", list(TABLE_2.values())),
     ):
         lzma, zstd, sz, _, delta, _, original, sz_accuracy, accuracy = zip(*figures, strict=True)
-        changes = [[b - a for a, b in zip(original, after, strict=True)] for after in (sz_accuracy, accuracy)]
+        changes = [
+            [100 * (b / a - 1) for a, b in zip(original, after, strict=True)] for after in (sz_accuracy, accuracy)
+        ]
         rows.append([f"*{name}*", span(lzma, 2), span(zstd, 2), f"{span(sz)}, {_accuracies(changes[0])}",
                      f"{span(delta)}, {_accuracies(changes[1])}", ""])  # fmt: skip
     head = ["update", "LZMA", "Zstd", "SZ", "Delta-DNN, relative", "Delta-DNN, absolute"]
     return "\n\n".join(
         [
             "Ratios, in brackets the bound that Algorithm 1 chooses from 1 % to 10 % (0.1 % where none fits), and the "
-            "change of\naccuracy in points:",
+            "change of\naccuracy in percent of the original's:",
             table(head, rows),
-            f"{circumstances(result, result['commits']['networks'])}.",
+            f"{circumstances(result)}.",
         ]
     )
 

@@ -65,9 +65,10 @@ def points_table(row: Row) -> str:
     """Every point of a pair."""
     rows = [
         [
-            name, _setting(p["setting"]), f"{p['bits_per_parameter']:.4f}", f"{p['ratio']:.1f}", f"{p['kl']:.2e}",
-            f"{p['loss_change']:+.5f}", f"{100 * p['accuracy_change']:+.2f}", f"{100 * p['agreement']:.2f}",
-            f"{p['encode_mb_s']:.1f}", f"{p['decode_mb_s']:.1f}", f"{p['max_error']:.2e}",
+            name, _setting(p["setting"]), f"{p['bits_per_parameter']:.4f}", f"{p['ratio']:.1f}",
+            _number(p["kl"], ".2e"), _number(p["loss_change"], "+.5f"), f"{100 * p['accuracy_change']:+.2f}",
+            f"{100 * p['agreement']:.2f}", f"{p['encode_mb_s']:.1f}", f"{p['decode_mb_s']:.1f}",
+            f"{p['max_error']:.2e}",
             p.get("values_outside_bound", ""),
         ]
         for name, points in measured(row, lossless=False) for p in points

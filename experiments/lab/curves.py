@@ -21,9 +21,9 @@ Point = dict[str, float]
 
 
 def envelope(points: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
-    """(KL, bits) of the points that no other beats in both, by rising KL."""
+    """(KL, bits) of the points that no other beats in both, by rising KL; those without a divergence are left out."""
     best: list[tuple[float, float]] = []
-    for kl, bits in sorted((p["kl"], p["bits_per_parameter"]) for p in points):
+    for kl, bits in sorted((p["kl"], p["bits_per_parameter"]) for p in points if p["kl"] is not None):
         if kl > 0 and (not best or bits < best[-1][1]):
             best.append((kl, bits))
     return best

@@ -6,7 +6,8 @@ of CIFAR-10 and MNIST.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,8 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Fidelity of a restored network to its original.
+    """Fidelity of a restored network to its original; NaN where its outputs are no numbers, as those of a batch norm
+    whose variance was restored below zero.
 
     `kl` is KL(original || restored) in nats per prediction; `agreement` the share of predictions whose most likely
     class is the same; the changes are restored minus original.
@@ -47,6 +49,10 @@ class Fidelity:
     agreement: float
     loss_change: float
     accuracy_change: float
+
+    def to_json(self) -> dict[str, float | None]:
+        """JSON has no NaN: None in its place."""
+        return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
 
 
 def characters(text: str, batches: int = 20, rows: int = 32, time: int = 128) -> HeldOut:

@@ -65,13 +65,20 @@ def versions(*packages: str) -> dict[str, str]:
 
 def load(name: str) -> dict[str, Any]:
     """The content of `results/NAME.json`; empty if there is no such file."""
-    path = RESULTS / f"{name}.json"
+    return load_from(RESULTS, name)
+
+
+def load_from(folder: Path, name: str) -> dict[str, Any]:
+    """The same of another folder."""
+    path = folder / f"{name}.json"
     loaded: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return loaded
 
 
-def save(name: str, result: dict[str, Any], packages: Sequence[str] = ("nearzip", "numpy")) -> Path:
-    """Write a result with its circumstances to `results/NAME.json`."""
+def save(
+    name: str, result: dict[str, Any], packages: Sequence[str] = ("nearzip", "numpy"), folder: Path = RESULTS
+) -> Path:
+    """Write a result with its circumstances to `results/NAME.json`, or into another folder."""
     document = {
         "name": name,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -80,12 +87,13 @@ def save(name: str, result: dict[str, Any], packages: Sequence[str] = ("nearzip"
         "versions": versions(*packages),
         **result,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(document, indent=1) + "\n")
+    # A result with NaN or an infinity is no JSON: whoever measures it says None.
+    part.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
     part.replace(path)
-    print(f"wrote {path.relative_to(_ROOT)}", file=sys.stderr)
+    print(f"wrote {os.path.relpath(path, _ROOT)}", file=sys.stderr)
     return path
 
 

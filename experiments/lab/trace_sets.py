@@ -19,8 +19,8 @@ from experiments.lab.data import DataError, Dataset, cache_folder, load
 from experiments.lab.networks import data_of
 from experiments.lab.training import Settings, preset, train
 
-#: quick: under 10 minutes on two cores; chains: eight or twelve versions each, under 20; full: under 120; papers: for a
-#: GPU, as long as `--epochs` says.
+#: quick: under 10 minutes on two cores; chains: eight or twelve versions each, under 20; datasets: under 15; full:
+#: under 120.
 SETS: dict[str, tuple[Settings, ...]] = {
     "quick": (
         preset("lenet-300-100", epochs=4),
@@ -44,10 +44,12 @@ SETS: dict[str, tuple[Settings, ...]] = {
         preset("mobilenet-small", epochs=8),
         preset("transformer", state=True),
     ),
-    "papers": tuple(
-        preset(name)
-        for name in ("vgg-16", "resnet-18", "mobilenet-v2", "shufflenet-v2", "googlenet", "efficientnet-b0",
-                     "resnet-34", "resnet-101", "alexnet")
+    "datasets": (
+        *(
+            preset(name, epochs=8, rule="all", schedule="cosine", lr=0.05, weight_decay=5e-4)
+            for name in ("strided-small", "strided-plain")
+        ),
+        preset("mobilenet-small", epochs=6),
     ),
 }  # fmt: skip
 

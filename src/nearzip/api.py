@@ -7,36 +7,29 @@ import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from nearzip.archive import Archive, Progress, Reader, WriteReport, write_archive
 from nearzip.attached import attached_names, described, without_attached
-from nearzip.bounds import Bound, parse_bound
 from nearzip.buffers import WriteBuffer
 from nearzip.changes import UpdateKept
 from nearzip.checkpoints import open_checkpoint, write_checkpoint
+from nearzip.coding import BoundLike, Codings, PlanLike, check_plan, codings_of_plan
 from nearzip.container import is_archive
 from nearzip.digests import checkpoint_id
 from nearzip.errors import CorruptError, Error, UpdateLostWarning, UsageError
 from nearzip.fileio import Output, atomic_file, check_outputs, is_stream, naming_errors, naming_memory, spooled_input
 from nearzip.frameworks import to_framework
 from nearzip.limits import Limits
-from nearzip.recipes import Recipe, Retrain, Setting, Settings, broken_recipes, recipe_type, recipe_types
+from nearzip.recipes import Retrain, broken_recipes, recipe_types
 from nearzip.sources import open_source
 from nearzip.tensors import Array, Checkpoint, check_text, keeping_last
 
 __all__ = ["PlanLike", "compress", "compress_file", "decompress", "decompress_file", "methods", "open"]
 
 Path = str | os.PathLike[str]
-
-
-class PlanLike(Protocol):
-    """What `plan=` takes: anything that says which method and bound each tensor gets."""
-
-    def assignments(self, names: Sequence[str]) -> Mapping[str, tuple[Recipe, Bound | None]]:
-        """For every one of `names`: a recipe, and the bound that it keeps (None: its own)."""
 
 
 def methods() -> dict[str, str]:
@@ -51,43 +44,52 @@ def methods() -> dict[str, str]:
     return summaries | {name: str(error) for name, error in broken_recipes().items()}
 
 
-BoundLike = Bound | str | None
+@dataclass(frozen=True)
+class _Request:
+    """How a caller wants tensors coded, checked before anything is read: one method for all, or a plan."""
 
+    codings: Codings | None
+    plan: PlanLike | None
 
-def _settings(
-    method: str,
-    bound: BoundLike | Mapping[str, BoundLike],
-    plan: PlanLike | None,
-    options: Mapping[str, Any] | None,
-    names: Iterable[str],
-) -> Settings:
-    """What applies to each tensor."""
-    names = list(names)
-    if plan is not None:
-        return Settings.of_plan(plan.assignments(names), names)
-    recipe = recipe_type(method).from_options(options)
-    recipe.check_names(names)
-    if isinstance(bound, Mapping):
-        return Settings.by_pattern(recipe, {pattern: _bound(each) for pattern, each in bound.items()}, names)
-    return Settings(Setting.of(recipe, _bound(bound)))
-
-
-def _check_arguments(
-    method: str,
-    bound: BoundLike | Mapping[str, BoundLike],
-    plan: PlanLike | None,
-    options: Mapping[str, Any] | None,
-) -> None:
-    """What can be refused before anything is read. Raises UsageError, UnknownMethodError."""
-    if plan is not None:
+    @staticmethod
+    def of(
+        method: str,
+        bound: BoundLike | Mapping[str, BoundLike],
+        plan: PlanLike | None,
+        options: Mapping[str, Any] | None,
+        retrain: Retrain | None = None,
+    ) -> _Request:
+        """Raises UsageError, UnknownMethodError."""
+        if plan is None:
+            return _Request(Codings.of(method, bound, options), None)
         if bound is not None or options is not None:
             raise UsageError("a plan says bounds and options for every tensor; give a plan or those, not both")
-        if not callable(getattr(plan, "assignments", None)):
-            raise UsageError(f"a plan comes from nearzip.tune or a file that it wrote, not {plan!r}")
-        return
-    recipe = recipe_type(method).from_options(options)
-    for each in bound.values() if isinstance(bound, Mapping) else [bound]:
-        Setting.of(recipe, _bound(each))
+        check_plan(plan)
+        if retrain is not None:
+            raise UsageError(
+                "a plan's codings were found for the tensors as they are; give a plan or retrain, not both"
+            )
+        return _Request(None, plan)
+
+    def codings_for(self, source: Checkpoint) -> Codings:
+        """The codings of a checkpoint's tensors. Raises UsageError for names that it does not have."""
+        names = list(without_attached(source).specs)
+        if self.codings is None:
+            assert self.plan is not None
+            return codings_of_plan(self.plan, names)
+        self.codings.check_names(names)
+        return self.codings.for_tensors(names)
+
+    def prepared(self, source: Checkpoint, retrain: Retrain | None) -> Checkpoint:
+        """The tensors to compress: `source`, or what the method and its retraining make of it."""
+        if retrain is None or self.codings is None:
+            return source
+        network = without_attached(source)
+        self.codings.check_names(list(network.specs))
+        prepared = self.codings.default.recipe.prepare(dict(network.arrays()), retrain)
+        rest = {name: source.read(name) for name in source.specs if name not in network.specs}
+        made = Checkpoint.of({**prepared, **rest})
+        return dataclasses.replace(source, specs=made.specs, read=made.read)
 
 
 def _check_rename(rename: Mapping[str, str] | None, base: object) -> None:
@@ -118,14 +120,6 @@ def warn_of_lost_update(kept: UpdateKept | None, stacklevel: int = 2) -> None:
     text = None if kept is None else kept.warning()
     if text:
         warnings.warn(text, UpdateLostWarning, stacklevel=stacklevel + 1)
-
-
-def _bound(bound: BoundLike) -> Bound | None:
-    if bound is None or isinstance(bound, Bound):
-        return bound
-    if isinstance(bound, str):
-        return parse_bound(bound)
-    raise UsageError(f"a bound is nearzip.Lossless(), Absolute(e), .. or a string such as 'abs:1e-3', not {bound!r}")
 
 
 def _checkpoint(tensors: Any, metadata: Mapping[str, str] | None = None) -> Checkpoint:
@@ -230,12 +224,11 @@ def compress(
     >>> bool(abs(restored["w"] - new["w"]).max() <= 1e-3), archive.ratio > 50
     (True, True)
     """
-    _check_arguments(method, bound, plan, options)
+    request = _Request.of(method, bound, plan, options, retrain)
     _check_rename(rename, base)
     with _checkpoints(tensors, base, metadata) as (opened, reference):
-        source = _retrained(method, plan, options, opened, retrain)
-        settings = _settings(method, bound, plan, options, without_attached(source).specs)
-        archive = archive_of(source, reference, settings, threads, progress, rename=rename)
+        source = request.prepared(opened, retrain)
+        archive = archive_of(source, reference, request.codings_for(source), threads, progress, rename)
         _warn_of_another_archive(plan, source, reference, archive.report)
     warn_of_lost_update(archive.update_kept)
     return archive
@@ -251,48 +244,24 @@ def compress_quietly(
 ) -> Archive:
     """`compress` without its warnings, for searches and training loops that try settings out."""
     source = _checkpoint(tensors)
-    settings = _settings(method, bound, plan, options, source.specs)
-    return archive_of(source, None if base is None else _checkpoint(base), settings)
+    codings = _Request.of(method, bound, plan, options).codings_for(source)
+    return archive_of(source, None if base is None else _checkpoint(base), codings)
 
 
 def archive_of(
     source: Checkpoint,
     base: Checkpoint | None,
-    settings: Settings,
+    codings: Codings,
     threads: int | None = None,
     progress: Progress | None = None,
-    targets: Checkpoint | None = None,
     rename: Mapping[str, str] | None = None,
 ) -> Archive:
-    """An archive in memory. `targets` and `rename` as in `write_archive`."""
+    """An archive in memory. The arguments are those of `write_archive`."""
     restored: dict[str, Array] = {}
     stream = WriteBuffer(source.n_bytes)
-    report = write_archive(
-        source, base, settings, stream, restored.__setitem__, threads, progress, targets, rename=rename
-    )
+    report = write_archive(source, base, codings, stream, restored.__setitem__, threads, progress, rename=rename)
     _separate(restored, report.index.aliases)
     return Archive(stream.written(), {name: restored[name] for name in source.specs}, report)
-
-
-def _retrained(
-    method: str,
-    plan: PlanLike | None,
-    options: Mapping[str, Any] | None,
-    source: Checkpoint,
-    retrain: Retrain | None,
-) -> Checkpoint:
-    """The tensors to compress: `source`, or what the method and its retraining make of it."""
-    if retrain is None:
-        return source
-    if plan is not None:
-        raise UsageError("a plan's settings were found for the tensors as they are; give a plan or retrain, not both")
-    recipe = recipe_type(method).from_options(options)
-    network = without_attached(source)
-    recipe.check_names(network.specs)
-    prepared = recipe.prepare(dict(network.arrays()), retrain)
-    rest = {name: source.read(name) for name in source.specs if name not in network.specs}
-    made = Checkpoint.of({**prepared, **rest})
-    return dataclasses.replace(source, specs=made.specs, read=made.read)
 
 
 def _separate(tensors: dict[str, Array], aliases: Mapping[str, str]) -> None:
@@ -446,24 +415,24 @@ def compress_file(
     method, bound, plan, options, rename, threads, progress
         As for `compress`, whose errors are raised. Outputs are written whole or not at all.
     """
-    _check_arguments(method, bound, plan, options)
+    request = _Request.of(method, bound, plan, options, retrain)
     _check_rename(rename, base)
     check_outputs([dst], [src, base, restored], force)
     check_outputs([restored], [src, base, dst], force, folders=True)
     opened = open_input(src)
     reference = None if base is None else open_input(base)
     try:
-        source = _retrained(method, plan, options, opened, retrain)
-        settings = _settings(method, bound, plan, options, without_attached(source).specs)
+        source = request.prepared(opened, retrain)
+        codings = request.codings_for(source)
         with atomic_file(dst, force=force) as stream:
             if restored is None:
-                report = write_archive(source, reference, settings, stream, None, threads, progress, rename=rename)
+                report = write_archive(source, reference, codings, stream, None, threads, progress, rename=rename)
             else:
                 with write_checkpoint(
                     restored, source.specs, source.metadata, source.tree, force, source.read
                 ) as writer:
                     keep = writer.write
-                    report = write_archive(source, reference, settings, stream, keep, threads, progress, rename=rename)
+                    report = write_archive(source, reference, codings, stream, keep, threads, progress, rename=rename)
                     # Neither file appears before the other is safe.
                     with naming_errors("write", dst if isinstance(dst, (str, os.PathLike)) else "output stream"):
                         stream.flush()

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, BinaryIO, ClassVar, Literal, TypeVar
 
@@ -21,6 +21,8 @@ from nearzip.buffers import buffer_for
 from nearzip.changes import Change, Changes, UpdateKept
 from nearzip.choice import REPEATS, STORED
 from nearzip.codec import decode_block, decode_sparse_block, encode_block, time_block
+from nearzip.coding import Codings
+from nearzip.coding_index import codings_in, codings_json
 from nearzip.container import (
     MATCHED_FORMAT,
     PLAIN_FORMAT,
@@ -40,13 +42,12 @@ from nearzip.layout import Block, Draft, block_context, block_values, draft_segm
 from nearzip.limits import Limits
 from nearzip.matching import Matches, match_tensors, matched, matches_text, n_new_bytes
 from nearzip.parallel import number_of_threads, ordered_map
-from nearzip.recipes import Settings
 from nearzip.sparse_forms import sparse_in
 from nearzip.stages import Context, DecodeTimes, Pipeline, SparseValues
 from nearzip.tensors import Array, Checkpoint, TensorSpec
 from nearzip.texts import html_table, human_bytes
 from nearzip.ties import find_ties
-from nearzip.updates import Resolved, resolve_updates
+from nearzip.updates import resolve_updates
 from nearzip.version import __version__
 
 __all__ = ["Archive", "Reader", "TensorReport", "write_archive"]
@@ -200,21 +201,20 @@ class _Assembler:
 def write_archive(
     source: Checkpoint,
     base: Checkpoint | None,
-    settings: Settings,
+    codings: Codings,
     stream: Writable,
     keep: Keep | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
-    targets: Checkpoint | None = None,
     before: Checkpoint | None = None,
     rename: Mapping[str, str] | None = None,
 ) -> WriteReport:
-    """Encode every tensor of `source` as `settings` say, block by block, and write the archive to `stream`.
+    """Encode every tensor of `source` as `codings` say, block by block, and write the archive to `stream`.
 
-    `keep` gets each tensor as a reader will. `targets`: tensors of the same names and kinds that the pipelines are
-    given in place of the source's; bounds are kept against the source. `before`: what the reader has so far where that
-    is no base, for a keyframe: changes, and bounds relative to them, count from it. `rename`: as for `compress`.
-    Memory: a few blocks, and what `keep` holds.
+    `keep` gets each tensor as a reader will. `before`: what the reader has so far where that is no base, for a
+    keyframe: changes, and bounds relative to them, count from it. `rename`: as for `compress`. Where the base, or what
+    comes before, carries the steps that it was quantized by, they are used again as far as bounds allow. Memory: a few
+    blocks, and what `keep` holds.
     """
     threads = number_of_threads(threads)
     _check_writable(source)
@@ -227,13 +227,15 @@ def write_archive(
         before = matched(before, source.specs, match_tensors(source, before), source.read)
     elif given is not None:
         before = matched(given, source.specs, matches, source.read) if grown else base
-    settings = settings.with_exact(source.exact).with_bytes(_uncorrelated(source, base))
-    if not any(setting.recipe.uses_base for setting in settings.distinct(source.specs)):
+    source = _with_steps(source, before)
+    codings = codings.with_exact(source.exact).with_bytes(_uncorrelated(source, base))
+    if not any(coding.uses_base for coding in codings.distinct(source.specs)):
         base = before = given = None
         matches = {}
-    asked, resolved = settings, resolve_updates(source, before, settings, threads)
-    settings = resolved.settings
-    ties = find_ties(source, settings, targets)
+    asked, resolved = codings, resolve_updates(source, before, codings, threads)
+    codings = resolved.codings
+    substitutes = _substituted(source, codings.substitutes)
+    ties = find_ties(source, codings, substitutes)
     tied_to = _inverted(ties)
     names = [name for name in source.specs if name not in ties]
     writer = Writer(stream, MATCHED_FORMAT if matches else PLAIN_FORMAT)
@@ -245,11 +247,14 @@ def write_archive(
     changes = Changes()
     choices: dict[str, str] = {}
     n_patched = done_bytes = 0
-    drafts = draft_segments(source, base, names, settings, threads)
+    drafts = draft_segments(source, base, names, codings, threads)
     floor = _Floor.of(source, base, ties, matches)
     assembler = base_assembler = _Assembler(())
 
-    for done in ordered_map(lambda task: _encode(task, source, base, targets, before, grown), _tasks(drafts), threads):
+    def encode(task: _Task) -> _Done:
+        return _encode(task, source, base, substitutes, before, grown)
+
+    for done in ordered_map(encode, _tasks(drafts), threads):
         draft = done.task.draft
         if done.task.first:
             entries = []
@@ -289,6 +294,7 @@ def write_archive(
     contents.update({name: contents[target] for name, target in ties.items()})
     specs = tuple(source.specs.values())
     used = matches if base_contents else {}
+    method, bound = codings_json(asked, resolved, specs)
     index = Index(
         tensors=specs,
         segments=tuple(segments),
@@ -298,13 +304,13 @@ def write_archive(
         gone=_gone(source, given, matches),
         metadata=dict(source.metadata),
         tree=source.tree,
-        method=_method_json(asked, resolved, specs),
-        bound=resolved.to_json(asked.default.bound, asked.distinct(source.specs).get(asked.default, [])),
+        method=method,
+        bound=bound,
         writer=f"nearzip {__version__}",
         matches=used if matches else None,
     )
-    alone = _coded_alone(source, base, ties, settings)
-    kept = None if before is None else _update_kept(changes, ties, asked, targets is not None)
+    alone = _coded_alone(source, base, ties, codings)
+    kept = None if before is None else _update_kept(changes, ties, asked)
     n_bytes = writer.finish(index)
     floor.check(n_bytes, index)
     return WriteReport(index, n_bytes, n_patched, contents, alone, used, false_positives, choices, update_kept=kept)
@@ -363,28 +369,29 @@ def _step_of(pipeline: Pipeline) -> float:
     return next((float(stage.step) for stage in pipeline.stages if hasattr(stage, "step")), 0.0)
 
 
-def _update_kept(changes: Changes, ties: Mapping[str, str], settings: Settings, calibrated: bool) -> UpdateKept:
+def _update_kept(changes: Changes, ties: Mapping[str, str], codings: Codings) -> UpdateKept:
     """What became of the update, and which of its tensors are judged how."""
     tensors, residues = changes.found(ties)
     by_values: set[str] = set()
     tolerated: set[str] = set()
-    for setting, names in settings.distinct([*tensors, *residues]).items():
-        if calibrated or isinstance(setting.bound, NoPromise):
+    for coding, names in codings.distinct([*tensors, *residues]).items():
+        if codings.substitutes is not None or isinstance(coding.promise, NoPromise):
             by_values.update(names)
-        if isinstance(setting.bound, Update) and setting.bound.per == "network":
+        if isinstance(coding.promise, Update) and coding.promise.per == "network":
             tolerated.update(names)
     return UpdateKept(tensors, by_values, tolerated, residues)
 
 
-def _method_json(settings: Settings, resolved: Resolved, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
-    """The default setting, and others with the numbers of their tensors. Readers show it; decoding needs none of it."""
-    number = {spec.name: i for i, spec in enumerate(specs)}
-    others = [
-        {**setting.to_json(), "bound": resolved.to_json(setting.bound, names), "tensors": [number[n] for n in names]}
-        for setting, names in settings.distinct(number).items()
-        if setting != settings.default
-    ]
-    return {**settings.default.to_json(), **({"others": others} if others else {})}
+def _with_steps(source: Checkpoint, before: Checkpoint | None) -> Checkpoint:
+    """`source` with the steps of what the reader has, where it has none of its own."""
+    return source if source.steps or before is None else replace(source, steps=before.steps)
+
+
+def _substituted(source: Checkpoint, substitutes: Mapping[str, Array] | None) -> Checkpoint | None:
+    """What the pipelines are given; None if that is the source itself."""
+    if substitutes is None:
+        return None
+    return replace(source, read=lambda name: substitutes[name] if name in substitutes else source.read(name))
 
 
 def _check_writable(source: Checkpoint) -> None:
@@ -424,14 +431,14 @@ def _inverted(aliases: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _coded_alone(
-    source: Checkpoint, base: Checkpoint | None, ties: Mapping[str, str], settings: Settings
+    source: Checkpoint, base: Checkpoint | None, ties: Mapping[str, str], codings: Codings
 ) -> dict[str, str]:
     if base is None:
         return {}
     reasons = {}
     for name, spec in source.specs.items():
         other = base.specs.get(name)
-        if name in ties or spec.same_kind(other) or not settings[name].recipe.uses_base:
+        if name in ties or spec.same_kind(other) or not codings[name].uses_base:
             continue
         if other is None:
             reasons[name] = "new"
@@ -461,19 +468,19 @@ def _encode(
     task: _Task,
     source: Checkpoint,
     base: Checkpoint | None,
-    targets: Checkpoint | None,
+    substitutes: Checkpoint | None,
     before: Checkpoint | None,
     grown: Set[str],
 ) -> _Done:
     draft, block = task.draft, task.block
     with contextlib.ExitStack() as stack:
         context = stack.enter_context(block_context(block, base if draft.with_base else None))
-        wanted = None if targets is None else stack.enter_context(block_values(targets, block))
+        substitute = None if substitutes is None else stack.enter_context(block_values(substitutes, block))
         values = stack.enter_context(block_values(source, block))
         is_known = draft.with_base and not any(spec.name in grown for spec in block.tensors)
         had = None if is_known or before is None else _before(values, block, before)
         encoded = encode_block(
-            values, context, draft.pipeline, draft.tolerances, wanted, draft.without, draft.fallback, had
+            values, context, draft.pipeline, draft.tolerances, substitute, draft.without, draft.fallback, had
         )
         return _Done(
             task,
@@ -645,6 +652,11 @@ class Reader(Mapping[str, Any]):
     def nbytes(self) -> int:
         """Length of the archive."""
         return self._source.size
+
+    @property
+    def codings(self) -> Codings:
+        """How the tensors were coded, as the file says. Raises CorruptError if it says what cannot be."""
+        return codings_in(self.index)
 
     def metadata(self) -> dict[str, str]:
         """The plain strings that came with the tensors."""

@@ -56,7 +56,7 @@ def encode_block(
     context: Context,
     pipeline: Pipeline,
     tolerances: Sequence[Tolerance],
-    given: Array | None = None,
+    substitute: Array | None = None,
     without: Pipeline | None = None,
     fallback: Literal["values", "restored", "never"] = "never",
     before: Array | None = None,
@@ -73,9 +73,9 @@ def encode_block(
     pipeline : Pipeline
     tolerances : sequence of Tolerance
         One for each of `context.parts`.
-    given : array, shape (n,), or None
-        What the pipeline is given in place of `values`, chosen by somebody who knows what the values are for. The
-        tolerances are kept against `values` all the same.
+    substitute : array, shape (n,), or None
+        What the pipeline is given in place of `values`, from a calibration for example. The tolerances are kept against
+        `values` all the same.
     without : Pipeline or None
         Does what `pipeline` does, without a base.
     fallback : "values", "restored" or "never"
@@ -90,7 +90,7 @@ def encode_block(
     """
     target = pipeline.target(values, context)
     before = context.base if before is None else before
-    first = _encode(target, context, pipeline, tolerances, given, before)
+    first = _encode(target, context, pipeline, tolerances, substitute, before)
     if first.n_patched * _MANY_PATCHES > context.n:
         exact = _encode(target, context, exact_pipeline(pipeline.needs_base), _exact_parts(context))
         if exact.n_bytes < first.n_bytes:
@@ -101,7 +101,7 @@ def encode_block(
     if fallback != "never":
         exact_ones = exact_pipelines(context.base is not None, is_float(context.dtype))
         others = dict.fromkeys(exact_ones, _exact_parts(context))
-    if without is not None and given is None:
+    if without is not None and substitute is None:
         others = {without: tolerances, **others}
     wanted = first.restored if fallback == "restored" else target
     best = _smallest(first, wanted, context, others, before)
@@ -159,10 +159,10 @@ def _encode(
     context: Context,
     pipeline: Pipeline,
     tolerances: Sequence[Tolerance],
-    given: Array | None = None,
+    substitute: Array | None = None,
     before: Array | None = None,
 ) -> EncodedBlock:
-    sides, body = pipeline.encode_apart(values if given is None else given, context)
+    sides, body = pipeline.encode_apart(values if substitute is None else substitute, context)
     restored, places, changes = _decoded(sides, body, pipeline, values, before, context, tolerances)
     patch = b""
     if places.size:

@@ -74,7 +74,7 @@ class Figures:
     ssim : float or None
         See `ssim`; over several tensors the mean, weighted by number of values. None without finite values.
     histogram : dict
-        k to the number of differences with 10^k <= |b - a| < 10^(k+1). Differences of zero stand nowhere.
+        k to the number of differences with 10^k <= |b - a| < 10^(k+1). Differences of zero are not counted.
     """
 
     n_values: int

@@ -12,7 +12,7 @@ import numpy as np
 from nearzip.archive import write_archive
 from nearzip.bounds import Bound
 from nearzip.changes import Change, UpdateKept
-from nearzip.recipes import Setting, Settings, recipe_type
+from nearzip.coding import Codings
 from nearzip.tensors import Array, Checkpoint, TensorSpec, keeping_last
 
 __all__ = ["Estimate", "estimate"]
@@ -55,8 +55,7 @@ def estimate(
 def _estimated(
     source: Checkpoint, sample: Checkpoint, base: Checkpoint | None, bound: Bound, threads: int | None
 ) -> Estimate:
-    setting = Setting.of(recipe_type("nearzip").from_options(None), bound)
-    report = write_archive(sample, base, Settings(setting), io.BytesIO(), None, threads)
+    report = write_archive(sample, base, Codings.of("nearzip", bound), io.BytesIO(), None, threads)
     n_coded = scaled = 0.0
     for segment in report.index.segments:
         n_bytes = sum(block.length for block in segment.blocks)

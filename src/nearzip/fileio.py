@@ -69,7 +69,7 @@ def naming_errors(verb: str, path: Path_) -> Iterator[None]:
         raise Error(f"{os.fspath(path)}: cannot {verb}: {reason}") from None
 
 
-#: What file systems answer that cannot sync folders (SMB, some FUSE); their renames are as durable as they get.
+#: Errors of file systems that cannot sync folders (SMB, some FUSE); their renames are as durable as they get.
 _UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS, errno.EACCES, errno.EISDIR}
 
 

@@ -14,10 +14,12 @@ from nearzip.bounds import EXACT, Bound, NoPromise, Statistics, Tolerance
 from nearzip.buffers import borrowed_buffer
 from nearzip.caching import cached_property
 from nearzip.choice import LEAST_APART, exact_pipeline, is_far, stands_out
+from nearzip.coding import Coding, Codings
 from nearzip.digests import PIECE_BYTES
 from nearzip.errors import UsageError
 from nearzip.parallel import ordered_map
-from nearzip.recipes import Fallback, Recipe, Setting, Settings, TensorPlan, TensorView
+from nearzip.recipes import Fallback, TensorPlan, TensorView
+from nearzip.recipes.steps import with_known_step
 from nearzip.stages import Context, Grid, Pipeline
 from nearzip.tensors import Array, Checkpoint, TensorSpec, dtype_of
 
@@ -115,12 +117,12 @@ def shares_of_work(source: Checkpoint, names: list[str]) -> Iterator[list[str]]:
 
 
 def draft_segments(
-    source: Checkpoint, base: Checkpoint | None, names: list[str], settings: Settings, threads: int
+    source: Checkpoint, base: Checkpoint | None, names: list[str], codings: Codings, threads: int
 ) -> Iterator[Draft]:
-    """Decide how every tensor of `names` is coded. Small ones of one setting are gathered, in order, into groups of one
+    """Decide how every tensor of `names` is coded. Small ones of one coding are gathered, in order, into groups of one
     kind."""
-    for setting, members in settings.distinct(names).items():
-        yield from _draft(source, base if setting.recipe.uses_base else None, members, setting, threads)
+    for coding, members in codings.distinct(names).items():
+        yield from _draft(source, base if coding.uses_base else None, members, coding, threads)
 
 
 @dataclass
@@ -132,39 +134,40 @@ class _Group:
 
 
 def _draft(
-    source: Checkpoint, base: Checkpoint | None, names: list[str], setting: Setting, threads: int
+    source: Checkpoint, base: Checkpoint | None, names: list[str], coding: Coding, threads: int
 ) -> Iterator[Draft]:
-    recipe = setting.recipe
+    recipe = coding.recipe
     apart = recipe.fallback == "values"
     groups: dict[tuple[str, Pipeline, bool], _Group] = {}
-    for spec, with_base, plan in _plans(source, base, names, setting, threads):
+    for spec, with_base, plan in _plans(source, base, names, coding, threads):
         member = (spec, plan.tolerance)
         n_bytes = spec.n_bytes
         whole = plan.alone or (recipe.whole_tensors and spec.is_float)
         if whole or n_bytes >= recipe.group_bytes or (apart and _stands_out(source, spec)):
             cut = recipe.cut_tensors and not whole
             size = recipe.group_bytes if cut else _one_block(n_bytes)
-            yield _gathered([member], plan.pipeline, with_base, size, recipe)
+            yield _gathered([member], plan.pipeline, with_base, size, coding)
             continue
         key = (spec.dtype, plan.pipeline, with_base)
         group = groups.get(key)
         if group is None:
             group = groups[key] = _Group()
         elif group.n_bytes + n_bytes > recipe.group_bytes:
-            yield _gathered(group.members, plan.pipeline, with_base, recipe.group_bytes, recipe)
+            yield _gathered(group.members, plan.pipeline, with_base, recipe.group_bytes, coding)
             group.members, group.n_bytes = [], 0
         group.members.append(member)
         group.n_bytes += n_bytes
     for (_, pipeline, with_base), group in groups.items():
-        yield _gathered(group.members, pipeline, with_base, recipe.group_bytes, recipe)
+        yield _gathered(group.members, pipeline, with_base, recipe.group_bytes, coding)
 
 
 def _gathered(
-    members: list[tuple[TensorSpec, Tolerance]], pipeline: Pipeline, with_base: bool, block_bytes: int, recipe: Recipe
+    members: list[tuple[TensorSpec, Tolerance]], pipeline: Pipeline, with_base: bool, block_bytes: int, coding: Coding
 ) -> Draft:
     specs, tolerances = zip(*members, strict=True)
+    recipe = coding.recipe
     without = recipe.without_base(pipeline) if pipeline.needs_base else None
-    return Draft(specs, pipeline, tolerances, with_base, block_bytes, without, recipe.fallback, recipe.uses_base)
+    return Draft(specs, pipeline, tolerances, with_base, block_bytes, without, recipe.fallback, coding.uses_base)
 
 
 def _one_block(n_bytes: int) -> int:
@@ -173,31 +176,32 @@ def _one_block(n_bytes: int) -> int:
 
 
 def _plans(
-    source: Checkpoint, base: Checkpoint | None, names: list[str], setting: Setting, threads: int
+    source: Checkpoint, base: Checkpoint | None, names: list[str], coding: Coding, threads: int
 ) -> Iterator[tuple[TensorSpec, bool, TensorPlan]]:
     """Each tensor, whether a base takes part, and how it is coded."""
-    recipe, bound = setting.recipe, setting.bound
+    recipe, bound = coding.recipe, coding.promise
     rounded = [name for name in names if source.spec(name).is_float]
     statistics = _survey(source, rounded, bound, threads)
     none = Statistics()
     whole = Statistics.sum(statistics.values())
-    far = _far(source, base, rounded, setting)
+    far = _far(source, base, rounded, coding)
     near = {name for name in names if name not in far and _has_base(source.specs[name], base)}
     views = (_view(source, base if name in near else None, name, statistics.get(name, none), whole) for name in rounded)
     plans = recipe.plan_all(views, bound)
     for name in names:
         spec, with_base = source.specs[name], name in near
         if spec.is_float:
-            yield spec, with_base, next(plans)
+            steps = source.steps.get(spec.name, ())
+            yield spec, with_base, with_known_step(next(plans), steps)
         else:
             yield spec, with_base, TensorPlan(recipe.exact_pipeline(with_base) or exact_pipeline(with_base), EXACT)
 
 
-def _far(source: Checkpoint, base: Checkpoint | None, names: list[str], setting: Setting) -> set[str]:
+def _far(source: Checkpoint, base: Checkpoint | None, names: list[str], coding: Coding) -> set[str]:
     """Tensors that share blocks and whose bases are of no use. In a block of its own, both ways are tried."""
-    if base is None or setting.recipe.fallback == "restored" or isinstance(setting.bound, NoPromise):
+    if base is None or coding.recipe.fallback == "restored" or isinstance(coding.promise, NoPromise):
         return set()
-    sizes = range(LEAST_APART, setting.recipe.group_bytes)
+    sizes = range(LEAST_APART, coding.recipe.group_bytes)
     specs = source.specs
     shared = [name for name in names if specs[name].n_bytes in sizes and _has_base(specs[name], base)]
     return {name for name in shared if is_far(source.read(name), base.read(name))}
@@ -215,7 +219,8 @@ def _view(source: Checkpoint, base: Checkpoint | None, name: str, own: Statistic
     spec = source.specs[name]
     read_base = partial(_no_base if base is None else base.read, name)
     read = partial(source.read, name)
-    return TensorView(name, dtype_of(spec.dtype), spec.shape, base is not None, own, whole, read, read_base)
+    steps = source.steps.get(name, ())
+    return TensorView(name, dtype_of(spec.dtype), spec.shape, base is not None, own, whole, read, read_base, steps)
 
 
 def _no_base(name: str) -> Array:

@@ -170,7 +170,8 @@ def matched(
             return base.read(name if origin is None else origin.name)
         return adapted_once(name)
 
-    return replace(base, specs=seen, read=read)
+    steps = {name: base.steps[origin.name] for name, origin in matches.items() if origin.name in base.steps}
+    return replace(base, specs=seen, read=read, steps={**base.steps, **steps})
 
 
 def _with_rows(array: Array, spec: TensorSpec, added: Array | None) -> Array:

@@ -157,7 +157,7 @@ def _give_back(pool: _Pool) -> None:
     """Keep a pool for the next call, and the total of idle ones small.
 
     The garbage collector may call this, in any thread and under any lock: an iterator that was abandoned in a cycle is
-    closed there. Hence no lock is taken here. An executor that nobody refers to ends its threads without one.
+    closed there. Hence no lock is taken here. An executor without references ends its threads without one.
     """
     _kept.append(pool)
     idle, busy = _sort_kept()

@@ -38,7 +38,7 @@ class Plugins(Generic[T]):
         self._loaded: dict[str, T] = {}
 
     def forget(self) -> None:
-        """Read the names anew at the next use: packages were installed meanwhile."""
+        """Read the names again at the next use: packages were installed meanwhile."""
         self._points = None
         self._loaded = {}
 

@@ -1,4 +1,4 @@
-"""Random access to the bytes of an archive: in memory, in a file, behind a URL."""
+"""Random access to the bytes of an archive: in memory, in a file, at a URL."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class FileSource:
 
 
 class RemoteSource:
-    """An archive behind a URL that fsspec opens; only what is read is fetched."""
+    """An archive at a URL that fsspec opens; only what is read is fetched."""
 
     def __init__(self, url: str):
         self.name = url

@@ -167,18 +167,25 @@ def _from_others(name: str, value: Any) -> Any:
         ) from error
 
 
-#: Mappings inside mappings, at most.
+#: Mappings and lists inside each other, at most.
 _MAX_DEPTH = 100
 
 
 def _flattened(tensors: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Names and values, those of mappings inside by names with dots, as field tools write trees of parameters."""
+    """Names and values, those of mappings, lists and tuples inside by names with dots, as field tools write trees of
+    parameters; items of lists by their number, of named tuples by their name.
+    """
     if depth > _MAX_DEPTH:
         raise UsageError(f"tensors are nested more than {_MAX_DEPTH} mappings deep")
     for name, value in tensors.items():
         whole = prefix + check_text("tensor names", name)
-        # Asking whether an array is a mapping takes longer than all else here.
-        if type(value) is not np.ndarray and isinstance(value, Mapping):
+        if type(value) is np.ndarray:  # the usual case, and asking for all others takes longer than all else here
+            yield whole, value
+            continue
+        if isinstance(value, (list, tuple)) and not any(isinstance(item, (int, float, complex, str)) for item in value):
+            fields = getattr(value, "_fields", None) or map(str, range(len(value)))
+            value = dict(zip(fields, value, strict=True))
+        if isinstance(value, Mapping):
             yield from _flattened(value, whole + ".", depth + 1)
         else:
             yield whole, value
@@ -190,7 +197,7 @@ def _from_torch(torch: Any, name: str, tensor: Any) -> Array:
         parts = ", ".join(map(repr, tensor.__tensor_flatten__()[0]))
         raise UsageError(
             f"tensor {name!r} is a {kind.__name__}, made of the tensors {parts}; give those as tensors of their "
-            "own, or convert it to a plain tensor"
+            "own, or convert it to a plain tensor (nearzip.torch.Saver keeps it as it is)"
         )
     if tensor.device.type == "meta":
         raise UsageError(f"tensor {name!r} is on the meta device and has no values; load the weights first")
@@ -268,6 +275,9 @@ class Checkpoint:
     attached: frozenset[str] = frozenset()
     #: Tensors that keep every bit unless a bound or a plan names them: the state of an optimizer beside its network.
     exact: frozenset[str] = frozenset()
+    #: Steps of quantization by which tensors were rounded when they were compressed, as far as that is known. Versions
+    #: that were rounded by the same step can be coded exactly against each other at little cost.
+    steps: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     #: Called when nobody reads any more.
     close: Callable[[], None] = lambda: None
 

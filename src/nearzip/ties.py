@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nearzip.bounds import Statistics, Tolerance
-from nearzip.recipes import Setting, Settings
+from nearzip.coding import Coding, Codings
 from nearzip.tensors import Array, Checkpoint, mantissa_bits
 
 __all__ = ["find_ties"]
@@ -19,7 +19,7 @@ __all__ = ["find_ties"]
 _END = 256
 
 
-def find_ties(source: Checkpoint, settings: Settings, targets: Checkpoint | None = None) -> dict[str, str]:
+def find_ties(source: Checkpoint, codings: Codings, substitutes: Checkpoint | None = None) -> dict[str, str]:
     """Tensors that are not coded themselves: name to the name of the equal tensor that is.
 
     Tensors that are equal bit for bit share their bytes if they are coded alike, or if the promise made for one
@@ -28,25 +28,25 @@ def find_ties(source: Checkpoint, settings: Settings, targets: Checkpoint | None
     Parameters
     ----------
     source : Checkpoint
-    settings : Settings
-    targets : Checkpoint or None
-        As in `write_archive`; what shares its bytes has equal targets, too.
+    codings : Codings
+    substitutes : Checkpoint or None
+        What the pipelines are given; tensors that share their bytes have equal ones.
     """
 
     @functools.cache
     def shapes() -> _Shapes:
         specs = source.specs
         return {
-            setting: {name: specs[name].shape for name in names if specs[name].is_float}
-            for setting, names in settings.distinct(specs).items()
+            coding: {name: specs[name].shape for name in names if specs[name].is_float}
+            for coding, names in codings.distinct(specs).items()
         }
 
     ties: dict[str, str] = {}
     for names in _equal(source):
-        ties.update(_shared(names, source, settings, shapes))
-    if targets is None:
+        ties.update(_shared(names, source, codings, shapes))
+    if substitutes is None:
         return ties
-    return {name: to for name, to in ties.items() if np.array_equal(_bytes(targets, name), _bytes(targets, to))}
+    return {n: to for n, to in ties.items() if np.array_equal(_bytes(substitutes, n), _bytes(substitutes, to))}
 
 
 def _bytes(source: Checkpoint, name: str) -> Array:
@@ -76,7 +76,7 @@ def _equal(source: Checkpoint) -> Iterator[list[str]]:
 
 
 @dataclass(frozen=True)
-class _Coding:
+class _Alike:
     """Equal tensors that are coded alike, and what is promised; None if exact values would not do for them.
 
     `same`: whether the promise leaves no other value than the tensor's own, but for the sign of zeros.
@@ -95,7 +95,7 @@ class _Coding:
             return 0, 0.0
         return 1 if self.same else 1 + _KINDS.index(self.promise.kind), self.promise.value
 
-    def includes(self, other: _Coding) -> bool:
+    def includes(self, other: _Alike) -> bool:
         """Whether what keeps this promise keeps the other's."""
         if self.promise is None or other.promise is None:
             return False
@@ -108,41 +108,40 @@ class _Coding:
 
 _KINDS = ("exact", "absolute", "pointwise", "finite")
 
-#: Shapes of all floating-point tensors of a setting, by name.
-_Shapes = Mapping[Setting, Mapping[str, tuple[int, ...]]]
+#: Shapes of all floating-point tensors of a coding, by name.
+_Shapes = Mapping[Coding, Mapping[str, tuple[int, ...]]]
 
 
-def _shared(names: list[str], source: Checkpoint, settings: Settings, shapes: Callable[[], _Shapes]) -> dict[str, str]:
+def _shared(names: list[str], source: Checkpoint, codings: Codings, shapes: Callable[[], _Shapes]) -> dict[str, str]:
     """Ties among equal tensors."""
     if not source.spec(names[0]).is_float:
         return dict.fromkeys(names[1:], names[0])  # exact under every method
-    codings = sorted(_codings(names, source, settings, shapes), key=lambda coding: coding.strictness)
     ties: dict[str, str] = {}
-    kept: list[_Coding] = []
-    for coding in codings:
-        cover = next((other for other in kept if other.includes(coding)), coding)
-        if cover is coding:
-            kept.append(coding)
-        ties.update({name: cover.names[0] for name in coding.names if name != cover.names[0]})
+    kept: list[_Alike] = []
+    for alike in sorted(_coded_alike(names, source, codings, shapes), key=lambda alike: alike.strictness):
+        cover = next((other for other in kept if other.includes(alike)), alike)
+        if cover is alike:
+            kept.append(alike)
+        ties.update({name: cover.names[0] for name in alike.names if name != cover.names[0]})
     return ties
 
 
-def _codings(names: list[str], source: Checkpoint, settings: Settings, shapes: Callable[[], _Shapes]) -> list[_Coding]:
-    alike: dict[tuple[Setting, Hashable], list[str]] = {}
+def _coded_alike(names: list[str], source: Checkpoint, codings: Codings, shapes: Callable[[], _Shapes]) -> list[_Alike]:
+    alike: dict[tuple[Coding, Hashable], list[str]] = {}
     for name in names:
-        setting = settings[name]
-        alike.setdefault((setting, setting.recipe.by_name(name, shapes()[setting])), []).append(name)
+        coding = codings[name]
+        alike.setdefault((coding, coding.recipe.by_name(name, shapes()[coding])), []).append(name)
     if len(alike) == 1:
-        return [_Coding(tuple(names), None)]
+        return [_Alike(tuple(names), None)]
     values = source.read(names[0])
     statistics = Statistics.of(values)
-    return [_coding(own, setting, values.dtype, statistics) for (setting, _), own in alike.items()]
+    return [_alike(own, coding, values.dtype, statistics) for (coding, _), own in alike.items()]
 
 
-def _coding(names: list[str], setting: Setting, dtype: np.dtype[Any], statistics: Statistics) -> _Coding:
-    if setting.recipe.fallback == "restored":
-        return _Coding(tuple(names), None)
-    promise = setting.bound.tolerance(statistics)
+def _alike(names: list[str], coding: Coding, dtype: np.dtype[Any], statistics: Statistics) -> _Alike:
+    if coding.recipe.fallback == "restored":
+        return _Alike(tuple(names), None)
+    promise = coding.promise.tolerance(statistics)
     # Neighbouring values differ by more than this part of themselves.
     same = promise.kind == "pointwise" and promise.value < 2.0 ** -(mantissa_bits(dtype) + 2)
-    return _Coding(tuple(names), promise, same)
+    return _Alike(tuple(names), promise, same)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from nearzip.bounds import Absolute, Bound, Lossless, Statistics, Update
-from nearzip.container import Index
+from nearzip.coding import Coding, Codings
 from nearzip.errors import UsageError
 from nearzip.layout import shares_of_work
 from nearzip.parallel import ordered_map
-from nearzip.recipes import Setting, Settings
-from nearzip.recipes.nearzip import Nearzip
 from nearzip.tensors import Checkpoint
 
-__all__ = ["Resolved", "absolute_bounds", "resolve_updates", "without_updates", "written_bounds"]
+__all__ = ["Resolved", "absolute_bounds", "resolve_updates", "without_updates"]
 
 #: Tensors of fewer values get one of few bounds, so that they can share a stream.
 _SMALL = 1 << 14
@@ -26,11 +24,11 @@ _SMALL = 1 << 14
 
 @dataclass(frozen=True)
 class Resolved:
-    """Settings without `Update` bounds, and what these came to: the absolute bound of each tensor that has one, 0 where
+    """Codings without `Update` bounds, and what these came to: the absolute bound of each tensor that has one, 0 where
     it has to be exact.
     """
 
-    settings: Settings
+    codings: Codings
     bounds: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self, bound: Bound, names: Iterable[str]) -> dict[str, Any]:
@@ -43,16 +41,17 @@ class Resolved:
         return {**bound.to_json(), "resolved": values}
 
 
-def without_updates(settings: Settings) -> Settings:
-    """The same settings with every bit kept where the bound is relative to an update that there is not."""
+def without_updates(codings: Codings) -> Codings:
+    """The same codings with every bit kept where the bound is relative to an update that there is not."""
 
-    def exact(setting: Setting) -> Setting:
-        return Setting(setting.recipe, Lossless()) if isinstance(setting.bound, Update) else setting
+    def exact(coding: Coding) -> Coding:
+        return coding.keeping(Lossless()) if isinstance(coding.promise, Update) else coding
 
-    return Settings(exact(settings.default), {name: exact(setting) for name, setting in settings.by_name.items()})
+    by_name = {name: exact(coding) for name, coding in codings.by_name.items()}
+    return dataclasses.replace(codings, default=exact(codings.default), by_name=by_name)
 
 
-def resolve_updates(source: Checkpoint, base: Checkpoint | None, settings: Settings, threads: int) -> Resolved:
+def resolve_updates(source: Checkpoint, base: Checkpoint | None, codings: Codings, threads: int) -> Resolved:
     """Measure the change of `source` against `base`, if a bound asks for it: one pass over both.
 
     Raises
@@ -60,9 +59,9 @@ def resolve_updates(source: Checkpoint, base: Checkpoint | None, settings: Setti
     UsageError
         There is no base.
     """
-    wanted = [setting.bound for setting in settings.distinct(source.specs) if isinstance(setting.bound, Update)]
+    wanted = [coding.promise for coding in codings.distinct(source.specs) if isinstance(coding.promise, Update)]
     if not wanted:
-        return Resolved(settings)
+        return Resolved(codings)
     if base is None:
         raise UsageError(
             f"the bound {wanted[0]} is a share of the change against a base, and there is none: give a base that the "
@@ -71,39 +70,14 @@ def resolve_updates(source: Checkpoint, base: Checkpoint | None, settings: Setti
     changes = _changes(source, base, threads)
     whole = sum(changes.values(), Statistics())
     bounds = {
-        name: _bound_of(name, setting.bound, changes, whole)
+        name: _bound_of(name, promise, changes, whole)
         for name in source.specs
-        if isinstance((setting := settings[name]).bound, Update)
+        if isinstance(promise := codings[name].promise, Update)
     }
-    by_name = dict(settings.by_name)
+    by_name = dict(codings.by_name)
     for name, value in bounds.items():
-        by_name[name] = dataclasses.replace(settings[name], bound=Absolute(value) if value else Lossless())
-    return Resolved(_compact(settings, by_name, source), bounds)
-
-
-def written_bounds(index: Index) -> dict[str, float]:
-    """What bounds relative to the update came to, as an archive's index has it: by tensor, 0 where it is exact.
-
-    The index is untrusted: what makes no sense is left out.
-    """
-    names = [spec.name for spec in index.tensors]
-    others = index.method.get("others")
-    rows = [row for row in others if isinstance(row, dict)] if isinstance(others, list) else []
-    found: dict[str, float] = {}
-    theirs: set[str] = set()
-    for row in rows:
-        numbers = row.get("tensors")
-        known = isinstance(numbers, list) and all(type(n) is int and 0 <= n < len(names) for n in numbers)
-        some = [names[n] for n in numbers] if known else []  # type: ignore[union-attr]
-        theirs.update(some)
-        found.update(_resolved_in(row.get("bound"), some))
-    return {**_resolved_in(index.bound, [name for name in names if name not in theirs]), **found}
-
-
-def _resolved_in(bound: Any, names: Sequence[str]) -> dict[str, float]:
-    resolved = bound.get("resolved") if isinstance(bound, dict) and bound.get("kind") == Update.key else None
-    values = resolved if isinstance(resolved, list) and len(resolved) == len(names) else [resolved] * len(names)
-    return {name: value for name, value in zip(names, values, strict=True) if isinstance(value, float) and value >= 0}
+        by_name[name] = codings[name].keeping(Absolute(value) if value else Lossless())
+    return Resolved(_compact(codings, by_name, source), bounds)
 
 
 def absolute_bounds(
@@ -112,16 +86,16 @@ def absolute_bounds(
     """The bound of each tensor of these names; an `Update` as what it comes to. Raises UsageError as above."""
     if not isinstance(bound, Update):
         return dict.fromkeys(names, bound)
-    found = resolve_updates(source, base, Settings(Setting.of(Nearzip(), bound)), threads).bounds
+    found = resolve_updates(source, base, Codings.of("nearzip", bound), threads).bounds
     return {name: Absolute(found[name]) if found[name] else Lossless() for name in names}
 
 
-def _compact(settings: Settings, by_name: Mapping[str, Setting], source: Checkpoint) -> Settings:
-    """One default for all where all have the same: settings by name cost time for each tensor."""
+def _compact(codings: Codings, by_name: Mapping[str, Coding], source: Checkpoint) -> Codings:
+    """One default for all where all have the same: codings by name cost time for each tensor."""
     distinct = set(by_name.values())
     if len(distinct) == 1 and len(by_name) == len(source.specs):
-        return Settings(distinct.pop())
-    return Settings(settings.default, by_name)
+        return dataclasses.replace(codings, default=distinct.pop(), by_name={})
+    return dataclasses.replace(codings, by_name=by_name)
 
 
 def _changes(source: Checkpoint, base: Checkpoint, threads: int) -> dict[str, Statistics]:

@@ -53,7 +53,7 @@ def test_at_one_budget_calibrated_archives_are_smaller():
 def test_every_tensor_has_the_step_that_the_archive_has():
     plan = calibrate.tune(NETWORK, BATCHES, evaluate=KL, max_loss=1e-3)
     archive = calibrate.compress(NETWORK, BATCHES, plan=plan)
-    steps = {name: choice.options["step"] for name, choice in plan.choices.items()}
+    steps = {name: coding.options["step"] for name, coding in plan.codings.items()}
     assert set(steps) == set(STATE)
     assert len(set(steps.values())) > 1
     levels = {name: archive.restored[name].astype(np.float64) / steps[name] for name in STATE}
@@ -104,7 +104,7 @@ def test_other_batches_another_network_or_base_are_named():
 
 def test_every_trial_keeps_a_bound(tmp_path):
     plan = calibrate.tune(NETWORK, BATCHES, older(0.02), evaluate=AGREEMENT, max_loss=0.3, bound="abs:0.004")
-    assert all(trial.assignment.default.bound == nz.Absolute(0.004) for trial in plan.trials)
+    assert all(trial.codings.default.bound == nz.Absolute(0.004) for trial in plan.trials)
     archive = calibrate.compress(NETWORK, BATCHES, older(0.02), plan=plan)
     assert archive.nbytes == plan.nbytes
     assert all(np.abs(archive.restored[name] - w).max() <= 0.004 for name, w in STATE.items())

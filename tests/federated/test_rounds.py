@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 
@@ -10,15 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from nearzip.digests import digest
 from nearzip.errors import CorruptError, Error, UsageError, WrongBaseError
 from nearzip.federated import Client, Server
 from nearzip.federated.coding import as_model, model_id
+from nearzip.federated.downlink import read_downlink
 from nearzip.federated.message import read_message
 
-METHODS = ["nearzip", "lossless", "qd-compressor", "zstd", "topk", "sbc", "stc", "qsgd"]
+METHODS = ["nearzip", "lossless", "qd-compressor", "zstd", "topk", "sbc", "stc", "qsgd", "skcompress", "deepreduce"]
 
 
 def network(seed=0, dtype=np.float32):
@@ -183,6 +185,33 @@ def test_a_client_that_missed_rounds_gets_the_updates_between():
     data = server.broadcast("late")
     assert len(data) < len(server.broadcast("stranger"))
     assert same(late.receive(data), server.model)
+
+
+def test_a_client_that_missed_many_rounds_gets_the_exact_difference():
+    """Where it is smaller than the updates between and than a keyframe: few values moved, in every round again."""
+    rng = np.random.default_rng(0)
+    model = {"w": rng.normal(0, 0.05, (200, 200)).astype(np.float32)}
+    server, one, late = Server(model, "topk", options={"keep": 0.01}), Client("lossless"), Client("lossless")
+    for node, client in (("late", late), ("one", one)):
+        server.accept(node, client.send(client.receive(server.broadcast(node))))
+    server.average({"late": 1.0, "one": 1.0})
+    server.accept("late", late.send(late.receive(server.broadcast("late"))))
+    sizes = []
+    for turn in range(12):
+        held = one.receive(server.broadcast("one"))
+        held["w"][3:5] += rng.normal(0, 1e-2, (2, 200)).astype(np.float32)
+        server.accept("one", one.send(held))
+        server.average({"one": 1.0})
+        data = server.broadcast("late")
+        sizes.append(len(data))
+        fresh = Client.from_bytes(late.to_bytes())
+        assert same(fresh.receive(data), server.model)
+        if turn == 6:
+            server = Server.from_bytes(server.to_bytes())
+    part = read_downlink(data).parts
+    assert len(part) == 1
+    assert not part[0].is_keyframe
+    assert sizes[-1] < sum(len(one.data) for one in server._history) < len(server._key())
 
 
 def test_all_clients_of_one_version_get_the_same_bytes():
@@ -358,24 +387,60 @@ def test_wrong_tensors_are_named():
 
 
 class Rounds(RuleBasedStateMachine):
-    """Clients that miss rounds, lose replies, restart, or lose their state, in any order."""
+    """Clients that miss rounds, lose replies or broadcasts, get old ones, restart, or lose their state, in any order.
+
+    Whatever the order, every client holds a model that the server recorded, bit for bit.
+    """
 
     def __init__(self):
         super().__init__()
-        self.server = Server({"w": np.zeros((20, 20), np.float32), "b": np.zeros(5, np.float32), "n": np.array(0)})
         self.clients = {i: Client() for i in range(3)}
         self.current: set[int] = set()
+        self.broadcasts: list[bytes] = []
+        self.recorded: dict[str, dict] = {}
         self.seed = 0
+
+    @initialize(
+        method=st.sampled_from(["nearzip", "topk", "stc", "lossless"]),
+        history=st.sampled_from([None, 0, 3000]),
+        catch_up=st.sampled_from([1, 16, 10**9]),
+    )
+    def begin(self, method, history, catch_up):
+        self.catch_up = catch_up
+        model = {"w": np.full((20, 20), 0.1, np.float32), "b": np.zeros(5, np.float32), "n": np.array(0)}
+        self.server = Server(model, method, max_history_bytes=history)
+        self.server._catch_up = catch_up
+        self.record()
+
+    def record(self):
+        self.recorded[self.server._held_id.hex()] = self.server.model
 
     @rule(node=st.integers(0, 2))
     def receive(self, node):
+        data = self.server.broadcast(node)
         try:
-            model = self.clients[node].receive(self.server.broadcast(node))
+            model = self.clients[node].receive(data)
         except WrongBaseError:
             self.server.forget(node)
-            model = self.clients[node].receive(self.server.broadcast(node))
+            data = self.server.broadcast(node)
+            model = self.clients[node].receive(data)
         assert same(model, self.server.model)
+        self.broadcasts.append(data)
         self.current.add(node)
+
+    @rule(node=st.integers(0, 2))
+    def lose_broadcast(self, node):
+        self.server.broadcast(node)
+
+    @precondition(lambda self: self.broadcasts)
+    @rule(node=st.integers(0, 2), data=st.data())
+    def receive_an_old_one(self, node, data):
+        """Late, or meant for another client."""
+        old = data.draw(st.sampled_from(self.broadcasts))
+        with contextlib.suppress(WrongBaseError):
+            self.clients[node].receive(old)
+        if self.clients[node].model_id != self.server._held_id.hex():
+            self.current.discard(node)
 
     @precondition(lambda self: self.current)
     @rule(lost=st.booleans(), data=st.data())
@@ -392,10 +457,12 @@ class Rounds(RuleBasedStateMachine):
     def average(self):
         self.server.average(dict.fromkeys(self.server._replies, 1.0))
         self.current.clear()
+        self.record()
 
     @rule()
     def restart_server(self):
         self.server = Server.from_bytes(self.server.to_bytes())
+        self.server._catch_up = self.catch_up
 
     @rule(node=st.integers(0, 2))
     def restart_client(self, node):
@@ -405,6 +472,12 @@ class Rounds(RuleBasedStateMachine):
     def lose_client(self, node):
         self.clients[node] = Client()
         self.current.discard(node)
+
+    @invariant()
+    def every_client_holds_what_the_server_recorded(self):
+        for client in self.clients.values():
+            if client.model_id:
+                assert same(client.model, self.recorded[client.model_id])
 
     @invariant()
     def residuals_are_finite(self):

@@ -47,6 +47,11 @@ MORE = (
     ("sz3-rel", "sz3", "rel:1e-3", {"algorithm": "INTERP_LORENZO"}),
     ("blosc-bits", "blosc", None, {"filter": "BITSHUFFLE", "codec": "LZ4"}),
     ("lc-checkpoint-8", "lc-checkpoint", None, {"bits": 8}),
+    ("skcompress-large", "skcompress", None, {"keep": 0.2, "buckets": 16}),
+    ("deepreduce-p1-deflate", "deepreduce", None, {"keep": 0.1, "index": "bloom-p1", "values": "deflate"}),
+    ("deepreduce-p2-poly", "deepreduce", None, {"keep": 0.2, "index": "bloom-p2", "values": "fit-poly", "eps": 0.05}),
+    ("deepreduce-huffman-dexp", "deepreduce", None, {"keep": 0.1, "index": "huffman", "values": "fit-dexp"}),
+    ("deepreduce-rle-raw", "deepreduce", None, {"keep": 0.3, "index": "rle", "values": "raw"}),
 )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import wire
 
 import nearzip as nz
 from nearzip import _core
@@ -21,11 +22,13 @@ from nearzip.codec import decode_block
 from nearzip.errors import Error
 from nearzip.stages import (
     SYMBOLS,
+    Chain,
     Coded,
     Context,
     ContextDelta,
     E8Step,
     Gzip,
+    Huffman,
     LogStep,
     Lzma,
     OrderedBits,
@@ -35,12 +38,20 @@ from nearzip.stages import (
     Rans,
     RawBytes,
     RunLengths,
+    Sparse,
     Stage,
     StepThenBits,
     SubtractBase,
     UniformStep,
     Zstd,
 )
+from nearzip.stages.bits import AdaptivePrefix, FixedBits, KeyHuffman
+from nearzip.stages.bloom import BloomIndex
+from nearzip.stages.curves import FitCurve
+from nearzip.stages.golomb import Golomb
+from nearzip.stages.qsgd import StochasticLevels
+from nearzip.stages.quantiles import QuantileBuckets
+from nearzip.stages.top_mean import TopMean
 from nearzip.testing.sealing import seal, true_digests, unseal
 
 DTYPES = [np.dtype(t) for t in (
@@ -51,6 +62,10 @@ STAGES: list[Stage] = [
     RawBytes(), PackIntegers(), RunLengths(), Gzip(), Lzma(), Zstd(), Rans(), Rans("planes"), OrderedBits(),
     OrderedDelta(), UniformStep(0.01), LogStep(0.01, delta=True), LogStep(0.5, delta=False), SubtractBase(),
     ContextDelta(), StepThenBits(0.01, delta=True), StepThenBits(0.01), E8Step(0.01),
+    Golomb(6), TopMean(0.01), StochasticLevels(7, 64, 0), QuantileBuckets(16), FixedBits(), AdaptivePrefix(),
+    KeyHuffman(), FitCurve(), FitCurve("dexp"), BloomIndex(Chain((RawBytes(),))),
+    BloomIndex(Chain((RawBytes(),)), policy="p2"),
+    Sparse(Chain((QuantileBuckets(16), Huffman())), Chain((AdaptivePrefix(),)), 32, False),
 ]  # fmt: skip
 SYMBOL_TYPES = [np.dtype(t) for t in (np.int32, np.uint8, np.uint16, np.uint32, np.uint64)]
 PIPELINES = [
@@ -358,4 +373,5 @@ NATIVE: dict[str, Callable[[bytes], None]] = {
 }  # fmt: skip
 PYTHON: dict[str, Callable[[bytes], None]] = {
     "stages": stages, "blocks": blocks, "patch": patch, "archive": archive, "sealed": sealed,
+    "update": wire.update, "downlink": wire.downlink,
 }  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 
 import nearzip as nz
 from nearzip import errors
+from nearzip.coding import Codings
 from nearzip.store import Policy
 from nearzip.store.policy import parse_policy
 from store.helpers import history, memory_url, network, same, updated
@@ -136,8 +137,8 @@ def test_bounds_by_tensor():
 
 def test_a_plan_for_one_version():
     class Plan:
-        def assignments(self, names):
-            return {name: (nz.recipes.recipe_type("nearzip").from_options(None), nz.Absolute(0.1)) for name in names}
+        def codings_for(self, names):
+            return Codings.of("nearzip", "abs:0.1")
 
     store = nz.Store(memory_url(), create=True)
     store.commit(network(), plan=Plan())
@@ -275,7 +276,7 @@ def test_settings_can_be_changed_later():
 
 def test_numbers_and_times_in_settings_are_not_rounded():
     store = nz.Store(memory_url(), create=True, bound=nz.Absolute(0.1234567890123))
-    assert store.settings.codec([]).default.bound == nz.Absolute(0.1234567890123)
+    assert store.settings.codings().default.bound == nz.Absolute(0.1234567890123)
 
 
 @pytest.mark.parametrize("arguments", [

@@ -166,7 +166,7 @@ def test_nginx_that_wants_a_password(store, tmp_path):
         tmp_path / "store", tmp_path / "nginx", f"auth_basic x; auth_basic_user_file {tmp_path / 'users'};"
     ) as url:
         (tmp_path / "users").chmod(0o644)
-        with pytest.raises(errors.Error, match="the host answers 401"):
+        with pytest.raises(errors.Error, match="the host returned status 401"):
             nz.pull(url, tmp_path / "m.npz")
         private = url.replace("http://", "http://me:secret%20word@")
         assert nz.pull(private, tmp_path / "m.npz").version == 6
@@ -200,7 +200,7 @@ def test_headers_and_query_are_sent_to_the_host_alone(store, host, tmp_path):
 def test_buckets_that_say_forbidden_for_what_is_not_there(store, host, tmp_path):
     host.missing_is = 403
     assert nz.pull(host.url, tmp_path / "m.npz").version == 6
-    with pytest.raises(errors.Error, match="answers 403"):
+    with pytest.raises(errors.Error, match="returned status 403"):
         nz.Store(f"{host.url}/elsewhere")
 
 

@@ -110,7 +110,7 @@ def test_one_pull_tries_again_by_itself(store, host, tmp_path, monkeypatch):
     host.answers[f"objects/{name}"] = busy_at_first
     assert nz.pull(host.url, tmp_path / "m.npz").version == 3
     answers["left"] = 10**6
-    with pytest.raises(errors.Error, match="the host answers 503"):
+    with pytest.raises(errors.Error, match="the host returned status 503"):
         nz.pull(host.url, tmp_path / "other.npz")
     assert answers["left"] == 10**6 - 5
 

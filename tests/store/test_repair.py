@@ -306,3 +306,20 @@ def test_a_base_beyond_the_newest_version(tmp_path, number, base):
     assert all(same(again.checkout(i), VERSIONS[i]) for i in range(number))
     new = again.commit(VERSIONS[3])
     assert same(nz.Store(tmp_path).checkout(new), VERSIONS[3])
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"bound": "abs:1e-3"}, {"bound": "upd:0.1:tensor"}, {"options": {"step": 0.01}}, {},
+     {"method": "delta-dnn", "options": {"eps": 0.01}}, {"method": "delta-dnn", "bound": "pwrel:0.01"}],
+)  # fmt: skip
+def test_lost_settings_are_those_of_the_newest_version(tmp_path, how):
+    store = nz.Store(tmp_path, create=True, policy="forward", **how)
+    for version in VERSIONS[:2]:
+        store.commit(version)
+    codings = store.settings.codings()
+    (tmp_path / "nearzip-store").write_bytes(b"damaged")
+    nz.Store.repair(tmp_path)
+    repaired = nz.Store(tmp_path)
+    assert repaired.settings.codings() == codings
+    assert repaired.commit(VERSIONS[2]) == 2

@@ -15,7 +15,7 @@ import pytest
 import nearzip as nz
 from nearzip import errors
 from nearzip.cli import cli
-from nearzip.recipes import recipe_type
+from nearzip.coding import Codings
 from nearzip.report import write_report
 from nearzip.report.facts import gather
 from nearzip.report.svg import Series, lines
@@ -217,9 +217,9 @@ def test_errors_of_versions_that_were_committed_under_a_plan(tmp_path, recoded):
     """The promise is that under which the tensor was committed, not the store's; re-encoding keeps it."""
 
     class Plan:
-        def assignments(self, names):
+        def codings_for(self, names):
             chosen = {"weight": nz.Absolute(0.01), "bias": nz.Rms(0.1)}
-            return {name: (recipe_type("nearzip")(), chosen.get(name, nz.Lossless())) for name in names}
+            return Codings.of("nearzip", {"*": nz.Lossless(), **chosen}).for_tensors(names)
 
     store = nz.Store(tmp_path / "store", create=True, policy="forward")
     versions = history(4, 4000)

@@ -200,8 +200,8 @@ def measure(case: Case, find: Callable[[], nz.Plan], apply: Callable[..., nz.Arc
         "stated_loss": plan.losses[case.metric],
         "measured_again": loss_of(case.evaluate, case.new, restored),
         "loss_on_unseen_data": loss_of(case.evaluate_unseen, case.new, restored),
-        "setting": str(plan.chosen.assignment),
-        "trials": [[str(t.assignment.default), t.n_bytes, round(t.usage, 4)] for t in plan.trials],
+        "setting": str(plan.chosen.codings),
+        "trials": [[str(t.codings.default), t.n_bytes, round(t.usage, 4)] for t in plan.trials],
         "seconds": round(seconds, 2),
     }
 

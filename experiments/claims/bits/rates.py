@@ -28,7 +28,8 @@ from experiments.lab.peers import running
 from experiments.lab.peers.nnc import NncodecPeer
 from experiments.lab.traces import Tensors
 from nearzip.archive import write_archive
-from nearzip.recipes import Setting, Settings, by_size
+from nearzip.coding import Coding, Codings
+from nearzip.recipes import by_size
 from nearzip.recipes.nearzip import Nearzip
 from nearzip.tensors import Array, Checkpoint
 
@@ -56,12 +57,12 @@ class Rule:
     vectors: float = 1.0
     law: Mapping[str, float] = field(default_factory=dict)
 
-    def settings(self, tensors: Tensors, step: float) -> Settings:
-        def setting(own: float) -> Setting:
-            return Setting.of(Nearzip(own, **self.options))
+    def codings(self, tensors: Tensors, step: float) -> Codings:
+        def coding(own: float) -> Coding:
+            return Coding.of(Nearzip(own, **self.options))
 
         finer = [n for n, w in tensors.items() if w.ndim < 2 and w.dtype.kind == "f"] if self.vectors > 1 else []
-        return Settings(setting(step), dict.fromkeys(finer, setting(step / self.vectors)))
+        return Codings(coding(step), dict.fromkeys(finer, coding(step / self.vectors)))
 
 
 #: One step for all, unless said otherwise.
@@ -102,7 +103,7 @@ def coded(rule: Rule, pair: traces.Pair, step: float) -> tuple[int, Tensors]:
     source, base, stream = Checkpoint.of(pair.new), Checkpoint.of(pair.old), io.BytesIO()
     restored: dict[str, Array] = {}
     with changed(by_size, rule.law):
-        write_archive(source, base, rule.settings(pair.new, step), stream, restored.__setitem__, 1)
+        write_archive(source, base, rule.codings(pair.new, step), stream, restored.__setitem__, 1)
     return len(stream.getvalue()), restored
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from experiments.docs.markdown import Row, commits
+from experiments.docs.papers import deepsz_seeds
 from experiments.docs.papers.deepsz_tables import (
     TABLE_3,
     TITLES,
@@ -107,7 +108,7 @@ def _times(networks: list[Row]) -> dict[str, str]:
     }
 
 
-def context(result: Row) -> Row:
+def context(result: Row, seeds: Row, more: Row) -> Row:
     """Figures of the page."""
     networks, m = result["networks"], result["machine"]
     measured = commits(*sorted({c for row in networks for c in (row["commit"], row["times"]["commit"])}))
@@ -123,5 +124,6 @@ def context(result: Row) -> Row:
         "pruning_or_bounds": "\n".join(_pruning_or_bounds(network) for network in networks),
         "sz_against_zfp": _sz_against_zfp(networks), "zstd_smallest": _zstd_smallest(networks),
         "linearity": _linearity(networks), "times": _times(networks),
-        **{of.__name__: of(networks) for of in tables},
+        **{of.__name__: of(networks) for of in tables}, "seeds": deepsz_seeds.context(seeds),
+        "more": deepsz_seeds.more(more),
     }  # fmt: skip

@@ -6,6 +6,7 @@ import functools
 import statistics
 
 from experiments.docs.markdown import Row, commits, span, table
+from experiments.lab.algorithm_1 import choose
 
 #: The paper's Table 1: size in MB; ratios of LZMA, Zstd, SZ and Delta-DNN with the bounds chosen, in percent;
 #: accuracies of the original, SZ and Delta-DNN, in percent.
@@ -33,8 +34,14 @@ def _with_bound(ratio: float, percent: float) -> str:
     return f"{ratio:.3f} ({percent:g} %)"
 
 
+def percent_change(point: Row) -> float:
+    """Change of accuracy in percent of the original's, as in the brackets of the paper's tables."""
+    change: float = point["accuracy_change"]
+    return 100 * change / (float(point["accuracy"]) - change)
+
+
 def _accuracy(point: Row) -> str:
-    return f"{100 * point['accuracy']:.2f} % ({100 * point['accuracy_change']:+.2f})"
+    return f"{100 * point['accuracy']:.2f} % ({percent_change(point):+.2f} %)"
 
 
 def _ours(row: Row) -> list[str]:
@@ -48,9 +55,9 @@ def _ours(row: Row) -> list[str]:
 def _theirs(figures: tuple[float, ...]) -> list[str]:
     lzma, zstd, sz, sz_eps, delta, eps, original, sz_accuracy, accuracy = figures
     cells = [f"{lzma:.3f}", f"{zstd:.3f}", _with_bound(sz, sz_eps), _with_bound(delta, eps), "", "", ""]
-    change, sz_change = accuracy - original, sz_accuracy - original
-    return [*cells, f"{original:.2f} %", f"{sz_accuracy:.2f} % ({sz_change:+.2f})",
-            f"{accuracy:.2f} % ({change:+.2f})", ""]  # fmt: skip
+    change, sz_change = (100 * (after / original - 1) for after in (accuracy, sz_accuracy))
+    return [*cells, f"{original:.2f} %", f"{sz_accuracy:.2f} % ({sz_change:+.2f} %)",
+            f"{accuracy:.2f} % ({change:+.2f} %)", ""]  # fmt: skip
 
 
 def table_1(networks: dict[str, Row]) -> str:
@@ -58,13 +65,6 @@ def table_1(networks: dict[str, Row]) -> str:
     rows = [[name, f"{row['bytes'] / 1e6:.1f} MB", *_ours(row)] for name, row in networks.items()]
     rows += [[f"*{name} (paper)*", f"{figures[0]} MB", *_theirs(figures[1:])] for name, figures in TABLE_1.items()]
     return table(["network", "size", *_HEAD], rows)
-
-
-def table_2(epochs: dict[str, Row]) -> str:
-    """The last epochs of a VGG whose accuracy improved."""
-    rows = [[epoch, *_ours(row)] for epoch, row in epochs.items()]
-    rows += [[f"*{epoch} (paper)*", *_theirs(figures)] for epoch, figures in TABLE_2.items()]
-    return table(["epoch", *_HEAD], rows)
 
 
 #: A relative ratio so many times the paper's largest is called far above it.
@@ -120,9 +120,15 @@ def sz_by_bound(causes: dict[str, Row]) -> str:
 
 
 def _noise(again: Row) -> float:
-    """Largest standard error of a change of accuracy, where no more than the changed predictions can change it."""
-    error: float = (again["changed"] / again["predictions"]) ** 0.5
+    """Largest standard error of a change of accuracy, where no more than the changed predictions can change it; in
+    percent of the original's accuracy, as all changes here."""
+    error: float = 100 * (again["changed"] / again["predictions"]) ** 0.5 / again["accuracy"]
     return error
+
+
+def _change(again: Row, key: str) -> float:
+    change: float = 100 * again["changes"][key] / again["accuracy"]
+    return change
 
 
 def accuracy_again(networks: dict[str, Row], causes: dict[str, Row]) -> str:
@@ -130,9 +136,9 @@ def accuracy_again(networks: dict[str, Row], causes: dict[str, Row]) -> str:
     rows = []
     for name, row in networks.items():
         again = causes[name]["again"]
-        changes = [again["changes"][key] for key in ("sz", "relative", "absolute", "old", "mean")]
-        rows.append([name, f"{100 * (_relative(row)['accuracy_change']):+.2f}", f"{100 * again['accuracy']:.2f} %",
-                     *(f"{100 * change:+.2f}" for change in changes), f"{100 * _noise(again):.2f}"])  # fmt: skip
+        changes = [_change(again, key) for key in ("sz", "relative", "absolute", "old", "mean")]
+        rows.append([name, f"{percent_change(_relative(row)):+.2f}", f"{100 * again['accuracy']:.2f} %",
+                     *(f"{change:+.2f}" for change in changes), f"{_noise(again):.2f}"])  # fmt: skip
     head = ["network", "Table 1's Δ-DNN relative", "original", "SZ", "Δ-DNN relative", "Δ-DNN absolute",
             "the old version", "mean of both versions", "standard error, at most"]  # fmt: skip
     return table(head, rows)
@@ -154,9 +160,8 @@ def _no_predictors(causes: dict[str, Row]) -> str:
 
 
 def _gain(name: str, causes: dict[str, Row]) -> Row:
-    """Changes in points of Delta-DNN, relative, and of the mean of both versions."""
-    changes = causes[name]["again"]["changes"]
-    return {"name": name, **{key: f"{100 * changes[key]:+.2f}" for key in ("relative", "mean")}}
+    """Changes of Delta-DNN, relative, and of the mean of both versions."""
+    return {"name": name, **{key: f"{_change(causes[name]['again'], key):+.2f}" for key in ("relative", "mean")}}
 
 
 def _predictors_share(causes: dict[str, Row]) -> str:
@@ -172,18 +177,33 @@ def _predictors_share(causes: dict[str, Row]) -> str:
 
 
 def _over(causes: dict[str, Row], key: str, theta: float) -> str:
-    """`2 of 9`: where more than theta, in points, is lost."""
-    return f"{sum(-100 * cause['again']['changes'][key] > theta for cause in causes.values())} of {len(causes)}"
+    """`2 of 9`: where more than theta is lost."""
+    return f"{sum(-_change(cause['again'], key) > theta for cause in causes.values())} of {len(causes)}"
 
 
 def _within_noise(causes: dict[str, Row], key: str) -> str:
     """`7 of 9`: on how many networks a change of accuracy is within a standard error."""
     found = [cause["again"] for cause in causes.values()]
-    return f"{sum(again['changes'][key] <= _noise(again) for again in found)} of {len(found)}"
+    return f"{sum(_change(again, key) <= _noise(again) for again in found)} of {len(found)}"
 
 
 def _largest_gain(networks: dict[str, Row]) -> tuple[str, Row]:
-    return max(networks.items(), key=lambda item: float(_relative(item[1])["accuracy_change"]))
+    return max(networks.items(), key=lambda item: percent_change(_relative(item[1])))
+
+
+def in_points(networks: dict[str, Row], rule: Row) -> str:
+    """The choices of Table 1 that would be others if theta and the score counted points: `name, what: from to to`."""
+    found = []
+    for name, row in networks.items():
+        for what, points in row["sweeps"].items():
+            by_eps = {point["eps"]: point for point in points}
+            paper = [point for eps, point in by_eps.items() if eps > 5 * rule["lambda"]]
+            chosen, other = (choose(paper, by_eps[rule["lambda"]], phi) for phi in ("relative", "points"))
+            if chosen["eps"] != other["eps"]:
+                found.append(f"{name}, {what}: {other['ratio']:.1f} at {100 * other['eps']:g} %, not "
+                             f"{chosen['ratio']:.1f} at {100 * chosen['eps']:g} %")  # fmt: skip
+    n = sum(len(row["sweeps"]) for row in networks.values())
+    return f"{len(found)} of the {n} choices would differ" + (f" ({'; '.join(found)})" if found else "")
 
 
 def figure_1(networks: dict[str, Row]) -> str:
@@ -208,10 +228,12 @@ def figure_5(networks: dict[str, Row]) -> str:
 
 
 def _commits(result: Row) -> str:
-    found = {part: commits(commit) for part, commit in result["commits"].items()}
-    if len(set(found.values())) < 2:
-        return f"commit {commits(result['commit'])}"
-    return f"commit {found['networks']}, Table 2 of {found['epochs']}, causes of differences of {found['causes']}"
+    rows = result["networks"].values()
+    measured = commits(*(row.get("commit", result["commit"]) for row in rows))
+    choices = dict.fromkeys(row["choices"] for row in rows if "choices" in row)
+    return f"commit {measured}" + (
+        f", choices of bounds and causes of differences of {commits(*choices)}" if choices else ""
+    )
 
 
 def context(result: Row) -> Row:
@@ -226,7 +248,7 @@ def context(result: Row) -> Row:
         "held_out_percent": f"{100 * result['held_out_share']:g}",
         "theta": theta, "alpha": rule["alpha"], "beta": rule["beta"],
         "fallback_percent": f"{100 * rule['lambda']:g}",
-        "table_1": table_1(networks), "table_2": table_2(result["epochs"]),
+        "table_1": table_1(networks),
         "figure_1": figure_1(networks), "figure_5": figure_5(networks),
         "n_networks": len(networks), "n_near": len(near), "n_far": len(far), "far": _named(far),
         "near_ratios": span(_relative(row)["ratio"] for row in near.values()),
@@ -236,7 +258,8 @@ def context(result: Row) -> Row:
         "paper_sz_ratios": span(_paper_ratios(3)), "sz_bounds": _percents(networks),
         "predictors_share": _predictors_share(causes), "without_predictors": _no_predictors(causes),
         "sz_by_bound": sz_by_bound(causes),
-        "largest_gain": f"{100 * _relative(gain)['accuracy_change']:+.2f}", "gain_name": gain_name,
+        "largest_gain": f"{percent_change(_relative(gain)):+.2f}", "gain_name": gain_name,
+        "in_points": in_points(networks, rule),
         "gain": _gain(gain_name, causes),
         "other_gain": _gain("vgg-small late", causes),
         "accuracy_again": accuracy_again(networks, causes),

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from experiments.docs.markdown import Row
+from experiments.docs.papers.delta_dnn import percent_change
 
 
 def draw_likeness(result: Row) -> Figure:
@@ -28,26 +29,26 @@ def draw_likeness(result: Row) -> Figure:
 
 
 _MODES = {"relative": ("#30638e", "o"), "absolute": ("#d1495b", "s")}
-#: Panels show changes of accuracy, in points, between these; what lies below is drawn on the edge.
-_POINTS = (-2.0, 1.5)
+#: Panels show changes of accuracy, in percent of the original's, between these; what lies below is drawn on the edge.
+_PERCENT = (-2.5, 2.0)
 
 
 def draw_accuracy(result: Row) -> Figure:
     """Figure 3: change of accuracy over the error bound, a panel for each network."""
     figure, panels = _panels(result["networks"])
-    low, high = _POINTS
+    low, high = _PERCENT
     for axes, row in zip(panels.flat, result["networks"].values(), strict=False):
         for mode, (colour, mark) in _MODES.items():
             eps = [100 * point["eps"] for point in row["sweeps"][mode]]
-            changes = [100 * point["accuracy_change"] for point in row["sweeps"][mode]]
+            changes = [percent_change(point) for point in row["sweeps"][mode]]
             inside = [min(max(change, low), high) for change in changes]
             axes.plot(eps, inside, marker=mark, markersize=3.5, linewidth=1.2, color=colour, label=f"{mode} reading")
             off = [(x, low) for x, change in zip(eps, changes, strict=True) if change < low]
             if off:
                 axes.plot(*zip(*off, strict=True), linestyle="", marker="v", markersize=6, color=colour, clip_on=False)
         axes.axhline(-result["rule"]["theta_percent"], color="#888888", linewidth=0.9, linestyle=":")
-        axes.set(ylim=_POINTS)
-    figure.supylabel("change of accuracy, points")
+        axes.set(ylim=_PERCENT)
+    figure.supylabel("change of accuracy, % of the original's")
     return figure
 
 

@@ -11,13 +11,14 @@ from functools import partial
 
 from torch import nn
 
-from experiments.lab.networks.branched import googlenet, shufflenet_v2
+from experiments.lab.networks.branched import googlenet, shufflenet_v2, shufflenet_v2_2x
 from experiments.lab.networks.inverted import efficientnet_b0, mobilenet_v2
 from experiments.lab.networks.plain import (
     alexnet,
     lenet_5,
     lenet_300_100,
     mobilenet_small,
+    strided_plain,
     strided_small,
     vgg_16,
     vgg_small,
@@ -32,6 +33,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet-20": resnet_20,
     "mobilenet-small": mobilenet_small,
     "strided-small": strided_small,
+    "strided-plain": strided_plain,
     "transformer": Transformer,
     "transformer-small": partial(Transformer, width=96, layers=3),
     "alexnet": alexnet,
@@ -42,6 +44,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "googlenet": googlenet,
     "mobilenet-v2": mobilenet_v2,
     "shufflenet-v2": shufflenet_v2,
+    "shufflenet-v2-2x": shufflenet_v2_2x,
     "efficientnet-b0": efficientnet_b0,
 }
 

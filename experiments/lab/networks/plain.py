@@ -56,6 +56,18 @@ def strided_small() -> nn.Module:
     )  # fmt: skip
 
 
+def strided_plain() -> nn.Module:
+    """`strided_small` without batch norm, with biases in its place."""
+
+    def conv(n_in: int, n_out: int) -> list[nn.Module]:
+        return [nn.Conv2d(n_in, n_out, 3, 2, 1), nn.ReLU(inplace=True)]
+
+    return nn.Sequential(
+        *conv(3, 32), *conv(32, 64), *conv(64, 128),
+        nn.Flatten(), nn.Linear(2048, 128), nn.ReLU(), nn.Linear(128, 10),
+    )  # fmt: skip
+
+
 def vgg_16() -> nn.Module:
     """Simonyan and Zisserman 2015, configuration D with batch norm and one linear layer, as the papers have it."""
     layers: list[nn.Module] = []

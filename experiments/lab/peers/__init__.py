@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from experiments.lab.peers.base import Peer, Setting, Tensors
+from experiments.lab.peers.checkpoints import LcPackagePeer
 from experiments.lab.peers.excp import ExcpPeer
 from experiments.lab.peers.general import Blosc2Peer, GzipPeer, LzmaPeer, OpenzlPeer, PcodecPeer, ZstdPeer
 from experiments.lab.peers.models import Z4aiPeer, ZipnnPeer
 from experiments.lab.peers.nnc import NncodecPeer, NncodecTrellisPeer
 from experiments.lab.peers.ours import (
     BloscMethodPeer,
+    DeepReducePeer,
     DeltaDnnPeer,
     DeltaDnnRelativePeer,
     GzipMethodPeer,
@@ -22,6 +24,7 @@ from experiments.lab.peers.ours import (
     QdCompressorPeer,
     QsgdPeer,
     SbcPeer,
+    SkCompressPeer,
     StcPeer,
     Sz3MethodPeer,
     TopKPeer,
@@ -46,6 +49,8 @@ METHODS: tuple[type[Peer], ...] = (
     TopKPeer,
     StcPeer,
     SbcPeer,
+    SkCompressPeer,
+    DeepReducePeer,
     QsgdPeer,
     Sz3MethodPeer,
     ZfpMethodPeer,
@@ -66,6 +71,7 @@ PEERS: tuple[type[Peer], ...] = (
     Sz3Peer,
     ZfpPeer,
     ExcpPeer,
+    LcPackagePeer,
     Z4aiPeer,
     ZipnnPeer,
     PcodecPeer,

@@ -150,6 +150,18 @@ class SbcPeer(TopKPeer):
     method = "sbc"
 
 
+class SkCompressPeer(TopKPeer):
+    name = "skcompress"
+    method = "skcompress"
+
+
+class DeepReducePeer(TopKPeer):
+    """Bloom filter with policy P0, values by QSGD."""
+
+    name = "deepreduce"
+    method = "deepreduce"
+
+
 class QsgdPeer(_Optioned):
     """Changes rounded at random to levels of their bucket's norm."""
 

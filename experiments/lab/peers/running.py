@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -34,7 +33,7 @@ class CachedEvaluator:
     def evaluator(self) -> evaluate.Evaluator:
         return evaluate.Evaluator(self.network, self.new, evaluate.held_out(self.network, self.data, self.share))
 
-    def __call__(self, restored: Tensors) -> dict[str, float]:
+    def __call__(self, restored: Tensors) -> dict[str, Any]:
         key = hashlib.sha256(repr((self.network, self.share, torch.__version__)).encode())
         for tensors in (self.new, restored):
             for name in self.new:
@@ -42,8 +41,8 @@ class CachedEvaluator:
         path = cache_folder() / "judged" / f"{key.hexdigest()}.json"
         if self.fresh or not path.is_file():
             path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(dataclasses.asdict(self.evaluator.compare(restored))))
-        found: dict[str, float] = json.loads(path.read_text())
+            path.write_text(json.dumps(self.evaluator.compare(restored).to_json(), allow_nan=False))
+        found: dict[str, Any] = json.loads(path.read_text())
         return found
 
 
@@ -85,7 +84,7 @@ def restored(folder: Path, i: int) -> Tensors:
     return dict(np.load(folder / f"{i}.npz"))
 
 
-def _point(raw: dict[str, Any], found: dict[str, Any], fidelity: dict[str, float], n: int) -> dict[str, Any]:
+def _point(raw: dict[str, Any], found: dict[str, Any], fidelity: dict[str, Any], n: int) -> dict[str, Any]:
     return {
         "setting": raw["setting"],
         "bytes": raw["bytes"],

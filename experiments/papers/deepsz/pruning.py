@@ -212,13 +212,13 @@ def retrained(
     inside = {name for name, _ in tail.named_parameters()}
     held = Hold(*(tuple(name for name in names if name in inside) for names in (hold.zeros, hold.shared, hold.frozen)))
     torch.manual_seed(seed)
-    with _dropping(tail, dropout):
+    with dropping(tail, dropout):
         finetune(tail, trainer(seen, rate, epochs, seed), held, epochs=epochs)
     return arrays(module)
 
 
 @contextlib.contextmanager
-def _dropping(module: nn.Module, share: float) -> Iterator[None]:
+def dropping(module: nn.Module, share: float) -> Iterator[None]:
     """Hidden values are dropped as they leave a ReLU."""
     hooks = [
         part.register_forward_hook(lambda _module, _inputs, output: functional.dropout(output, share))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import nearzip as nz
 from experiments.papers.deepsz.case import Case, Row, at_bounds, compressed, layer_bytes, measured
 from experiments.papers.deepsz.pruning import Correct, Tensors, paired
 from nearzip.budget.deepsz.assess import DISTORTION
 from nearzip.budget.deepsz.knapsack import Option, best_accuracy
+from nearzip.coding import Codings
 
 #: Allowed loss of the original's accuracy, the paper's expected loss: a share of 1.
 MAX_LOSS = 0.002
@@ -50,7 +50,7 @@ def tuned(case: Case, pruned: Tensors, method: str, max_loss: float = MAX_LOSS, 
     plan = search(case, pruned, method, evaluate, budget)
     archive = nz.compress(case.tail(pruned), plan=plan, threads=1)
     return {
-        "method": method, "room": budget, "evaluations": len(plan.trials), "bounds": bounds_of(plan.chosen.assignment),
+        "method": method, "room": budget, "evaluations": len(plan.trials), "bounds": bounds_of(plan.chosen.codings),
         "combined": sum(trial.stage == "combined" for trial in plan.trials),
         "trials": trials_of(plan), **measured(case, archive, pruned),
     }  # fmt: skip
@@ -73,9 +73,9 @@ def search(case: Case, pruned: Tensors, method: str, evaluate: Evaluate, budget:
     )  # fmt: skip
 
 
-def bounds_of(assignment: Any) -> dict[str, float]:
+def bounds_of(codings: Codings) -> dict[str, float]:
     """Layers' bounds; 0 is exact."""
-    return {name: float(getattr(choice.bound, "value", 0.0)) for name, choice in assignment.by_name.items()}
+    return {name: float(getattr(coding.bound, "value", 0.0)) for name, coding in codings.by_name.items()}
 
 
 def trials_of(plan: nz.Plan) -> list[Row]:
@@ -83,7 +83,7 @@ def trials_of(plan: nz.Plan) -> list[Row]:
     rows = []
     for trial in plan.trials:
         if trial.stage == "assess":
-            [(layer, bound)] = bounds_of(trial.assignment).items()
+            [(layer, bound)] = bounds_of(trial.codings).items()
             rows.append({"layer": layer, "bound": bound, "loss": trial.losses["accuracy"],
                          "careful_loss": trial.losses["careful"]})  # fmt: skip
     return rows
@@ -99,7 +99,7 @@ def zero_loss(case: Case, pruned: Tensors) -> Row:
     """Nothing may be lost of the pruned network's accuracy on the held-out images."""
     plan = search(case, pruned, "deepsz", careful(case, pruned, 0.0), 0.0)
     archive = nz.compress(case.tail(pruned), plan=plan, threads=1)
-    return {"method": "deepsz", "bounds": bounds_of(plan.chosen.assignment), **measured(case, archive, pruned)}
+    return {"method": "deepsz", "bounds": bounds_of(plan.chosen.codings), **measured(case, archive, pruned)}
 
 
 def expected_ratio(case: Case, tensors: Tensors, trials: list[Row]) -> Row:

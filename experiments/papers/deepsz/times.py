@@ -30,7 +30,7 @@ def times(case: Case, images: Any) -> Row:
     pruning.features(case.subject, tensors, images.train)
     for method in METHODS:
         seconds[method], plan = _timed(lambda method=method: search(case, tensors, method, evaluator, budget))  # type: ignore[misc]
-        bounds = {name: bound.value for name in case.names if hasattr(bound := plan.choices[name].bound, "value")}
+        bounds = {name: bound.value for name in case.names if hasattr(bound := plan.codings[name].bound, "value")}
         archives[method] = compressed(method, tensors, bounds)
     others: Mapping[str, Callable[[], Any]] = {
         "deep-compression": lambda: deepsz_others.shared(case, tensors, images, 5, deepsz_others.EPOCHS),

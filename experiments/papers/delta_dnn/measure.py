@@ -1,8 +1,7 @@
-"""Delta-DNN's Figures 1, 3, 4 and 5 and Tables 1 and 2 on the networks that were trained here, in both readings.
+"""Delta-DNN's Figures 1, 3, 4 and 5 and Table 1 on the networks that were trained here, in both readings.
 
-The networks are those of the quick set and of the shared traces; Table 2 takes the epochs of the `chains` trace of
-`vgg-small` whose accuracy improved, as the paper's section 5.2 does. `docs/papers/delta-dnn.md` is made from the result
-by `bench docs`.
+The networks are those of the quick set and of the shared traces. `docs/papers/delta-dnn.md` is made from the result by
+`bench docs`; what needs a whole training (Tables 2 and 3, Figures 8 and 9) is `bench papers`.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from __future__ import annotations
 import argparse
 import lzma
 import math
-import sys
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +18,10 @@ import torch
 import zstandard
 
 import nearzip as nz
-from experiments.lab import evaluate, record, trace_sets, traces
+from experiments.lab import evaluate, record, traces
+from experiments.lab.algorithm_1 import ALPHA, BETA, LAMBDA, THETA, Point, choose
 from experiments.lab.differences import integers
+from experiments.lab.sz_floats import sz_each, sz_pointwise
 from experiments.lab.traces import Tensors
 
 #: The paper's candidates, and bounds that suit updates as small as these: in the absolute reading 1 % is more than most
@@ -31,76 +30,12 @@ PAPER_EPS = tuple(k / 100 for k in range(1, 11))
 FINE_EPS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
 MODES = ("absolute", "relative")
 BACKENDS = ("rle+lzma", "rle+zstd", "lzma", "zstd")
-THETA, ALPHA, BETA, LAMBDA = 0.2, 0.5, 0.5, 1e-3
-Point = dict[str, Any]
-
-
-#: Of SZ3: with its predictors, and without.
-_SZ = ("INTERP_LORENZO", "NOPRED")
-
-
-def _sz_logs(logs: np.ndarray, eps: float, algorithm: str) -> tuple[int, np.ndarray]:
-    """Bytes of logarithms under bound log(1 + eps), and what comes back."""
-    from pysz import sz, szAlgorithm, szConfig, szErrorBoundMode
-
-    config = szConfig((logs.size,))
-    config.errorBoundMode, config.absErrorBound = szErrorBoundMode.ABS, float(np.log1p(eps))
-    config.cmprAlgo = getattr(szAlgorithm, algorithm)
-    packed, _ = sz.compress(logs, config)
-    return packed.nbytes, sz.decompress(packed.copy(), np.float32, (logs.size,))[0]
-
-
-def _float_values(tensors: Tensors) -> np.ndarray:
-    return np.concatenate([w.reshape(-1) for w in tensors.values() if w.dtype == np.float32])
-
-
-def _with_floats(tensors: Tensors, flat: np.ndarray) -> Tensors:
-    """The tensors with other float32 values."""
-    found, at = {}, 0
-    for name, w in tensors.items():
-        if w.dtype == np.float32:
-            found[name] = flat[at : at + w.size].reshape(w.shape)
-            at += w.size
-        else:
-            found[name] = w
-    return found
-
-
-def sz_each(tensors: Tensors, eps: float) -> dict[str, tuple[int, Tensors]]:
-    """SZ on raw floats as the paper runs it, without a base: SZ3 on log|x| with bound log(1 + eps), as SZ does for
-    pointwise relative bounds; signs and zeros apart. Bytes, and what comes back, by SZ3's algorithm."""
-    flat = _float_values(tensors)
-    logs = np.log(np.maximum(np.abs(flat), np.finfo(np.float32).tiny)).astype(np.float32)
-    signs = zstandard.compress(np.packbits(np.signbit(flat)).tobytes() + np.packbits(flat == 0).tobytes())
-    found = {}
-    for algorithm in _SZ:
-        n_bytes, back = _sz_logs(logs, eps, algorithm)
-        found[algorithm] = (
-            n_bytes + len(signs), _with_floats(tensors, (np.sign(flat) * np.exp(back)).astype(np.float32))
-        )  # fmt: skip
-    return found
-
-
-def sz_pointwise(tensors: Tensors, eps: float) -> tuple[int, Tensors]:
-    """The smaller of SZ's two: bytes, and what comes back."""
-    return min(sz_each(tensors, eps).values(), key=lambda found: found[0])
 
 
 def mean_of(old: Tensors, new: Tensors) -> Tensors:
     """Half way from one version to the other; what is no floating-point number as in the newer."""
     return {name: ((old[name].astype(np.float64) + w) / 2).astype(w.dtype) if w.dtype.kind == "f" else w
             for name, w in new.items()}  # fmt: skip
-
-
-def choose(points: Sequence[Point], fallback: Point) -> Point:
-    """Algorithm 1 on points already measured: of those whose loss is below theta the best score, Phi = -loss in percent
-    so that a loss lowers it; the fallback at lambda if none is."""
-    best, best_score = fallback, 0.0
-    for point in points:
-        score = ALPHA * 100 * point["accuracy_change"] + BETA * point["ratio"]
-        if -100 * point["accuracy_change"] < THETA and score > best_score:
-            best, best_score = point, score
-    return best
 
 
 class Subject:
@@ -119,7 +54,7 @@ class Subject:
             "ratio": self.n_bytes / n_bytes,
             "accuracy": found.accuracy,
             "accuracy_change": found.accuracy_change,
-            "kl": found.kl,
+            "kl": found.to_json()["kl"],
         }
 
     def delta(self, eps: float, mode: str, backend: str = "rle+lzma") -> nz.Archive:
@@ -166,19 +101,17 @@ class Subject:
     def row(self) -> dict[str, Any]:
         """A row of Table 1: every compressor with the bound that Algorithm 1 chooses from the paper's candidates."""
         sweeps = {mode: self.sweep(mode, FINE_EPS + PAPER_EPS) for mode in MODES}
-        chosen = {}
-        for mode, points in sweeps.items():
-            by_eps = {point["eps"]: point for point in points}
-            chosen[mode] = choose([by_eps[eps] for eps in PAPER_EPS], by_eps[LAMBDA])
-            chosen[mode]["nearzip_ratio"] = self.ours(chosen[mode]["eps"], mode)
+        chosen = {mode: dict(_chosen(points)) for mode, points in sweeps.items()}
+        for mode, point in chosen.items():
+            point["nearzip_ratio"] = self.ours(point["eps"], mode)
         sz = self.sz((LAMBDA, *PAPER_EPS))
         return {
             "bytes": self.n_bytes,
             "accuracy": self.evaluator.accuracy,
             "lossless": self.lossless(),
-            "sz": choose(sz[1:], sz[0]),
+            "sz": _chosen(sz),
             "delta_dnn": chosen,
-            "sweeps": sweeps,
+            "sweeps": {**sweeps, "sz": sz},
         }
 
 
@@ -223,86 +156,81 @@ def again(network: str, old: Tensors, new: Tensors, held_out: evaluate.HeldOut, 
     }
 
 
-def causes(where: Path, data: Path, share: float, rows: dict[str, Any]) -> dict[str, Any]:
-    """For each row of Table 1, the measurements that explain why it differs from the paper's."""
-    found = {}
-    for name, row in rows.items():
-        pair = traces.load_pair(name, where)
-        eps = {"sz": row["sz"]["eps"]} | {mode: row["delta_dnn"][mode]["eps"] for mode in MODES}
-        found[name] = {
-            "moved": moved(pair.old, pair.new),
-            "still": {mode: float((integers(pair.old, pair.new, eps[mode], mode) == 0).mean()) for mode in MODES},
-            "sz": sz_sizes(pair.new),
-            "again": again(pair.network, pair.old, pair.new, rest_of(pair.network, data, share), eps),
-        }
-        print(name, {key: found[name][key] for key in ("moved", "still", "again")}, file=sys.stderr)
-    return found
+def causes(name: str, where: Path, data: Path, share: float, row: dict[str, Any]) -> dict[str, Any]:
+    """For a row of Table 1, the measurements that explain why it differs from the paper's."""
+    pair = traces.load_pair(name, where)
+    eps = {"sz": row["sz"]["eps"]} | {mode: row["delta_dnn"][mode]["eps"] for mode in MODES}
+    return {
+        "moved": moved(pair.old, pair.new),
+        "still": {mode: float((integers(pair.old, pair.new, eps[mode], mode) == 0).mean()) for mode in MODES},
+        "sz": sz_sizes(pair.new),
+        "again": again(pair.network, pair.old, pair.new, rest_of(pair.network, data, share), eps),
+        "commit": record.commit(),
+    }
 
 
-def improved(folder: Path, last: int = 5) -> list[tuple[Path, Path, int]]:
-    """Reference, target and epoch of the last epochs whose accuracy beat all before them; each against the improved one
-    before it."""
-    best, kept = -1.0, []
-    document = trace_sets.read(folder)
-    if document is None:
-        raise SystemExit(f"no trace in {folder}; run: python -m experiments traces --set chains")
-    for row in document["versions"]:
-        if row["test"]["accuracy"] > best:
-            best = row["test"]["accuracy"]
-            kept.append((folder / row["file"], row["epoch"]))
-    return [(a, b, epoch) for (a, _), (b, epoch) in pairwise(kept)][-last:]
+def network(name: str, where: Path, data: Path, share: float) -> dict[str, Any]:
+    """All of a pair of the shared traces or of the quick set, but the causes."""
+    pair = traces.load_pair(name, where)
+    subject = Subject(pair.network, pair.old, pair.new, data, share)
+    backends = {str(eps): subject.backends(eps) for eps in (0.1, LAMBDA)}
+    return {**subject.row(), "likeness": subject.likeness(), "backends": backends, "commit": record.commit()}
 
 
-def networks(where: Path, data: Path, share: float) -> dict[str, Any]:
-    """All but Table 2, of each pair of the shared traces and of the quick set."""
-    rows: dict[str, Any] = {}
-    for name in traces.pair_names():
-        pair = traces.load_pair(name, where)
-        subject = Subject(pair.network, pair.old, pair.new, data, share)
-        rows[name] = {**subject.row(), "likeness": subject.likeness(),
-                      "backends": {str(eps): subject.backends(eps) for eps in (0.1, LAMBDA)}}  # fmt: skip
-        print(name, rows[name]["delta_dnn"], file=sys.stderr)
-    return rows
+def choices(name: str, where: Path, data: Path, share: float, row: dict[str, Any]) -> dict[str, Any]:
+    """Algorithm 1 again, on a sweep that was measured before; SZ's sweep is measured, and nearzip at what is chosen."""
+    pair = traces.load_pair(name, where)
+    subject = Subject(pair.network, pair.old, pair.new, data, share)
+    sweeps = {**row["sweeps"], "sz": subject.sz((LAMBDA, *PAPER_EPS))}
+    found = {mode: _chosen(sweeps[mode]) for mode in MODES}
+    chosen = {mode: {**point, "nearzip_ratio": subject.ours(point["eps"], mode)} for mode, point in found.items()}
+    return {**row, "sweeps": sweeps, "sz": _chosen(sweeps["sz"]), "delta_dnn": chosen, "choices": record.commit()}
 
 
-def epochs(data: Path, share: float) -> dict[str, Any]:
-    """Table 2."""
-    rows: dict[str, Any] = {}
-    for older, newer, epoch in improved(trace_sets.traces_folder() / "chains" / "vgg-small"):
-        subject = Subject("vgg-small", traces.load_file(older), traces.load_file(newer), data, share)
-        rows[str(epoch)] = {key: value for key, value in subject.row().items() if key != "sweeps"}
-        print("epoch", epoch, file=sys.stderr)
-    return rows
+def _with_none(point: Point) -> Point:
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in point.items()}
 
 
-#: Parts in the order of measuring: the causes use the bounds chosen for the networks.
-_PARTS = ("networks", "epochs", "causes")
+def _chosen(points: Sequence[Point]) -> Point:
+    by_eps = {point["eps"]: point for point in points}
+    return choose([by_eps[eps] for eps in PAPER_EPS], by_eps[LAMBDA])
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench delta_dnn", description=__doc__)
     parser.add_argument("--data", help="folder with the data and, beside it, the traces (or NEARZIP_DATA)")
     parser.add_argument("--share", type=float, default=0.25, help="how much of the held-out data to use")
-    parser.add_argument("--only", choices=_PARTS, help="measure this part; the others stay as they were")
+    parser.add_argument("--pairs", nargs="+", choices=traces.pair_names(), default=traces.pair_names())
+    parser.add_argument("--choices", action="store_true", help="choose bounds from the sweeps that are there")
     options = parser.parse_args(arguments)
     where = traces.folder(options.data)
     if where is None:
         raise SystemExit("bench delta_dnn needs data and traces: --data DIR or NEARZIP_DATA")
     torch.set_num_threads(1)
-    data = where.parent / "data"
-    had = record.load("delta_dnn") if options.only else {}
-    parts = {part: had.get(part, {}) for part in _PARTS}
-    commits = had.get("commits", {part: had.get("commit") for part in parts})
-    measures = {
-        "networks": lambda: networks(where, data, options.share),
-        "epochs": lambda: epochs(data, options.share),
-        "causes": lambda: causes(where, data, options.share, parts["networks"]),
-    }
-    for part in [options.only] if options.only else _PARTS:
-        parts[part], commits[part] = measures[part](), record.commit()
+    given = (where, where.parent / "data", options.share)
+    for name in options.pairs:
+        row = choices(name, *given, _rows(record.load("delta_dnn"))[name]) if options.choices else network(name, *given)
+        cause = causes(name, *given, row)
+        # Read again: another process may have measured another pair.
+        had = record.load("delta_dnn")
+        rows, found = _rows(had), had.get("causes", {})
+        rows[name], found[name] = row, cause
+        _save({key: rows[key] for key in traces.pair_names() if key in rows}, found, options.share)
+
+
+def _rows(had: dict[str, Any]) -> dict[str, Any]:
+    """Rows with the commit of their own, and None for what was no number; earlier results had neither."""
+    rows: dict[str, Any] = had.get("networks", {})
+    for row in rows.values():
+        row.setdefault("commit", had.get("commits", {}).get("networks"))
+        row["sweeps"] = {way: [_with_none(point) for point in points] for way, points in row["sweeps"].items()}
+    return rows
+
+
+def _save(networks: dict[str, Any], found: dict[str, Any], share: float) -> None:
     rule = {"theta_percent": THETA, "alpha": ALPHA, "beta": BETA, "lambda": LAMBDA}
     record.save(
         "delta_dnn",
-        {"rule": rule, "held_out_share": options.share, "commits": commits, **parts},
+        {"rule": rule, "held_out_share": share, "networks": networks, "causes": found},
         ("nearzip", "torch", "pysz"),
     )

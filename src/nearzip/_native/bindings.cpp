@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 #endif
 
+#include "bindings_images.hpp"
 #include "bloomier.hpp"
 #include "contexts.hpp"
 #include "counting.hpp"
@@ -465,6 +466,7 @@ NB_MODULE(_core, m) {
     bind_bits<uint16_t>(m);
     bind_bits<uint32_t>(m);
     bind_bits<uint64_t>(m);
+    bind_images(m);
     m.def("round_tile", &py_round_tile, "target"_a.noconvert(), "from_rows"_a.noconvert(), "from_columns"_a.noconvert(),
           "row_factor"_a.noconvert(), "column_factor"_a.noconvert(), "rows"_a, "step"_a, "reach"_a,
           "levels"_a.noconvert(), "remainders"_a.noconvert(), "carried"_a.noconvert());

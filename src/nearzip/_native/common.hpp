@@ -71,7 +71,7 @@ private:
     size_t capacity_ = 0;
 };
 
-// A copy of bytes with zeros behind them, in memory that the thread keeps.
+// A copy of bytes followed by zeros, in memory that the thread keeps.
 inline const uint8_t *padded(View in, size_t n_zeros, Scratch<uint8_t> &scratch) {
     uint8_t *const copy = scratch.get(in.size + n_zeros);
     if (in.size) std::memcpy(copy, in.data, in.size);

@@ -35,7 +35,7 @@ struct Split {
     static constexpr unsigned tokens = direct + (unsigned(width - lead - 1) << lead);
 };
 
-// The token of each number and how many of its bits stand behind it.
+// The token of each number and how many raw bits follow it.
 template <class U>
 NZ_WIDE_CLONES void tokens_of(const U *z, size_t n, uint8_t *tokens, uint8_t *rests) {
     using S = Split<U>;
@@ -66,7 +66,7 @@ NZ_WIDE_CLONES void tokens_of(const U *z, size_t n, uint8_t *tokens, uint8_t *re
     }
 }
 
-// For each token: the number's leading bits in their place, and how many stand behind them.
+// For each token: the number's leading bits, shifted into position, and how many raw bits follow.
 template <class U>
 struct Joined {
     struct Entry {
@@ -148,7 +148,7 @@ NZ_CLONES void undo_differences(const U *z, const U *base, size_t n, bool floats
         for (size_t i = 0; i < n; ++i) x[i] = U(base[i] + unzigzag(z[i]));
 }
 
-// Half the exponent's range: what stands for 1, or nearly.
+// Half the exponent's range: the exponent of 1, or nearly.
 int middle(ValueKind kind, int width) { return kind.floats ? (1 << (width - kind.mantissa_bits - 2)) - 1 : 0; }
 
 // Twice the binary logarithm of the mean difference, rounded down, in the units of exponents. Single precision, the sums
@@ -418,7 +418,7 @@ NZ_CLONES uint64_t join_all(const uint8_t *tokens, size_t n, const Joined<U> &jo
     return at;
 }
 
-// The numbers of tokens behind which nothing stands; the largest token.
+// How many tokens have no raw bits; the largest token.
 template <class U>
 NZ_CLONES uint8_t widen(const uint8_t *tokens, size_t n, U *z) {
     uint8_t most = 0;
@@ -446,7 +446,7 @@ struct ContextDecoder {
     OpenTables tables;
     std::vector<int> scales;
 
-    // Returns what stands behind the head.
+    // Returns the bytes after the header.
     View read_head(View in, size_t n_chunks) {
         const int first = in.take(1).data[0];
         scale = first & ~kManyLanesFlag;
@@ -495,7 +495,7 @@ void decode_contexts(View in, const U *base, size_t n, ValueKind kind, const Par
     const uint64_t n_words = get_varint(in);
     if (n_words > in.size) throw Corrupt("stream ends early");
     static thread_local Scratch<uint8_t> word_scratch;
-    const size_t n_raw = in.size - size_t(n_words);  // raw bits stand behind the words
+    const size_t n_raw = in.size - size_t(n_words);  // raw bits follow the words
     const uint8_t *at = n_raw < kWordPadding ? padded(in, kWordPadding, word_scratch) : in.data, *const end = at + n_words;
     RawBits raw{end, 0, 8 * uint64_t(n_raw)};
 

@@ -33,7 +33,7 @@ void ordered_delta(const U *x, const U *base, size_t n, bool floats, U *symbols)
 template <class U>
 void undo_ordered_delta(const U *symbols, const U *base, size_t n, bool floats, U *out);
 
-// Bits turned left by one: a float's sign goes behind its mantissa. And back.
+// Bits turned left by one: a float's sign moves below its mantissa. And back.
 template <class U>
 void turn_left(const U *x, size_t n, U *out);
 template <class U>

@@ -23,7 +23,7 @@ Freqs open_frequencies(const Counts &counts, int scale);
 
 constexpr int kMostContexts = 128;
 
-// The tables of all contexts as they stand in a stream: at most 64.
+// The tables of all contexts in the form stored in a stream: at most 64.
 struct OpenTables {
     std::vector<int> last;
     std::vector<Freqs> freqs;

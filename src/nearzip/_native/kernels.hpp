@@ -1,4 +1,4 @@
-// The kernels of a convolution place by place: what stands left of a value and above it says which sign and size it may have.
+// The kernels of a convolution, coded position by position: the left and upper neighbours predict a value's sign and size.
 // Layout: docs/format.md, "Scaled streams".
 #pragma once
 
@@ -14,7 +14,7 @@ public:
     // `own` is the part's level.
     Kernels(const Lattice &lattice, int own);
 
-    // Of the part's values, `lead` stand before the first whole kernel. No kernels are seen where they are few.
+    // `lead` of the part's values precede the first whole kernel. Too few kernels count as none.
     size_t lead, count, places;
     bool any() const { return places > 1; }
 
@@ -26,7 +26,7 @@ public:
     void contexts(size_t place, const uint8_t *levels, uint16_t *out) const;
     void keep(size_t place, const uint8_t *tokens);
 
-    // Whether a sample of the values is like what stands left of them.
+    // Whether a sample of the values correlates with their left neighbours.
     bool alike(const uint8_t *tokens) const;
 
 private:

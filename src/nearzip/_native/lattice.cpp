@@ -7,7 +7,7 @@
 namespace nearzip {
 namespace {
 
-// Fewer values do not tell a row's scale, fewer rows not a column's.
+// Fewer values are not enough to estimate a row's scale, fewer rows not a column's.
 constexpr uint64_t kShortestRow = 8, kFewestRows = 4;
 constexpr int kMostResidual = 63, kMiddle = 40;
 constexpr uint64_t kLargestKernel = 64;
@@ -28,7 +28,7 @@ int half_octaves(uint64_t over, uint64_t under) {
     return int((2 * log + (int64_t(1) << (kFraction - 1))) >> kFraction);
 }
 
-// How far the mean of a line stands from that of all, drawn towards it as if one more value had it.
+// Distance of a line's mean from the overall mean, shrunk as if one more value were at the overall mean.
 int level_of(uint64_t sum, uint64_t count, uint64_t all, uint64_t n) {
     constexpr uint64_t unit = 16;
     const int level = half_octaves(unit * sum * n / std::max<uint64_t>(1, all) + unit, unit * (count + 1));

@@ -8,7 +8,7 @@
 
 namespace nearzip {
 
-// A part as rows of cells, the first row perhaps without its beginning. Where rows or columns tell nothing, one holds all.
+// A part as rows of cells, the first row perhaps without its beginning. Where rows or columns carry no information, one holds all.
 struct Lattice {
     uint64_t n, row, cell, start;
     size_t rows, columns;

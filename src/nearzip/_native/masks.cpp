@@ -150,7 +150,7 @@ void encode_zeros_apart(const uint8_t *tokens, size_t n, size_t n_nonzero, const
     encode_chunked(nonzero, n_nonzero, masked.token_parts, out);
 }
 
-// How many tokens the masks announce for each part. Refuses bits behind a part's last value.
+// How many tokens the masks announce for each part. Refuses bits after a part's last value.
 Parts nonzero_of(const uint8_t *masks, const Parts &parts) {
     Parts nonzero;
     for (uint64_t part : parts) {

@@ -90,7 +90,7 @@ std::vector<Counts> without_classes(const std::vector<Counts> &contexts) {
 
 // ---- tokens in coding order -------------------------------------------------------------------------------------
 
-// Kernels are coded place by place, each a run; all else as it stands.
+// Kernels are coded position by position, each position a run; all other values in their order.
 struct Ordered {
     std::vector<uint8_t> tokens;
     std::vector<uint16_t> contexts;

@@ -30,7 +30,7 @@ NZ_INLINE T unfold(Unsigned<T> z) {
         return z;
 }
 
-// Bits behind the leading one that go into a token: as many as 128 tokens hold up to the longest value. Two keep the
+// Bits after the leading one that go into a token: as many as 128 tokens hold up to the longest value. Two keep the
 // loss on a smooth distribution below 0.1 %, more serve distributions with an edge; past five the table grows for nothing.
 constexpr int kMostLeadingBits = 5;
 
@@ -107,7 +107,7 @@ NZ_CLONES uint8_t unfold_small(const uint8_t *tokens, size_t n, T *out) {
     return any;
 }
 
-// The number that a long token and the bits behind it say.
+// The number encoded by a long token and the bits after it.
 template <class T>
 NZ_INLINE T joined(uint8_t token, int m, BitReader &raw) {
     const unsigned above = token - unsigned(kDirect);
@@ -189,7 +189,7 @@ void decode_planes(View in, T *out, size_t n, const Parts &parts) {
     for (size_t i = 0; i < n; ++i) out[i] = unfold<T>(Unsigned<T>(out[i]));
 }
 
-// Byte planes in place of what stands in `out` from `begin` on, if they are smaller.
+// Replaces the bytes of `out` from `begin` on by byte planes, if those are smaller.
 template <class T>
 void try_planes(const T *symbols, size_t n, const Parts &parts, size_t begin, Bytes &out) {
     Bytes planes{uint8_t(Split::planes)};

@@ -38,7 +38,7 @@ uint64_t table_bits(const Freqs &freqs) {
 uint64_t log2_fixed(uint64_t v) {
     static const LogTable table;
     int whole = bit_length(v) - 1;
-    uint64_t mantissa = (v << (63 - whole)) << 1;  // the bits behind the leading one, at the top
+    uint64_t mantissa = (v << (63 - whole)) << 1;  // the bits after the leading one, at the top
     uint32_t index = uint32_t(mantissa >> 54);
     uint64_t rest = (mantissa >> 38) & 0xffff;
     uint64_t low = table.entry[index], high = table.entry[index + 1];

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from nearzip.api import compress_quietly
-from nearzip.budget.assignment import Assignment
 from nearzip.budget.spaces import Bounds
 from nearzip.budget.subject import Network
+from nearzip.coding import Codings
 from nearzip.tensors import Array, is_float
 
 __all__ = ["GRID", "Curves", "Group", "groups_of"]
@@ -101,7 +101,7 @@ def _measured(subject: Network, space: Bounds, group: Group, positions: Array) -
     base = None if subject.base is None else _sampled(subject.base, [n for n in group if n in subject.base])[0]
     sizes, errors = [], []
     for position in positions:
-        archive = compress_quietly(tensors, base, plan=Assignment(space.choice_at(position)))
+        archive = compress_quietly(tensors, base, plan=Codings(space.coding_at(position)))
         restored = archive.restored
         sizes.append(math.log(scale * archive.nbytes))
         errors.append(math.log(scale * sum(_error(tensors[n], restored[n], n in space.updates) for n in group) + _TINY))

@@ -29,14 +29,20 @@ class Evaluation:
     metrics : dict of str to float
         Higher is better.
     statistics : dict of str to Statistic
-        The samples behind the metrics that have them: what a confidence bound is computed from.
+        Per-sample values of the metrics that have them: what a confidence bound is computed from.
+    yardsticks : dict of str to float
+        Figures beside them that are no scores, so that nothing limits them: a chance level, counts, quantiles.
+    details : dict of str to a pair of arrays
+        By metric, a value of each sample under the original and under the candidate.
     """
 
     metrics: Mapping[str, float]
     statistics: Mapping[str, Statistic] = field(default_factory=dict)
+    yardsticks: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
 
     def without_statistics(self) -> Evaluation:
-        return Evaluation(self.metrics)
+        return Evaluation(self.metrics, yardsticks=self.yardsticks)
 
 
 class Evaluator(Protocol):
@@ -62,7 +68,7 @@ class Evaluator(Protocol):
         """The confidence at which losses are bounded, unless the caller of the search names another; None: not."""
 
     def evaluation(self, tensors: dict[str, Array]) -> Evaluation:
-        """Metrics, and the samples behind them where there are any."""
+        """Metrics, and their per-sample values where there are any."""
 
 
 #: What searches take: an evaluator, or a function of a dict of arrays.
@@ -98,7 +104,7 @@ class _Function:
 
 
 def _as_float(value: Any, name: object) -> float:
-    """A number; NaN and +inf are the search's to judge."""
+    """A number; NaN and +inf are left to the search."""
     if not isinstance(value, (str, bytes)) and value is not None:
         try:
             return float(value)

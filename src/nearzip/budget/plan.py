@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nearzip.archive import WriteReport
-from nearzip.bounds import Bound
-from nearzip.budget.assignment import Assignment, Choice
 from nearzip.budget.documents import read_document
 from nearzip.budget.intervals import Interval, Verdict, check_confidence
 from nearzip.budget.trial import Trial, finite
+from nearzip.coding import Coding, Codings
 from nearzip.errors import CorruptError, NewerFormatError, UnknownMethodError, UsageError
 from nearzip.fileio import Output, Path_, atomic_file
-from nearzip.recipes import Recipe
 from nearzip.strictjson import Kinds, fields, number, numbers, text
 
 __all__ = ["CalibratedRounding", "Plan"]
@@ -84,7 +83,7 @@ class Plan:
 
     Attributes
     ----------
-    choices : dict of str to Choice
+    codings : dict of str to Coding
         Every tensor's method, options and bound.
     chosen : Trial
         The trial that the settings were taken from: its bytes, metrics and losses were measured on the stored archive.
@@ -111,7 +110,7 @@ class Plan:
         With it, the upper confidence bound of every limited loss is within its budget; see `intervals`.
     """
 
-    choices: Mapping[str, Choice]
+    codings: Mapping[str, Coding]
     chosen: Trial
     trials: tuple[Trial, ...]
     max_loss: Mapping[str, float]
@@ -131,7 +130,7 @@ class Plan:
         losses = ", ".join(f"{name} {-loss:+.4g}" for name, loss in self.chosen.losses.items())
         ratio = self.original_bytes / self.nbytes
         return (
-            f"<nearzip.Plan for {len(self.choices)} tensors, {self.nbytes} bytes, ratio {ratio:.2f}, {losses}, "
+            f"<nearzip.Plan for {len(self.codings)} tensors, {self.nbytes} bytes, ratio {ratio:.2f}, {losses}, "
             f"{len(self.trials)} trials>"
         )
 
@@ -162,8 +161,14 @@ class Plan:
             return None
         return CalibratedRounding.from_json({name: v for name, v in self.made_by.items() if name != "name"})
 
-    def assignments(self, names: Sequence[str]) -> dict[str, tuple[Recipe, Bound | None]]:
-        """Every tensor's recipe and bound, for `compress(plan=...)`.
+    @property
+    def choices(self) -> Mapping[str, Coding]:
+        """The name of `codings` in release 0.1."""
+        warnings.warn("Plan.choices is Plan.codings", DeprecationWarning, stacklevel=2)
+        return self.codings
+
+    def codings_for(self, names: Sequence[str]) -> Codings:
+        """The codings of all tensors, for `compress(plan=...)`.
 
         Raises UsageError for tensors that are not the plan's, and for a plan that something else applies.
         """
@@ -175,11 +180,11 @@ class Plan:
             )
         if maker != TUNE:
             raise UsageError(f"the plan was made by {maker}, which applies it; nearzip.compress cannot")
-        odd = sorted(set(names) ^ set(self.choices))
+        odd = sorted(set(names) ^ set(self.codings))
         if odd:
-            known = "has no setting for it" if odd[0] not in self.choices else "expects it"
+            known = "has no setting for it" if odd[0] not in self.codings else "expects it"
             raise UsageError(f"tensor {odd[0]!r}: the plan {known}; it was made for another network")
-        return Assignment(next(iter(self.choices.values()), Choice("nearzip")), self.choices).assignments(names)
+        return Codings(next(iter(self.codings.values()), Coding()), self.codings).codings_for(names)
 
     def differs(self, network_id: str, base_id: str | None, report: WriteReport | None = None) -> str | None:
         """Why what the plan states does not speak for this network and base, and what was written; None if it does."""
@@ -209,7 +214,7 @@ class Plan:
         """Of an archive that gives what was measured. Metadata and another order of the tensors take other bytes."""
         index = report.index
         alike = (
-            not index.metadata and index.tree is None and [spec.name for spec in index.tensors] == list(self.choices)
+            not index.metadata and index.tree is None and [spec.name for spec in index.tensors] == list(self.codings)
         )
         if not alike or report.n_bytes == self.nbytes:
             return None
@@ -238,7 +243,7 @@ class Plan:
             "strategy": dict(self.strategy),
             "seed": self.seed,
             "versions": dict(self.versions),
-            "tensors": {name: choice.to_json() for name, choice in self.choices.items()},
+            "tensors": {name: coding.to_json() for name, coding in self.codings.items()},
             "trials": [trial.to_json() for trial in self.trials],
         }
 
@@ -265,11 +270,11 @@ class Plan:
         d = fields(document, "plan", {**_PLAN, **own})
         made_by = _made_by(d)
         trials = tuple(Trial.from_json(trial, f"trial {i}") for i, trial in enumerate(d["trials"]))
-        choices = {name: Choice.from_json(c, f"tensor {name[:80]!r}") for name, c in d["tensors"].items()}
+        codings = {name: Coding.from_json(c, f"tensor {name[:80]!r}") for name, c in d["tensors"].items()}
         if made_by["name"] in (TUNE, CALIBRATE):
-            for choice in choices.values():
-                _check_choice(choice)
-        chosen = _chosen(trials, choices, d)
+            for coding in codings.values():
+                _check_coding(coding)
+        chosen = _chosen(trials, codings, d)
         names = set(chosen.metrics)
         original, again = (numbers(d[key], key) for key in ("original", "original_again"))
         max_loss = numbers(d["max_loss"], "max_loss") if d["max_loss"] else {}
@@ -280,7 +285,7 @@ class Plan:
             raise CorruptError("plan: has a confidence, but not the bounds of every limited loss")
         versions = {name: text(version, "versions") for name, version in d["versions"].items()}
         return Plan(
-            choices, chosen, trials, max_loss, original, again, d["network_id"], d["base_id"], d["original_bytes"],
+            codings, chosen, trials, max_loss, original, again, d["network_id"], d["base_id"], d["original_bytes"],
             d["evaluate"], d["strategy"], d["seed"], versions,
             made_by, confidence,
         )  # fmt: skip
@@ -318,18 +323,18 @@ def _confidence(value: Any) -> float | None:
         raise CorruptError(f"plan: {error}") from None
 
 
-def _check_choice(choice: Choice) -> None:
+def _check_coding(coding: Coding) -> None:
     try:
-        choice.checked()
+        coding.checked()
     except UsageError as error:
         raise CorruptError(f"plan: {error}") from None
 
 
-def _chosen(trials: Sequence[Trial], choices: Mapping[str, Choice], document: Mapping[str, Any]) -> Trial:
+def _chosen(trials: Sequence[Trial], codings: Mapping[str, Coding], document: Mapping[str, Any]) -> Trial:
     """The trial that the plan's settings were taken from."""
     for trial in trials:
         if trial.restored_id == document["restored_id"] and trial.n_bytes == document["bytes"]:
-            same = all(trial.assignment[name] == choice for name, choice in choices.items())
+            same = all(trial.codings[name] == coding for name, coding in codings.items())
             if same and finite(trial.losses) == document["losses"] and finite(trial.metrics) == document["metrics"]:
                 return trial
     raise CorruptError("plan: no trial of it has its settings, size and metrics")

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nearzip.budget.assignment import Assignment
 from nearzip.budget.curves import GRID, Curves, groups_of
 from nearzip.budget.jobs import n_workers
 from nearzip.budget.posterior import Posterior
@@ -16,6 +15,7 @@ from nearzip.budget.spaces import Bounds
 from nearzip.budget.trial import Trial
 from nearzip.budget.trials import Runner
 from nearzip.caching import cached_property
+from nearzip.coding import Codings
 from nearzip.tensors import Array
 
 __all__ = ["refine"]
@@ -97,8 +97,8 @@ class _ByGroup:
         """One setting for the whole network, from fine to coarse."""
         return np.stack([self._indices(position) for position in self.curves.positions])
 
-    def assignment(self, settings: Array) -> Assignment:
-        """Settings as an assignment. Tensors in no group get the bound of the last group, usually the vectors."""
+    def codings(self, settings: Array) -> Codings:
+        """Settings as codings. Tensors in no group get the bound of the last group, usually the vectors."""
         positions = self.curves.positions[settings]
         by_name = {
             name: float(x) for group, x in zip(self.curves.groups[:-1], positions[:-1], strict=True) for name in group
@@ -131,7 +131,7 @@ def refine(runner: Runner, space: Bounds, shared: Mapping[float, Trial], evaluat
         chosen = _proposals(by_group, generator, min(n_workers(), evaluations - len(runner.trials)))
         if not chosen:
             return
-        trials = runner.run([by_group.assignment(settings) for settings in chosen], "refine")
+        trials = runner.run([by_group.codings(settings) for settings in chosen], "refine")
         for settings, trial in zip(chosen, trials, strict=True):
             by_group.add(settings, trial)
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from nearzip.api import compress_quietly
 from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms, Update
-from nearzip.budget.assignment import Assignment, Choice
 from nearzip.budget.subject import Network
 from nearzip.caching import cached_property
+from nearzip.coding import Coding, Codings
 from nearzip.errors import UsageError
 from nearzip.recipes import recipe_type
 from nearzip.tensors import Array, is_float
@@ -46,7 +46,7 @@ class Space(ABC):
         Positions that are tried before any other.
     droppable : bool
         Whether the setting at `high` leaves the base unchanged.
-    exact : Assignment or None
+    exact : Codings or None
         A setting that loses nothing.
     """
 
@@ -64,7 +64,7 @@ class Space(ABC):
         return False
 
     @abstractmethod
-    def at(self, position: float) -> Assignment:
+    def at(self, position: float) -> Codings:
         """The setting at a position."""
 
     def n_bytes(self, position: float) -> int:
@@ -72,7 +72,7 @@ class Space(ABC):
         return max(1, round(1e9 * math.pow(0.75, position)))
 
     @property
-    def exact(self) -> Assignment | None:
+    def exact(self) -> Codings | None:
         return None
 
 
@@ -80,21 +80,21 @@ class Space(ABC):
 class Only(Space):
     """A method with one setting only."""
 
-    choice: Choice
+    coding: Coding
     low: float = 0.0
     high: float = 0.0
     start: float = 0.0
     grid = 1.0
 
-    def at(self, position: float) -> Assignment:
-        return Assignment(self.choice)
+    def at(self, position: float) -> Codings:
+        return Codings(self.coding)
 
 
 @dataclass(frozen=True)
 class Options(Space):
     """One option of a method, its values from the largest file to the smallest."""
 
-    choice: Choice
+    coding: Coding
     option: str
     values: Sequence[Any]
     grid = 1.0
@@ -108,9 +108,9 @@ class Options(Space):
     def start(self) -> float:  # type: ignore[override]
         return float(len(self.values) // 2)
 
-    def at(self, position: float) -> Assignment:
+    def at(self, position: float) -> Codings:
         value = self.values[round(position)]
-        return Assignment(Choice(self.choice.method, {**self.choice.options, self.option: value}, self.choice.bound))
+        return Codings(Coding(self.coding.method, {**self.coding.options, self.option: value}, self.coding.bound))
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Bounds(Space):
       we measured.
     """
 
-    choice: Choice
+    coding: Coding
     kind: str
     subject: Network
     grid = 1 / 16
@@ -167,18 +167,18 @@ class Bounds(Space):
     def droppable(self) -> bool:
         return self.kind == "abs" and bool(self.updates)
 
-    def at(self, position: float) -> Assignment:
+    def at(self, position: float) -> Codings:
         return self._highest if position >= self.high else self._shared(self._value(position))
 
     def n_bytes(self, position: float) -> int:
         return compress_quietly(self.subject.tensors, self.subject.base, plan=self.at(position)).nbytes
 
-    def choice_at(self, position: float) -> Choice:
+    def coding_at(self, position: float) -> Coding:
         """One bound, for some tensors that differ in nothing."""
         value = self._value(position)
         if self.kind == "upd":  # of the whole network's change, whatever tensors these are
-            return self.choice.with_bound(Absolute(_within_range(value * self._update_rms)))
-        return self.choice.with_bound(KINDS[self.kind](value))
+            return self.coding.with_bound(Absolute(_within_range(value * self._update_rms)))
+        return self.coding.with_bound(KINDS[self.kind](value))
 
     @cached_property
     def _update_rms(self) -> float:
@@ -186,14 +186,14 @@ class Bounds(Space):
         n = sum(one.n for one in facts)
         return math.sqrt(sum(one.squares for one in facts) / n) if n else 0.0
 
-    def apart(self, positions: Mapping[str, float], others: float) -> Assignment:
+    def apart(self, positions: Mapping[str, float], others: float) -> Codings:
         """The settings with bounds by tensor, and one for all others. What is positive throughout stays so."""
         by_name = {name: self._value(position) for name, position in positions.items()}
         value = self._value(others)
         by_name |= {name: most for name, most in self._own.items() if most < by_name.get(name, value)}
         kind = KINDS[self.kind]
-        default = self.choice.with_bound(kind(value))
-        return Assignment(default, {name: self.choice.with_bound(kind(v)) for name, v in by_name.items() if v != value})
+        default = self.coding.with_bound(kind(value))
+        return Codings(default, {name: self.coding.with_bound(kind(v)) for name, v in by_name.items() if v != value})
 
     def largest(self, name: str) -> float:
         """The bound beyond which nothing is left of a tensor's values, or of what is coded of them."""
@@ -219,14 +219,14 @@ class Bounds(Space):
     def _value(self, position: float) -> float:
         return _within_range(float(f"{self.unit * 2.0**position:.3g}"))
 
-    def _shared(self, value: float) -> Assignment:
+    def _shared(self, value: float) -> Codings:
         own = {name: _within_range(float(f"{value * share:.3g}")) for name, share in self._shares.items()}
         own |= {name: most for name, most in self._own.items() if most < value}
-        others = {name: self.choice.with_bound(Absolute(bound)) for name, bound in own.items()}
-        return Assignment(self.choice.with_bound(KINDS[self.kind](value)), others)
+        others = {name: self.coding.with_bound(Absolute(bound)) for name, bound in own.items()}
+        return Codings(self.coding.with_bound(KINDS[self.kind](value)), others)
 
     @cached_property
-    def _highest(self) -> Assignment:
+    def _highest(self) -> Codings:
         """Bounds of one digit, beyond which nothing changes but how many bytes it takes to name them."""
         first = _rounded_up(self.unit * 2.0**self.high)
         exponent = math.floor(math.log10(first) + 1e-9)
@@ -236,10 +236,9 @@ class Bounds(Space):
         return min(every, key=lambda a: compress_quietly(self.subject.tensors, self.subject.base, plan=a).nbytes)
 
     @property
-    def exact(self) -> Assignment | None:
-        lossless = self.choice.with_bound(Lossless())
+    def exact(self) -> Codings | None:
         try:
-            return Assignment(lossless.checked())
+            return Codings(self.coding.with_bound(Lossless()).checked())
         except UsageError:
             return None
 
@@ -247,7 +246,7 @@ class Bounds(Space):
     def updates(self) -> frozenset[str]:
         """Tensors that are coded against a base."""
         base = self.subject.base or {}
-        if not recipe_type(self.choice.method).uses_base:
+        if not self.coding.uses_base:
             return frozenset()
         kinds = {name: (a.dtype, a.shape) for name, a in base.items()}
         return frozenset(n for n, a in self.subject.tensors.items() if kinds.get(n) == (a.dtype, a.shape))
@@ -329,24 +328,24 @@ def space_of(subject: Network, method: str, options: Mapping[str, Any] | None, k
     first kind of bound that it promises, else its first knob that the options do not hold, else nothing. Raises
     UsageError, UnknownMethodError.
     """
-    recipe = Choice(method, dict(options or {})).recipe()
+    recipe = recipe_type(method).from_options(options)
     # As plain data, whatever the caller gave.
-    choice = Choice(method, {name: recipe.options()[name] for name in options or {}})
-    free = [name for name in recipe.knobs if name not in choice.options]
+    coding = Coding(method, {name: recipe.options()[name] for name in options or {}})
+    free = [name for name in recipe.knobs if name not in coding.options]
     if knob in KINDS:
-        choice.with_bound(KINDS[knob](1e-3)).checked()
-        return Bounds(choice, knob, subject)
+        coding.with_bound(KINDS[knob](1e-3)).checked()
+        return Bounds(coding, knob, subject)
     if knob is not None and knob not in free:
         raise UsageError(f"{method} has no knob {knob!r} to turn; take one of {', '.join([*KINDS, *free])}")
-    kinds = [kind for kind, bound in KINDS.items() if promises(choice, bound(1e-3))]
+    kinds = [kind for kind, bound in KINDS.items() if promises(coding, bound(1e-3))]
     if knob is None and kinds:
-        return Bounds(choice, kinds[0], subject)
-    return Options(choice, knob or free[0], recipe.knobs[knob or free[0]]) if free else Only(choice)
+        return Bounds(coding, kinds[0], subject)
+    return Options(coding, knob or free[0], recipe.knobs[knob or free[0]]) if free else Only(coding)
 
 
-def promises(choice: Choice, bound: Bound) -> bool:
+def promises(coding: Coding, bound: Bound) -> bool:
     """Whether the method rounds within that bound, rather than refusing it or keeping every bit."""
     try:
-        return choice.recipe().resolve_bound(bound) == bound
+        return coding.recipe.resolve_bound(bound) == bound
     except UsageError:
         return False

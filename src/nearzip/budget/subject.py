@@ -16,11 +16,10 @@ import numpy as np
 
 from nearzip.api import archive_of, decompress
 from nearzip.archive import Archive
-from nearzip.budget.assignment import Assignment
 from nearzip.budget.evaluators import Evaluation, Evaluator, MetricError, evaluator_of
+from nearzip.coding import Codings, codings_of_plan
 from nearzip.digests import checkpoint_id
 from nearzip.errors import Error, UsageError
-from nearzip.recipes import Settings
 from nearzip.tensors import Array, Checkpoint
 
 __all__ = ["Network", "Outcome", "Subject"]
@@ -93,13 +92,13 @@ class Subject(ABC):
         """What the evaluator gets as the original. Arrays of its own: an evaluator may write to them."""
 
     @abstractmethod
-    def stored(self, candidate: Assignment, threads: int | None) -> tuple[int, str, dict[str, Array]]:
+    def stored(self, candidate: Codings, threads: int | None) -> tuple[int, str, dict[str, Array]]:
         """Store a candidate: bytes of the archive, content id, and what a reader restores from those bytes."""
 
-    def measure(self, candidate: Assignment, threads: int | None = None, statistics: bool = False) -> Outcome:
+    def measure(self, candidate: Codings, threads: int | None = None, statistics: bool = False) -> Outcome:
         """One trial: store, restore from the stored bytes, evaluate.
 
-        `statistics`: keep the samples behind the metrics.
+        `statistics`: keep the samples that the metrics are computed from.
 
         Raises
         ------
@@ -180,16 +179,14 @@ class Network(Subject):
     def original(self) -> dict[str, Array]:
         return {name: array.copy() for name, array in self.tensors.items()}
 
-    def stored(self, candidate: Assignment, threads: int | None) -> tuple[int, str, dict[str, Array]]:
+    def stored(self, candidate: Codings, threads: int | None) -> tuple[int, str, dict[str, Array]]:
         archive = self._archived(candidate, threads)
         return archive.nbytes, archive.id, decompress(archive.to_bytes(), self.base, threads=threads)
 
-    def _archived(self, candidate: Assignment, threads: int | None) -> Archive:
+    def _archived(self, candidate: Codings, threads: int | None) -> Archive:
         source = Checkpoint.of(self.tensors)
         base = None if self.base is None else Checkpoint.of(self.base)
-        settings = Settings.of_plan(candidate.assignments(list(source.specs)), source.specs)
-        targets = None if candidate.targets is None else Checkpoint.of({**self.tensors, **candidate.targets})
-        return archive_of(source, base, settings, threads, targets=targets)
+        return archive_of(source, base, codings_of_plan(candidate, source.specs), threads)
 
 
 def network_parts(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nearzip.budget.assignment import Assignment
 from nearzip.budget.intervals import Interval
+from nearzip.coding import Codings
 from nearzip.errors import CorruptError
 from nearzip.strictjson import Kinds, as_dict, fields, number
 from nearzip.version import __version__
@@ -31,7 +32,7 @@ class Trial:
 
     Parameters
     ----------
-    assignment : Assignment
+    codings : Codings
     n_bytes : int
         Of the whole archive.
     restored_id : str
@@ -50,7 +51,7 @@ class Trial:
         Of a search with a confidence: bounds of the losses, by metric. `usage` then counts their upper bounds.
     """
 
-    assignment: Assignment
+    codings: Codings
     n_bytes: int
     restored_id: str
     metrics: Mapping[str, float]
@@ -61,12 +62,18 @@ class Trial:
     intervals: Mapping[str, Interval] = field(default_factory=dict)
 
     @property
+    def assignment(self) -> Codings:
+        """The name of `codings` in release 0.1."""
+        warnings.warn("Trial.assignment is Trial.codings", DeprecationWarning, stacklevel=2)
+        return self.codings
+
+    @property
     def fits(self) -> bool:
         return self.usage <= 1
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "settings": self.assignment.to_json(),
+            "settings": self.codings.to_json(),
             "bytes": self.n_bytes,
             "restored_id": self.restored_id,
             "metrics": finite(self.metrics),
@@ -90,14 +97,14 @@ class Trial:
             raise CorruptError(f"{where}: metrics and losses differ in their names")
         usage = math.inf if d["usage"] is None else number(d["usage"], f"{where}, usage")
         seconds = number(d["seconds"], f"{where}, seconds")
-        assignment = Assignment.from_json(d["settings"], f"{where}, settings")
+        codings = Codings.from_json(d["settings"], f"{where}, settings")
         intervals = {
             name: Interval.from_json(found, f"{where}, intervals, {name[:80]!r}")
             for name, found in d.get("intervals", {}).items()
         }
         if not set(intervals) <= set(metrics):
             raise CorruptError(f"{where}: has intervals of other metrics")
-        return Trial(assignment, d["bytes"], d["restored_id"], metrics, losses, usage, d["stage"], seconds, intervals)
+        return Trial(codings, d["bytes"], d["restored_id"], metrics, losses, usage, d["stage"], seconds, intervals)
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float | None]:
@@ -110,10 +117,10 @@ def _or(document: Any, where: str, meant: float) -> dict[str, float]:
     return {name: meant if v is None else number(v, f"{where}, {name[:80]!r}") for name, v in values.items()}
 
 
-def trial_key(network_id: str, base_id: str | None, assignment: Assignment, evaluate: str) -> str:
+def trial_key(network_id: str, base_id: str | None, codings: Codings, evaluate: str) -> str:
     """The key a trial is filed under: equal for the same network, base, settings, evaluator and release."""
     document = {
-        "network": network_id, "base": base_id, "settings": assignment.to_json(), "evaluate": evaluate,
+        "network": network_id, "base": base_id, "settings": codings.to_json(), "evaluate": evaluate,
         "nearzip": __version__,
     }  # fmt: skip
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nearzip.budget.assignment import Assignment, Choice
 from nearzip.budget.budgets import Budgets, losses_of, usage_of
 from nearzip.budget.documents import read_document
 from nearzip.budget.evaluators import Evaluation
@@ -19,6 +18,7 @@ from nearzip.budget.jobs import in_parallel, n_workers
 from nearzip.budget.subject import Outcome, Subject
 from nearzip.budget.trial import Trial, trial_key
 from nearzip.caching import cached_property
+from nearzip.coding import Coding, Codings
 from nearzip.errors import CorruptError, NotShownError, UsageError
 from nearzip.fileio import Path_, atomic_file, naming_errors
 from nearzip.strictjson import as_dict, fields, numbers
@@ -92,7 +92,7 @@ class Runner:
         self._watch = watch
         self._trials: dict[str, Trial] = {}
         #: Candidates of the trials within the budget that come from the folder, to measure them again.
-        self._recalled: dict[str, Assignment] = {}
+        self._recalled: dict[str, Codings] = {}
         self.most = 0
         self._samples = Evaluation({})
         self.original, self.original_again = self._originals()
@@ -110,16 +110,16 @@ class Runner:
         """The smallest trial within the budget."""
         return min((t for t in self.trials if t.fits), key=lambda t: (t.n_bytes, t.usage), default=None)
 
-    def run(self, assignments: Sequence[Assignment], stage: str) -> list[Trial]:
-        """Trials of all assignments, in their order; only new ones are measured."""
-        keys = [self._key(assignment) for assignment in assignments]
-        new: dict[str, Assignment] = {}
-        for key, assignment in zip(keys, assignments, strict=True):
-            if key not in self._trials and not self._recall(key, assignment):
-                new.setdefault(key, assignment)
+    def run(self, candidates: Sequence[Codings], stage: str) -> list[Trial]:
+        """Trials of all candidates, in their order; only new ones are measured."""
+        keys = [self._key(candidate) for candidate in candidates]
+        new: dict[str, Codings] = {}
+        for key, candidate in zip(keys, candidates, strict=True):
+            if key not in self._trials and not self._recall(key, candidate):
+                new.setdefault(key, candidate)
         # Parallel trials share the processors; the bytes do not depend on the threads.
         threads = 1 if min(n_workers(), len(new)) > 1 else None
-        jobs = [(assignment, threads, self._with_samples) for assignment in new.values()]
+        jobs = [(candidate, threads, self._with_samples) for candidate in new.values()]
         waiting = list(new.items())
         for i, outcome in in_parallel(self.subject.measure, jobs) if jobs else ():
             self._file(*waiting[i], outcome, stage)
@@ -143,9 +143,9 @@ class Runner:
             if again.fits:
                 return again
 
-    def _key(self, assignment: Assignment) -> str:
+    def _key(self, candidate: Codings) -> str:
         evaluator = f"{self._evaluator} {self.subject.rounding}".rstrip()
-        return trial_key(self.id, self.base_id, assignment, evaluator)
+        return trial_key(self.id, self.base_id, candidate, evaluator)
 
     @cached_property
     def _evaluator(self) -> str:
@@ -158,23 +158,23 @@ class Runner:
 
     # ---- one trial ---------------------------------------------------------------------------------------------
 
-    def _file(self, key: str, assignment: Assignment, outcome: Outcome, stage: str) -> None:
+    def _file(self, key: str, candidate: Codings, outcome: Outcome, stage: str) -> None:
         metrics = outcome.evaluation.metrics
         odd = {name: str(v) for name, v in metrics.items() if math.isnan(v) or v == math.inf}
-        _warn_of_no_numbers(assignment, odd, self.max_loss)
-        trial = self._trial(assignment, outcome, stage)
+        _warn_of_no_numbers(candidate, odd, self.max_loss)
+        trial = self._trial(candidate, outcome, stage)
         if self._folder is not None:
             _write(self._folder / f"{key}.json", {"key": key, "no_numbers": odd, **trial.to_json()})
         self._keep(key, trial)
 
-    def _trial(self, assignment: Assignment, outcome: Outcome, stage: str) -> Trial:
+    def _trial(self, candidate: Codings, outcome: Outcome, stage: str) -> Trial:
         metrics = {name: v if math.isfinite(v) else -math.inf for name, v in outcome.evaluation.metrics.items()}
         losses = losses_of(self.original, metrics)
         intervals = self._intervals(outcome)
         usage = self._usage(losses, intervals)
         return Trial(
-            assignment.settings(), outcome.n_bytes, outcome.restored_id, metrics, losses, usage, stage, outcome.seconds,
-            intervals,
+            candidate.without_substitutes(), outcome.n_bytes, outcome.restored_id, metrics, losses, usage, stage,
+            outcome.seconds, intervals,
         )  # fmt: skip
 
     def _usage(self, losses: Mapping[str, float], intervals: Mapping[str, Interval]) -> float:
@@ -205,7 +205,7 @@ class Runner:
             own = self._samples.statistics.get(name)
             if own is None:
                 raise UsageError(
-                    f"confidence needs the samples behind {name!r}; take an evaluator that has them, such as "
+                    f"confidence needs per-sample values of {name!r}; take an evaluator that has them, such as "
                     "nearzip.torch.evaluator"
                 )
             at_best = interval(own, own, confidence)
@@ -217,7 +217,7 @@ class Runner:
                     f"{confidence:g} confidence, even if no output changes; {enough}"
                 )
 
-    def _recall(self, key: str, assignment: Assignment) -> bool:
+    def _recall(self, key: str, candidate: Codings) -> bool:
         """Read a trial from the folder; whether it was there."""
         path = None if self._folder is None else self._folder / f"{key}.json"
         if path is None or not path.exists():
@@ -240,29 +240,29 @@ class Runner:
         losses = losses_of(self.original, trial.metrics)
         intervals = {name: trial.intervals[name] for name in self._confidences}
         usage = self._usage(losses, intervals)
-        trial = replace(trial, assignment=assignment.settings(), losses=losses, usage=usage, intervals=intervals)
-        _warn_of_no_numbers(assignment, odd, self.max_loss)
+        trial = replace(trial, codings=candidate.without_substitutes(), losses=losses, usage=usage, intervals=intervals)
+        _warn_of_no_numbers(candidate, odd, self.max_loss)
         if trial.fits:
-            self._recalled[key] = assignment
+            self._recalled[key] = candidate
         self._keep(key, trial)
         return True
 
     def _stale(self, trial: Trial, metric: str) -> bool:
-        """Whether a filed trial lacks a metric's bounds at the confidence asked for: it is measured anew."""
+        """Whether a filed trial lacks a metric's bounds at the confidence asked for: it is measured again."""
         found = trial.intervals.get(metric)
         return found is None or not math.isclose(found.confidence, self._confidences[metric], rel_tol=1e-12)
 
     def _again(self, key: str) -> Trial:
         """Measure a trial from the folder again. Raises UsageError if it differs."""
-        filed, assignment = self._trials[key], self._recalled.pop(key)
-        outcome = next(in_parallel(self.subject.measure, [(assignment, None, self._with_samples)]))[1]
-        again = self._trial(assignment, outcome, filed.stage)
+        filed, candidate = self._trials[key], self._recalled.pop(key)
+        outcome = next(in_parallel(self.subject.measure, [(candidate, None, self._with_samples)]))[1]
+        again = self._trial(candidate, outcome, filed.stage)
         # From an evaluator that is not deterministic, the filed metrics are worth as much.
         steady = self.original == self.original_again
         same = (again.n_bytes, again.restored_id) == (filed.n_bytes, filed.restored_id)
         if not same or (steady and not self._alike(filed.metrics, again.metrics)):
             raise UsageError(
-                f"{self._folder}: the trial of {assignment} was filed with {_figures(filed)}; measured again, it has "
+                f"{self._folder}: the trial of {candidate} was filed with {_figures(filed)}; measured again, it has "
                 f"{_figures(again)}: its trials were scored by another evaluate or filed by another release; give "
                 "another folder"
             )
@@ -306,7 +306,8 @@ class Runner:
         return first, second
 
     def _original_key(self) -> str:
-        return trial_key(self.id, None, Assignment(Choice("original")), self._evaluator)
+        # No method has that name.
+        return trial_key(self.id, None, Codings(Coding("original")), self._evaluator)
 
 
 def _prepared(folder: Path_) -> Path:
@@ -328,7 +329,7 @@ def _read_original(path: Path) -> dict[str, float]:
         document = fields(read_document(path), "original", {"metrics": dict, "spread": bool})
         return numbers(document["metrics"], "metrics")
     except CorruptError as error:
-        raise CorruptError(f"{path}: {error}; delete the folder's files to begin anew") from None
+        raise CorruptError(f"{path}: {error}; delete the folder's files to start again") from None
 
 
 def _check_same_evaluator(path: Path, first: Mapping[str, float], second: Mapping[str, float]) -> None:
@@ -358,8 +359,8 @@ def _figures(trial: Trial) -> str:
     return f"{trial.n_bytes} bytes and {metrics}"
 
 
-def _warn_of_no_numbers(assignment: Assignment, odd: Mapping[str, str], limited: Collection[str]) -> None:
+def _warn_of_no_numbers(candidate: Codings, odd: Mapping[str, str], limited: Collection[str]) -> None:
     """`odd`: "nan" or "inf" by metric."""
     for name, value in odd.items():
         meaning = "it counts as over the budget" if name in limited else "max_loss does not limit it"
-        warnings.warn(f"evaluate returned {value} as {name!r} for the trial of {assignment}; {meaning}", stacklevel=5)
+        warnings.warn(f"evaluate returned {value} as {name!r} for the trial of {candidate}; {meaning}", stacklevel=5)

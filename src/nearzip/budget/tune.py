@@ -11,7 +11,7 @@ import numpy as np
 
 from nearzip.budget.budgets import MaxLoss, check_budgets
 from nearzip.budget.deepsz import DeepSzSearch
-from nearzip.budget.delta_dnn import DeltaDnnSearch
+from nearzip.budget.delta_dnn import THETA, DeltaDnnSearch
 from nearzip.budget.evaluators import Evaluate
 from nearzip.budget.intervals import check_confidence
 from nearzip.budget.plan import TUNE, Plan
@@ -58,14 +58,15 @@ def tune(
     tensors, base : mapping of str to array
         As for `compress`.
     method : str
-        One of `methods()`; what is turned is its bound, or the option that stands for one.
+        One of `methods()`; the search varies its bound, or the option that plays that role.
     evaluate : callable or Evaluator
         Takes a dict of arrays; returns a number, or a dict of numbers by metric. Higher is better.
         `nearzip.torch.evaluator` makes one.
     max_loss : float, str or dict
         The largest loss allowed against the original network: a number in evaluate's units, or a share of the
         original's score ("0.2%"). A dict limits metrics by name or pattern (``{"top1": 0.002, "class/*": "5%"}``);
-        metrics that it does not name are recorded. May be left out where the strategy "deepsz" is given `max_bytes`.
+        metrics that it does not name are recorded. May be left out for the strategy "delta-dnn" ("0.2%", the paper's)
+        and where "deepsz" is given `max_bytes`.
     options : mapping
         The method's own settings, held fixed.
     knob : str
@@ -90,9 +91,10 @@ def tune(
     progress : callable
         Called with a `Status` after every trial.
     **parameters
-        Of the strategy: `candidates`, `alpha`, `beta`, `fallback` for "delta-dnn"; `starts`, `distortion`,
-        `most_tests`, `most_combined`, `max_bytes` for "deepsz". With `max_bytes` it looks for the network that loses
-        least in an archive of at most so many bytes, in place of the smallest one (expected-ratio mode).
+        Of the strategy: `candidates`, `alpha`, `beta`, `fallback`, `phi` ("relative" to the original's score, or
+        "points") for "delta-dnn"; `starts`, `distortion`, `most_tests`, `most_combined`, `max_bytes` for "deepsz".
+        With `max_bytes` it looks for the network that loses least in an archive of at most so many bytes, in place of
+        the smallest one (expected-ratio mode).
 
     Returns
     -------
@@ -120,7 +122,7 @@ def tune(
     --------
     >>> import numpy as np, nearzip as nz
     >>> w = {"w": np.linspace(-1, 1, 4096, dtype=np.float32).reshape(64, 64)}
-    >>> def evaluate(tensors):  # stands for the accuracy of your network
+    >>> def evaluate(tensors):  # in place of your network's accuracy
     ...     return -float(np.abs(tensors["w"] - w["w"]).mean())
     >>> plan = nz.tune(w, evaluate=evaluate, max_loss=0.01)
     >>> archive = nz.compress(w, plan=plan)
@@ -128,6 +130,8 @@ def tune(
     (True, True)
     """
     finder = _finder(strategy, parameters)
+    if max_loss is None and strategy == "delta-dnn":
+        max_loss = THETA
     if evaluate is None or (max_loss is None and getattr(finder, "max_bytes", None) is None):
         raise UsageError("tune needs evaluate, a function of a dict of arrays, and max_loss")
     check_tuned({} if max_loss is None else max_loss, seed, confidence)
@@ -191,6 +195,8 @@ def _parsed(name: str, default: Any, text: str) -> Any:
     try:
         if isinstance(default, tuple):
             return [float(item) for item in text.split(",")]
+        if isinstance(default, str):
+            return text
         return float(text) if isinstance(default, float) else int(text)
     except ValueError:
         kind = "numbers with commas between" if isinstance(default, tuple) else "a number"
@@ -210,9 +216,7 @@ def evaluations_of(wanted: int | None) -> int:
 def _nothing_fits(runner: Runner, method: str) -> BudgetError:
     best = min(runner.trials, key=lambda trial: trial.usage)
     losses = ", ".join(f"{name} {best.losses[name]:.6g} of {allowed:g}" for name, allowed in runner.max_loss.items())
-    reached = (
-        f"within the budget after {len(runner.trials)} trials; the best reached, {best.assignment}, loses {losses}"
-    )
+    reached = f"within the budget after {len(runner.trials)} trials; the best reached, {best.codings}, loses {losses}"
     if best.intervals and "broken" not in _verdicts(runner, best).values():
         return NotShownError(f"no setting of {method} is shown to be {reached}; {_enough(runner, best)}")
     return BudgetError(f"no setting of {method} is {reached}; allow more, or take a method that can be lossless")
@@ -246,7 +250,7 @@ def plan_of(
     subject = runner.subject
     own = {"nearzip": __version__, "numpy": np.__version__, "python": platform.python_version()}
     return Plan(
-        choices={name: chosen.assignment[name] for name in subject.names},
+        codings={name: chosen.codings[name] for name in subject.names},
         chosen=chosen,
         trials=runner.trials,
         max_loss=runner.max_loss,

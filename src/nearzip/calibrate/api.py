@@ -21,12 +21,12 @@ from nearzip.calibrate.prepared import Prepared
 from nearzip.calibrate.rounder import Rounded, Rounder
 from nearzip.calibrate.settings import Calibration, Damping, check_kept
 from nearzip.checkpoints import write_checkpoint
+from nearzip.coding import Codings, codings_of_plan
 from nearzip.digests import checkpoint_id
 from nearzip.errors import UsageError
 from nearzip.fileio import Output as Destination
 from nearzip.fileio import atomic_file, check_outputs, naming_errors
 from nearzip.parallel import number_of_threads
-from nearzip.recipes import Settings
 from nearzip.tensors import Checkpoint
 
 __all__ = ["compress", "compress_file", "load"]
@@ -102,7 +102,7 @@ class _Request:
             calibration, fit_biases=found.fit_biases, damping=Damping(found.inputs, found.gradients),
             n_batches=found.n_batches,
         )  # fmt: skip
-        kept = check_kept(plan.chosen.assignment.default.bound or NoPromise())
+        kept = check_kept(plan.chosen.codings.default.bound or NoPromise())
         return _Request(calibration, kept, found.step, None, plan, threads, progress)
 
     def written(self, n_bytes: int) -> Progress | None:
@@ -111,14 +111,12 @@ class _Request:
 
     def rounded(
         self, source: Checkpoint, base: Checkpoint | None, module: nn.Module, batches: Iterable[Any]
-    ) -> tuple[Settings, Checkpoint, Rounded]:
-        """Settings, what is stored in place of the source's tensors, and what is known of it."""
+    ) -> tuple[Codings, Rounded]:
+        """The codings that store the rounded tensors, and what is known of the rounding."""
         gathered = _part(self.progress, source.n_bytes, 0.0, _GATHERED)
         prepared = Prepared.of(source, base, module, batches, self.calibration, self.bound, self.threads, gathered)
         step, rounded = self._found(prepared)
-        names = list(source.specs)
-        settings = Settings.of_plan(prepared.assignment(step, rounded).assignments(names), names)
-        return settings, _targets(source, rounded), rounded
+        return codings_of_plan(prepared.codings(step, rounded), source.specs), rounded
 
     def _found(self, prepared: Prepared) -> tuple[float, Rounded]:
         if self.kl is None:
@@ -144,12 +142,6 @@ def _is_ordinary(plan: Plan | None, *others: object) -> bool:
     if plan is not None and any(other is not None for other in others):
         raise UsageError("a plan says step and bound; give a plan or those, not both")
     return plan is not None and plan.calibration is None
-
-
-def _targets(source: Checkpoint, rounded: Rounded) -> Checkpoint:
-    return Checkpoint(
-        source.specs, lambda name: rounded.tensors[name] if name in rounded.tensors else source.read(name)
-    )
 
 
 def compress(
@@ -224,8 +216,8 @@ def compress(
     request = _Request.of(plan, step, kl, bound, calibration, threads, progress)
     source = Checkpoint.of(dict(module.state_dict()), metadata)
     reference = None if base is None else base if isinstance(base, Checkpoint) else Checkpoint.of(base)
-    settings, targets, rounded = request.rounded(source, reference, module, batches)
-    archive = archive_of(source, reference, settings, request.threads, request.written(source.n_bytes), targets)
+    codings, rounded = request.rounded(source, reference, module, batches)
+    archive = archive_of(source, reference, codings, request.threads, request.written(source.n_bytes))
     _note(archive.report, rounded)
     request.check(source, reference, archive.report)
     api.warn_of_lost_update(archive.update_kept)
@@ -269,17 +261,17 @@ def compress_file(
     reference = None if base is None else open_input(base)
     try:
         load(module, source, src)
-        settings, targets, rounded = request.rounded(source, reference, module, batches)
+        codings, rounded = request.rounded(source, reference, module, batches)
         written = request.written(source.n_bytes)
         with atomic_file(dst, force=force) as stream:
             if restored is None:
-                report = write_archive(source, reference, settings, stream, None, request.threads, written, targets)
+                report = write_archive(source, reference, codings, stream, None, request.threads, written)
             else:
                 with write_checkpoint(
                     restored, source.specs, source.metadata, source.tree, force, source.read
                 ) as writer:
                     keep = writer.write
-                    report = write_archive(source, reference, settings, stream, keep, request.threads, written, targets)
+                    report = write_archive(source, reference, codings, stream, keep, request.threads, written)
                     with naming_errors("write", str(dst)):
                         stream.flush()
                         os.fsync(stream.fileno())

@@ -10,11 +10,11 @@ from torch import nn
 
 from nearzip.archive import Progress
 from nearzip.bounds import Bound, NoPromise
-from nearzip.budget import Assignment, Choice
 from nearzip.calibrate.network import Predictor
 from nearzip.calibrate.rounder import Rounded, Rounder, floats_of
 from nearzip.calibrate.sensitivity import gather
 from nearzip.calibrate.settings import Calibration
+from nearzip.coding import Coding, Codings
 from nearzip.errors import UsageError
 from nearzip.matching import match_tensors, matched
 from nearzip.tensors import Array, Checkpoint
@@ -92,26 +92,26 @@ class Prepared:
                 rounded.tensors[name], rounded.steps[name] = rounded.tensors[to], rounded.steps[to]
         return rounded
 
-    def assignment(self, step: float, rounded: Rounded) -> Assignment:
-        """The settings that store what was rounded."""
-        return self._assignment(step, rounded.steps, rounded.tensors)
+    def codings(self, step: float, rounded: Rounded) -> Codings:
+        """The codings that store what was rounded."""
+        return self._codings(step, rounded.steps, rounded.tensors)
 
-    def plain(self, step: float) -> Assignment:
-        """Settings of nearly the same size without calibrating: each value to its nearest level."""
+    def uncalibrated(self, step: float) -> Codings:
+        """Codings of nearly the same size without calibrating: each value to its nearest level."""
         steps = self.rounder.plain_steps(step)
         steps |= {name: steps[to] for name, to in self.ties.items() if to in steps}
-        return self._assignment(step, steps, None)
+        return self._codings(step, steps, None)
 
-    def _assignment(self, step: float, steps: Mapping[str, float], targets: Mapping[str, Array] | None) -> Assignment:
+    def _codings(self, step: float, steps: Mapping[str, float], substitutes: Mapping[str, Array] | None) -> Codings:
         """Each tensor with its own step; what the network does not know keeps every bit."""
         bound = None if isinstance(self.bound, NoPromise) else self.bound
 
-        def choice(own: float) -> Choice:
-            return Choice("nearzip", {"step": own, "finer": 0.0}, bound)
+        def coding(own: float) -> Coding:
+            return Coding("nearzip", {"step": own, "finer": 0.0}, bound)
 
-        exact = Choice("nearzip")
-        by_name = {name: choice(steps[name]) if name in steps else exact for name in self.source.specs}
-        return Assignment(choice(step), by_name, targets)
+        exact = Coding("nearzip")
+        by_name = {name: coding(steps[name]) if name in steps else exact for name in self.source.specs}
+        return Codings(coding(step), by_name, substitutes=substitutes)
 
 
 def _tied(module: nn.Module) -> dict[str, str]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from nearzip.api import archive_of, open_input
 from nearzip.bounds import Bound, Lossless, NoPromise, parse_bound
-from nearzip.budget import Assignment, CalibratedRounding, Choice, Plan, Trial
+from nearzip.budget import CalibratedRounding, Plan, Trial
 from nearzip.budget.budgets import MaxLoss
 from nearzip.budget.evaluators import Evaluate, evaluator_of, name_of
 from nearzip.budget.plan import CALIBRATE
@@ -25,11 +25,11 @@ from nearzip.caching import cached_property
 from nearzip.calibrate.api import load
 from nearzip.calibrate.prepared import Prepared
 from nearzip.calibrate.settings import Calibration, check_kept
+from nearzip.coding import Coding, Codings, codings_of_plan
 from nearzip.digests import digest
 from nearzip.fileio import Path_
 from nearzip.network.arrays import digest_of
 from nearzip.parallel import number_of_threads
-from nearzip.recipes import Settings
 from nearzip.tensors import Checkpoint
 
 __all__ = ["tune", "tune_checkpoint", "tune_file"]
@@ -81,29 +81,28 @@ class _Steps(Space):
         return isinstance(self.prepared.bound, NoPromise)
 
     @cached_property
-    def _end(self) -> Assignment:
+    def _end(self) -> Codings:
         """A bound beyond every value, of one digit: it takes the fewest bytes in the archive."""
-        bounds, specs = Bounds(Choice("nearzip"), "abs", self.subject), self.prepared.source.specs
+        bounds, specs = Bounds(Coding("nearzip"), "abs", self.subject), self.prepared.source.specs
         end, known = bounds.at(bounds.high), self.prepared.known
-        exact = {name: Choice("nearzip") for name in specs if specs[name].is_float and name not in known}
+        exact = {name: Coding("nearzip") for name in specs if specs[name].is_float and name not in known}
         return replace(end, by_name={**end.by_name, **exact})
 
-    def at(self, position: float) -> Assignment:
+    def at(self, position: float) -> Codings:
         if position >= self.high and self._ends:
             return self._end
         step = self._step(position)
-        return self.prepared.assignment(step, self.prepared.round(step))
+        return self.prepared.codings(step, self.prepared.round(step))
 
     def n_bytes(self, position: float) -> int:
         """Bytes of values rounded to the nearest level, which are nearly as many."""
         source = self.prepared.source
-        settings = self.prepared.plain(self._step(position)).assignments(list(source.specs))
-        threads = self.prepared.rounder.threads
-        return archive_of(source, self.prepared.base, Settings.of_plan(settings, source.specs), threads).nbytes
+        codings = codings_of_plan(self.prepared.uncalibrated(self._step(position)), source.specs)
+        return archive_of(source, self.prepared.base, codings, self.prepared.rounder.threads).nbytes
 
     @property
-    def exact(self) -> Assignment:
-        return Assignment(Choice("nearzip", {}, Lossless()))
+    def exact(self) -> Codings:
+        return Codings(Coding("nearzip", {}, Lossless()))
 
     def _step(self, position: float) -> float:
         return float(f"{self.unit * 2.0**position:.3g}")
@@ -238,7 +237,7 @@ def tune_file(
 
 def _made_by(chosen: Trial | None, calibration: Calibration) -> dict[str, Any] | None:
     """What made the plan; None if nothing is rounded: every bit is kept, or nothing of an update."""
-    step = None if chosen is None else chosen.assignment.default.options.get("step")
+    step = None if chosen is None else chosen.codings.default.options.get("step")
     if step is None:
         return None
     damping = calibration.damping

@@ -77,7 +77,7 @@ def _tensors(path: str, places: Sequence[tuple[str, int, int]]) -> Found | None:
     try:
         for name, offset, length in places:
             if not 0 <= offset <= offset + length <= file.size:
-                raise CorruptError(f"{path}: {name[:80]!r} ends behind the file")
+                raise CorruptError(f"{path}: {name[:80]!r} ends after the end of the file")
             for tensor, checksum in _tensor(file[offset : offset + length], name, offset):
                 tensors.append(tensor)
                 checksums.append(checksum)

@@ -1,7 +1,7 @@
 """Files of any kind that hold tensors as plain bytes: the tensors, and the frame of all other bytes around them.
 
 A format says where its tensors are; everything else of the file is kept as one array of bytes. The file comes back byte
-for byte, or, where tensors were rounded, with the checksums that cover them computed anew.
+for byte, or, where tensors were rounded, with the checksums that cover them recomputed.
 """
 
 from __future__ import annotations
@@ -48,8 +48,17 @@ class Checksum:
     places: tuple[int, ...]
 
 
-def open_embedded(path: str, kind: str, tensors: Sequence[Embedded], checksums: Sequence[Checksum] = ()) -> Checkpoint:
-    """The tensors of a file, and its frame. Raises CorruptError where they overlap or end behind the file."""
+def open_embedded(
+    path: str,
+    kind: str,
+    tensors: Sequence[Embedded],
+    checksums: Sequence[Checksum] = (),
+    exact: Sequence[str] = (),
+) -> Checkpoint:
+    """The tensors of a file, and its frame. Raises CorruptError where they overlap or end after the end of the file.
+
+    `exact`: tensors that keep every bit unless a bound names them.
+    """
     file = mapped(path)
     found = sorted(tensors, key=lambda each: (each.offset, each.spec.n_bytes))
     gaps, at = [], 0
@@ -82,7 +91,9 @@ def open_embedded(path: str, kind: str, tensors: Sequence[Embedded], checksums: 
         "tensors": [[each.name, each.offset] for each in found],
         "checksums": [[sum_.start, sum_.n, list(sum_.places)] for sum_ in checksums],
     }
-    return Checkpoint(specs, read, {}, attached_tree([frame], {"embedded": detail}))
+    return Checkpoint(
+        specs, read, {}, attached_tree([frame], {"embedded": detail, **({"exact": list(exact)} if exact else {})})
+    )
 
 
 @dataclass(frozen=True)
@@ -179,7 +190,7 @@ def _write_checksum(stream: BinaryIO, checksum: Checksum) -> None:
     while left:
         piece = stream.read(min(left, _CHUNK))
         if not piece:
-            raise CorruptError("a checksum reaches behind the file")
+            raise CorruptError("a checksum reaches past the end of the file")
         value = zlib.crc32(piece, value)
         left -= len(piece)
     for place in checksum.places:

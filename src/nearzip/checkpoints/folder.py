@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from nearzip.checkpoints.registry import format_of, read_head, recognized
 from nearzip.errors import CorruptError, UsageError
 from nearzip.tensors import Array, Checkpoint, TensorSpec
 
-__all__ = ["Member", "files_in", "is_folder", "members_of", "open_folder"]
+__all__ = ["Member", "files_in", "is_folder", "members_of", "network_in", "open_folder"]
 
 _INDEX = ".index.json"
 #: What the network itself is called, among the files of a folder.
@@ -36,6 +36,8 @@ _NETWORKS = ("model", "pytorch_model", "diffusion_pytorch_model", "adapter_model
 #: What training keeps beside it: exact, unless a bound names it, since a rounded second moment of zero ends a training.
 _STATES = ("optimizer", "scheduler", "rng_state", "random_states", "scaler", "trainer_state", "sampler")
 _SHARD = re.compile(r"^(?P<stem>.+)-\d{5}-of-\d{5}$")
+#: What tells the folders of Orbax (tensorstore's OCDBT, zarr 2 and 3).
+_CHUNKED = {"manifest.ocdbt", ".zarray", "zarr.json"}
 #: Version control, which holds large files a second time.
 _SKIPPED = {".git"}
 _MAX_FILES = 100_000
@@ -67,7 +69,7 @@ class Member:
 
 
 def is_folder(path: str) -> bool:
-    """Whether a path stands for several files: a folder, or the index of shards."""
+    """Whether a path refers to several files: a folder, or the index of shards."""
     return os.path.isdir(path) or (path.endswith(_INDEX) and os.path.isfile(path))
 
 
@@ -116,6 +118,7 @@ class _Reader:
         opened = {file: self._open(file, {**distributed, **external}) for file in files}
         networks = {file: each for file, each in opened.items() if each is not None}
         if not networks:
+            _refuse_orbax(self._given, files)
             raise UsageError(f"{self._given}: is a directory without a checkpoint in it")
         prefixes = _prefixes(self._root, networks, owners)
         for file in files:
@@ -169,6 +172,7 @@ class _Reader:
 
     def _add_tensors(self, file: str, kind: str, source: Checkpoint, prefix: str) -> None:
         inner = set(files_of(source.tree).get("attached", ()))
+        exact = set(files_of(source.tree).get("exact", ()))
         names = []
         for own, spec in source.specs.items():
             name = self._unique(f"nearzip:file/{file}/{own}" if own in inner else f"{prefix}{own}")
@@ -177,7 +181,7 @@ class _Reader:
             names.append([name, own])
             if own in inner:
                 self._attached.append(name)
-            elif os.path.basename(file).startswith(_STATES) or (kind, own[:5]) == ("embedded", "optim"):
+            elif own in exact or os.path.basename(file).startswith(_STATES) or (kind, own[:5]) == ("embedded", "optim"):
                 self._exact.append(name)
         kind = "embedded" if "embedded" in files_of(source.tree) else kind
         self._members.append([file, kind, names, dict(source.metadata), source.tree])
@@ -213,6 +217,16 @@ def _format(path: str) -> Format | None:
     if os.path.getsize(path) == 0:
         return None
     return format_of(path) if path.endswith(".safetensors") else recognized(path, read_head(path))
+
+
+def _refuse_orbax(path: str, files: list[str]) -> None:
+    """Raise UsageError for the arrays of Orbax or zarr, which are compressed already."""
+    if any(os.path.basename(file) in _CHUNKED for file in files):
+        raise UsageError(
+            f"{path}: is an Orbax or zarr folder, whose arrays are compressed in pieces (OCDBT, zarr) and cannot be "
+            "written back; give nz.compress or Store.commit the restored arrays: "
+            "orbax.checkpoint.StandardCheckpointer().restore(path), a nested dict"
+        )
 
 
 def _weight_map(path: str) -> dict[str, str]:
@@ -279,6 +293,17 @@ def _network(groups: Mapping[str, Any]) -> str | None:
                 return group
     others = [group for group in ranked if not group.startswith(_STATES)]
     return others[0] if len(others) == 1 else None
+
+
+def network_in(members: Sequence[Member], folder: str) -> list[Member]:
+    """The files that hold a network itself, in one subfolder ("" for the folder): one, or its shards."""
+    groups: dict[str, list[Member]] = {}
+    for member in members:
+        where, name = os.path.split(member.path)
+        if where == folder and member.format != "bytes":
+            groups.setdefault(_group(name), []).append(member)
+    network = _network(groups)
+    return [] if network is None else groups[network]
 
 
 # ---- what an archive says of a folder --------------------------------------------------------------------------

@@ -26,6 +26,8 @@ class FoundFormat:
     endings: tuple[str, ...]
     find: Find
     recognize: Callable[[str, bytes], bool]
+    #: What the names of an optimizer's state begin with: exact, unless a bound names it.
+    states: tuple[str, ...] = ()
 
     def recognizes(self, path: str, head: bytes) -> bool:
         return self.recognize(path, head)
@@ -38,7 +40,8 @@ class FoundFormat:
                 raise
             what = f"not a readable {self.name} file: " if isinstance(error, CorruptError) else ""
             raise type(error)(f"{path}: {what}{error}") from None
-        return open_embedded(path, self.name, tensors, checksums)
+        exact = [each.name for each in tensors if each.name.startswith(self.states)] if self.states else []
+        return open_embedded(path, self.name, tensors, checksums, exact)
 
     def check(self, path: str, specs: Mapping[str, TensorSpec], tree: str | None) -> None:
         if tree_kind(tree) != self.name:

@@ -64,7 +64,7 @@ def _fields(file: Array, at: int, end: int) -> Iterator[tuple[int, int, int, int
         else:
             raise CorruptError(f"a field of wire type {wire}")
         if n > end - at:
-            raise CorruptError("a field ends behind its message")
+            raise CorruptError("a field ends after its message")
         yield number, wire, at, at + n
         at += n
 
@@ -157,7 +157,7 @@ def external_tensors(path: str) -> dict[str, list[Embedded]]:
         try:
             offset, length = int(tensor.external.get("offset") or 0), int(tensor.external.get("length") or -1)
         except ValueError:
-            raise CorruptError(f"{path}: tensor {tensor.name[:80]!r} is nowhere") from None
+            raise CorruptError(f"{path}: tensor {tensor.name[:80]!r} has no data") from None
         if length < 0:
             length = _n_bytes(tensor)
         members = found.setdefault(tensor.external.get("location", ""), [])

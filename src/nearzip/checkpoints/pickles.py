@@ -234,7 +234,7 @@ def read_pickle(
     source : bytes or binary stream
         A stream is left behind the pickle.
     load : callable
-        What a persistent id stands for.
+        The object for a persistent id.
     find : callable
         May replace a name.
 
@@ -268,7 +268,7 @@ def storage_refs(pid: Any) -> Iterator[Any]:
 
 
 def torch_storage(pid: Any) -> StorageRef:
-    """What PyTorch's persistent ids stand for."""
+    """Resolve PyTorch's persistent ids."""
     kind, key, _, n = storage_refs(pid)
     if not isinstance(kind, Global) or type(n) is not int or n < 0:
         raise PickleError("a storage without a type or length")

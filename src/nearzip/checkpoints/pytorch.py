@@ -62,7 +62,7 @@ class ZipStorages(Storages):
             return np.frombuffer(self._zipped.read(entry), np.uint8)
         start = data_offset(self._file, entry)
         if start + entry.file_size > self._file.size:
-            raise CorruptError(f"storage {storage.key!r} ends behind the file")
+            raise CorruptError(f"storage {storage.key!r} ends after the end of the file")
         return self._file[start : start + entry.file_size]
 
 

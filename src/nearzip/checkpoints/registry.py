@@ -7,7 +7,9 @@ import os
 from nearzip.checkpoints.arrays import Npy, Npz
 from nearzip.checkpoints.base import Format
 from nearzip.checkpoints.embedded import EmbeddedFormat
+from nearzip.checkpoints.flax import FLAX
 from nearzip.checkpoints.gguf import GGUF
+from nearzip.checkpoints.hdf5 import HDF5, KERAS
 from nearzip.checkpoints.onnx import ONNX
 from nearzip.checkpoints.pytorch import PyTorch
 from nearzip.checkpoints.safetensors import Safetensors
@@ -16,13 +18,14 @@ from nearzip.errors import CorruptError, UsageError
 
 __all__ = ["BY_NAME", "ENDINGS", "FORMATS", "format_for", "format_of", "read_head", "recognized"]
 
-#: Every format, those that are told by more of the content first.
-FORMATS: tuple[Format, ...] = (TORCHSCRIPT, PyTorch(), Npz(), Npy(), Safetensors(), GGUF, ONNX)
+_SAFETENSORS = Safetensors()
+#: Every format; those recognized by more of the content first.
+FORMATS: tuple[Format, ...] = (_SAFETENSORS, TORCHSCRIPT, PyTorch(), KERAS, Npz(), Npy(), GGUF, ONNX, HDF5, FLAX)
 BY_NAME: dict[str, Format] = {each.name: each for each in (*FORMATS, EmbeddedFormat())}
 #: File name endings that can be written whatever the archive was made from.
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".th", ".npz")
 _HEAD = 64
-#: What is often found in the place of a checkpoint: how it begins, what it is, and what to do.
+#: Files often found instead of a checkpoint: first bytes, what it is, what to do.
 _OTHERS = {
     b"version https://git-lfs": "is a git-lfs pointer, not the file itself; fetch it: git lfs pull",
     b"<!DOCTYPE html": "is a web page, not a checkpoint; download the file itself",
@@ -41,7 +44,7 @@ def read_head(path: str) -> bytes:
 
 
 def refuse_pointers(name: str, head: bytes) -> None:
-    """Raise UsageError for what stands in the place of a file: a pointer, a web page."""
+    """Raise UsageError for stand-ins of a checkpoint: a Git LFS pointer, a web page."""
     for start, reason in _OTHERS.items():
         if head.lower().startswith(start.lower()) and not start.startswith(b"\x89NZIP"):
             raise UsageError(f"{name}: {reason}")
@@ -72,7 +75,10 @@ def format_of(path: str) -> Format:
 
 
 def recognized(path: str, head: bytes) -> Format | None:
-    """The format that a file's content shows. Raises UsageError for what stands in the place of a file."""
+    """The format that a file's content shows. Raises UsageError for stand-ins such as Git LFS pointers."""
+    # First: its files begin with a length, which may look like the beginning of any other.
+    if _SAFETENSORS.recognizes(path, head):
+        return _SAFETENSORS
     refuse_pointers(path, head)
     return next((each for each in FORMATS if each.recognizes(path, head)), None)
 

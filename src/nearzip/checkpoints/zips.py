@@ -1,4 +1,4 @@
-"""Uncompressed entries of zip files: where their bytes are, and where their checksums stand."""
+"""Uncompressed entries of zip files: offsets of their bytes and of their checksums."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def stored_entries(file: Array, zipped: zipfile.ZipFile, shift: int = 0) -> dict
         start = data_offset(file, entry)
         end = start + entry.file_size
         if end > file.size:
-            raise CorruptError(f"the entry {entry.filename[:80]!r} ends behind the file")
+            raise CorruptError(f"the entry {entry.filename[:80]!r} ends after the end of the file")
         crc = entry.CRC.to_bytes(4, "little")
         places = [central + 16]
         if file[entry.header_offset + 14 : entry.header_offset + 18].tobytes() == crc:
             places.append(entry.header_offset + 14)
-        if entry.flag_bits & 8:  # the checksum stands behind the bytes
+        if entry.flag_bits & 8:  # the checksum follows the bytes
             behind = end + 4 if file[end : end + 4].tobytes() == _DESCRIPTOR else end
             if file[behind : behind + 4].tobytes() == crc:
                 places.append(behind)

@@ -21,15 +21,21 @@ _COMMANDS = {
     "compress": ("transfer", "compress"),
     "decompress": ("transfer", "decompress"),
     "tune": ("tuning", "tune"),
+    "condense": ("condensing", "condense"),
     "inspect": ("looking", "inspect"),
     "compare": ("looking", "compare"),
     "certify": ("certify", "certify"),
     "methods": ("looking", "methods"),
     "store": ("store", "store"),
+    "dataset": ("dataset", "dataset"),
+    "average": ("federated", "average"),
     "demo": ("demo", "demo"),
 }
 #: Commands of groups that have modules of their own.
-_MORE = {"store": (("pulling", "pull"), ("reporting", "report"))}
+_MORE = {
+    "store": (("pulling", "pull"), ("reporting", "report")),
+    "dataset": (("dataset_search", "tune"), ("dataset_search", "select")),
+}
 
 
 class _LazyGroup(OneLineGroup):
@@ -71,6 +77,6 @@ def cli() -> None:
     """Compress neural networks, and updates between their versions, within an error bound that is kept.
 
     Results go to stdout, everything else to stderr. Exit codes: 0 ok, 1 warnings, 2 usage, 3 error, 10 no such file,
-    11 somebody else is writing, 12 corrupt, 13 format newer than this release, 14 limit exceeded, 15 bound or budget
+    11 another process is writing, 12 corrupt, 13 format newer than this release, 14 limit exceeded, 15 bound or budget
     missed, 130 interrupted.
     """

@@ -113,6 +113,12 @@ force_option = click.option("--force", is_flag=True, help="Overwrite outputs tha
 )
 @click.option("--restored", type=_FILE, metavar="FILE", help="Also write what a reader will get, the next base.")
 @click.option(
+    "--residual",
+    type=_FILE,
+    metavar="FILE",
+    help="For federated rounds: add what earlier updates left out, and keep here what this one leaves out.",
+)
+@click.option(
     "--retrain",
     metavar="PACKAGE.MODULE:FUNCTION",
     help="For methods that prune: takes a dict of arrays and what to hold, returns the dict retrained.",
@@ -133,6 +139,7 @@ def compress(
     kl: float | None,
     renames: Sequence[str],
     restored: str | None,
+    residual: str | None,
     retrain: str | None,
     force: bool,
     threads: int | None,
@@ -154,6 +161,8 @@ def compress(
         raise click.UsageError("a plan says how far to go; give --plan or --step or --kl")
     if renames and (base is None or calibrate is not None):
         raise click.UsageError("--rename goes with --base, without --calibrate")
+    if residual is not None and (base is None or plan_path or calibrate or renames or restored or retrain):
+        raise click.UsageError("--residual goes with --base, and with --method, --bound and --set alone")
     rename = _renames_of(renames)
     bound = bounds_of(bounds)
     if calibrate is not None and isinstance(bound, dict):
@@ -170,7 +179,14 @@ def compress(
             "restored": None if restored is None else output_of(restored),
             "force": force, "threads": threads, "progress": callback,
         }  # fmt: skip
-        if calibrate is not None:
+        if residual is not None:
+            from nearzip.cli.federated import update_with_residual
+
+            named = [name for name in (new, base, output, residual) if name != "-"]
+            if len(named) < 4:
+                raise click.UsageError("--residual takes files, not '-'")
+            report = update_with_residual(new, str(base), output, residual, method, bound, options_of(settings), force)
+        elif calibrate is not None:
             report = calibrated_file(source, target, reference, calibrate, step, kl, bound=bound, plan=plan, **how)
         else:
             report = compress_file(
@@ -190,7 +206,7 @@ def compress(
         print_json("compress", _compress_document(report, output, restored, seconds), err=on_stdout)
     else:
         show(_compress_text(report, output, restored, seconds), err=on_stdout)
-    if method in (None, "nearzip") and bound is None and plan is None and calibrate is None:
+    if method in (None, "nearzip") and bound is None and plan is None and calibrate is None and residual is None:
         _hint_at_bounds(new, base, rename, report, threads)
     return 1 if warned else 0
 

@@ -35,7 +35,7 @@ from nearzip.errors import missing_extra
 from nearzip.fileio import check_outputs
 from nearzip.tensors import Array
 
-__all__ = ["tune"]
+__all__ = ["max_loss_of", "tune", "workers"]
 
 _FILE = click.Path(path_type=str)
 
@@ -74,7 +74,7 @@ _FILE = click.Path(path_type=str)
     multiple=True,
     metavar="KEY=VALUE",
     help="A parameter of the strategy; items of lists between commas. deepsz: max_bytes and others; delta-dnn: "
-    "candidates and others. Repeatable.",
+    "candidates, phi=points and others. Repeatable.",
 )
 @click.option("--evaluations", type=click.IntRange(min=1), help="Most trials of strategy nearzip.")
 @click.option(
@@ -121,11 +121,14 @@ def tune(
     check_outputs([output_of(output)], [new, base], force)
     started = time.perf_counter()
     how = parameters_of(strategy, options_of(parameters, "--strategy-set", "KEY=VALUE"))
-    if not max_losses and "max_bytes" not in how:
-        raise click.UsageError("--max-loss is missing; only a deepsz search for --strategy-set max_bytes=N needs none")
-    max_loss = _max_loss(max_losses) if max_losses else None
+    if not max_losses and "max_bytes" not in how and strategy != "delta-dnn":
+        raise click.UsageError(
+            "--max-loss is missing; only the strategy delta-dnn (0.2%) and a deepsz search for --strategy-set "
+            "max_bytes=N need none"
+        )
+    max_loss = max_loss_of(max_losses) if max_losses else None
     function = load_function("--evaluate", evaluate)
-    with showing_warnings() as warned, _watching(as_json) as watch, _workers(jobs):
+    with showing_warnings() as warned, _watching(as_json) as watch, workers(jobs):
         search: dict[str, Any] = {
             "evaluations": evaluations, "trials": trials, "seed": seed, "confidence": confidence, "progress": watch,
         }  # fmt: skip
@@ -151,7 +154,8 @@ def tune(
 # ---- what was asked for ----------------------------------------------------------------------------------------
 
 
-def _max_loss(texts: Sequence[str]) -> float | str | dict[str, float | str]:
+def max_loss_of(texts: Sequence[str]) -> float | str | dict[str, float | str]:
+    """Budgets as they are typed: one for all metrics, or NAME=X for each."""
     pairs = [text.rpartition("=") for text in texts]
     if len(pairs) == 1 and not pairs[0][1]:
         return _number(texts[0])
@@ -178,7 +182,7 @@ def _arrays(path: str) -> dict[str, Array]:
 
 
 @contextlib.contextmanager
-def _workers(jobs: int | None) -> Iterator[None]:
+def workers(jobs: int | None) -> Iterator[None]:
     """joblib's processes; without `jobs` whatever joblib does by itself, which is one trial at a time."""
     if jobs is None:
         yield
@@ -228,7 +232,7 @@ def _table(plan: Plan) -> Any:
     for trial in plan.trials:
         word = "chosen" if trial is plan.chosen else "" if trial.fits else "over"
         losses = [_bounded(trial, name) for name in names]
-        rows.append([str(trial.assignment), human_bytes(trial.n_bytes), *losses, word])
+        rows.append([str(trial.codings), human_bytes(trial.n_bytes), *losses, word])
     return rows_table(columns, rows)
 
 
@@ -251,7 +255,7 @@ def _summary(plan: Plan, output: str, seconds: float) -> str:
         ("loss", f"{_by_metric(plan.losses)}, measured on the stored archive{budget}"),
         *([("shown", _shown(plan))] if plan.confidence is not None else []),
         ("original", _by_metric(plan.original)),
-        ("setting", plan.chosen.assignment),
+        ("setting", plan.chosen.codings),
         ("trials", f"{len(plan.trials)}, and twice the original"),
         ("time", f"{seconds:.2f} s"),
     ])  # fmt: skip

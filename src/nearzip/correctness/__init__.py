@@ -5,15 +5,23 @@ The measures need PyTorch and are imported when they are asked for; comparing lo
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from nearzip.correctness.answers import AnswersReport, compare_answers
+from nearzip.correctness.certificate import Certificate
+from nearzip.correctness.samples import sample_digests
 from nearzip.correctness.tasks import TaskComparison
 
 if TYPE_CHECKING:
+    from nearzip.correctness.certifying import certify
+    from nearzip.correctness.objective import Objective
     from nearzip.measures import (
         MEASURES,
+        PERTURBATIONS,
         Agreement,
+        Attribution,
+        Boundary,
         ClassAccuracy,
         Cost,
         Divergence,
@@ -23,14 +31,20 @@ if TYPE_CHECKING:
         Measure,
         OutputDistance,
         Predictions,
+        Robustness,
         TopK,
+        jaccard,
         measures_of,
     )
 
 __all__ = [
     "MEASURES",
+    "PERTURBATIONS",
     "Agreement",
     "AnswersReport",
+    "Attribution",
+    "Boundary",
+    "Certificate",
     "ClassAccuracy",
     "Cost",
     "Divergence",
@@ -38,21 +52,28 @@ __all__ = [
     "Flips",
     "Loss",
     "Measure",
+    "Objective",
     "OutputDistance",
     "Predictions",
+    "Robustness",
     "TaskComparison",
     "TopK",
+    "certify",
     "compare_answers",
+    "jaccard",
     "measures_of",
+    "sample_digests",
 ]
+
+#: Modules that need PyTorch and are imported when a name of theirs is first asked for; others are measures.
+_HOMES = {"certify": "correctness.certifying", "Objective": "correctness.objective"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from nearzip import measures
-
-    return getattr(measures, name)
+    home = importlib.import_module(f"nearzip.{_HOMES.get(name, 'measures')}")
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -14,7 +14,7 @@ from nearzip.api import compress, decompress
 from nearzip.bounds import Bound
 from nearzip.digests import digest
 from nearzip.errors import CorruptError, UsageError, WrongBaseError
-from nearzip.federated.coding import EXACT_NAMES, UpdateCoding, applied, as_model, check_same, model_id, updates
+from nearzip.federated.coding import EXACT_NAMES, UpdateCoding, advanced, as_model, check_same, model_id, updates
 from nearzip.federated.downlink import read_downlink
 from nearzip.federated.message import pack, read_message
 from nearzip.federated.residual import Residual
@@ -51,7 +51,8 @@ class Client:
     bound : str or Bound, optional
         For "nearzip": "rms:2" by default, twice the root mean square of the whole update.
     options : mapping, optional
-        The method's own, such as {"keep": 0.01}.
+        The method's own, such as {"keep": 0.01}. A `seed` (QSGD) should differ between clients; in each round other
+        random numbers are drawn.
     residual : str or None
         How the residual is stored between rounds: "exact" (float32), a method such as "nearzip", "qd-compressor" or
         "lc-checkpoint", or None: it is dropped.
@@ -97,6 +98,7 @@ class Client:
         self._held_id = b""
         self._pending: _Pending | None = None
         self._worker: threading.Thread | None = None
+        self._n_sent = 0
 
     @property
     def model(self) -> dict[str, Array]:
@@ -108,6 +110,12 @@ class Client:
     def model_id(self) -> str:
         """Identity of the model held, 32 hexadecimal digits; empty before the first `receive`."""
         return self._held_id.hex()
+
+    @property
+    def residual_bytes(self) -> int:
+        """Bytes that the residual takes between rounds, once it is stored."""
+        self._join()
+        return self._residual.n_bytes
 
     def receive(self, data: bytes, limits: Limits | None = None) -> dict[str, Array]:
         """Take what the server broadcast: the model as a dict of arrays, bit for bit what the server records.
@@ -131,9 +139,7 @@ class Client:
                     raise WrongBaseError(
                         "the server sent an update, but this client holds no model; ask for a keyframe"
                     )
-                message = read_message(part.data, held, held_id)
-                exact = frozenset(spec.name for group in message.groups if group.exact for spec in group.tensors)
-                held = as_model(applied(held, message.arrays(), exact))
+                held = advanced(held, held_id, part.data)
             held_id = model_id(held)
             if not held_id.startswith(part.gives):
                 raise CorruptError("the model received is not the one that the server recorded")
@@ -159,7 +165,9 @@ class Client:
             wanted[name] += np.float32(self._decay) * left
         _check_finite(wanted)
         source = Checkpoint.of(wanted)
-        data, decoded = pack(self._coding.groups(source, held), source, model, held, self._held_id)
+        coding = self._coding.numbered(self._n_sent)
+        data, decoded = pack(coding.groups(source, held), source, model, held, self._held_id)
+        self._n_sent += 1
         self._pending = _Pending(data, digest(data), self._held_id)
         residual = {name: wanted[name] - decoded[name] for name in rounded}
         # Beside the upload, not before it: the bytes are returned at once.
@@ -178,7 +186,7 @@ class Client:
             tensors["pending"] = np.frombuffer(pending.data, np.uint8)
         state = {
             "kind": _STATE, "coding": self._coding.to_json(), "residual": self._residual.to_json(),
-            "decay": self._decay, "held": self._held_id.hex(),
+            "decay": self._decay, "held": self._held_id.hex(), "n_sent": self._n_sent,
             "pending": None if pending is None else pending.held.hex(),
         }  # fmt: skip
         return compress(tensors, metadata={"federated": json.dumps(state)}).to_bytes()
@@ -191,7 +199,7 @@ class Client:
         try:
             client._coding = UpdateCoding.from_json(state["coding"])
             client._residual = Residual.from_json(state["residual"], below(tensors, "residual/"))
-            client._decay = float(state["decay"])
+            client._decay, client._n_sent = float(state["decay"]), int(state["n_sent"])
             client._held_id = bytes.fromhex(state["held"])
             pending = state["pending"]
         except (KeyError, TypeError, ValueError) as error:

@@ -5,22 +5,21 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from nearzip.bounds import EXACT, Bound, Rms, Statistics, parse_bound
 from nearzip.codec import exact_pipeline
+from nearzip.coding import Coding, Codings
 from nearzip.digests import checkpoint_id
 from nearzip.errors import UsageError
-from nearzip.federated.message import BLOCK_BYTES, Group, whole_block
+from nearzip.federated.message import BLOCK_BYTES, Group, pack, read_message, whole_block
 from nearzip.layout import draft_segments
-from nearzip.recipes import Setting, Settings, recipe_type
-from nearzip.recipes.nearzip import Nearzip
 from nearzip.tensors import Array, Checkpoint, TensorSpec
 
-__all__ = ["EXACT_NAMES", "UpdateCoding", "applied", "as_model", "model_id", "updates"]
+__all__ = ["EXACT_NAMES", "UpdateCoding", "advanced", "applied", "as_model", "exact_delta", "model_id", "updates"]
 
 #: Tensors with fewer values than this take a finer step: they cost little, and a value of them matters more.
 _SMALL = 1000
@@ -64,7 +63,7 @@ class UpdateCoding:
                 raise UsageError(f"a federated update takes a bound such as rms:2 or abs:1e-3, not {bound}")
             object.__setattr__(self, "bound", bound)
         else:
-            object.__setattr__(self, "bound", Setting.of(self._recipe(), bound).bound)
+            object.__setattr__(self, "bound", Coding.of(self.method, bound, self.options).promise)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -79,8 +78,15 @@ class UpdateCoding:
             document["method"], None if bound == "no promise" else bound, document["options"], tuple(document["exact"])
         )
 
-    def _recipe(self) -> Any:
-        return recipe_type(self.method).from_options(dict(self.options))
+    def numbered(self, n: int) -> UpdateCoding:
+        """For a client's update number n: methods that draw random numbers (QSGD) draw others in every round."""
+        if self.method in ("nearzip", "lossless"):
+            return self
+        options = Coding.of(self.method, options=self.options).recipe.options()
+        if "seed" not in options:
+            return self
+        seed = (int(options["seed"]) << 24 | n % (1 << 24)) % (1 << 53)
+        return replace(self, options={**self.options, "seed": seed})
 
     def is_exact(self, spec: TensorSpec) -> bool:
         """Whether a tensor is sent exactly."""
@@ -92,8 +98,8 @@ class UpdateCoding:
         """Groups for all tensors of the base; `update` holds the float32 updates of those that are not exact."""
         found: list[Group] = []
         if update.specs:
-            for settings, names in self._settings(update):
-                for draft in draft_segments(update, None, names, settings, 1):
+            for codings, names in self._codings(update):
+                for draft in draft_segments(update, None, names, codings, 1):
                     n_bytes = sum(spec.n_bytes for spec in draft.tensors)
                     size = BLOCK_BYTES if draft.block_bytes == BLOCK_BYTES else whole_block(n_bytes)
                     found.append(Group(draft.tensors, draft.pipeline, draft.tolerances, size, False))
@@ -105,15 +111,15 @@ class UpdateCoding:
             found += [_exact_group(group) for group in _runs(specs)]
         return found
 
-    def _settings(self, update: Checkpoint) -> list[tuple[Settings, list[str]]]:
+    def _codings(self, update: Checkpoint) -> list[tuple[Codings, list[str]]]:
         if self.method != "nearzip":
             assert not isinstance(self.bound, str)
-            return [(Settings(Setting.of(self._recipe(), self.bound)), list(update.specs))]
+            return [(Codings.of(self.method, self.bound, self.options), list(update.specs))]
         large = [name for name, spec in update.specs.items() if spec.n_elements >= _SMALL] or list(update.specs)
         step = self._step(update, large)
         small = [name for name in update.specs if name not in set(large)]
         both = [(step, large), (step / _FINER, small)]
-        return [(Settings(Setting.of(Nearzip(step=s, finer=0.0))), names) for s, names in both if names]
+        return [(Codings.of("nearzip", options={"step": s, "finer": 0.0}), names) for s, names in both if names]
 
     def _step(self, update: Checkpoint, names: Sequence[str]) -> float:
         assert isinstance(self.bound, Bound)
@@ -186,3 +192,16 @@ def applied(held: Checkpoint, decoded: Mapping[str, Array], exact: frozenset[str
         wide = np.float64 if spec.dtype == "float64" else np.float32
         found[name] = (old.astype(wide) + decoded[name].astype(wide)).astype(old.dtype)
     return found
+
+
+def advanced(held: Checkpoint, held_id: bytes, data: bytes | memoryview) -> Checkpoint:
+    """The model after a message from anybody. Raises what `read_message` and `Message.arrays` raise."""
+    message = read_message(data, held, held_id)
+    exact = frozenset(spec.name for group in message.groups if group.exact for spec in group.tensors)
+    return as_model(applied(held, message.arrays(), exact))
+
+
+def exact_delta(new: Checkpoint, old: Checkpoint, old_id: bytes) -> bytes:
+    """The message that makes one model of another, bit for bit."""
+    none = Checkpoint.of({})
+    return pack(UpdateCoding("lossless").groups(none, old), none, new, old, old_id)[0]

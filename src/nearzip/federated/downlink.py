@@ -6,8 +6,8 @@
     gives              16 bytes   identity of the model after all parts
     takes               8 bytes   first bytes of the identity of the model that the first part is made against
     acknowledgements    count, then 4 bytes each: first bytes of the digests of updates that the server accepted
-    parts               count, then each: 0 keyframe (an archive) or 1 update, first 8 bytes of the model that it gives,
-                        length, bytes
+    parts               count, then each: 0 keyframe (an archive) or 1 update (that of a round, or the exact difference
+                        between two models), first 8 bytes of the model that it gives, length, bytes
 
 The same bytes serve every client that holds the last version, so that an engine that stores equal blobs once sends one.
 """

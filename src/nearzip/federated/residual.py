@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from nearzip.api import compress
+from nearzip.api import compress_quietly
+from nearzip.archive import Archive
 from nearzip.bounds import Absolute, Bound, Rms, Statistics, parse_bound
 from nearzip.errors import CorruptError, UsageError
 from nearzip.recipes import recipe_type
@@ -82,7 +83,7 @@ class Residual:
             if self.method == "nearzip" and isinstance(bound, (Rms, Absolute)):
                 bound = Absolute(_half_step(bound, values))
                 values = self._dithered(values, 2 * bound.value)
-            archive = compress(values, base=base, method=self.method, bound=bound, options=self._options)
+            archive = compress_quietly(values, base, self.method, bound, options=self._options)
             self._values, self.n_bytes = archive.restored, archive.nbytes
 
     def _dithered(self, values: Mapping[str, Array], step: float) -> dict[str, Array]:
@@ -93,6 +94,16 @@ class Residual:
             name: value + np.float32(step) * (rng.random(value.shape, np.float32) - np.float32(0.5))
             for name, value in values.items()
         }
+
+    def archive(self, values: Mapping[str, Array]) -> Archive:
+        """An archive of these values that needs no base."""
+        if self.method in (None, "exact") or not values:
+            return compress_quietly(values)
+        bound: Bound | None = self._bound
+        if self.method == "nearzip" and isinstance(bound, (Rms, Absolute)):
+            bound = Absolute(_half_step(bound, values))
+            values = self._dithered(values, 2 * bound.value)
+        return compress_quietly(values, None, self.method, bound, options=self._options)
 
     def parts(self) -> dict[str, Array]:
         """Arrays for the state of a client."""

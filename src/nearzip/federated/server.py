@@ -14,10 +14,21 @@ from nearzip.api import compress
 from nearzip.bounds import Bound
 from nearzip.digests import digest
 from nearzip.errors import BoundError, CorruptError, Error, LimitError, UsageError
-from nearzip.federated.coding import EXACT_NAMES, UpdateCoding, applied, as_model, check_same, model_id, updates
+from nearzip.federated.coding import (
+    EXACT_NAMES,
+    UpdateCoding,
+    advanced,
+    applied,
+    as_model,
+    check_same,
+    exact_delta,
+    model_id,
+    updates,
+)
 from nearzip.federated.downlink import Part, put_downlink
-from nearzip.federated.message import Message, pack, read_message
+from nearzip.federated.message import Group, Message, pack, read_message
 from nearzip.federated.state import below, read_state
+from nearzip.layout import Block
 from nearzip.limits import Limits
 from nearzip.tensors import Array, Checkpoint, is_float
 
@@ -26,6 +37,8 @@ __all__ = ["Server", "Update"]
 Node = str | int
 
 _STATE = "nearzip federated server 1"
+#: Updates between that come to less than this part of the model are sent as they are.
+_CATCH_UP = 16
 
 
 class Update(Mapping[str, Array]):
@@ -116,8 +129,12 @@ class Server:
         #: What the last updates left out: true model minus held model, float32, of rounded tensors.
         self._left: dict[str, Array] = {}
         self._history: list[Part] = []
-        self._first: bytes = self._held_id
+        #: The model that the history starts from: what clients that missed rounds hold is made from it.
+        self._oldest, self._first = self._held, self._held_id
+        #: Exact differences from older models to the newest, by identity.
+        self._exact: dict[bytes, Part] = {}
         self._keyframe: bytes | None = None
+        self._catch_up = _CATCH_UP
         self._confirmed: dict[Node, bytes] = {}
         self._sent: dict[Node, bytes] = {}
         self._replies: dict[Node, Update] = {}
@@ -135,16 +152,15 @@ class Server:
     # ---- down ----------------------------------------------------------------------------------------------------
 
     def broadcast(self, node: Node) -> bytes:
-        """Bytes that bring a client to the newest model: updates since what it confirmed, or a keyframe if smaller.
+        """Bytes that bring a client to the newest model: updates since what it confirmed, the exact difference to that
+        model, or a keyframe, whichever is smallest.
 
         The same bytes for all clients that hold the same version.
         """
         known = self._confirmed.get(node, b"")
-        chain = self._chain(known)
-        if chain is None or sum(len(part.data) for part in chain) > len(self._key()):
-            chain = [Part(True, self._held_id, self._key())]
+        parts = self._route(known)
         self._sent[node] = self._held_id
-        return put_downlink(known if not chain or not chain[0].is_keyframe else b"", chain, self._acks, self._held_id)
+        return put_downlink(known if not parts or not parts[0].is_keyframe else b"", parts, self._acks, self._held_id)
 
     def forget(self, node: Node) -> None:
         """A client lost what it held: it gets a keyframe next."""
@@ -155,6 +171,17 @@ class Server:
         if self._sent.get(node) == self._held_id:
             self._confirmed[node] = self._held_id
 
+    def _route(self, known: bytes) -> list[Part]:
+        """The fewest bytes from a model to the newest."""
+        chain = self._chain(known)
+        # An exact difference or keyframe is never much smaller than this; making them takes longer than all else.
+        if chain is not None and _size(chain) * self._catch_up <= self._held.n_bytes:
+            return chain
+        routes = [[Part(True, self._held_id, self._key())]]
+        if chain is not None:
+            routes = [chain, [self._exact_from(known)], *routes]
+        return min(routes, key=_size)
+
     def _chain(self, known: bytes) -> list[Part] | None:
         """Updates from a model to the newest; None where they are not all kept."""
         if known == self._held_id:
@@ -163,6 +190,17 @@ class Server:
         if not known or known not in starts:
             return None
         return self._history[starts.index(known) :]
+
+    def _exact_from(self, known: bytes) -> Part:
+        """The exact difference to the newest model from one of the history."""
+        if known not in self._exact:
+            old, old_id = self._oldest, self._first
+            for part in self._history:
+                if old_id == known:
+                    break
+                old, old_id = advanced(old, old_id, part.data), part.gives
+            self._exact[known] = Part(False, self._held_id, exact_delta(self._held, old, old_id))
+        return self._exact[known]
 
     def _key(self) -> bytes:
         if self._keyframe is None:
@@ -301,7 +339,7 @@ class Server:
         self._left = {name: rounded[name] - decoded[name] for name in rounded}
         self._held = as_model(applied(self._held, decoded, frozenset(exact)))
         self._held_id = model_id(self._held)
-        self._keyframe = None
+        self._keyframe, self._exact = None, {}
         self._history.append(Part(False, self._held_id, data))
         self._trim()
         self._acks, self._accepted = self._accepted, []
@@ -312,8 +350,9 @@ class Server:
     def _trim(self) -> None:
         """Forget the oldest updates beyond the bytes that may be kept."""
         limit = self._max_history if self._max_history is not None else self._held.n_bytes
-        while self._history and sum(len(part.data) for part in self._history) > limit:
-            self._first = self._history.pop(0).gives
+        while self._history and _size(self._history) > limit:
+            part = self._history.pop(0)
+            self._oldest, self._first = advanced(self._oldest, self._first, part.data), part.gives
 
     # ---- state ---------------------------------------------------------------------------------------------------
 
@@ -322,6 +361,8 @@ class Server:
         clients send them again with their next update."""
         tensors = {f"model/{name}": self._held.read(name) for name in self._held.specs}
         tensors.update({f"left/{name}": value for name, value in self._left.items()})
+        if self._history:
+            tensors.update({f"oldest/{name}": self._oldest.read(name) for name in self._oldest.specs})
         tensors.update({f"update/{i}": np.frombuffer(part.data, np.uint8) for i, part in enumerate(self._history)})
         state = {
             "kind": _STATE, "coding": self._coding.to_json(), "round": self.round, "held": self._held_id.hex(),
@@ -353,9 +394,17 @@ class Server:
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptError(f"server state: {error}") from None
         server._left = below(tensors, "left/")
+        if server._history:
+            server._oldest = as_model(below(tensors, "oldest/"))
+            if model_id(server._oldest) != server._first:
+                raise CorruptError("server state: its history starts from another model than it says")
         if held != server._held_id:
             raise CorruptError("server state: holds another model than it says")
         return server
+
+
+def _size(parts: Sequence[Part]) -> int:
+    return sum(len(part.data) for part in parts)
 
 
 def _require_finite(arrays: Mapping[str, Array]) -> None:
@@ -364,20 +413,26 @@ def _require_finite(arrays: Mapping[str, Array]) -> None:
             raise UsageError(f"the next model's tensor {name!r} is not finite")
 
 
+def _square(group: Group, block: Block, values: Array, held: Checkpoint) -> float:
+    """Squared norm of what a block adds to the model held."""
+    wide = values.astype(np.float64)
+    if group.exact:
+        at = 0
+        for spec, part in zip(group.tensors, block.parts, strict=True):
+            start = block.start if len(group.tensors) == 1 else 0
+            wide[at : at + part] -= held.read(spec.name).reshape(-1)[start : start + part].astype(np.float64)
+            at += part
+    return float(np.dot(wide, wide))
+
+
 def _checked_norm(message: Message, held: Checkpoint) -> float:
     """Decode a reply block by block and keep nothing: its norm. Raises CorruptError, BoundError."""
     total = 0.0
     for group, block, values in message.decoded():
         if not is_float(values.dtype):
             continue
-        wide = values.astype(np.float64)
-        if group.exact:
-            at = 0
-            for spec, part in zip(group.tensors, block.parts, strict=True):
-                start = block.start if len(group.tensors) == 1 else 0
-                wide[at : at + part] -= held.read(spec.name).reshape(-1)[start : start + part].astype(np.float64)
-                at += part
-        square = float(np.dot(wide, wide))
+        with np.errstate(invalid="ignore", over="ignore"):  # of hostile NaN and infinities
+            square = _square(group, block, values, held)
         if not math.isfinite(square):
             raise BoundError(
                 f"update: tensor {group.tensors[0].name!r} holds NaN, infinities, or values beyond any model"

@@ -34,6 +34,8 @@ class Cost(Measure):
         relative to the sum of the weights.
     against : "original" or "targets"
         "targets": the cost of the predictions against the truth, in place of the original's ("cost-to-truth").
+    name : str
+        Of the metric, where several costs are measured: "cost/by-kind".
 
     Examples
     --------
@@ -48,11 +50,12 @@ class Cost(Measure):
         d: Any = None,
         mu: Callable[[Predictions], Tensor] | None = None,
         against: str = "original",
+        name: str | None = None,
     ):
         if against not in ("original", "targets"):
             raise UsageError(f"a cost is against 'original' or 'targets', not {against!r}")
         self.d, self.mu, self.against = None if d is None else _checked(d), mu, against
-        self.name = "cost" if against == "original" else "cost-to-truth"
+        self.name = name or ("cost" if against == "original" else "cost-to-truth")
         self.reset()
 
     @property

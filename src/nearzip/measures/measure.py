@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,7 +38,10 @@ class Predictions:
     batch : object
         The batch itself, on the network's device, where a measure needs gradients.
     network, reference : callable or None
-        The network and the original, from a batch to logits (n, classes), where a measure needs gradients.
+        The network and the original, from a batch to logits (n, classes), where a measure needs gradients. The same
+        object where the original itself is measured.
+    memory : dict
+        What measures keep about the original for this batch, from one evaluation to the next; see `once`.
     """
 
     logits: Tensor
@@ -50,6 +53,22 @@ class Predictions:
     batch: Any = None
     network: Callable[[Any], Tensor] | None = None
     reference: Callable[[Any], Tensor] | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """What `make` returns about the original, computed once for this batch and evaluator."""
+        if key not in self.memory:
+            self.memory[key] = make()
+        return self.memory[key]
+
+    @property
+    def of_original(self) -> Predictions:
+        """The original's predictions as those that are measured."""
+        assert self.original is not None
+        return Predictions(
+            self.original, self.units, self.targets, self.original, self.original_features, self.original_features,
+            self.batch, self.reference, self.reference, self.memory,
+        )  # fmt: skip
 
     @cached_property
     def classes(self) -> Tensor:
@@ -98,6 +117,14 @@ class Measure(ABC):
     @abstractmethod
     def result(self) -> dict[str, Statistic | float]:
         """Metrics by name, higher is better: a statistic where confidence bounds exist, else a number."""
+
+    def yardsticks(self) -> dict[str, float]:
+        """Figures beside the metrics that are no scores: what chance would give, counts, quantiles."""
+        return {}
+
+    def details(self) -> dict[str, tuple[Array, Array]]:
+        """By metric, a value of each sample under the original and under the measured network; for pages."""
+        return {}
 
     def fresh(self) -> Measure:
         """An empty measure of the same configuration."""

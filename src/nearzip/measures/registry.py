@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from nearzip.errors import UsageError
+from nearzip.measures.attribution import METHODS, Attribution
+from nearzip.measures.boundary import Boundary
 from nearzip.measures.cost import Cost
 from nearzip.measures.embedding import Embedding
 from nearzip.measures.measure import Measure
 from nearzip.measures.outputs import Agreement, ClassAccuracy, Divergence, Flips, Loss, OutputDistance, TopK
+from nearzip.measures.robustness import Robustness
 
 __all__ = ["MEASURES", "measures_of"]
 
@@ -28,6 +32,9 @@ MEASURES: dict[str, str] = {
     "cost": "minus the mean cost of changed classes; nearzip.correctness.Cost takes your own costs",
     "embedding": "features: cosine, distance, neighbours kept, structure of the class means",
     "distance": "minus the relative distance of the outputs; for regressors too",
+    "attribution": "share of what both networks look at; attribution/integrated-gradients, /occlusion as well",
+    "boundary": "distance to another class over the original's, at most 1: boundary/random, boundary/worst",
+    "robust": "accuracy on perturbed inputs: robust/linf:2, robust/gauss:0.04, robust/blur:0.7, ..",
 }
 _MAKERS: dict[str, Callable[[], Measure]] = {
     "class/*": ClassAccuracy,
@@ -39,7 +46,15 @@ _MAKERS: dict[str, Callable[[], Measure]] = {
     "cost": Cost,
     "embedding": Embedding,
     "distance": OutputDistance,
+    "attribution": Attribution,
+    **{f"attribution/{method}": partial(Attribution, method) for method in METHODS},
+    "boundary/random": Boundary,
+    "boundary/worst": partial(Boundary, "worst"),
+    "robust": Robustness,
 }
+#: A name for several measures.
+_GROUPS = {"boundary": ("boundary/random", "boundary/worst"), "boundary/*": ("boundary/random", "boundary/worst"),
+           "attribution/*": tuple(f"attribution/{method}" for method in METHODS)}  # fmt: skip
 
 
 def measures_of(metrics: Iterable[str | Measure]) -> list[Measure]:
@@ -53,7 +68,7 @@ def measures_of(metrics: Iterable[str | Measure]) -> list[Measure]:
     found: list[Measure | None] = []
     divergences: list[str] = []
     at = None
-    for metric in metrics:
+    for metric in _ungrouped(metrics):
         if isinstance(metric, str) and (metric == "kl" or metric.startswith("kl/")):
             if at is None:
                 at = len(found)
@@ -62,6 +77,20 @@ def measures_of(metrics: Iterable[str | Measure]) -> list[Measure]:
         else:
             found.append(_measure(metric))
     return [Divergence(divergences) if measure is None else measure for measure in found]
+
+
+def _ungrouped(metrics: Iterable[str | Measure]) -> Iterator[str | Measure]:
+    """With the members of groups in their place, and perturbations of one data set together."""
+    perturbed = []
+    for metric in metrics:
+        if isinstance(metric, str) and metric.startswith("robust/") and metric != "robust/*":
+            perturbed.append(metric)
+        elif isinstance(metric, str):
+            yield from _GROUPS.get(metric, (metric.removesuffix("/*") if metric == "robust/*" else metric,))
+        else:
+            yield metric
+    if perturbed:
+        yield Robustness(perturbed)
 
 
 def _measure(metric: str | Measure) -> Measure:

@@ -115,6 +115,17 @@ class Names:
         first: dict[int, str] = {}
         self._first = {name: first.setdefault(id(tensor), name) for name, tensor in named}
 
+    def thinned(self, module: nn.Module, tensors: Mapping[str, Any]) -> bool:
+        """Whether all of the module's tensors are given, and some with fewer rows or columns than the module's."""
+        own = module.state_dict()
+        if not own.keys() <= tensors.keys():
+            return False
+        shapes = {name: tuple(tensors[name].shape) for name in own}
+        if any(len(shape) != own[name].dim() for name, shape in shapes.items()):
+            return False
+        pairs = [(a, b) for name, shape in shapes.items() for a, b in zip(shape, own[name].shape, strict=True)]
+        return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
     def fitted(self, module: nn.Module, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
         """Arrays or tensors as the module's own: on its device, in its dtypes, tied ones under one name.
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 from nearzip.errors import PluginError, UnknownMethodError
 from nearzip.plugins import Plugins, subclass_check
 from nearzip.recipes.base import Fallback, Recipe, TensorPlan, TensorView, Unpromised
 from nearzip.recipes.baselines import GzipRecipe, LzmaRecipe, ZstdRecipe
 from nearzip.recipes.deep_compression import DeepCompression
+from nearzip.recipes.deepreduce import DeepReduce
 from nearzip.recipes.deepsz import DeepSz, DeepSzNearzip
 from nearzip.recipes.delta_dnn import DeltaDnn
 from nearzip.recipes.foreign import BloscRecipe, Sz3Recipe, ZfpRecipe
@@ -15,7 +19,7 @@ from nearzip.recipes.nearzip import Nearzip
 from nearzip.recipes.qd_compressor import QdCompressor
 from nearzip.recipes.qsgd import Qsgd
 from nearzip.recipes.retrain import Hold, Retrain
-from nearzip.recipes.settings import Setting, Settings
+from nearzip.recipes.skcompress import SkCompress
 from nearzip.recipes.sparse_updates import Sbc, Stc, TopK
 from nearzip.recipes.weightless import Weightless
 
@@ -25,8 +29,6 @@ __all__ = [
     "Hold",
     "Recipe",
     "Retrain",
-    "Setting",
-    "Settings",
     "TensorPlan",
     "TensorView",
     "Unpromised",
@@ -47,6 +49,8 @@ _BUILT_IN: tuple[type[Recipe], ...] = (
     TopK,
     Sbc,
     Stc,
+    SkCompress,
+    DeepReduce,
     Qsgd,
     Sz3Recipe,
     ZfpRecipe,
@@ -80,3 +84,16 @@ def recipe_type(name: str) -> type[Recipe]:
         known = [*_BUILT_IN_BY_NAME, *PLUGINS.names()]
         raise UnknownMethodError(f"unknown method {name!r}; known are {', '.join(known)}")
     return found
+
+
+#: Names of the first release, and what they are in `nearzip.coding`.
+_RENAMED = {"Setting": "Coding", "Settings": "Codings"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from nearzip import coding
+
+    warnings.warn(f"{__name__}.{name} is nearzip.coding.{_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+    return getattr(coding, _RENAMED[name])

@@ -41,6 +41,8 @@ class TensorView:
     values, base_values : callable
         The tensor and the receiver's, shape `shape` (UsageError if it has none). They are read when called, so a recipe
         that does not need them costs nothing. Read-only.
+    steps : tuple of float
+        The steps of quantization by which the tensor's earlier versions were rounded, as far as the base carries them.
     """
 
     name: str
@@ -51,6 +53,7 @@ class TensorView:
     whole: Statistics
     values: Callable[[], Array]
     base_values: Callable[[], Array]
+    steps: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,8 @@ class QdCompressor(Unpromised):
 
     name = "qd-compressor"
     cut_tensors = False
+    # Quantized is what is restored, however it is stored: error feedback trains on it (section 4.4).
+    fallback = "restored"
     # The paper packs a whole network into one stream.
     group_bytes = 16 << 20
     knobs: ClassVar[Mapping[str, Sequence[Any]]] = {"bits": (16, 12, 10, 8, 7, 6, 5, 4, 3, 2)}

@@ -13,14 +13,14 @@ from nearzip.stages import Chain, OrderedBits, Pipeline, Prune, Rans, Sparse, Su
 from nearzip.stages.golomb import Golomb, golomb_bits
 from nearzip.stages.top_mean import TopMean
 
-__all__ = ["Sbc", "Stc", "TopK"]
+__all__ = ["Sbc", "SparseUpdate", "Stc", "TopK"]
 
 _KEEPS = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 
 
 @dataclass(frozen=True)
-class _SparseUpdate(Unpromised):
-    """What the three share: the share of each tensor's values that is kept, of the difference where there is a base."""
+class SparseUpdate(Unpromised):
+    """The share of each tensor's values that is kept, of the difference where there is a base."""
 
     whole_tensors = True
     fallback = "restored"
@@ -32,13 +32,14 @@ class _SparseUpdate(Unpromised):
         if not 0 <= self.keep <= 1:
             raise UsageError(f"{self.name}: keep is a share from 0 to 1, not {self.keep}")
 
-    def _planned(self, tensor: TensorView, bound: Bound, *stages: Any) -> TensorPlan:
+    def planned(self, tensor: TensorView, bound: Bound, *stages: Any) -> TensorPlan:
+        """A plan of these stages, of the difference where there is a base."""
         first = (SubtractBase(),) if tensor.with_base else ()
         return TensorPlan(Pipeline((*first, *stages)), bound.tolerance(tensor.own))
 
 
 @dataclass(frozen=True)
-class TopK(_SparseUpdate):
+class TopK(SparseUpdate):
     """Top-k: the largest changes of each tensor in float32, with their positions; the rest is dropped.
 
     `keep`: share of each tensor's values.
@@ -49,11 +50,11 @@ class TopK(_SparseUpdate):
 
     def plan(self, tensor: TensorView, bound: Bound) -> TensorPlan:
         sparse = Sparse(Chain((OrderedBits(), Rans("planes"))), Chain((Rans(),)), gap_bits=32, fill=False)
-        return self._planned(tensor, bound, Prune(self.keep), sparse)
+        return self.planned(tensor, bound, Prune(self.keep), sparse)
 
 
 @dataclass(frozen=True)
-class Stc(_SparseUpdate):
+class Stc(SparseUpdate):
     """Sparse ternary compression (TNNLS 2020): the largest changes of each tensor as plus or minus their mean.
 
     `keep`: share of each tensor's values, the paper's p. `coder`: "golomb", as published, or "rans", which is smaller
@@ -66,11 +67,11 @@ class Stc(_SparseUpdate):
     coder: Literal["golomb", "rans"] = "golomb"
 
     def plan(self, tensor: TensorView, bound: Bound) -> TensorPlan:
-        return self._planned(tensor, bound, TopMean(self.keep), _coder(self.coder, self.keep))
+        return self.planned(tensor, bound, TopMean(self.keep), _coder(self.coder, self.keep))
 
 
 @dataclass(frozen=True)
-class Sbc(_SparseUpdate):
+class Sbc(SparseUpdate):
     """Sparse binary compression (IJCNN 2019): the largest changes of one sign of each tensor, all as their mean.
 
     `keep`: share of each tensor's values, the paper's p. `coder`: "golomb", as published, or "rans".
@@ -82,7 +83,7 @@ class Sbc(_SparseUpdate):
     coder: Literal["golomb", "rans"] = "golomb"
 
     def plan(self, tensor: TensorView, bound: Bound) -> TensorPlan:
-        return self._planned(tensor, bound, TopMean(self.keep, "one"), _coder(self.coder, self.keep))
+        return self.planned(tensor, bound, TopMean(self.keep, "one"), _coder(self.coder, self.keep))
 
 
 def _coder(coder: str, keep: float) -> Golomb | Rans:

@@ -45,7 +45,7 @@ class TensorSpace:
 
 @dataclass(frozen=True)
 class Freed:
-    """What `prune` with a rule would free without coding anything anew."""
+    """What `prune` with a rule would free without re-encoding anything."""
 
     rule: str
     n_kept: int

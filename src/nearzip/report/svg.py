@@ -1,4 +1,4 @@
-"""Charts as SVG text. Every label is escaped here; colours are classes of the page that they stand in."""
+"""Charts as SVG text. Every label is escaped here; colours are CSS classes of the page."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _numbers(ats: Sequence[tuple[int, float]], y: float) -> list[str]:
 
 
 def bars(title: str, rows: Sequence[Version]) -> Drawing:
-    """Bytes stored for each version, the newest if there are many; keyframes and deltas told apart."""
+    """Bytes stored for each version, the newest if there are many; keyframes and deltas in different colours."""
     rows = rows[-_BARS:]
     top, bottom = 10.0, 190.0
     y = _Scale(0.0, float(max((row.n_stored for row in rows), default=0) or 1), bottom, top)
@@ -212,7 +212,7 @@ def shares(title: str, items: Sequence[tuple[str, float, str]], limit: float | N
 
 
 def _beside(end: float, line: float | None) -> float:
-    """Where words start that stand behind a bar, and not across a line."""
+    """The x position of a label after a bar, moved so that it does not cross a line."""
     return (line if line is not None and end <= line < end + 60 else end) + 6
 
 

@@ -7,9 +7,12 @@ from typing import Any
 from nearzip.errors import CorruptError, NewerFormatError, UsageError
 from nearzip.plugins import Plugins, subclass_check
 from nearzip.stages.base import Stage
+from nearzip.stages.bits import AdaptivePrefix, FixedBits, KeyHuffman
+from nearzip.stages.bloom import BloomIndex
 from nearzip.stages.bloomier import Bloomier
 from nearzip.stages.buckets import ExponentBuckets
 from nearzip.stages.codebook import Codebook
+from nearzip.stages.curves import FitCurve
 from nearzip.stages.e8 import E8Step
 from nearzip.stages.entropy import Rans
 from nearzip.stages.external import Gzip, Lzma, Zstd
@@ -20,6 +23,7 @@ from nearzip.stages.pipeline import Chain, Pipeline
 from nearzip.stages.predict import ContextDelta, OrderedBits, OrderedDelta, SubtractBase
 from nearzip.stages.prune import Prune
 from nearzip.stages.qsgd import StochasticLevels
+from nearzip.stages.quantiles import QuantileBuckets
 from nearzip.stages.quantize import LogStep, UniformStep
 from nearzip.stages.ranges import RangeQuantize
 from nearzip.stages.runs import PackIntegers, RawBytes, RunLengths, SymbolBytes
@@ -42,10 +46,13 @@ BUILT_IN: tuple[type[Stage], ...] = (
     ExponentBuckets,
     TopMean,
     StochasticLevels,
+    QuantileBuckets,
+    FitCurve,
     Prune,
     Codebook,
     Bloomier,
     Sparse,
+    BloomIndex,
     SmallestOf,
     StepThenBits,
     RawBytes,
@@ -55,6 +62,9 @@ BUILT_IN: tuple[type[Stage], ...] = (
     Rans,
     Huffman,
     Golomb,
+    FixedBits,
+    AdaptivePrefix,
+    KeyHuffman,
     Gzip,
     Lzma,
     Zstd,

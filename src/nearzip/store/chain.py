@@ -38,7 +38,7 @@ def _naming(url: str, number: int) -> Iterator[None]:
 def open_part(
     backend: Backend, part: Part, base: Checkpoint | None, limits: Limits | None, threads: int | None
 ) -> Reader:
-    """The archive that a part of a version stands in. Raises NotFoundError, CorruptError, .."""
+    """The archive that holds a part of a version. Raises NotFoundError, CorruptError, .."""
     return _open(backend.source(f"objects/{part.object}", part.n_bytes), part, base, limits, threads)
 
 

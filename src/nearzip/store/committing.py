@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from nearzip.changes import UpdateKept
+from nearzip.coding import Codings
 from nearzip.digests import fingerprint
 from nearzip.errors import BusyError, CorruptError, Error, LimitError, NotFoundError
-from nearzip.recipes.settings import Settings
 from nearzip.store.backends.backend import Backend
 from nearzip.store.chain import Progress
 from nearzip.store.encoding import Draft, Encoder, Held
@@ -22,7 +22,7 @@ from nearzip.store.manifest import Manifest
 from nearzip.store.patience import patiently
 from nearzip.store.policy import Policy
 from nearzip.store.reading import VersionReader
-from nearzip.store.steps import last_steps, with_steps
+from nearzip.store.steps import last_steps
 from nearzip.store.summaries import BLOCK
 from nearzip.store.versions import Versions
 from nearzip.tensors import Checkpoint
@@ -62,7 +62,7 @@ class Committer:
     held: Held | None = None
     update_kept: UpdateKept | None = None
     #: The steps of quantization of the version with that id.
-    _steps: tuple[str, dict[str, float]] | None = None
+    _steps: tuple[str, dict[str, tuple[float, ...]]] | None = None
     #: Id of the version that was committed last, and fingerprints of the tensors as they were committed.
     _prints: tuple[str | None, dict[str, bytes]] = (None, {})
 
@@ -88,7 +88,7 @@ class Committer:
     def commit(
         self,
         source: Checkpoint,
-        settings: Settings,
+        codings: Codings,
         policy: Policy,
         description: dict[str, Any],
         timeout: float,
@@ -96,7 +96,7 @@ class Committer:
     ) -> Manifest:
         """Add a version. Raises BusyError if others kept committing for longer than `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        encoder = Encoder(self.backend, settings, self.reader.threads, progress)
+        encoder = Encoder(self.backend, codings, self.reader.threads, progress)
         while True:
             with self.backend.committing(max(0.0, deadline - time.monotonic())):
                 self.refresh()
@@ -171,7 +171,7 @@ class Committer:
         with contextlib.ExitStack() as stack:
             checkpoint, held, depth = self._base(latest, stack, hold)
             manifest = self.versions.get(latest)
-            encoder = dataclasses.replace(encoder, settings=with_steps(encoder.settings, self.steps_of(latest)))
+            checkpoint = dataclasses.replace(checkpoint, steps=self.steps_of(latest))
 
             def version(base: Checkpoint | None) -> Draft:
                 shared = None
@@ -215,13 +215,13 @@ class Committer:
         self._delete(draft)
         raise _AlteredError
 
-    def steps_of(self, number: int) -> dict[str, float]:
+    def steps_of(self, number: int) -> dict[str, tuple[float, ...]]:
         """The steps by which a version's tensors were quantized; none if they cannot be read, as they only help."""
         if self._steps is not None and self._steps[0] == self.versions.get(number).id:
             return self._steps[1]
 
-        def read() -> dict[str, float]:
-            found: dict[str, float] = {}
+        def read() -> dict[str, tuple[float, ...]]:
+            found: dict[str, tuple[float, ...]] = {}
             for part in self.versions.get(number).parts:
                 steps = last_steps(self.reader.index(part))
                 found.update({name: step for name, step in steps.items() if part.names is None or name in part.names})

@@ -42,7 +42,7 @@ class VerifyReport:
     readable, unreadable : tuple of int
         Versions that can and cannot be restored, as far as was looked.
     notes : list of str
-        What is no damage: files that nobody needs, a stale hint.
+        Findings that are not damage: unreferenced files, a stale hint.
     n_versions, n_objects : int
         What there is.
     n_checked, n_bytes : int

@@ -1,6 +1,6 @@
 """The small files of a store: one line that names kind, format and SHA-256, then strict JSON.
 
-The digest covers everything behind the first line. What cannot be a document of ours is refused before it is parsed.
+The digest covers everything after the first line. Data that cannot be one of our documents is refused before parsing.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ import numpy as np
 from nearzip.archive import WriteReport, write_archive
 from nearzip.caching import cached_property
 from nearzip.changes import UpdateKept
+from nearzip.coding import Codings
 from nearzip.digests import checkpoint_id, content_id, tensor_digest
-from nearzip.recipes.settings import Settings
 from nearzip.store.backends.backend import Backend, Stored
 from nearzip.store.chain import Progress, open_part
 from nearzip.store.labels import Label
@@ -55,7 +55,7 @@ class Held:
         return Checkpoint.of(self.arrays)
 
     def intact(self) -> bool:
-        """Whether nobody wrote into the arrays."""
+        """Whether the arrays are unchanged."""
         return checkpoint_id(self.checkpoint) == self.id
 
 
@@ -69,7 +69,7 @@ class Draft:
     #: Restored arrays, if they were kept.
     arrays: dict[str, Array] | None = None
     #: By which steps tensors were quantized.
-    steps: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, tuple[float, ...]] = field(default_factory=dict)
     #: Digest of the base as it was when it was used; None if none was.
     base_id: str | None = None
     #: How much of the change against the base is kept; None for a version without a base.
@@ -106,7 +106,7 @@ class Draft:
 def subset(source: Checkpoint, names: Mapping[str, Any] | set[str]) -> Checkpoint:
     """Some of a checkpoint's tensors, in its order."""
     specs = {name: spec for name, spec in source.specs.items() if name in names}
-    return Checkpoint(specs, source.read, attached=source.attached, exact=source.exact)
+    return Checkpoint(specs, source.read, attached=source.attached, exact=source.exact, steps=source.steps)
 
 
 def _unchanged(source: Checkpoint, base: Held) -> set[str]:
@@ -130,10 +130,10 @@ def _same_bits(one: Array, other: Array) -> bool:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns arrays into objects of one store, as `settings` say."""
+    """Turns arrays into objects of one store, as `codings` say."""
 
     backend: Backend
-    settings: Settings
+    codings: Codings
     threads: int | None = None
     progress: Progress | None = None
 
@@ -189,8 +189,8 @@ class Encoder:
         before: Checkpoint | None = None,
     ) -> Iterator[_Written]:
         """Write one object. The block runs when it is encoded and before it is in its place."""
-        # The number makes objects of different versions differ, so that nobody drops what another is writing. Where
-        # writers hold no lock, those of different processes differ, too.
+        # The number makes objects of different versions differ, so that no prune deletes what another process is
+        # writing. Where writers hold no lock, those of different processes differ, too.
         if not self.backend.commits_alone:
             label = dataclasses.replace(label, writer=secrets.token_hex(8))
         labelled = dataclasses.replace(source, metadata=label.to_metadata())
@@ -200,9 +200,9 @@ class Encoder:
         with self.backend.new_object(staged) as sink:
             stream = cast(BinaryIO, sink)
             # Without a version before there is no update that a bound could be a share of.
-            settings = without_updates(self.settings) if base is None and before is None else self.settings
+            codings = without_updates(self.codings) if base is None and before is None else self.codings
             written.report = write_archive(
-                labelled, base, settings, stream, keep, self.threads, self.progress, before=before
+                labelled, base, codings, stream, keep, self.threads, self.progress, before=before
             )
             yield written
         written.stored = sink.stored
@@ -238,7 +238,7 @@ class _Written:
 
 
 def _places(manifest: Manifest, backend: Backend) -> Callable[[str], Part]:
-    """The part of a version that a tensor stands in."""
+    """The part of a version that holds a tensor."""
     named = {name: part for part in manifest.parts for name in part.names or ()}
     whole = [part for part in manifest.parts if part.names is None]
     if len(whole) == 1:

@@ -62,7 +62,7 @@ class Label:
     writer: str = ""
 
     def to_metadata(self) -> dict[str, str]:
-        """As it stands in the object."""
+        """The form stored in the object."""
         said: dict[str, Any] = {}
         if self.shared:
             said = {"shared": [vars(part) for part in self.shared], "order": self.order, "tree": self.tree}

@@ -1,4 +1,4 @@
-"""What is told of versions: sizes, chains, metrics."""
+"""Version rows as returned by `Store.log`: sizes, chains, metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dropping versions, coding others anew, and removing what nobody needs any more.
+"""Dropping versions, re-encoding others, and deleting objects that are no longer referenced.
 
 The order keeps every version readable at every moment: new objects, then the manifest that names them, then the old
 objects. It also works on a full disk: what can be removed without writing anything is removed first.
@@ -22,7 +22,7 @@ from nearzip.store.keep import Rule, kept
 from nearzip.store.manifest import Manifest, Part
 from nearzip.store.policy import MAX_DEPTH, Policy
 from nearzip.store.promises import committed_bounds, folded
-from nearzip.store.recode import exactly
+from nearzip.store.recode import EXACTLY
 from nearzip.store.steps import steps_of
 from nearzip.store.summaries import BLOCK
 from nearzip.store.tickets import staged_objects
@@ -31,7 +31,7 @@ from nearzip.tensors import Checkpoint
 
 __all__ = ["Maintenance", "PruneReport"]
 
-#: Larger versions are coded anew tensor by tensor.
+#: Larger versions are re-encoded tensor by tensor.
 _IN_MEMORY = 4 << 30
 #: Steps of quantization that are tried for a tensor.
 _MAX_STEPS = 3
@@ -50,9 +50,9 @@ class PruneReport:
     dropped : tuple of int
         Versions that were dropped.
     recoded : tuple of int
-        Versions that were coded anew, so that something else could go. They are restored as before.
+        Versions that were re-encoded so that others could be deleted. They restore the same values as before.
     retained : tuple of int
-        Dropped versions whose bytes stay, because others are coded against them and coding those anew takes more.
+        Dropped versions whose bytes stay, because others are coded against them and re-encoding those would take more.
     n_objects, n_freed : int
         Objects removed, and their bytes, less those of new objects.
     skipped : tuple of str
@@ -124,7 +124,7 @@ class Maintenance:
     _indexes: dict[str, Index] = field(default_factory=dict)
 
     def read(self) -> None:
-        """All manifests, anew. Raises CorruptError: with a damaged one, nobody knows what is needed."""
+        """Read all manifests again. Raises CorruptError: with a damaged one, it is unknown what is needed."""
         self.versions.forget()
         try:
             self.manifests = self.versions.snapshot()
@@ -166,7 +166,7 @@ class Maintenance:
     def prune(
         self, rules: Iterable[Rule], unwanted: frozenset[int] = frozenset(), progress: Progress | None = None
     ) -> PruneReport:
-        """Drop what no rule keeps, code anew what that pays for, remove what nobody needs."""
+        """Drop versions no rule keeps, re-encode dependants where that saves space, delete unreferenced objects."""
         self.read()
         newest = max(self.live, default=None)
         if unwanted - set(self.live) or newest in unwanted:
@@ -194,10 +194,10 @@ class Maintenance:
             self.versions.retire(tombstone)
         self.manifests[number] = tombstone
 
-    # coding anew
+    # re-encoding
 
     def recode(self, numbers: Iterable[int] | None = None, progress: Progress | None = None) -> list[int]:
-        """Code anew what stands on dropped versions, and what the policy wants otherwise, where that saves bytes."""
+        """Re-encode what depends on dropped versions or no longer fits the policy, where that saves bytes."""
         before = dict(self.manifests)
         work = sorted(self.live) if numbers is None else list(numbers)
         found: dict[int, Manifest] = {}
@@ -222,7 +222,7 @@ class Maintenance:
         try:
             part = self._encode(number, base)
         except NoSpaceError as error:
-            self.skipped.append(f"version {number} was not coded anew: {error}")
+            self.skipped.append(f"version {number} was not re-encoded: {error}")
         except (CorruptError, StoreError) as error:
             self.skipped.append(f"version {number} was left as it is: {error}")
         else:
@@ -262,7 +262,7 @@ class Maintenance:
                 if not self.dry_run:
                     self.versions.replace(manifest)
             except NoSpaceError as error:
-                self.skipped.append(f"version {number} was not coded anew: {error}")
+                self.skipped.append(f"version {number} was not re-encoded: {error}")
                 continue
             self.manifests[number] = manifest
             self._n_freed -= manifest.n_stored
@@ -349,9 +349,9 @@ class Maintenance:
         with contextlib.ExitStack() as stack:
             source = self._open(number, stack)
             against = None if base is None else self._open(base, stack)
-            settings = exactly(self._steps(number, base))
+            source = dataclasses.replace(source, steps=self._steps(number, base))
             backend = self.backend if not self.dry_run else _Measuring(self.backend)
-            encoder = Encoder(backend, settings, self.threads)  # type: ignore[arg-type]
+            encoder = Encoder(backend, EXACTLY, self.threads)  # type: ignore[arg-type]
             bounds = folded(committed_bounds(self.manifests[number], self._index))
             draft = encoder.version(source, number, against, base, hold=False, bounds=bounds)
         if draft.id != self.manifests[number].id:
@@ -389,7 +389,7 @@ class Maintenance:
     # removing
 
     def _sweep(self) -> None:
-        """Remove objects that nobody needs, and what writers left behind."""
+        """Delete unreferenced objects, and what interrupted writers left."""
         needed = set(needed_objects(self.manifests)[0]) | staged_objects(self.backend, clear=not self.dry_run)
         if not self.dry_run:
             self.backend.sweep_litter()

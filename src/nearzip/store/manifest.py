@@ -36,7 +36,7 @@ _NAME = re.compile(r"[\w.+/-]{1,200}")
 
 
 def path_of(number: int) -> str:
-    """Where the manifest of a version stands.
+    """Path of a version's manifest.
 
     Examples
     --------
@@ -124,7 +124,7 @@ class Manifest:
         return sum(self.objects.values())
 
     def to_document(self) -> dict[str, Any]:
-        """As it stands in JSON."""
+        """The JSON form."""
         document = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "number"}
         document["version"] = self.number
         document["parts"] = [vars(part) for part in self.parts]

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def patiently(versions: Versions, number: int, attempt: Callable[[], T]) -> T:
-    """What `attempt`, which reads version `number`, returns or raises once nobody disturbs it."""
+    """What `attempt`, which reads version `number`, returns or raises once no concurrent change disturbs it."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:

@@ -57,7 +57,7 @@ class Policy:
         return min(self.depth, self.every - 1) if self.kind == "hop" else self.depth
 
     def wants_keyframe(self, depth_of_latest: int) -> bool:
-        """Whether a version behind one of that depth starts anew."""
+        """Whether the version after one of that depth is a keyframe."""
         return self.kind == "backward" or depth_of_latest + 1 > self.longest
 
     def __str__(self) -> str:

@@ -4,28 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from nearzip.bounds import Bound, NoPromise, parse_bound
+from nearzip.bounds import Bound, NoPromise, bound_spelling, parse_bound
+from nearzip.coding_index import codings_in, written_bounds
 from nearzip.container import Index
-from nearzip.errors import CorruptError, Error
+from nearzip.errors import Error
 from nearzip.store.labels import label_of
 from nearzip.store.manifest import Manifest, Part
-from nearzip.updates import written_bounds
 
-__all__ = ["bound_of", "committed_bounds", "folded", "spelled"]
-
-
-def spelled(bound: Mapping[str, Any]) -> str | None:
-    """A bound of an archive's index (untrusted) as the command line spells it; None if it is of no known form."""
-    kind, value = bound.get("kind"), bound.get("value")
-    if type(kind) is not str:
-        return None
-    return f"{kind}:{value!r}" if isinstance(value, float) else kind
+__all__ = ["bound_of", "committed_bounds", "folded"]
 
 
 def bound_of(text: str) -> Bound | None:
-    """The bound that `spelled` wrote; None if this release does not know it."""
+    """The bound that `bound_spelling` wrote; None if this release does not know it."""
     if text == NoPromise.key:
         return NoPromise()
     try:
@@ -52,16 +43,11 @@ def _of_index(index: Index) -> dict[str, str]:
     label = label_of(index)
     if label is not None and label.bounds is not None:
         return {name: text for name in names if (text := label.bounds.get(name, label.bounds.get("*"))) is not None}
-    default = spelled(index.bound)
-    found = dict.fromkeys(names, default)
-    try:
-        for other in index.method.get("others", ()):
-            found.update({names[i]: spelled(other["bound"]) for i in other["tensors"]})
-    except (KeyError, TypeError, IndexError, AttributeError):
-        raise CorruptError("the index names the settings of tensors that it does not have") from None
+    codings = codings_in(index)
+    found = {name: bound_spelling(bound) for name in names if (bound := codings[name].bound) is not None}
     # A share of the update that was: only what it came to can be checked now.
     found.update({name: f"abs:{value!r}" if value else "lossless" for name, value in written_bounds(index).items()})
-    return {name: text for name, text in found.items() if text is not None}
+    return found
 
 
 def folded(bounds: Mapping[str, str]) -> dict[str, str]:

@@ -104,7 +104,7 @@ class VersionReader:
             try:
                 return number, patiently(self.versions, number, attempt)
             except NotFoundError:
-                # What "latest" or "best:loss" meant may have been dropped meanwhile: then it means another version.
+                # The version behind "latest" or "best:loss" may have been dropped meanwhile: then it means another one.
                 dropped = not str(selector).isdecimal() and self.is_pruned(number)
                 if not dropped or time.monotonic() >= deadline:
                     raise
@@ -128,7 +128,7 @@ class VersionReader:
         return patiently(self.versions, number, lambda: stack.enter_context(self.stream(number)))
 
     def index(self, part: Part) -> Index:
-        """The index of the object that a part of a version stands in."""
+        """The index of the object that holds a part of a version."""
         with open_part(self.backend, part, None, Limits(output_bytes=1 << 62), 1) as reader:
             return reader.index
 

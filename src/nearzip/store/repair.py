@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nearzip.api import open_input
+from nearzip.bounds import bound_spelling
 from nearzip.container import Index
 from nearzip.digests import checkpoint_id, content_id, tensor_digest
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, WrongBaseError
 from nearzip.limits import Limits
-from nearzip.recipes import recipe_types
 from nearzip.store.backends import open_backend
 from nearzip.store.backends.backend import Backend
 from nearzip.store.chain import open_part, stream
@@ -27,8 +27,7 @@ from nearzip.store.encoding import Encoder, now, writer_name
 from nearzip.store.graph import closure
 from nearzip.store.labels import Label, label_of
 from nearzip.store.manifest import Manifest, Part, path_of
-from nearzip.store.promises import spelled
-from nearzip.store.recode import exactly
+from nearzip.store.recode import EXACTLY
 from nearzip.store.settings import PATH, StoreSettings, parse_settings
 from nearzip.store.verify import OF_THE_BYTES, Verifier, wrong_with_object
 from nearzip.store.versions import Versions
@@ -167,7 +166,7 @@ class Repairer:
             self.doubtful.add(number)
 
     def _from_objects(self, number: int, known: Mapping[int, Manifest]) -> tuple[Manifest, str] | None:
-        """A version can be told from its objects, but for what was said of it."""
+        """A version can be rebuilt from its objects, except for its message, tags and metrics."""
         found = self._labelled(number, known)
         for manifest in self._told(number, found, known):
             checked = self._checked(manifest)
@@ -246,14 +245,14 @@ class Repairer:
         self.lost.append(f"{path_of(number)}: a tombstone takes its place{aside}{parts}")
 
     def from_files(self, numbers: Iterable[int]) -> None:
-        """Code unreadable versions anew from files with the same content."""
+        """Re-encode unreadable versions from files with the same content."""
         wanted = {number: self.versions.get(number) for number in numbers}
         for source in self.files:
             found = content_id((spec, tensor_digest(source.read(name))) for name, spec in source.specs.items())
             for number, manifest in wanted.items():
                 if manifest.id != found:
                     continue
-                draft = Encoder(self.backend, exactly({}), self.threads).version(source, number, None, None, hold=False)
+                draft = Encoder(self.backend, EXACTLY, self.threads).version(source, number, None, None, hold=False)
                 self.backend.settle("objects")
                 order = tuple(source.specs)
                 same_order = manifest.order is None or manifest.order == order
@@ -262,7 +261,7 @@ class Repairer:
                         manifest, parts=tuple(draft.parts), order=None if same_order else manifest.order
                     )
                 )
-                self.repaired.append(f"{path_of(number)}: coded anew from a file with the same content")
+                self.repaired.append(f"{path_of(number)}: re-encoded from a file with the same content")
 
     # the rest
 
@@ -285,13 +284,13 @@ class Repairer:
     def _coded(self, known: Mapping[int, Manifest]) -> dict[str, Any]:
         for number in sorted(known, reverse=True):
             for part in known[number].parts:
-                with contextlib.suppress(Error, KeyError, TypeError):
+                with contextlib.suppress(Error):
                     with open_part(self.backend, part, None, Limits(output_bytes=1 << 62), 1) as reader:
-                        method, bound = reader.index.method, reader.index.bound
-                    if method["name"] not in recipe_types():
-                        continue
-                    options = {k: v for k, v in method["options"].items() if v is not None}
-                    return {"method": method["name"], "options": options, "bound": spelled(bound)}
+                        coding = reader.codings.default
+                    options = {k: v for k, v in coding.options.items() if v is not None}
+                    own = coding.recipe.resolve_bound(None) == coding.promise
+                    bound = None if own else bound_spelling(coding.promise)
+                    return {"method": coding.method, "options": options, "bound": bound}
         return {}
 
 
@@ -330,7 +329,7 @@ def _of_shards(number: int, found: Iterable[tuple[Part, Index, Label]]) -> Itera
 
 
 def sort_sources(sources: Iterable[str | os.PathLike[str]], repairer: Repairer, stack: contextlib.ExitStack) -> None:
-    """Give a repairer its sources: copies of a store and checkpoint files, told apart by what is there."""
+    """Sort a repairer's sources into copies of a store and checkpoint files, by their content."""
     for source in sources:
         backend = open_backend(source)
         try:
@@ -369,7 +368,7 @@ def repair_all(before: Verifier, repairer: Repairer) -> None:
 
 
 def repair_settings(backend: Backend, sources: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """Write settings anew if those of a store are damaged; what was done."""
+    """Rewrite a store's settings if they are damaged. Returns what was done."""
     versions = Versions(backend)
     with backend.maintaining(60.0), contextlib.ExitStack() as stack:
         verifier = Verifier(backend, versions, "quick")

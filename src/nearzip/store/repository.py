@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from nearzip.api import PlanLike, open_input, warn_of_lost_update
+from nearzip.api import open_input, warn_of_lost_update
 from nearzip.attached import attached_names, without_attached
 from nearzip.changes import UpdateKept
+from nearzip.coding import Codings, PlanLike, codings_of_plan
 from nearzip.errors import CorruptError, UsageError
 from nearzip.fileio import Output
 from nearzip.frameworks import check_framework, to_framework
 from nearzip.limits import Limits
-from nearzip.recipes.settings import Settings
 from nearzip.store.backends import open_backend
 from nearzip.store.backends.backend import Backend
 from nearzip.store.chain import Progress
@@ -234,7 +234,7 @@ class Store:
         description = described(message, metrics, tags, step, metadata)
         source = tensors if isinstance(tensors, Checkpoint) else Checkpoint.of(tensors)
         manifest = self._committer.commit(
-            source, self._codec(source, plan), self.policy, description, timeout, progress
+            source, self._codings(source, plan), self.policy, description, timeout, progress
         )
         self._committer.follow_up(manifest, self.policy)
         if warn:
@@ -250,11 +250,9 @@ class Store:
         finally:
             source.close()
 
-    def _codec(self, source: Checkpoint, plan: PlanLike | None) -> Settings:
-        if plan is None:
-            return self.settings.codec(without_attached(source).specs)
+    def _codings(self, source: Checkpoint, plan: PlanLike | None) -> Codings:
         names = list(without_attached(source).specs)
-        return Settings.of_plan(plan.assignments(names), names)
+        return self.settings.codings().for_tensors(names) if plan is None else codings_of_plan(plan, names)
 
     # shards
 
@@ -288,7 +286,7 @@ class Store:
         check_session(session, rank, ranks)
         source = Checkpoint.of(tensors)
         kept = self._shards.write(
-            source, self._codec(source, plan), self.policy, session, rank, ranks, timeout, progress
+            source, self._codings(source, plan), self.policy, session, rank, ranks, timeout, progress
         )
         self._committer.update_kept = kept
         if warn:

@@ -1,4 +1,4 @@
-"""Which version is meant: latest, 12, tag:best, step=1200, best:accuracy, min:loss."""
+"""Version selectors: latest, 12, tag:best, step=1200, best:accuracy, min:loss."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def needs_log(selector: Selector) -> bool:
 
 
 def select(selector: Selector, versions: Iterable[Manifest], url: str) -> int:
-    """The number of the version that is meant; of several, the newest.
+    """The number of the version that the selector names; of several, the newest.
 
     Parameters
     ----------

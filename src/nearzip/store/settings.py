@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +13,9 @@ import numpy as np
 
 from nearzip.archive import write_archive
 from nearzip.bounds import Bound, bound_spelling, parse_bound
+from nearzip.coding import Codings
 from nearzip.errors import CorruptError, UsageError
 from nearzip.recipes import recipe_type
-from nearzip.recipes.base import Recipe
-from nearzip.recipes.settings import Setting, Settings
 from nearzip.store.documents import seal, unseal
 from nearzip.store.policy import Policy, parse_policy, policy_from_json
 from nearzip.tensors import Checkpoint, check_text
@@ -76,22 +75,9 @@ class StoreSettings:
     policy: Policy = field(default_factory=Policy)
     exclusive: str = "create"
 
-    def recipe(self) -> Recipe:
-        """The method with its options. Raises UnknownMethodError, UsageError."""
-        return recipe_type(self.method).from_options(self.options)
-
-    def parsed_bound(self) -> Bound | dict[str, Bound] | None:
-        """The bound, or the bounds by name or pattern; None: the method's default."""
-        if isinstance(self.bound, Mapping):
-            return {pattern: parse_bound(text) for pattern, text in self.bound.items()}
-        return None if self.bound is None else parse_bound(self.bound)
-
-    def codec(self, names: Iterable[str]) -> Settings:
-        """Method and bound for each tensor. Raises UsageError."""
-        bound = self.parsed_bound()
-        if isinstance(bound, dict):
-            return Settings.by_pattern(self.recipe(), {**bound}, names)
-        return Settings(Setting.of(self.recipe(), bound))
+    def codings(self) -> Codings:
+        """How versions are coded, by tensor name or pattern. Raises UnknownMethodError, UsageError."""
+        return Codings.of(self.method, self.bound, self.options)
 
     def to_bytes(self) -> bytes:
         return seal("store", dataclasses.asdict(self))
@@ -142,5 +128,5 @@ def try_out(settings: StoreSettings) -> None:
     bounds = settings.bound.values() if isinstance(settings.bound, Mapping) else [settings.bound]
     probe = Checkpoint.of({"x": np.zeros(1, np.float32)})
     for bound in bounds:
-        codec = without_updates(dataclasses.replace(settings, bound=bound).codec(["x"]))
-        write_archive(probe, None, codec, io.BytesIO(), threads=1)
+        codings = without_updates(dataclasses.replace(settings, bound=bound).codings())
+        write_archive(probe, None, codings, io.BytesIO(), threads=1)

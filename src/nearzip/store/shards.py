@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from nearzip.changes import UpdateKept
+from nearzip.coding import Codings
 from nearzip.errors import BusyError, CorruptError, LimitError, NotFoundError
-from nearzip.recipes.settings import Settings
 from nearzip.store.chain import Progress
 from nearzip.store.committing import Committer
 from nearzip.store.encoding import Draft, Encoder
 from nearzip.store.labels import Label
 from nearzip.store.manifest import Manifest, Part
 from nearzip.store.policy import Policy
-from nearzip.store.steps import with_steps
 from nearzip.store.tickets import Ticket, clear_session, oldest_ticket, read_tickets, write_ticket
 from nearzip.tensors import Array, Checkpoint
 
@@ -43,7 +43,7 @@ class ShardWriter:
     def write(
         self,
         source: Checkpoint,
-        settings: Settings,
+        codings: Codings,
         policy: Policy,
         session: str,
         rank: int,
@@ -59,8 +59,11 @@ class ShardWriter:
         label = Label(number, session=session, rank=rank, ranks=ranks, base=latest)
         with contextlib.ExitStack() as lock:
             base, steps = (None, {}) if latest is None else self._base(source, policy, latest)
-            encoder = Encoder(backend, with_steps(settings, steps), reader.threads, progress)
-            with encoder.object(source, label, base, self.committer.hold, staged=True) as done:
+            encoder = Encoder(backend, codings, reader.threads, progress)
+            # A keyframe has no base that could carry the steps.
+            with encoder.object(
+                dataclasses.replace(source, steps=steps), label, base, self.committer.hold, staged=True
+            ) as done:
                 lock.enter_context(backend.committing(timeout))
             assert done.report is not None
             assert done.stored is not None
@@ -72,7 +75,9 @@ class ShardWriter:
         self._last = (part.object, done.arrays)
         return done.report.update_kept
 
-    def _base(self, source: Checkpoint, policy: Policy, latest: int) -> tuple[Checkpoint | None, dict[str, float]]:
+    def _base(
+        self, source: Checkpoint, policy: Policy, latest: int
+    ) -> tuple[Checkpoint | None, dict[str, tuple[float, ...]]]:
         """What readers get of a shard's tensors in the version before, and the steps that they were quantized by."""
         reader = self.committer.reader
         try:

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 _SESSION = re.compile(r"[\w-]{1,100}")
-#: Shards that nobody committed for a day are dropped.
+#: Shards that stay uncommitted for a day are dropped.
 _LONGEST = 86400.0
 
 
@@ -34,7 +34,7 @@ def check_session(session: str, rank: int, ranks: int) -> str:
     if not isinstance(session, str) or not _SESSION.fullmatch(session):
         raise UsageError(f"a session's name consists of up to 100 letters, digits, - and _, unlike {session!r}")
     if not 0 <= rank < ranks <= 1 << 20:
-        raise UsageError(f"rank {rank} of {ranks} cannot be meant")
+        raise UsageError(f"invalid rank {rank} of {ranks}; ranks count from 0")
     return session
 
 
@@ -137,7 +137,7 @@ def clear_session(backend: Backend, session: str, ranks: int) -> None:
 
 
 def staged_objects(backend: Backend, clear: bool = False) -> set[str]:
-    """Objects of shards that are yet to be committed. `clear`: remove tickets that nobody came for."""
+    """Objects of shards that are yet to be committed. `clear`: remove tickets that were never used."""
     found: set[str] = set()
     for entry in backend.list("staged"):
         path = f"staged/{entry.name}"

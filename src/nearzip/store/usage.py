@@ -29,7 +29,7 @@ class Usage:
     n_retained : int
         Bytes of pruned versions that others are coded against.
     n_garbage : int
-        Bytes that nobody needs: what interrupted writers left.
+        Bytes of unreferenced objects: what interrupted writers left.
     depth : int
         Deltas of the longest chain.
     """

@@ -29,7 +29,7 @@ __all__ = ["OF_THE_BYTES", "Verifier", "wrong_with_object"]
 _BLOCK = 4 << 20
 #: A hint may name so many versions that no list shows; one that names more is wrong itself.
 _MAX_LOST = 64
-#: What is wrong with the bytes of a file, whoever reads them, and whenever.
+#: Damage in the bytes of a file itself: every reader sees it, at any time.
 OF_THE_BYTES = (CorruptError, LimitError, NotFoundError)
 _UNREAD = "nothing was changed: see to the place that holds it, or use a newer release, then verify again"
 _FOR_MANIFESTS = (
@@ -102,7 +102,7 @@ class Verifier:
         self._started = time.monotonic()
 
     def run(self) -> VerifyReport:
-        """Look, and tell."""
+        """Run all checks and return the report."""
         self.versions.forget()
         self._look_at_settings()
         self._look_at_manifests()
@@ -156,7 +156,7 @@ class Verifier:
         newest = max(numbers, default=-1) if latest is None else max(latest, max(numbers, default=latest))
         hint = self.versions.hint()
         if hint is not None and newest < hint <= newest + _MAX_LOST:
-            newest = hint  # somebody saw a version that is gone
+            newest = hint  # a version that existed is gone
         for number in range(newest + 1):
             self._look_at_manifest(number)
         newest = self._look_at_bases(newest)
@@ -398,7 +398,7 @@ class Verifier:
 
 def _advice(versions: tuple[int, ...]) -> str:
     if not versions:
-        return "no version is touched; 'prune --keep all' removes what nobody needs"
+        return "no version is touched; 'prune --keep all' deletes unreferenced objects"
     return (
         "'verify --repair --source OTHER' restores it from a copy of the store, or from a file with the same content; "
         f"to give up: 'prune --keep all --drop {min(versions)}'"

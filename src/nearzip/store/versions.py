@@ -139,7 +139,7 @@ class Versions:
             if not self._exists(0):
                 return None
             start = 0
-        # Doubling steps, then halving ones: a hint may be behind.
+        # Doubling steps, then halving ones: a hint may be out of date.
         step = 1
         while start + step < MAX_VERSIONS and self._exists(start + step):
             start, step = start + step, 2 * step

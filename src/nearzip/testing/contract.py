@@ -21,9 +21,10 @@ import numpy as np
 
 from nearzip.archive import Reader, WriteReport, write_archive
 from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms, Statistics, violations
+from nearzip.coding import Codings
 from nearzip.errors import CorruptError, Error, UnknownMethodError, UsageError
 from nearzip.layout import draft_segments
-from nearzip.recipes import Recipe, Setting, Settings
+from nearzip.recipes import Recipe
 from nearzip.sources import BytesSource
 from nearzip.stages import (
     BYTES,
@@ -351,8 +352,7 @@ def _write(
     kept: dict[str, Array] = {}
     source, reference = Checkpoint.of(tensors), None if base is None else Checkpoint.of(base)
     wanted = None if bound == recipe.resolve_bound(None) else bound
-    settings = Settings(Setting.of(recipe, wanted))
-    report = write_archive(source, reference, settings, stream, kept.__setitem__, threads)
+    report = write_archive(source, reference, Codings.of(recipe, wanted), stream, kept.__setitem__, threads)
     return stream.getvalue(), kept, report
 
 
@@ -385,8 +385,8 @@ def _planned(
     """The pipeline that the recipe chooses for each tensor."""
     source = Checkpoint.of(tensors)
     reference = Checkpoint.of(base) if base is not None and recipe.uses_base else None
-    settings = Settings(Setting.of(recipe, None if bound == recipe.resolve_bound(None) else bound))
-    drafts = draft_segments(source, reference, list(tensors), settings, 1)
+    codings = Codings.of(recipe, None if bound == recipe.resolve_bound(None) else bound)
+    drafts = draft_segments(source, reference, list(tensors), codings, 1)
     return {spec.name: draft.pipeline for draft in drafts for spec in draft.tensors}
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms, Update
+from nearzip.coding import Codings
 from nearzip.errors import UsageError
-from nearzip.recipes import Settings, recipe_type, recipe_types
+from nearzip.recipes import recipe_type, recipe_types
 from nearzip.recipes.pruning import PruningRecipe
 from nearzip.tensors import DTYPES, Array, is_float
 
@@ -178,7 +179,7 @@ def _bounds(
     for _ in range(6):
         bound = _bound(rng, base is not None and recipe.uses_base)
         try:
-            Settings.by_pattern(recipe, {"*": bound}, tensors)
+            Codings.of(recipe, bound)
             able.append(bound)
         except UsageError:
             continue

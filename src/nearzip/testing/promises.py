@@ -1,6 +1,6 @@
 """What every archive promises, checked for a `Pair` by every way in; an AssertionError names the pair that fails.
 
-Each tensor is within its own bound whoever shares its bytes; archive and reader agree bit for bit; and no archive is
+Each tensor is within its own bound even where tensors share bytes; archive and reader agree bit for bit; no archive is
 larger than its tensors compressed without a base, losslessly, or as they are, but for a small constant.
 """
 
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from nearzip import api
-from nearzip.bounds import Bound, NoPromise, Statistics, Update, violations
+from nearzip.bounds import NoPromise, Statistics, Update, violations
 from nearzip.checkpoints import write_checkpoint
+from nearzip.coding import Codings
 from nearzip.errors import UpdateLostWarning
 from nearzip.layout import draft_segments
 from nearzip.matching import match_tensors, matched
-from nearzip.recipes import Settings, recipe_type
-from nearzip.recipes.nearzip import Nearzip
+from nearzip.recipes import recipe_type
 from nearzip.stages import Context, Pipeline
 from nearzip.store import Store
 from nearzip.tensors import Array, Checkpoint, is_float
@@ -101,29 +101,21 @@ def _by_store(pair: Pair) -> Compressed:
 class _Planned:
     pair: Pair
 
-    def assignments(self, names: Any) -> dict[str, Any]:
-        settings = _settings(self.pair)
-        return {name: (settings[name].recipe, _asked(settings[name].bound)) for name in names}
-
-
-def _asked(bound: Bound) -> Bound | None:
-    """A bound as a caller gives it."""
-    return None if isinstance(bound, NoPromise) else bound
+    def codings_for(self, names: Any) -> Codings:
+        return _codings(self.pair).codings_for(names)
 
 
 #: Ways in: each gives what is restored, the base that was used, and the bytes that the tensors took.
 ENTRANCES: dict[str, Callable[[Pair], Compressed]] = {"compress": _by_compress, "files": _by_files, "store": _by_store}
 
 
-def _settings(pair: Pair, names: Any = None) -> Settings:
-    recipe = recipe_type(pair.method).from_options(pair.options)
-    bounds: dict[str, Bound | None] = dict(pair.bound) if isinstance(pair.bound, dict) else {"*": pair.bound}
-    return Settings.by_pattern(recipe, bounds, names or pair.tensors)
+def _codings(pair: Pair) -> Codings:
+    return Codings.of(pair.method, pair.bound, pair.options).for_tensors(pair.tensors)
 
 
-def _resolved(pair: Pair) -> Settings:
+def _resolved(pair: Pair) -> Codings:
     """With bounds relative to the update as they come out against the base."""
-    return resolve_updates(Checkpoint.of(pair.tensors), _seen(pair, added=True), _settings(pair), 1).settings
+    return resolve_updates(Checkpoint.of(pair.tensors), _seen(pair, added=True), _codings(pair), 1).codings
 
 
 def _seen(pair: Pair, added: bool = False) -> Checkpoint | None:
@@ -136,13 +128,13 @@ def _seen(pair: Pair, added: bool = False) -> Checkpoint | None:
 
 def _check_promises(pair: Pair, restored: Mapping[str, Array]) -> None:
     assert list(restored) == list(pair.tensors), "other names or another order"
-    settings = _resolved(pair)
-    pipelines = _pipelines(pair, settings)
-    ties = find_ties(Checkpoint.of(pair.tensors), settings)
+    codings = _resolved(pair)
+    pipelines = _pipelines(pair, codings)
+    ties = find_ties(Checkpoint.of(pair.tensors), codings)
     for name, array in pair.tensors.items():
         assert (restored[name].dtype, restored[name].shape) == (array.dtype, array.shape), name
         flat = array.reshape(-1)
-        bound = settings[name].bound
+        bound = codings[name].promise
         tolerance = bound.tolerance(Statistics.of(flat) if is_float(flat.dtype) else Statistics())
         coded = ties.get(name, name)
         context = Context.alone(flat, _base_of(pair, coded))
@@ -151,10 +143,10 @@ def _check_promises(pair: Pair, restored: Mapping[str, Array]) -> None:
         assert not outside.size, f"{name}: {outside.size} values are outside {bound}"
 
 
-def _pipelines(pair: Pair, settings: Settings) -> dict[str, Pipeline]:
+def _pipelines(pair: Pair, codings: Codings) -> dict[str, Pipeline]:
     source = Checkpoint.of(pair.tensors)
-    base = _seen(pair) if settings.default.recipe.uses_base else None
-    drafts = draft_segments(source, base, list(source.specs), settings, 1)
+    base = _seen(pair) if codings.default.uses_base else None
+    drafts = draft_segments(source, base, list(source.specs), codings, 1)
     return {spec.name: draft.pipeline for draft in drafts for spec in draft.tensors}
 
 
@@ -172,17 +164,16 @@ def _check_size(pair: Pair, n_bytes: int) -> None:
 
 def _others(pair: Pair) -> dict[str, int]:
     """What else could be had, and its bytes."""
-    settings, source = _resolved(pair), Checkpoint.of(pair.tensors)
-    ties = find_ties(source, settings)
+    codings, source = _resolved(pair), Checkpoint.of(pair.tensors)
+    ties = find_ties(source, codings)
     sizes = {"as they are": sum(array.nbytes for name, array in pair.tensors.items() if name not in ties)}
-    exact = Settings.by_pattern(Nearzip(), {}, source.specs)
     # Equal tensors of bounds that do not include each other are stored twice, exact ones once.
-    if settings.default.recipe.fallback == "values" and ties == find_ties(source, exact):
+    if codings.default.recipe.fallback == "values" and ties == find_ties(source, Codings.of("nearzip")):
         sizes["lossless"] = api.compress(pair.tensors, threads=1).nbytes
         if pair.base is not None:
             sizes["lossless against the base"] = api.compress(pair.tensors, pair.base, threads=1).nbytes
     bounds = pair.bound.values() if isinstance(pair.bound, dict) else [pair.bound]
     needs_base = any(isinstance(bound, Update) for bound in bounds)
-    if pair.base is not None and not needs_base and not isinstance(settings.default.bound, NoPromise):
+    if pair.base is not None and not needs_base and not isinstance(codings.default.promise, NoPromise):
         sizes["without a base"] = api.compress(pair.tensors, threads=1, **pair.how).nbytes
     return sizes

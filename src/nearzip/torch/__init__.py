@@ -14,6 +14,7 @@ from nearzip.torch.evaluator import evaluator
 from nearzip.torch.feedback import ErrorFeedback
 from nearzip.torch.finetune import finetune, holding, prune, share
 from nearzip.torch.moments import Moments
+from nearzip.torch.pretrained import from_pretrained
 from nearzip.torch.restoring import Restored, restore
 from nearzip.torch.saver import Saver, SaveReport
 from nearzip.torch.state import TrainingState, capture
@@ -30,6 +31,7 @@ __all__ = [
     "capture",
     "evaluator",
     "finetune",
+    "from_pretrained",
     "holding",
     "load",
     "load_file",

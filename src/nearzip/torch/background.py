@@ -1,4 +1,4 @@
-"""One piece of work at a time behind the caller's back; what fails there is raised in front."""
+"""One background task at a time; its exception is raised in the caller's next call."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Job:
         try:
             assert self._work is not None
             self._work()
-        except BaseException as error:  # handed to whoever waits
+        except BaseException as error:  # re-raised in the thread that waits
             self.error = error
         finally:
             self._work = None  # and with it the state that was saved
@@ -39,12 +39,12 @@ class _Job:
 
 
 class Background:
-    """Runs functions on a thread behind, one at a time.
+    """Runs functions on a background thread, one at a time.
 
     The thread stays for the next one: to start a thread is to wait until it runs, and a thread that has begun on
     something keeps Python's lock for 5 ms; work that is put into a queue lets the caller go on.
 
-    A program that ends lets the last one come to its end, and is told if it failed and nobody asked.
+    At exit the last task is finished, and its error is reported if it was never raised.
 
     Attributes
     ----------
@@ -101,7 +101,7 @@ class Background:
         self.seconds_waiting += time.perf_counter() - begin
 
     def tell(self) -> None:
-        """Warn of a failure that nobody has seen."""
+        """Warn of an error that was never raised."""
         job = self._job
         if job is None:
             return

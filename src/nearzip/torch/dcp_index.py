@@ -29,7 +29,7 @@ _MAX_AXES = 32
 
 
 class Place(NamedTuple):
-    """Where a chunk stands: a process's store, a version of it, a tensor."""
+    """Location of a chunk: a process's store, a version of it, a tensor."""
 
     slot: int
     version: int
@@ -124,4 +124,4 @@ def _check_complete(entries: Mapping[str, Any], places: Mapping[MetadataIndex, P
         chunks = getattr(entry, "chunks", None)
         for index in [MetadataIndex(name)] if chunks is None else [MetadataIndex(name, c.offsets) for c in chunks]:
             if index not in places:
-                raise ValueError(f"nothing says where {name!r} stands")
+                raise ValueError(f"no location given for {name!r}")

@@ -1,4 +1,4 @@
-"""safetensors' functions, with compressed files behind them: change the import, keep the code."""
+"""safetensors' functions on compressed files: change the import, keep the code."""
 
 from __future__ import annotations
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nearzip.budget.evaluators import Evaluation, name_of
-from nearzip.budget.intervals import Statistic, check_confidence
+from nearzip.budget.intervals import check_confidence
 from nearzip.caching import cached_property
 from nearzip.digests import digest
 from nearzip.errors import UsageError
@@ -21,16 +21,26 @@ from nearzip.measures.measure import Measure, Predictions
 from nearzip.measures.registry import MEASURES, measures_of
 from nearzip.network.arrays import digest_of
 from nearzip.network.calls import Caller, Names, call, captured, device_of, last_linear, moved, output_of
+from nearzip.network.fitting import fit
+from nearzip.torch.observing import (
+    DataSet,
+    Documents,
+    Figures,
+    Loader,
+    Original,
+    Units,
+    aligned,
+    data_sets,
+    original_of,
+    per_prediction,
+    predictions,
+)
 
 __all__ = ["METRICS", "Evaluator", "evaluator", "predict_classes"]
 
 #: Takes the module and a batch; returns logits (.., classes) and targets (..) or None.
 Predict = Callable[[Any, Any], tuple[Tensor, Tensor | None]]
-#: Takes a batch; returns the document of each of its rows.
-Documents = Callable[[Any], Sequence[Hashable]]
-Loader = Iterable[Any]
-#: PyTorch's mark of a target that does not count.
-_IGNORED = -100
+Watch = Callable[[str, Any, Predictions], None]
 #: Names of measures.
 METRICS = tuple(MEASURES)
 
@@ -122,24 +132,6 @@ def evaluator(
     return Evaluator(module, loader, metric, predict, confidence, documents, features)
 
 
-@dataclass
-class _Original:
-    """What the original network gives for a batch."""
-
-    digest: bytes
-    logits: Tensor
-    features: Tensor | None
-
-
-@dataclass
-class _Data:
-    """One data set, and the original's outputs where a measure needs them."""
-
-    prefix: str
-    loader: Loader
-    originals: list[_Original] | None = None
-
-
 class Evaluator:
     """What `evaluator` returns. `name` is what a plan calls it, `identity` what tells it from others of that name."""
 
@@ -152,6 +144,7 @@ class Evaluator:
         confidence: float | None = None,
         documents: Documents | None = None,
         features: str | None = None,
+        keep: bool = True,
     ):
         given = (metric,) if isinstance(metric, (str, Measure)) else tuple(metric)
         if not given:
@@ -162,18 +155,20 @@ class Evaluator:
         self.name = f"nearzip.torch.evaluator({', '.join(self.metrics)})"
         self.confidence = None if confidence is None else check_confidence(confidence)
         # A copy: the module may be trained on, and its mode is its owner's.
-        self._module = copy.deepcopy(module).eval()
+        self._module = copy.deepcopy(module).eval().requires_grad_(False)
         self._predict, self._documents = predict or predict_classes, documents
         self._names = Names(self._module)
         self._spare: list[nn.Module] = []
+        self._reference: Evaluator | None = None  # who has the original, if this module is thinned
         self._layer = None
         if any(measure.needs_features for measure in self.measures):
             self._layer = features or last_linear(self._module)
-        self._data = _data_sets(loader)
-        if self._needs("needs_original") or self._needs("needs_features"):
+        self._data = data_sets(loader)
+        self._paired = self._needs("needs_original") or self._needs("needs_features")
+        if self._paired and keep:
             for data in self._data:
                 data.originals = [
-                    _Original(digest_of(batch), logits, found) for batch, logits, _, found in self._batches(data, {})
+                    Original(digest_of(batch), logits, found) for batch, logits, _, found in self._batches(data, {})
                 ]
 
     def _needs(self, what: str) -> bool:
@@ -185,37 +180,105 @@ class Evaluator:
         return next(iter(found.values())) if self.metric is not None and len(found) == 1 else found
 
     def evaluation(self, tensors: Mapping[str, Any]) -> Evaluation:
-        """The same, with the samples behind the metrics. Raises UsageError."""
+        """The same, with the samples that the metrics are computed from. Raises UsageError."""
+        if self._names.thinned(self._module, tensors):
+            return self._fitted_to(tensors).evaluation(tensors)
         fitted = self._names.fitted(self._module, tensors)
-        metrics: dict[str, float] = {}
-        statistics: dict[str, Statistic] = {}
+        found = Figures()
         for data in self._data:
-            for name, value in self._measured(data, fitted).items():
-                if isinstance(value, Statistic):
-                    statistics[data.prefix + name] = value
-                metrics[data.prefix + name] = value.value if isinstance(value, Statistic) else value
-        return Evaluation(metrics, statistics)
+            measures = [measure.fresh() for measure in self.measures]
+            for _, seen in self._seen(data, fitted, self._paired):
+                _update(measures, seen)
+            found.add(data.prefix, measures)
+        return found.evaluation()
 
-    def _measured(self, data: _Data, tensors: Mapping[str, Tensor]) -> dict[str, Statistic | float]:
-        measures = [measure.fresh() for measure in self.measures]
+    def compared(self, tensors: Mapping[str, Any], watch: Watch | None = None) -> tuple[Evaluation, Evaluation]:
+        """The original's evaluation and that with these tensors, in one pass over the data.
+
+        Each network runs once for each batch, or the restored one alone where the original's outputs are kept.
+
+        Parameters
+        ----------
+        watch : callable(prefix, batch, predictions)
+            Called with every batch: the name of its data set with a slash, or "".
+        """
+        if self._names.thinned(self._module, tensors):
+            return self._fitted_to(tensors).compared(tensors, watch)
+        fitted = self._names.fitted(self._module, tensors)
+        before, after = Figures(), Figures()
+        for data in self._data:
+            pairs = [[measure.fresh() for measure in self.measures] for _ in range(2)]
+            for batch, seen in self._seen(data, fitted, True):
+                _update(pairs[0], seen.of_original)
+                _update(pairs[1], seen)
+                if watch is not None:
+                    watch(data.prefix, batch, seen)
+            before.add(data.prefix, pairs[0])
+            after.add(data.prefix, pairs[1])
+        return before.evaluation(), after.evaluation()
+
+    def networks(self, tensors: Mapping[str, Any]) -> tuple[Callable[[Any], Tensor], Callable[[Any], Tensor]]:
+        """The module with these tensors, and the original: from a batch to logits, one row a prediction."""
+        if self._names.thinned(self._module, tensors):
+            return self._fitted_to(tensors).networks(tensors)[0], self._borrowing({})
+        fitted = self._names.fitted(self._module, tensors)
+        return self._borrowing(fitted), self._borrowing({})
+
+    def _fitted_to(self, tensors: Mapping[str, Any]) -> Evaluator:
+        """The same evaluator for a thinned network: the module with the shapes of these tensors."""
+        other = copy.copy(self)
+        other._module, other._spare = fit(copy.deepcopy(self._module), tensors), []
+        other._names = Names(other._module)
+        other._reference = self
+        return other
+
+    def on(self, loader: Loader | Mapping[str, Loader]) -> Evaluator:
+        """An evaluator of other inputs, batch by batch in place of the loader's, such as images that lost detail.
+
+        What is compared with the original is compared with its outputs for the loader's own inputs. Raises UsageError
+        for another number of batches.
+        """
+        other = copy.copy(self)
+        vars(other).pop("identity", None)
+        other._data = data_sets(loader)
+        if [data.prefix for data in other._data] != [data.prefix for data in self._data]:
+            raise UsageError("other inputs have the same data sets as the loader")
+        for own, data in zip(self._data, other._data, strict=True):
+            if own.originals is None and self._paired:
+                raise UsageError("other inputs need the original's outputs; make the evaluator with keep=True")
+            if own.originals is not None:
+                digests = [digest_of(batch) for batch in data.loader]
+                if len(digests) != len(own.originals):
+                    raise UsageError(f"the loader gave {len(digests)} batches in place of {len(own.originals)}")
+                data.originals = [replace(o, digest=d) for o, d in zip(own.originals, digests, strict=True)]
+        return other
+
+    def _seen(self, data: DataSet, tensors: Mapping[str, Tensor], paired: bool) -> Iterator[tuple[Any, Predictions]]:
+        """Each batch, and its predictions; `paired`: with the original's, which are computed unless they are kept."""
         n = n_batches = 0
-        units = _Units(self._documents)
+        units = Units(self._documents)
         for batch, logits, targets, features in self._batches(data, tensors):
-            original = None if data.originals is None else _original_of(data, n_batches, batch)
-            seen = _flat(logits, targets, units.of(batch, logits), original, features)
+            original = None
+            if data.originals is not None:
+                original = original_of(data, n_batches, batch)
+            elif paired:
+                original = self._original(batch)
+            seen = predictions(logits, targets, units.of(batch, logits), original, features)
             if self._needs("needs_gradients"):
                 seen = self._callable(seen, batch, tensors)
-            with torch.set_grad_enabled(self._needs("needs_gradients")):
-                for measure in measures:
-                    measure.update(seen)
+            yield batch, seen
             n += len(seen.logits)
             n_batches += 1
         if not n or (data.originals is not None and n_batches != len(data.originals)):
             raise UsageError(f"the loader gave {n_batches} batches; the same ones are needed at every call")
-        found: dict[str, Statistic | float] = {}
-        for measure in measures:
-            found |= measure.result()
-        return found
+
+    def _original(self, batch: Any) -> Original:
+        """The original's outputs for a batch, which are not kept."""
+        if self._reference is not None:
+            return self._reference._original(batch)
+        with torch.inference_mode(not self._needs("needs_gradients")), torch.no_grad(), self._borrowed() as own:
+            logits, _, features = self._predicted(own, moved(batch, device_of(own)), {})
+        return Original(b"", logits, features)
 
     def observed(self, module: nn.Module, batch: Any) -> Predictions:
         """A batch's predictions by a module that is being trained, beside the original's: what `Measure.loss` takes.
@@ -225,10 +288,12 @@ class Evaluator:
         there = moved(batch, device_of(self._module))
         with torch.no_grad(), self._borrowed() as own:
             first, _, original_features = self._predicted(own, there, {})
-        logits, targets, features = self._predicted(module, moved(batch, device_of(module)), {})
+        here = moved(batch, device_of(module))
+        logits, targets, features = self._predicted(module, here, {})
         units = torch.arange(len(logits))
-        original = _Original(b"", first, original_features)
-        return _flat(logits, targets, _per_prediction(units, logits), original, features)
+        original = Original(b"", first, original_features)
+        seen = predictions(logits, targets, per_prediction(units, logits), original, features)
+        return replace(seen, batch=here, network=self._calls(module), reference=self._calls(self._module))
 
     @cached_property
     def identity(self) -> str:
@@ -257,7 +322,7 @@ class Evaluator:
         return [*configured, *documents, *([] if self._layer is None else [self._layer])]
 
     def _batches(
-        self, data: _Data, tensors: Mapping[str, Tensor]
+        self, data: DataSet, tensors: Mapping[str, Tensor]
     ) -> Iterator[tuple[Any, Tensor, Tensor | None, Tensor | None]]:
         """Each batch with the logits, targets and features that the module gives with these tensors."""
         with self._borrowed() as module:
@@ -281,24 +346,24 @@ class Evaluator:
             )
         features = inputs[0].flatten(0, -2)
         if len(features) != logits[..., 0].numel():
-            features = _aligned(inputs[0], logits, self._layer)
+            features = aligned(inputs[0], logits, self._layer)
         return logits, targets, features
 
     def _callable(self, seen: Predictions, batch: Any, tensors: Mapping[str, Tensor]) -> Predictions:
         """With the networks to call, for measures that need gradients."""
         there = moved(batch, device_of(self._module))
+        return replace(seen, batch=there, network=self._borrowing(tensors), reference=self._borrowing({}))
 
-        def with_tensors(these: Mapping[str, Tensor]) -> Callable[[Any], Tensor]:
-            def run(other: Any) -> Tensor:
-                with self._borrowed() as module:
-                    return Caller(module, self._predict)(other, these)[0].flatten(0, -2)  # type: ignore[no-any-return]
+    def _borrowing(self, tensors: Mapping[str, Tensor]) -> Callable[[Any], Tensor]:
+        def run(batch: Any) -> Tensor:
+            with self._borrowed() as module:
+                return self._calls(module, tensors)(batch)
 
-            return run
+        return run
 
-        return Predictions(
-            seen.logits, seen.units, seen.targets, seen.original, seen.features, seen.original_features,
-            there, with_tensors(tensors), with_tensors({}),
-        )  # fmt: skip
+    def _calls(self, module: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> Callable[[Any], Tensor]:
+        """From a batch to logits, one row a prediction."""
+        return lambda batch: Caller(module, self._predict)(batch, tensors)[0].flatten(0, -2)
 
     @contextlib.contextmanager
     def _borrowed(self) -> Iterator[nn.Module]:
@@ -316,21 +381,10 @@ class Evaluator:
         return {**vars(self), "_spare": []}
 
 
-def _data_sets(loader: Loader | Mapping[str, Loader]) -> list[_Data]:
-    named = {f"{name}/": each for name, each in loader.items()} if isinstance(loader, Mapping) else {"": loader}
-    for each in named.values():
-        if isinstance(each, Iterator) or not isinstance(each, Iterable):
-            raise UsageError("the loader is read at every call; give a list or a DataLoader")
-    if not named:
-        raise UsageError("no data set is given to evaluate on")
-    return [_Data(prefix, each) for prefix, each in named.items()]
-
-
-def _original_of(data: _Data, i: int, batch: Any) -> _Original:
-    assert data.originals is not None
-    if i >= len(data.originals) or data.originals[i].digest != digest_of(batch):
-        raise UsageError("the loader gives other batches than before; take shuffle=False and no random augmentation")
-    return data.originals[i]
+def _update(measures: Sequence[Measure], seen: Predictions) -> None:
+    for measure in measures:
+        with torch.set_grad_enabled(measure.needs_gradients):
+            measure.update(seen)
 
 
 def predict_classes(module: Callable[..., Any], batch: Any) -> tuple[Tensor, Tensor | None]:
@@ -349,64 +403,3 @@ def predict_classes(module: Callable[..., Any], batch: Any) -> tuple[Tensor, Ten
         return logits, targets
     has_targets = isinstance(batch, (tuple, list)) and len(batch) > 1
     return logits, batch[1] if has_targets else None
-
-
-class _Units:
-    """Numbers the independent units of predictions: rows of batches, or documents."""
-
-    def __init__(self, documents: Documents | None):
-        self._documents, self._n_rows = documents, 0
-        self._numbers: dict[Hashable, int] = {}
-
-    def of(self, batch: Any, logits: Tensor) -> Tensor:
-        """The unit of each prediction of the next batch."""
-        n, first = len(logits), self._n_rows
-        self._n_rows += n
-        if self._documents is None:
-            return _per_prediction(torch.arange(first, first + n), logits)
-        named = list(self._documents(batch))
-        if len(named) != n:
-            raise UsageError(f"documents= gives {len(named)} documents for the {n} rows of a batch")
-        numbers = [self._numbers.setdefault(document, len(self._numbers)) for document in named]
-        return _per_prediction(torch.tensor(numbers), logits)
-
-
-def _per_prediction(rows: Tensor, logits: Tensor) -> Tensor:
-    """Each row's number, once for every prediction of the row."""
-    each = logits[..., 0].numel() // max(1, len(logits))
-    return rows.repeat_interleave(each)
-
-
-def _aligned(features: Tensor, logits: Tensor, layer: str) -> Tensor:
-    """Features of the predictions that count: language models leave out each row's last token."""
-    if features.dim() == logits.dim() and features.dim() > 2 and features.shape[1] == logits.shape[1] + 1:
-        return features[:, : logits.shape[1]].flatten(0, -2)
-    raise UsageError(
-        f"layer {layer!r} has inputs {list(features.shape)}, the logits are {list(logits.shape)}; name another layer "
-        "with features="
-    )
-
-
-def _flat(
-    logits: Tensor, targets: Tensor | None, units: Tensor, original: _Original | None, features: Tensor | None
-) -> Predictions:
-    """Predictions one by one, without those whose target cross entropy ignores."""
-    shape = logits.shape
-    logits, units = logits.flatten(0, -2), units.to(logits.device)
-    before = None if original is None else original.logits.flatten(0, -2).to(logits.device)
-    there = None if original is None or original.features is None else original.features.to(logits.device)
-    if targets is None:
-        return Predictions(logits, units, None, before, features, there)
-    targets = targets.flatten()
-    if len(targets) != len(logits):
-        raise UsageError(f"{len(logits)} predictions and {len(targets)} targets; give predict=")
-    kept = targets != _IGNORED
-    if not targets.is_floating_point() and bool(((targets < 0) | (targets >= shape[-1]))[kept].any()):
-        raise UsageError(
-            f"targets lie between {int(targets[kept].min())} and {int(targets[kept].max())}; the network has "
-            f"{shape[-1]} classes, numbered from 0"
-        )
-    if bool(kept.all()):
-        return Predictions(logits, units, targets, before, features, there)
-    before, features, there = (None if part is None else part[kept] for part in (before, features, there))
-    return Predictions(logits[kept], units[kept], targets[kept], before, features, there)

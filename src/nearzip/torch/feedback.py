@@ -12,7 +12,8 @@ from torch import nn, optim
 
 from nearzip.bounds import Bound
 from nearzip.errors import UsageError
-from nearzip.torch.quantizers import Quantizer, quantizer
+from nearzip.torch.quantizers import Quantizer, quantizer, quantizer_of_saver
+from nearzip.torch.saver import Saver
 
 __all__ = ["ErrorFeedback"]
 
@@ -20,25 +21,31 @@ __all__ = ["ErrorFeedback"]
 class ErrorFeedback:
     """Forward and backward on the restored network M*, the update on M, at every step; the loop stays as it is.
 
-    Before the first forward pass after an update the parameters are replaced by what the method would restore of
-    them; before the optimizer's step the original is put back. So gradients are those of M*, with gradient
-    accumulation too, and a gradient scaler may skip steps as it does. `state_dict()` gives M; evaluating the model
-    evaluates M*.
+    Before the first forward pass after an update the parameters are replaced by what a reader would restore of them,
+    bit for bit, if the model were saved then; before the optimizer's step the original is put back. So gradients are
+    those of M*, with gradient accumulation too, and a gradient scaler may skip steps as it does. `state_dict()` gives
+    M; evaluating the model evaluates M*.
 
     Parameters
     ----------
     model : nn.Module
-        Its floating-point parameters are replaced; buffers stay.
+        Its floating-point parameters are replaced. Buffers stay as they are, but count where the method compares
+        tensors with each other, because a snapshot has them.
     optimizer : torch.optim.Optimizer
     method, bound, options
-        As `nearzip.compress` takes them. "qd-compressor" (without a bound) and "nearzip" with an absolute bound are
-        computed on the parameters' device; other methods run their whole encoder at every step.
+        As for ``nearzip.compress(model.state_dict(), base, method, bound, options=options)``: what that archive
+        restores is what is trained on. "qd-compressor" is computed on the parameters' device; other methods run their
+        whole encoder at every step.
     base : mapping of str to array
-        What the reader holds, for methods that depend on it; by names of parameters.
+        What the reader holds, for methods that depend on it; by names in the state dict.
+    saver : Saver
+        In place of these four: what a checkpoint of this saver restores is what is trained on. Exact for methods that
+        restore the same with any base ("qd-compressor", and all without a base); for others the version before
+        decides as well, and the two may differ by as much as the bound allows.
     update : {"original", "restored"}
         "restored" updates M* itself and forgets M: the paper's comparison, which loses accuracy.
     quantize : callable
-        Instead of a method: takes and returns a dict of tensors by name.
+        Instead of a method: takes and returns a dict of tensors by name, the parameters.
 
     Attributes
     ----------
@@ -48,7 +55,8 @@ class ErrorFeedback:
     Raises
     ------
     UsageError
-        The model is compiled (torch.compile keeps the values that it traced with), or spread over processes.
+        The model is compiled (torch.compile keeps the values that it traced with), or spread over processes; a saver
+        and a method.
 
     Notes
     -----
@@ -59,11 +67,12 @@ class ErrorFeedback:
         self,
         model: nn.Module,
         optimizer: optim.Optimizer,
-        method: str = "qd-compressor",
+        method: str | None = None,
         *,
         bound: Bound | str | None = None,
         options: Mapping[str, Any] | None = None,
         base: Mapping[str, Any] | None = None,
+        saver: Saver | None = None,
         update: Literal["original", "restored"] = "original",
         quantize: Quantizer | None = None,
     ):
@@ -74,7 +83,13 @@ class ErrorFeedback:
         if any(hasattr(p, "full_tensor") for p in self._parameters.values()):
             raise UsageError("error feedback needs whole parameters; these are spread over processes (DTensor)")
         self._model = model
-        self._quantize = quantize or quantizer(method, bound, options, base)
+        self._only_parameters = quantize is not None or saver is not None
+        if saver is not None:
+            if any(given is not None for given in (method, bound, options, base, quantize)):
+                raise UsageError("a saver has a method, a bound and options of its own; give either it or those")
+            self._quantize = quantizer_of_saver(*saver.codes_parameters)
+        else:
+            self._quantize = quantize or quantizer(method or "qd-compressor", bound, options, base)
         self._keeps_original = update == "original"
         self._originals: dict[str, torch.Tensor] | None = None
         self._holds_restored = False
@@ -97,7 +112,7 @@ class ErrorFeedback:
             return
         begin = time.perf_counter()
         live = {name: parameter.detach() for name, parameter in self._parameters.items()}
-        restored = self._quantize(live)
+        restored = self._quantize(live if self._only_parameters else self._snapshot(live))
         with torch.no_grad():
             if self._keeps_original:
                 self._keep(live)
@@ -137,6 +152,11 @@ class ErrorFeedback:
             handle.remove()
         self._handles = []
 
+    def _snapshot(self, live: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """All tensors of a state dict: a method may look at all of them before it codes one."""
+        state = {name: value for name, value in self._model.state_dict().items() if isinstance(value, torch.Tensor)}
+        return {**state, **live}
+
     # hooks
 
     def _keep(self, live: Mapping[str, torch.Tensor]) -> None:
@@ -149,7 +169,7 @@ class ErrorFeedback:
     def _before_step(
         self, optimizer: optim.Optimizer, arguments: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Put M back; a closure runs the model inside the step, so behind it as well."""
+        """Put M back; a closure runs the model inside the step, so after it as well."""
         self.use_original()
         # The optimizer itself is the first argument.
         at = next((i for i, value in enumerate(arguments) if i and callable(value)), None)

@@ -134,11 +134,17 @@ def holding(module: nn.Module, hold: Hold) -> Iterator[None]:
     """Hold masks, shared values and frozen tensors, and pull, while the block trains: `finetune` without its loop."""
     pulls = _pulls(module, hold)
     held = [_held(name, tensor, hold) for name, tensor in _named(module, hold).items()]
+    own = {id(parameter) for parameter in module.parameters()}
 
     def put_back(*_: Any) -> None:
         with torch.no_grad():
             for one in held:
                 one.put_back()
+
+    def after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        # The hook sees every optimizer of the process: trainings of other modules may run in other threads.
+        if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+            put_back()
 
     hooks: list[Any] = [
         one.tensor.register_hook(one.gradient)  # type: ignore[no-untyped-call]
@@ -147,8 +153,8 @@ def holding(module: nn.Module, hold: Hold) -> Iterator[None]:
     ]
     if pulls:
         hooks.append(register_optimizer_step_pre_hook(_Pulling(pulls, hold.weight)))
-    # Momentum and weight decay move what has no gradient: after every step of any optimizer all is put back.
-    hooks.append(register_optimizer_step_post_hook(put_back))
+    # Momentum and weight decay move what has no gradient: after every step over the module all is put back.
+    hooks.append(register_optimizer_step_post_hook(after_step))
     try:
         yield
         put_back()
@@ -187,7 +193,7 @@ class _Pulling:
         pulls = [(p, target) for p, target in self._pulls if id(p) in own and p.requires_grad]
         closure = arguments[1] if len(arguments) > 1 else named.get("closure")
         if not callable(closure):
-            self._add(pulls)
+            self._add(pulls, _loss_scale(optimizer))
             return None
 
         def pulled() -> Any:
@@ -201,15 +207,21 @@ class _Pulling:
         return arguments, {**named, "closure": pulled}
 
     @torch.no_grad()
-    def _add(self, pulls: list[tuple[nn.Parameter, Tensor]]) -> None:
+    def _add(self, pulls: list[tuple[nn.Parameter, Tensor]], scale: float = 1.0) -> None:
         for parameter, target in pulls:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            parameter.grad.add_(parameter - target, alpha=self._weight)
+            parameter.grad.add_(parameter - target, alpha=self._weight * scale)
 
     @torch.no_grad()
     def _penalty(self, pulls: list[tuple[nn.Parameter, Tensor]]) -> Tensor | float:
         return sum((self._weight / 2 * (p - target).square().sum() for p, target in pulls), 0.0)
+
+
+def _loss_scale(optimizer: torch.optim.Optimizer) -> float:
+    """What gradients are still multiplied by: with mixed precision, fused optimizers divide inside the step."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return 1.0 if scale is None else float(scale)
 
 
 def _named(module: nn.Module, hold: Hold) -> dict[str, Tensor]:

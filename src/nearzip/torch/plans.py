@@ -3,43 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nearzip.bounds import Bound, Lossless
-from nearzip.recipes import Recipe, recipe_type
-from nearzip.recipes.nearzip import Nearzip
+from nearzip.coding import BoundLike, Coding, Codings
 from nearzip.torch.state import DOCUMENT, TrainingState
 
 __all__ = ["BoundOrBounds", "StatePlan"]
 
 #: One bound, or bounds by tensor name or pattern.
-BoundOrBounds = Bound | Mapping[str, Bound]
+BoundOrBounds = Bound | str | Mapping[str, BoundLike]
 
 #: Norms and biases are few and weigh more than others: their bound is so much smaller.
 FINER = 8.0
 
 
 @dataclass(frozen=True)
-class _Alone(Nearzip):
-    """nearzip without regard to a base: for what has nothing to do with the version before."""
-
-    uses_base = False
-
-
-@dataclass(frozen=True)
 class StatePlan:
-    """A recipe and a bound for every tensor of one state (`nearzip.compress(.., plan=)`).
+    """A coding for every tensor of one state (`nearzip.compress(.., plan=)`).
 
     Matrices and filters have the bound; parameters of one axis an eighth of it; buffers, levels of moments and
     everything else are exact. Levels of first moments forget within a few steps, so they are coded without a base.
+
+    Parameters
+    ----------
+    state : TrainingState
+    codings : Codings
+        Of the parameters.
+    finer : bool
+        Whether parameters of one axis get an eighth of the bound; bounds by name or pattern hold as they are.
     """
 
     state: TrainingState
-    bound: BoundOrBounds
-    recipe: Recipe
+    codings: Codings
+    finer: bool = True
 
     @staticmethod
     def of(
@@ -48,31 +47,23 @@ class StatePlan:
         method: str = "nearzip",
         options: Mapping[str, Any] | None = None,
     ) -> StatePlan:
-        """Bounds by tensor name or pattern hold as they are. Raises UsageError for what the method cannot promise."""
-        recipe = recipe_type(method).from_options(options)
-        if isinstance(bound, Mapping):
-            return StatePlan(state, {name: recipe.resolve_bound(each) for name, each in bound.items()}, recipe)
-        return StatePlan(state, recipe.resolve_bound(bound), recipe)
+        """Raises UsageError for what the method cannot promise."""
+        return StatePlan(state, Codings.of(method, bound, options), not isinstance(bound, Mapping))
 
-    def assignments(self, names: Sequence[str]) -> Mapping[str, tuple[Recipe, Bound | None]]:
+    def codings_for(self, names: Sequence[str]) -> Codings:
         """What `nearzip.compress` asks of a plan."""
-        exact, alone = (Nearzip(), Lossless()), (_Alone(), Lossless())
+        exact, without_base = Coding.of("nearzip", Lossless()), Coding.of("nearzip", Lossless(), with_base=False)
         parameters, forgetful = self.state.parameters, _forgetful(self.state)
-        chosen: dict[str, tuple[Recipe, Bound | None]] = {}
+        finer = self.codings.default.with_bound(_finer(self.codings.default.promise)) if self.finer else None
+        chosen: dict[str, Coding] = {}
         for name in names:
-            if name in parameters:
-                chosen[name] = (self.recipe, self._bound_of(name))
+            if name not in parameters:
+                chosen[name] = without_base if name in forgetful else exact
+            elif finer is not None and len(self.state.tensors[name].shape) < 2:
+                chosen[name] = finer
             else:
-                chosen[name] = alone if name in forgetful else exact
-        return chosen
-
-    def _bound_of(self, name: str) -> Bound:
-        """A parameter's."""
-        bounds = self.bound
-        if not isinstance(bounds, Mapping):
-            return _finer(bounds) if len(self.state.tensors[name].shape) < 2 else bounds
-        patterns = [name] if name in bounds else [p for p in bounds if p != "*" and fnmatch.fnmatchcase(name, p)]
-        return bounds[patterns[0]] if patterns else bounds.get("*") or self.recipe.resolve_bound(None)
+                chosen[name] = self.codings[name]
+        return Codings(exact, chosen).codings_for(names)
 
 
 def _finer(bound: Bound) -> Bound:

@@ -1,4 +1,4 @@
-"""What a method would restore, as torch tensors on their own device: fast enough for every step of a training."""
+"""What a method would restore of a network, bit for bit, as torch tensors: for every step of a training."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from typing import Any
 import torch
 
 import nearzip.api as api
-from nearzip.bounds import Absolute, Bound
+from nearzip.bounds import Bound
 from nearzip.errors import UsageError
 from nearzip.network.arrays import to_torch
 from nearzip.recipes.qd_compressor import QdCompressor, bit_widths, weighted_entropy
 from nearzip.tensors import as_array
+from nearzip.torch.plans import BoundOrBounds, StatePlan
+from nearzip.torch.state import TrainingState
 
-__all__ = ["Quantizer", "grid", "quantizer", "range_quantizer", "recipe_quantizer"]
+__all__ = ["Quantizer", "quantizer", "quantizer_of_saver", "range_quantizer", "recipe_quantizer", "saved_quantizer"]
 
-#: Names and values to the values that would be restored; results may share no memory with the arguments.
+#: All tensors of a snapshot by name, to the values that a reader would get; results may share no memory with the
+#: arguments.
 Quantizer = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 
 
@@ -26,38 +29,43 @@ def range_quantizer(b_min: int = 8, b_max: int = 8) -> Quantizer:
     Parameters
     ----------
     b_min, b_max : int
-        B of every tensor if they are equal, else chosen between them from the weighted entropy, equations 1 and 2.
+        B of every tensor if they are equal, else chosen between them from the weighted entropy, equations 1 and 2, of
+        all floating-point tensors given: buffers count if the snapshot has them.
 
     Notes
     -----
-    Quantizing does not depend on the base: that comes in afterwards, as the difference of integers.
+    Quantizing does not depend on the base: that comes in afterwards, as the difference of integers. Values that are
+    not finite go through the whole encoder.
     """
     if not 1 <= b_min <= b_max <= 16:
         raise UsageError(f"bit widths are 1 <= b_min <= b_max <= 16, not {b_min} and {b_max}")
+    slow = recipe_quantizer("qd-compressor", None, {"b_min": b_min, "b_max": b_max}, None)
 
     def quantize(values: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        widths = dict.fromkeys(values, b_max) if b_min == b_max else _widths(values, b_min, b_max)
-        return {name: _over_range(value, widths[name]) for name, value in values.items()}
+        floats = {name: value for name, value in values.items() if value.is_floating_point()}
+        widths = dict.fromkeys(floats, b_max) if b_min == b_max else _widths(floats, b_min, b_max)
+        restored = {name: _over_range(value, widths[name]) for name, value in floats.items()}
+        if not all(bool(torch.isfinite(value).all()) for value in restored.values()):
+            return slow(values)
+        return {name: restored[name] if name in restored else value.clone() for name, value in values.items()}
 
     return quantize
 
 
 def _over_range(value: torch.Tensor, n_bits: int) -> torch.Tensor:
+    """The arithmetic of `stages.Levels` and `tensors.round_to`, operation by operation."""
     if not value.numel():
         return value.clone()
-    working = value.to(_working(value))
-    low, high = torch.aminmax(working)
-    scale = (high - low) / (2**n_bits - 1)
-    # A constant tensor has no range; it is what it is.
-    safe = torch.where(scale > 0, scale, torch.ones_like(scale))
-    offset = -low / safe
-    q = torch.round(working / safe + offset).clamp_(0, 2**n_bits - 1)
-    restored = safe * (q - offset)
-    return torch.where(scale > 0, restored, working).to(value.dtype)
-
-
-def _working(value: torch.Tensor) -> torch.dtype:
-    return torch.float32 if value.device.type == "mps" else torch.float64
+    if value.device.type == "mps":  # has no float64
+        return _over_range(value.cpu(), n_bits).to(value.device)
+    low, high = (end.double() for end in torch.aminmax(value))
+    top = float((1 << n_bits) - 1)
+    scale = high / top - low / top
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    zero = -low / scale
+    levels = torch.round(value.double() / scale + zero).clamp_(0, top)
+    restored = scale * (levels - zero)
+    return restored if value.dtype == torch.float64 else restored.float().to(value.dtype)
 
 
 def _widths(values: Mapping[str, torch.Tensor], b_min: int, b_max: int) -> dict[str, int]:
@@ -66,32 +74,26 @@ def _widths(values: Mapping[str, torch.Tensor], b_min: int, b_max: int) -> dict[
     return dict(zip(values, bit_widths(entropies, b_min, b_max), strict=True))
 
 
-def grid(bound: Absolute, base: Mapping[str, torch.Tensor] | None = None) -> Quantizer:
-    """nearzip's with an absolute bound: the difference to the base in whole steps of twice the bound."""
-    step = 2 * bound.value
+def recipe_quantizer(
+    method: str, bound: Bound | str | None, options: Mapping[str, Any] | None, base: Mapping[str, Any] | None
+) -> Quantizer:
+    """Any method, by compressing the whole snapshot as `compress` does: as slow as the method."""
 
     def quantize(values: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        out = {}
-        for name, value in values.items():
-            start = None if base is None else base.get(name)
-            start = torch.zeros((), dtype=value.dtype) if start is None or start.shape != value.shape else start
-            start = start.to(value.device, _working(value))
-            steps = torch.round((value.to(_working(value)) - start) / step)
-            out[name] = (start + steps * step).to(value.dtype)
-        return out
+        restored = api.compress_quietly(values, base, method, bound, options=options).restored
+        return {name: to_torch(restored[name]).to(value.device) for name, value in values.items()}
 
     return quantize
 
 
-def recipe_quantizer(
-    method: str, bound: Bound | str | None, options: Mapping[str, Any] | None, base: Mapping[str, Any] | None
-) -> Quantizer:
-    """Any method, by compressing and taking what would be restored: bit for bit, and as slow as the method."""
+def saved_quantizer(method: str, bound: BoundOrBounds | None, options: Mapping[str, Any] | None) -> Quantizer:
+    """Any method, as a `Saver` compresses parameters: those of one axis within an eighth of the bound, no buffers."""
 
     def quantize(values: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        known = None if base is None else {name: base[name] for name in values if name in base}
-        restored = api.compress_quietly(values, known or None, method, bound, options=options).restored
-        return {name: to_torch(restored[name]).to(value.device) for name, value in values.items()}
+        state = TrainingState({f"model/{name}": value for name, value in values.items()}, {"parameters": list(values)})
+        plan = StatePlan.of(state, bound, method, options)
+        restored = api.compress_quietly(state.tensors, None, plan=plan).restored
+        return {name: to_torch(restored[f"model/{name}"]).to(value.device) for name, value in values.items()}
 
     return quantize
 
@@ -103,15 +105,21 @@ def quantizer(
     base: Mapping[str, Any] | None = None,
 ) -> Quantizer:
     """The fastest way to what `method` would restore. Raises UsageError, UnknownMethodError."""
-    if method == "qd-compressor" and bound is None:
-        recipe = QdCompressor.from_options(options)
-        if isinstance(recipe, QdCompressor) and recipe.variant == "local":
-            return range_quantizer(recipe.bits or recipe.b_min, recipe.bits or recipe.b_max)
-    if method == "nearzip" and isinstance(bound, Absolute) and not options:
-        known = (
-            None
-            if base is None
-            else {n: to_torch(v) if not isinstance(v, torch.Tensor) else v for n, v in base.items()}
-        )
-        return grid(bound, known)
-    return recipe_quantizer(method, bound, options, base)
+    return _fast(method, bound, options) or recipe_quantizer(method, bound, options, base)
+
+
+def quantizer_of_saver(
+    method: str, bound: BoundOrBounds | None = None, options: Mapping[str, Any] | None = None
+) -> Quantizer:
+    """The same for what a `Saver` of these settings saves."""
+    return _fast(method, bound, options) or saved_quantizer(method, bound, options)
+
+
+def _fast(method: str, bound: BoundOrBounds | str | None, options: Mapping[str, Any] | None) -> Quantizer | None:
+    """QD-Compressor's, where each tensor has its own range; None for everything else."""
+    if method != "qd-compressor" or bound is not None:
+        return None
+    recipe = QdCompressor.from_options(options)
+    if not isinstance(recipe, QdCompressor) or recipe.variant != "local":
+        return None
+    return range_quantizer(recipe.bits or recipe.b_min, recipe.bits or recipe.b_max)

@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from nearzip.errors import CorruptError, UsageError
 from nearzip.network.arrays import to_torch
 from nearzip.torch.state import TrainingState, listed, parameter_names, unpack_optimizer, unpack_parts
+from nearzip.torch.subclasses import distributed_like, has_parts
 from nearzip.torch.trees import Json, unpack
 from nearzip.torch.wrappers import is_extra_state, matched_names, plain_names, plain_parameters
 
@@ -196,20 +197,35 @@ def _fit_model(document: dict[str, Json], arrays: Mapping[str, Any], model: nn.M
     weights: dict[str, Any] = {}
     mismatched = {}
     for name, target in names.items():
-        if name in other:
-            if isinstance(live[target], torch.Tensor) and not is_extra_state(target):
-                raise CorruptError(f"training state: {name[:80]!r} is a {type(other[name]).__name__}, not a tensor")
-            weights[target] = other[name]
+        given = other[name] if name in other else saved[name]
+        if name in other and (is_extra_state(target) or not isinstance(live[target], torch.Tensor)):
+            weights[target] = given
             continue
-        was, is_now = list(saved[name].shape), _shape(live[target])
+        if name in other and not isinstance(given, torch.Tensor):
+            raise CorruptError(f"training state: {name[:80]!r} is a {type(given).__name__}, not a tensor")
+        _check_kind(target, given, live[target])
+        was, is_now = list(given.shape), _shape(live[target])
         if is_extra_state(target) or is_now is None or was == is_now:
-            weights[target] = to_torch(saved[name], copy=False)
+            weights[target] = distributed_like(live[target], to_torch(given, copy=False))
         else:
             mismatched[target] = was, is_now
     reached = set(names.values())
     missing = tuple(name for name in live if name not in reached)
     unexpected = tuple(name for name in (*saved, *other) if name not in names)
     return _Fit(weights, missing, unexpected, mismatched)
+
+
+def _check_kind(name: str, given: Any, live: Any) -> None:
+    """Raise UsageError for a tensor made of tensors where the model has one of another class, or a plain one."""
+    was, is_now = (isinstance(each, torch.Tensor) and has_parts(each) for each in (given, live))
+    if (was or is_now) and type(given) is not type(live):
+        was_text, is_text = (
+            type(each).__name__ if isinstance(each, torch.Tensor) else "Tensor" for each in (given, live)
+        )
+        raise UsageError(
+            f"the saved state does not fit the model: {name!r} was a {was_text}, is a {is_text}; quantize the model in "
+            "the same way before restoring it"
+        )
 
 
 def _shape(value: Any) -> list[int] | None:
@@ -240,6 +256,7 @@ def _optimizer_states(
             raise UsageError(f"the optimizer's parameters differ: {_difference(names, live)}")
         content = unpack_optimizer(part, arrays)
         _check_shapes(optimizer, content["state"], [name for group in live for name in group])
+        _distribute(optimizer, content["state"])
         found.append(content)
     return found
 
@@ -266,6 +283,13 @@ def _check_shapes(optimizer: optim.Optimizer, content: Mapping[int, Mapping[str,
                     f"optimizer state {key!r} of {names[i]!r} was {list(value.shape)}, "
                     f"but the parameter is {list(live[i].shape)}"
                 )
+
+
+def _distribute(optimizer: optim.Optimizer, content: Mapping[int, dict[str, Any]]) -> None:
+    """State of the shape of a parameter that is a DTensor becomes one."""
+    live = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for i, values in content.items():
+        values.update({key: distributed_like(live[i], value) for key, value in values.items()})
 
 
 #: State that always has its parameter's shape.

@@ -1,4 +1,4 @@
-"""`Saver`: checkpoints of a training, copied in memory at once and compressed and written behind its back."""
+"""`Saver`: training checkpoints, snapshotted synchronously, then compressed and committed by a background thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn, optim
 
-from nearzip.bounds import Bound, Lossless, parse_bound
+from nearzip.bounds import Bound, Lossless
+from nearzip.coding import Codings
 from nearzip.errors import NotFoundError, UsageError
 from nearzip.store.keep import parse_rules
 from nearzip.tensors import Array
@@ -42,11 +43,11 @@ class SaveReport:
     seconds_waiting : float
         For the save before to end.
     seconds_behind : float
-        On the thread behind: compressing, checking, writing.
+        On the background thread: compressing, checking, writing.
     n_bytes : int
         That the versions took in the store.
     snapshot_bytes : int
-        Memory of the copy. The store holds the latest version besides, and the thread behind the new one while it is
+        Memory of the copy. The store also holds the latest version, and the background thread the new one while it is
         made (docs/training.md, "Memory").
     last_version : int or None
         The newest version that is committed.
@@ -119,27 +120,27 @@ class Saver:
         self._wanted_writes = writes
         self.store = open_store(store, policy, threads=threads)
         if keep is not None:
-            parse_rules(keep)  # refused now, not behind
+            parse_rules(keep)  # refused now, not later by the background thread
         self.every = int(every)
         self._counts = SaveReport()
         self._keep = keep
-        self._bound = self._bound_of(bound)
+        settings = self.store.settings
         if method is None:
-            settings = self.store.settings
             method, options = settings.method, settings.options if options is None else options
-        self._method, self._options = method, options
-        self._moments = (Moments() if _is_lossy(self._bound) else None) if isinstance(moments, str) else moments
-        StatePlan.of(TrainingState({}, {}), self._bound, method, options)  # refused now, not in the background
+        # What the method cannot promise is refused now, not in the background.
+        self._parameters = (method, settings.bound if bound is None else bound, options)
+        self._plan = StatePlan.of(TrainingState({}, {}), self._parameters[1], method, options)
+        self._moments = (Moments() if _is_lossy(self._plan.codings) else None) if isinstance(moments, str) else moments
         self._snapshot = Snapshot()
         self._predictions: dict[str, tuple[Array, Array]] = {}
         self._shapes = Shapes(self.store)
         self._background = Background("save")
         self._closed = False
 
-    def _bound_of(self, bound: Bound | str | None) -> BoundOrBounds | None:
-        if bound is None:
-            return self.store.settings.parsed_bound()
-        return parse_bound(bound) if isinstance(bound, str) else bound
+    @property
+    def codes_parameters(self) -> tuple[str, BoundOrBounds | None, Mapping[str, Any] | None]:
+        """Method, bound and options for the weights."""
+        return self._parameters
 
     @property
     def writes(self) -> bool:
@@ -195,7 +196,7 @@ class Saver:
 
     def _behind(self, state: TrainingState, said: Mapping[str, Any]) -> None:
         small = state.shrunk(self._moments, self._predictions)
-        plan = StatePlan.of(small, self._bound, self._method, self._options)
+        plan = dataclasses.replace(self._plan, state=small)
         version = commit_quietly(self.store, small.to_arrays(), plan=plan, **said)
         self._counts.last_version = version
         kept = self.store.update_kept
@@ -210,11 +211,11 @@ class Saver:
         return dataclasses.replace(self._counts, seconds_waiting=waiting, seconds_behind=behind)
 
     def wait(self) -> None:
-        """Until the save under way is committed. Raises what failed behind."""
+        """Wait until the current save is committed. Raises the background thread's error."""
         self._background.wait()
 
     def close(self) -> None:
-        """Wait for the last save. Raises what failed behind."""
+        """Wait for the last save. Raises the background thread's error."""
         self._closed = True
         self.wait()
 
@@ -227,7 +228,7 @@ class Saver:
         if error is None:
             self.close()
             return
-        # What ended the block is what the user has to see; what failed behind goes with it.
+        # The user has to see the exception that ended the block; a background error is added as a warning.
         try:
             self.close()
         except BaseException as behind:  # told, not raised over the first
@@ -277,9 +278,10 @@ class Saver:
         return dataclasses.replace(restored, version=number)
 
 
-def _is_lossy(bound: BoundOrBounds | None) -> bool:
-    bounds = bound.values() if isinstance(bound, Mapping) else [bound]
-    return any(each is not None and not isinstance(each, Lossless) for each in bounds)
+def _is_lossy(codings: Codings) -> bool:
+    """Whether a bound other than lossless was asked for."""
+    asked = [coding.bound for coding in (codings.default, *codings.by_pattern.values())]
+    return any(bound is not None and not isinstance(bound, Lossless) for bound in asked)
 
 
 def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:

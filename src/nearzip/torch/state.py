@@ -20,6 +20,7 @@ from torch import nn, optim
 from nearzip.errors import CorruptError, NewerFormatError, UsageError
 from nearzip.tensors import Array, as_array
 from nearzip.torch.moments import Moments, expand_moments, shrink_moments
+from nearzip.torch.subclasses import has_parts, whole
 from nearzip.torch.trees import Json, pack, pack_tensor, unpack
 from nearzip.torch.wrappers import check_whole, plain_names, plain_parameters
 
@@ -194,7 +195,7 @@ def capture(
     content = model.state_dict()
     for given, name in plain_names(model, content).items():
         value = content[given]
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and not has_parts(value):
             tensors[f"model/{name}"] = _whole(name, value)
         else:
             other[name] = value
@@ -241,12 +242,14 @@ def _step(step: Any) -> int:
 
 
 def _whole(name: str, value: torch.Tensor) -> torch.Tensor:
-    if type(value) is not torch.Tensor and hasattr(value, "full_tensor"):
-        raise UsageError(
-            f"tensor {name!r} is spread over processes (a DTensor); save it with torch.distributed.checkpoint and "
-            "nearzip.torch.dcp.NearzipWriter"
-        )
-    return value.detach()
+    return whole(value.detach(), lambda: _spread(name))
+
+
+def _spread(name: str) -> UsageError:
+    return UsageError(
+        f"tensor {name!r} is spread over processes (a DTensor); save it with torch.distributed.checkpoint and "
+        "nearzip.torch.dcp.NearzipWriter"
+    )
 
 
 def parameter_names(parameters: Mapping[str, nn.Parameter], optimizer: optim.Optimizer) -> list[list[str]]:
@@ -294,12 +297,13 @@ def pack_optimizer(
 def _pack_state(values: Mapping[str, Any], prefix: str, name: str, tensors: dict[str, Any]) -> dict[str, Json]:
     """The nodes of one parameter's state by key."""
     nodes: dict[str, Json] = {}
-    for key, value in values.items():
+    for key, given in values.items():
+        value = given
         if type(value) is torch.Tensor:  # nearly always; without the names that only messages need
             nodes[key] = pack_tensor(value, f"{prefix}/{key}", tensors)
             continue
         if isinstance(value, torch.Tensor):
-            _whole(f"{name}.{key}", value)
+            value = _whole(f"{name}.{key}", value)
         nodes[key] = pack(value, f"{prefix}/{key}", tensors, f"optimizer state {key!r} of {name}")
     return nodes
 

@@ -1,10 +1,11 @@
 """Nested plain values with tensors in them, as named tensors and a JSON document. Nothing is ever pickled.
 
 A node of the document is null, a boolean, an integer, a string or a finite float as it is, and else an object with one
-key: `d` dict (pairs of key and value), `c` Counter, `g` Namespace, `l` list, `u` tuple, `z` torch.Size, `S` / `F` set /
-frozenset, `f` a float that JSON cannot spell, `C` complex (two texts), `b` bytes, `t` / `a` the name of a torch tensor
-or NumPy array, `x` a tensor of one number (dtype and value), `i` / `j` the name of the array of a tuple / list of many
-integers, `y` a torch dtype, `e` a torch device, `P` a path.
+key: `d` dict (pairs of key and value), `o` OrderedDict, `c` Counter, `g` Namespace, `l` list, `u` tuple, `n` named
+tuple (name, fields, values), `z` torch.Size, `S` / `F` set / frozenset, `f` a float that JSON cannot spell, `C` complex
+(two texts), `b` bytes, `t` / `a` the name of a torch tensor or NumPy array, `x` a tensor of one number (dtype and
+value), `i` / `j` the name of the array of a tuple / list of many integers, `y` a torch dtype, `e` a torch device, `P` a
+path, `T` a tensor made of tensors, `E` a member of an enumeration, `D` an instance of a dataclass (see `subclasses`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import argparse
 import base64
 import binascii
 import collections
+import dataclasses
+import enum
 import math
 import pathlib
 from collections.abc import Callable, Mapping, MutableMapping
@@ -24,6 +27,7 @@ import torch
 from nearzip.errors import CorruptError, UsageError
 from nearzip.network.arrays import to_torch
 from nearzip.tensors import as_array
+from nearzip.torch.subclasses import class_name, has_parts, is_safe, parts_of, read_member, read_record, rebuilt
 
 __all__ = ["Json", "pack", "pack_tensor", "unpack"]
 
@@ -34,6 +38,8 @@ _DEPTH = 64
 _MANY = 16
 #: Larger integers are counted in bits.
 _LARGE = 1 << 64
+#: Named tuples have fewer fields.
+_MAX_FIELDS = 255
 _NUMBERS = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 
 
@@ -43,8 +49,9 @@ def pack(value: Any, name: str, tensors: MutableMapping[str, Any], where: str | 
     Parameters
     ----------
     value
-        None, bool, int, float, complex, str, bytes, list, tuple, dict, Counter, Namespace, set, tensor, array, dtype,
-        device, torch.Size or path, nested up to 64 deep.
+        None, bool, int, float, complex, str, bytes, list, tuple, dict, OrderedDict, Counter, Namespace, set, tensor,
+        array, dtype, device, torch.Size or path, nested up to 64 deep. A named tuple comes back as one of the same name
+        and fields, which equals it.
     name : str
         Prefix of the tensors' names.
     tensors : mutable mapping
@@ -62,12 +69,16 @@ def pack(value: Any, name: str, tensors: MutableMapping[str, Any], where: str | 
     if _is_plain(value):
         return value
     where = where or name
+    if isinstance(value, enum.Enum) and (not isinstance(value, (str, int)) or is_safe(type(value))):
+        return {"E": [class_name(type(value)), value.name]}
     if value is None or isinstance(value, (bool, str)) or type(value) is int:
         return _plain(value, where)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else {"f": repr(float(value))}
     if isinstance(value, torch.Tensor):
-        return pack_tensor(value, name, tensors)
+        return (
+            _pack_parts(value, name, tensors, where, depth) if has_parts(value) else pack_tensor(value, name, tensors)
+        )
     if isinstance(value, np.ndarray):
         return {"a": _keep(value, name, tensors)}
     if isinstance(value, np.generic):
@@ -90,8 +101,12 @@ def pack(value: Any, name: str, tensors: MutableMapping[str, Any], where: str | 
     if isinstance(value, (list, tuple)):
         return _pack_sequence(value, name, tensors, where, depth)
     if isinstance(value, Mapping):
-        kind = "c" if isinstance(value, collections.Counter) else "d"
+        kinds = {collections.Counter: "c", collections.OrderedDict: "o"}
+        kind = next((node for kind, node in kinds.items() if isinstance(value, kind)), "d")
         return {kind: [_pack_item(key, item, name, tensors, where, depth) for key, item in value.items()]}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        values = {each.name: getattr(value, each.name) for each in dataclasses.fields(value) if each.init}
+        return {"D": [class_name(type(value)), pack(values, name, tensors, where, depth + 1)]}
     raise UsageError(
         f"{where}: a {type(value).__module__}.{type(value).__qualname__} cannot be stored; "
         "training state is made of tensors, numbers, strings, paths, lists, dicts and the like"
@@ -136,8 +151,29 @@ def pack_tensor(value: torch.Tensor, name: str, tensors: MutableMapping[str, Any
     return {"t": _keep(value.detach(), name, tensors)}
 
 
+def _pack_whole(value: torch.Tensor, name: str, tensors: MutableMapping[str, Any], where: str, depth: int) -> Json:
+    return pack_tensor(value, name, tensors)
+
+
+def _pack_parts(
+    value: torch.Tensor, name: str, tensors: MutableMapping[str, Any], where: str, depth: int
+) -> dict[str, Json]:
+    """The node of a tensor made of tensors."""
+    described, parts, context = parts_of(value)
+    nodes = {
+        part: pack(inner, f"{name}.{part}", tensors, f"{where}.{part}", depth + 1) for part, inner in parts.items()
+    }
+    packed = pack(context, f"{name}.context", tensors, f"the context of {where}", depth + 1)
+    return {"T": {**described, "parts": nodes, "context": packed}}
+
+
 def _pack_sequence(value: Any, name: str, tensors: MutableMapping[str, Any], where: str, depth: int) -> Json:
     is_list = isinstance(value, list)
+    fields = getattr(value, "_fields", None)
+    if not is_list and isinstance(fields, tuple):
+        named = zip(fields, value, strict=True)
+        nodes = [pack(item, f"{name}.{field}", tensors, f"{where}.{field}", depth + 1) for field, item in named]
+        return {"n": [type(value).__name__, list(fields), nodes]}
     if (
         len(value) >= _MANY
         and not isinstance(value, torch.Size)
@@ -272,6 +308,42 @@ def _read_namespace(content: Any, tensors: Mapping[str, Any], depth: int) -> arg
     return found
 
 
+def _read_named_tuple(content: Any, tensors: Mapping[str, Any], depth: int) -> Any:
+    """A tuple of a class of its own, with the name and fields of the original: its class is not imported."""
+    if not isinstance(content, list) or len(content) != 3 or not isinstance(content[1], list):
+        raise CorruptError("training state: a named tuple is damaged")
+    values = _read_list(content[2], tensors, depth)
+    texts = [content[0], *content[1]]
+    if len(values) != len(content[1]) or len(texts) > _MAX_FIELDS or not all(isinstance(t, str) for t in texts):
+        raise CorruptError("training state: a named tuple is damaged")
+    try:
+        return collections.namedtuple(content[0], content[1])(*values)
+    except ValueError:
+        raise CorruptError("training state: a named tuple is damaged") from None
+
+
+def _read_parts(content: Any, tensors: Mapping[str, Any], depth: int) -> torch.Tensor:
+    described = _items(content, dict)
+    parts = {str(name): unpack(node, tensors, depth) for name, node in _items(described.get("parts"), dict).items()}
+    if not all(isinstance(part, torch.Tensor) for part in parts.values()):
+        raise CorruptError("training state: a part of a tensor is not a tensor")
+    return rebuilt(described, parts, unpack(described.get("context"), tensors, depth))
+
+
+def _read_pair(content: Any) -> list[Any]:
+    if not isinstance(content, list) or len(content) != 2:
+        raise CorruptError("training state: a value of a class is damaged")
+    return content
+
+
+def _read_record(content: Any, tensors: Mapping[str, Any], depth: int) -> Any:
+    name, node = _read_pair(content)
+    values = unpack(node, tensors, depth)
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise CorruptError("training state: a value of a class is damaged")
+    return read_record(name, values)
+
+
 def _read_number(content: Any) -> torch.Tensor:
     if not isinstance(content, list) or len(content) != 2 or not isinstance(content[1], (bool, int, float)):
         raise CorruptError("training state: a number is damaged")
@@ -291,6 +363,7 @@ def _read_array(content: Any, tensors: Mapping[str, Any]) -> Any:
 _READERS: dict[str, Callable[[Any, Mapping[str, Any], int], Any]] = {
     "d": _read_dict,
     "c": lambda content, tensors, depth: collections.Counter(_read_dict(content, tensors, depth)),
+    "o": lambda content, tensors, depth: collections.OrderedDict(_read_dict(content, tensors, depth)),
     "l": _read_list,
     "u": lambda content, tensors, depth: tuple(_read_list(content, tensors, depth)),
     "f": lambda content, tensors, depth: _read_float(content),
@@ -301,6 +374,10 @@ _READERS: dict[str, Callable[[Any, Mapping[str, Any], int], Any]] = {
     "i": lambda content, tensors, depth: tuple(_read_integers(content, tensors)),
     "j": lambda content, tensors, depth: _read_integers(content, tensors),
     "y": lambda content, tensors, depth: _read_dtype(content),
+    "n": _read_named_tuple,
+    "T": _read_parts,
+    "E": lambda content, tensors, depth: read_member(*_read_pair(content)),
+    "D": _read_record,
     "z": _read_size,
     "S": _read_set,
     "F": lambda content, tensors, depth: frozenset(_read_set(content, tensors, depth)),

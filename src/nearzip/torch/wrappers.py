@@ -48,7 +48,7 @@ def _classes(module: nn.Module) -> set[str]:
 
 
 def _wrapper_paths(model: nn.Module) -> list[str]:
-    """What stands before the names of tensors in wrapped modules, as far as wrappers put it there; longest first."""
+    """Prefixes that wrappers put before the names of a module's tensors; longest first."""
     found = []
     for path, module in model.named_modules(remove_duplicate=False):
         kinds = _classes(module) & _WRAPPERS.keys()

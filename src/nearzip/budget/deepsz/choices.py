@@ -90,7 +90,7 @@ def most_accurate(options: Layers, max_bytes: int, size_of: Callable[[Chosen], i
 def believed(options: Layers, allowed: float | None) -> dict[str, list[Option]]:
     """Options with the losses that their neighbours make likely: growing with the bound, with its square at least.
 
-    `allowed`: what the coarsest option of a layer stands for that never lost anything.
+    `allowed`: the loss assumed for the coarsest option of a layer that never lost anything.
     """
     return {layer: _believed(row, allowed or 1.0) for layer, row in options.items()}
 

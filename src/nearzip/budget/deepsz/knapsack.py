@@ -85,7 +85,7 @@ def smallest(layers: Layers, max_loss: float) -> dict[str, Option]:
 def best_accuracy(layers: Layers, max_bytes: int) -> dict[str, Option]:
     """The options of least expected loss that take at most `max_bytes` together (expected-ratio mode).
 
-    Algorithm 2 with the roles of size and loss exchanged: sizes stand on a grid of max_bytes / 4096, rounded up.
+    Algorithm 2 with the roles of size and loss exchanged: sizes are rounded up to a grid of max_bytes / 4096.
     Parameters and errors are those of `smallest`.
 
     Examples

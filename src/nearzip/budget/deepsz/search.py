@@ -10,20 +10,20 @@ from itertools import islice
 
 from nearzip.api import compress_quietly
 from nearzip.bounds import Lossless
-from nearzip.budget.assignment import Assignment, Choice
 from nearzip.budget.deepsz.assess import DISTORTION, STARTS, assess_layer, check_starts
 from nearzip.budget.deepsz.choices import UNTOUCHED, Chosen, believed, finer_and_finer, most_accurate
 from nearzip.budget.deepsz.knapsack import Option
 from nearzip.budget.spaces import KINDS, Bounds, Space
 from nearzip.budget.trial import Trial
 from nearzip.budget.trials import Runner
+from nearzip.coding import Coding, Codings
 from nearzip.errors import BudgetError, UsageError
 from nearzip.tensors import is_float
 
 __all__ = ["DeepSzSearch"]
 
 #: The setting of layers that are not being assessed.
-_EXACT = Choice("nearzip", {}, Lossless())
+_EXACT = Coding("nearzip", {}, Lossless())
 #: Layer and bound to loss and bytes.
 Known = dict[tuple[str, float], tuple[float, int]]
 
@@ -165,19 +165,19 @@ class DeepSzSearch:
             losses = ", ".join(f"{name} {best.losses[name]:.6g} of {x:g}" for name, x in runner.max_loss.items())
             raise BudgetError(
                 f"no network of at most {max_bytes} bytes is within the budget after {len(runner.trials)} trials; the "
-                f"best reached, {best.assignment}, takes {best.n_bytes} bytes and loses {losses or 'everything'}; "
+                f"best reached, {best.codings}, takes {best.n_bytes} bytes and loses {losses or 'everything'}; "
                 "allow more bytes or more loss"
             )
         return best
 
 
-def _network(space: Bounds, chosen: Mapping[str, Option]) -> Assignment:
+def _network(space: Bounds, chosen: Mapping[str, Option]) -> Codings:
     bounds = {name: KINDS[space.kind](option.bound) for name, option in chosen.items() if option.bound != UNTOUCHED}
-    return Assignment(_EXACT, {name: space.choice.with_bound(bound) for name, bound in bounds.items()})
+    return Codings(_EXACT, {name: space.coding.with_bound(bound) for name, bound in bounds.items()})
 
 
-def _one_layer(space: Bounds, layer: str, bound: float) -> Assignment:
-    return Assignment(_EXACT, {layer: space.choice.with_bound(KINDS[space.kind](bound))})
+def _one_layer(space: Bounds, layer: str, bound: float) -> Codings:
+    return Codings(_EXACT, {layer: space.coding.with_bound(KINDS[space.kind](bound))})
 
 
 def _metric(runner: Runner) -> str | None:
@@ -198,10 +198,10 @@ def _allowed(runner: Runner) -> float:
 
 
 def _layer_bytes(space: Bounds, layer: str, bound: float) -> int:
-    return _bytes(space, layer, space.choice.with_bound(KINDS[space.kind](bound)))
+    return _bytes(space, layer, space.coding.with_bound(KINDS[space.kind](bound)))
 
 
-def _bytes(space: Bounds, layer: str, choice: Choice) -> int:
+def _bytes(space: Bounds, layer: str, coding: Coding) -> int:
     """Bytes of an archive that holds only that layer."""
     subject = space.subject
-    return compress_quietly({layer: subject.tensors[layer]}, subject.base, plan=Assignment(choice)).nbytes
+    return compress_quietly({layer: subject.tensors[layer]}, subject.base, plan=Codings(coding)).nbytes

@@ -69,7 +69,7 @@ class Backend(Protocol):
         """Write a file, whole, in place of what is there; durable after `settle`, if it is to be."""
 
     def retire(self, path: str, data: bytes) -> None:
-        """As `replace`, durable, for a tombstone; where that lacks room, rename to `path` + '.pruned' instead."""
+        """As `replace`, durable, for a tombstone; if the disk is full, rename to `path` + '.pruned' instead."""
 
     def new_object(self, staged: bool = False) -> AbstractContextManager[ObjectSink]:
         """A sink; when the block ends without an error, the object is complete under its name."""
@@ -87,7 +87,7 @@ class Backend(Protocol):
         """Held while a version is committed. Raises BusyError after `timeout` seconds."""
 
     def maintaining(self, timeout: float) -> AbstractContextManager[None]:
-        """Held while versions are re-encoded or dropped: nobody else does. Raises BusyError.
+        """Exclusive lock, held while versions are re-encoded or dropped. Raises BusyError.
 
         Where the lock is a lease that was lost meanwhile, whatever would change a file raises BusyError.
         """
@@ -99,4 +99,4 @@ class Backend(Protocol):
         """Seconds since 1970 by the clock that sets `Entry.modified`, as far as it is known."""
 
     def sweep_litter(self) -> int:
-        """Remove what writers that ended early left behind, while `maintaining`. How many files."""
+        """Remove files that interrupted writers left, while `maintaining`. Returns how many."""

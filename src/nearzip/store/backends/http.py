@@ -1,6 +1,6 @@
-"""A store on a web host: files alone, no list of them, no program behind it. Read only, by the standard library.
+"""A store on a plain web host: static files without a listing. Read only, by the standard library.
 
-The host is not trusted: answers are read up to the length that was announced or allowed and not further, redirections
+The host is not trusted: responses are read up to the length that was announced or allowed and not further, redirections
 lead to http and https only, never from https to http, and take no credentials along.
 """
 
@@ -127,7 +127,7 @@ class HttpBackend:
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__
             raise CutError(f"{name}: cannot read: {str(reason)[:200]}") from None
-        except (ValueError, UnicodeError) as error:  # an answer that is no HTTP
+        except (ValueError, UnicodeError) as error:  # the response is not HTTP
             raise Error(f"{name}: cannot read: {str(error)[:200]}") from None
 
     def _refusal(self, code: int, name: str) -> Error:
@@ -138,7 +138,7 @@ class HttpBackend:
             return Error(f"{name}: cannot read: leads elsewhere in a way that is not followed ({code})")
         if code == 416:
             return CorruptError(f"{name}: is shorter than the store says")
-        return (CutError if code in _AGAIN else Error)(f"{name}: cannot read: the host answers {code}")
+        return (CutError if code in _AGAIN else Error)(f"{name}: cannot read: the host returned status {code}")
 
     def _patiently(self, attempt: Any) -> Any:
         for i in range(self.retries + 1):

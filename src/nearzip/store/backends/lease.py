@@ -2,7 +2,7 @@
 
 Lock files are numbered. A process holds the lock if it created the file with the highest number, exclusively, when the
 one before was given back or had run out. A thread renews the lease by writing the file again. Whether a lease ran out
-is judged by the clock of the place alone (times of its files), so that clocks of machines may differ.
+is decided by the file system's clock (times of its files), so that clocks of machines may differ.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SAFE = 0.75
 _RENEWALS = 4
 #: Seconds; a claim that names more is wrong.
 _MAX_SECONDS = 86400.0
-#: Seconds between two looks at a lock that somebody else holds.
+#: Seconds between two attempts to take a lock that another process holds.
 _PAUSES = (0.05, 0.3)
 
 

@@ -24,7 +24,7 @@ __all__ = ["LocalBackend"]
 
 _BUFFER = 1 << 20
 _FOLDERS = ("tmp", "objects", "versions", "hints", "staged", "lost")
-#: A day: nobody writes a shard for longer.
+#: A day: no shard takes longer to write.
 _LONGEST = 86400.0
 #: A file system without `flock` (Lustre, some NFS and FUSE mounts) says so by one of these.
 _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}

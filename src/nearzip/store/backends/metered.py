@@ -1,7 +1,7 @@
 """HTTP connections whose every byte counts: what a host sends is bounded in bytes and in time, headers included.
 
 `http.client` reads on for as long as a host sends "100 Continue", trailers, or lines of a chunk's extension, and waits
-anew after each byte. Here the bytes are counted where they leave the socket.
+again after each byte. Here the bytes are counted where they leave the socket.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nearzip.errors import LimitError
 
 __all__ = ["Response", "handlers"]
 
-#: Bytes of everything before a body: status lines, headers, answers that only announce another.
+#: Bytes of everything before a body: status lines, headers, interim responses (100 Continue).
 MAX_HEAD_BYTES = 256 << 10
 #: Bytes of a body's chunk sizes, extensions and trailers, besides as many bytes as the body itself has.
 _OVERHEAD_BYTES = 64 << 10
@@ -33,7 +33,7 @@ class _Metered(io.RawIOBase):
         self._raw = raw
         self._timeout = _FOREVER if timeout is None else timeout
         self._left = MAX_HEAD_BYTES
-        self._what = "before its answer"
+        self._what = "before its response"
         self._deadline: float | None = time.monotonic() + self._timeout
         self._since, self._n_since = time.monotonic(), 0
 
@@ -59,7 +59,7 @@ class _Metered(io.RawIOBase):
     def _check_time(self) -> None:
         now = time.monotonic()
         if self._deadline is not None and now > self._deadline:
-            raise TimeoutError("the host does not come to its answer")
+            raise TimeoutError("the host does not finish its response")
         if now - self._since > self._timeout:
             if self._n_since < _MIN_BYTES:
                 raise TimeoutError(f"the host sent {self._n_since} bytes in {now - self._since:.0f} s")
@@ -71,7 +71,7 @@ class _Metered(io.RawIOBase):
 
 
 class Response(http.client.HTTPResponse):
-    """An answer. `expect_body` has to be called before the body is read."""
+    """A response. `expect_body` has to be called before the body is read."""
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any):
         super().__init__(sock, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""A store behind a URL that fsspec opens: memory, S3 and other object stores.
+"""A store at a URL that fsspec opens: memory, S3 and other object stores.
 
 Writers need one primitive: to create a file only if there is none. S3 and GCS have it as a conditional write, which
 `probe` tries out. Commits hold no lock; those who re-encode or drop versions take turns by numbered lock files.
@@ -171,7 +171,7 @@ class RemoteBackend:
             except Exception as error:
                 if not _says_exists(error):
                     raise
-        # A driver that tries again after a lost answer is told of its own file.
+        # A driver that retries after a lost response finds its own file there.
         return self.read(path, len(data) + 1 << 20) == data
 
     def claim(self, path: str, data: bytes) -> bool:
@@ -213,7 +213,7 @@ class RemoteBackend:
         return True
 
     def settle(self, folder: str) -> None:
-        """Object stores answer when a file is durable."""
+        """Nothing to do: object stores respond once a file is durable."""
 
     def probe(self) -> None:
         """Try whether creation is exclusive. Raises StoreError if it is not."""

@@ -100,7 +100,7 @@ class Cache:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def discard(self) -> None:
-        """Remove the folder if it is there and nobody uses it."""
+        """Remove the folder if it exists and is not in use."""
         if self.folder.is_dir():
             with contextlib.suppress(Error), self.locked():
                 self.remove()
@@ -117,7 +117,7 @@ class Cache:
         """Raise NoSpaceError if the disk cannot take so many bytes more."""
         free = shutil.disk_usage(self.folder).free
         if n_bytes > free:
-            raise NoSpaceError(f"{self.folder}: the update takes {n_bytes} bytes and {free} are free; make room")
+            raise NoSpaceError(f"{self.folder}: the update takes {n_bytes} bytes and {free} are free; free some space")
 
     def fetch(self, backend: Backend, wanted: Mapping[str, int], connections: int, tally: Tally) -> None:
         """Have all `wanted` objects (name to length). What came stays when it fails.
@@ -191,7 +191,7 @@ class Cache:
 
 def _append(stream: FileIO, blocks: Iterator[tuple[int, bytes]], tally: Tally, stop: threading.Event) -> None:
     for at, data in blocks:
-        if at < stream.tell():  # the host starts anew
+        if at < stream.tell():  # the host starts from the beginning
             tally.add(resumed=at - stream.tell())
             stream.truncate(at)
             stream.seek(at)

@@ -163,7 +163,7 @@ def pull(
                 return job.run(selector, present, dry_run)
             except (NotFoundError, CorruptError):  # noqa: PERF203
                 # What is read may have been re-encoded or dropped meanwhile, and the old objects deleted.
-                if left == 0 or not job.starts_anew():
+                if left == 0 or not job.starts_over():
                     raise
     raise AssertionError
 
@@ -208,7 +208,7 @@ class _Pull:
         self._wanted: int | None = None
         self._before = 0
 
-    def starts_anew(self) -> bool:
+    def starts_over(self) -> bool:
         """Whether the wanted version was re-encoded or dropped since it was read: then it is worth another attempt."""
         self._before = self._received()
         return self._wanted is not None and self._versions.has_changed(self._wanted)

@@ -40,7 +40,7 @@ class Held:
     checkpoint: Checkpoint
 
     def places(self) -> Mapping[str, str]:
-        """The object that each tensor stands in, as far as the manifest alone tells."""
+        """The object that holds each tensor, as far as the manifest says."""
         found = {name: part.object for part in self.manifest.parts for name in part.names or ()}
         whole = [part for part in self.manifest.parts if part.names is None]
         if len(whole) == 1:

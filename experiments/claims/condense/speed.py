@@ -1,0 +1,60 @@
+"""Throughput of thinned networks within an accuracy budget, on one thread beside the original."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from torch import nn
+
+from experiments.claims.condense.subjects import case_of
+from experiments.lab import record
+from nearzip import condense
+from nearzip.condense.flops import count_flops
+
+#: Budget, epochs of one recovery, images of an epoch, most trainings.
+SETTINGS = {"vgg-small": (0.02, 4, 10_000, 3)}
+ALIGN = 8
+
+
+def widths(module: nn.Module) -> list[int]:
+    """Rows or filters of each layer."""
+    return [len(m.weight) for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+
+
+def measured(network: str, folder: str | None) -> dict[str, Any]:
+    max_loss, epochs, per_epoch, samples = SETTINGS[network]
+    case = case_of(network, folder, per_epoch=per_epoch)
+    begin = time.process_time()
+    small = condense.tune(
+        case.module, case.train_epoch, evaluate=case.evaluator(), max_loss=max_loss,
+        scheme=condense.Structure(align=ALIGN), objective="throughput", inputs=case.inputs,
+        recover=condense.LC(epochs), samples=samples, evaluations=6,
+        progress=lambda status: print(status.latest, flush=True),
+    )  # fmt: skip
+    print(small, flush=True)
+    before, after = count_flops(case.module, case.inputs), count_flops(small.module, case.inputs)
+    return {
+        "max_loss": max_loss, "epochs": epochs, "per_epoch": per_epoch, "trainings": len(small.trials),
+        "batch": len(case.inputs), "keep": small.keep, "speed": small.objective["details"], "flops": before / after,
+        "ratio": small.ratio, "widths": widths(small.module), "original_widths": widths(case.module),
+        "reference": case.test(case.module), "test": case.test(small.module), "losses": dict(small.losses),
+        "seconds": round(time.process_time() - begin), "notes": list(small.notes),
+        "trials": [
+            {"keep": t.keep, "usage": t.usage, "objective": t.objective, "start": t.start} for t in small.trials
+        ],
+    }  # fmt: skip
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="bench condense_speed", description=__doc__)
+    parser.add_argument("--data")
+    parser.add_argument("--networks", nargs="+", default=list(SETTINGS), choices=SETTINGS)
+    options = parser.parse_args(arguments)
+    commit = record.commit()
+    for network in options.networks:
+        one = {"commit": commit, **measured(network, options.data)}
+        # Read again: networks may be measured at once.
+        known = {**record.load("condense_speed").get("networks", {}), network: one}
+        record.save("condense_speed", {"commit": commit, "networks": known}, ("nearzip", "numpy", "torch"))

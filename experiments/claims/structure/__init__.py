@@ -1,0 +1,1 @@
+"""How the package is built: measured, so that it does not grow tangled again."""

@@ -1,0 +1,98 @@
+"""Federated learning: accuracy against bits, residuals, and what rounds cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.docs.markdown import Row, circumstances, commits, table
+
+_TITLES = {
+    "mnist": "MNIST, labels by Dirichlet 0.3, all clients in every round",
+    "mnist-iid": "MNIST, independent and identically distributed",
+    "mnist-part": "MNIST, Dirichlet 0.3, three of ten clients in a round",
+    "mnist-iid-part": "MNIST, independent and identically distributed, three of ten clients in a round",
+    "mnist-lost": "MNIST, Dirichlet 0.3, a fifth of the replies lost",
+    "cifar": "CIFAR-10, Dirichlet 0.3",
+    "text": "Text, split by place",
+}
+_FEDAVG = "FedAvg fp32"
+
+
+def _spread(row: Row) -> str:
+    return f"{100 * row['accuracy']:.2f}" + (f" ± {50 * row['spread']:.2f}" if row["seeds"] > 1 else "")
+
+
+def _gap(row: Row, reference: Row | None) -> str:
+    """Points of accuracy below FedAvg; only over the same number of seeds."""
+    if reference is None or reference["seeds"] != row["seeds"]:
+        return "-"
+    return f"{100 * (reference['accuracy'] - row['accuracy']):.2f}"
+
+
+def _bits(value: Any) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _methods(methods: Row) -> str:
+    reference = methods.get(_FEDAVG)
+    rows = [
+        [label, _spread(row), _gap(row, reference), _bits(row["bits_up"]),
+         "32 or lossless" if _is_up_only(label) else _bits(row.get("bits_down")), row["seeds"],
+         f"{1000 * row['coding_seconds']:.1f}"]
+        for label, row in sorted(methods.items(), key=lambda item: -item[1]["accuracy"]) if ", R " not in label
+    ]  # fmt: skip
+    head = ["method", "accuracy, %", "below FedAvg, points", "bits up", "bits down", "seeds", "ms a message"]
+    return table(head, rows)
+
+
+def _is_up_only(label: str) -> bool:
+    return "both" not in label and label not in (_FEDAVG, "fp16")
+
+
+def accuracy(result: Row) -> str:
+    """A table for each setting."""
+    parts = []
+    for name, title in _TITLES.items():
+        if name in result["settings"]:
+            found = result["settings"][name]
+            parts.append(f"**{title}**, {found['setup']['rounds']} rounds:\n\n{_methods(found['methods'])}")
+    measured = commits(*result["measured_at"])
+    return "\n\n".join(parts) + f"\n\n{circumstances(result)}. Runs at commit {measured}."
+
+
+def residuals(result: Row) -> str:
+    """Figure 13 and Table 7: accuracy and size of the residual by how it is stored."""
+    found = result["settings"]["mnist"]["methods"]
+    n_bytes = result["residual_bytes"]
+    rows = []
+    for label, row in found.items():
+        base, _, way = label.partition(", R ")
+        if way or f"{label}, R dropped" in found:
+            kept = row["residual_bytes"]
+            rows.append([base, way or "raw", _spread(row), row["seeds"], f"{n_bytes / kept:.1f}" if kept else "-"])
+    rows.sort(key=lambda row: (row[0], row[1] != "dropped", row[1] != "raw", row[1]))
+    return table(["updates", "residual", "accuracy, %", "seeds", "times smaller than raw"], rows)
+
+
+def costs(result: Row) -> str:
+    """Table 8 for every way to store a residual, and the server's memory."""
+    rows = [
+        [
+            label,
+            ways["alone"]["ratio"],
+            ways["previous"]["ratio"],
+            ways["previous"]["encode"],
+            ways["previous"]["decode"],
+        ]
+        for label, ways in result["ways"].items()
+    ]
+    head = ["residual stored by", "times smaller", "with the residual before", "s to compress", "s to restore"]
+    memory = result["memory"]
+    network = memory["network_bytes"]
+    text = (
+        f"A residual of {result['residual_bytes'] / 1e6:.0f} MB; seconds of one core, coded against the one before. "
+        f"A server of a {network / 1e6:.0f} MB network that holds {memory['replies']} replies "
+        f"({memory['reply_bytes'] / 1e6:.0f} MB in all) takes {memory['accepted_bytes'] / network:.1f} networks beyond "
+        f"the first model while it accepts them, and {memory['averaged_bytes'] / network:.1f} while it averages."
+    )
+    return table(head, rows) + f"\n\n{text} {circumstances(result)}."

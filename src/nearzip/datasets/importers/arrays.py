@@ -1,0 +1,51 @@
+"""NumPy's files: `.npy` and `.npz`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nearzip.datasets.samples import ArraySamples
+from nearzip.errors import CorruptError, UsageError
+from nearzip.tensors import Array
+
+_IMAGES = ("images", "x", "x_train", "data", "arr_0")
+_LABELS = ("labels", "y", "y_train", "targets", "label", "arr_1")
+
+
+def recognizes(path: Path) -> bool:
+    """By the ending."""
+    return path.is_file() and path.suffix.lower() in (".npy", ".npz")
+
+
+def read(path: Path, *, images: str | None, labels: str | None, **_: Any) -> ArraySamples:
+    """Arrays are mapped, not read, where they are in a `.npy`."""
+    try:
+        if path.suffix.lower() == ".npy":
+            return _samples(path, np.load(path, mmap_mode="r", allow_pickle=False), None)
+        with np.load(path, allow_pickle=False) as found:
+            x = _named(path, found, images, _IMAGES)
+            if x is None:
+                raise UsageError(f"{path}: has no array named {' or '.join(_IMAGES)}; give images=NAME")
+            return _samples(path, x, _named(path, found, labels, _LABELS))
+    except (ValueError, OSError, EOFError, KeyError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise CorruptError(f"{path}: cannot be read: {str(error)[:200]}") from None
+
+
+def _named(path: Path, found: Any, wanted: str | None, usual: tuple[str, ...]) -> Array | None:
+    if wanted is not None and wanted not in found.files:
+        raise UsageError(f"{path}: has no array {wanted!r}; it has {', '.join(found.files)}")
+    name = wanted or next((name for name in usual if name in found.files), None)
+    return None if name is None else np.asarray(found[name])
+
+
+def _samples(path: Path, x: Array, y: Array | None) -> ArraySamples:
+    if x.ndim < 2:
+        raise UsageError(f"{path}: an array of samples has two dimensions at least, not {x.ndim}")
+    if y is not None and len(y) != len(x):
+        raise UsageError(f"{path}: has {len(x)} samples and {len(y)} labels")
+    return ArraySamples(x, {} if y is None else {"label": y.reshape(len(y)) if y.size == len(y) else y})
