@@ -32,6 +32,7 @@ ROWS = (
     "attached",
     "frameworks",
     "digests",
+    "moments",
     "changes",
     "bounds",
     "stages",
