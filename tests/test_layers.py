@@ -59,6 +59,7 @@ ROWS = (
     "store",
     "federated",
     "flower",
+    "nvflare",
     "torch",
     "calibrate",
     "condense",
