@@ -137,6 +137,8 @@ class Encoder:
     codings: Codings
     threads: int | None = None
     progress: Progress | None = None
+    #: What tensors of the base are called now, where their names changed.
+    rename: Mapping[str, str] | None = None
 
     def version(
         self,
@@ -203,8 +205,9 @@ class Encoder:
             # Without a version before there is no update that a bound could be a share of.
             codings = without_updates(self.codings) if base is None and before is None else self.codings
             written.report = write_archive(
-                labelled, base, codings, stream, keep, self.threads, self.progress, before=before
-            )
+                labelled, base, codings, stream, keep, self.threads, self.progress, before=before,
+                rename=None if base is None else self.rename,
+            )  # fmt: skip
             yield written
         written.stored = sink.stored
 

@@ -194,6 +194,7 @@ class Store:
         *,
         metadata: Mapping[str, str] | None = None,
         plan: PlanLike | None = None,
+        rename: Mapping[str, str] | None = None,
         timeout: float = 300.0,
         progress: Progress | None = None,
         warn: bool = True,
@@ -208,6 +209,8 @@ class Store:
             What `log` shows and `checkout` selects by. Metrics are numbers (NaN too), tags single words.
         plan
             Method and bound for each tensor, in place of the store's.
+        rename : mapping of str to str
+            For tensors of the version before that are called otherwise now: as for `nearzip.compress`.
         timeout : float
             Seconds to wait for other writers.
         warn : bool
@@ -234,7 +237,7 @@ class Store:
         description = described(message, metrics, tags, step, metadata)
         source = tensors if isinstance(tensors, Checkpoint) else Checkpoint.of(tensors)
         manifest = self._committer.commit(
-            source, self._codings(source, plan), self.policy, description, timeout, progress
+            source, self._codings(source, plan), self.policy, description, timeout, progress, rename
         )
         self._committer.follow_up(manifest, self.policy)
         if warn:
