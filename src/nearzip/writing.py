@@ -204,7 +204,7 @@ class _Work:
                 encoded.n_patched,
                 encoded.n_false,
                 block_pieces(block, encoded.restored),
-                block_pieces(block, context.require_base()) if draft.with_base else [],
+                [] if context.base is None else block_pieces(block, context.base),
                 encoded.changes,
             )
 
@@ -332,6 +332,8 @@ class _Floor:
     def check(self, n_bytes: int, index: Index) -> None:
         """Warn of what readers will refuse all the same."""
         needed = self.needed if index.base_id is not None else index.n_bytes
+        if needed <= Limits.FREE_BYTES:
+            return
         if needed > Limits().allowed_output(n_bytes):
             warnings.warn(
                 f"{needed} bytes of tensors take {n_bytes}: readers refuse that unless they are told to trust it "
