@@ -162,7 +162,7 @@ CLAIMS = {
     ),
     "handovers": Claim(
         "Recipes are made once, not at every step of the way",
-        "claims.structure.handovers", ("handovers",), "[--tree NAME=FOLDER]",
+        "claims.structure.handovers", ("handovers",), "[--tree NAME=FOLDER] [--keep]",
     ),
     "delta_dnn": Claim(
         "Delta-DNN's tables and figures",
