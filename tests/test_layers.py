@@ -32,6 +32,7 @@ ROWS = (
     "frameworks",
     "digests",
     "matching",
+    "moments",
     "changes",
     "bounds",
     "stages",

@@ -171,7 +171,8 @@ def test_names_of_the_first_release_work_with_a_warning():
         assert Context.alone(values).parts == (2,)
     with pytest.warns(DeprecationWarning, match="indices="):
         sparse = SparseValues(places=indices, values=values)
-    assert sparse.indices is indices and sparse.values is values
+    assert sparse.indices is indices
+    assert sparse.values is values
     with pytest.warns(DeprecationWarning, match="indices"):
         assert sparse.places is indices
     assert SparseValues(indices, values)._replace(indices=values).indices is values
