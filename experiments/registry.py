@@ -43,6 +43,10 @@ CLAIMS = {
         "Bit-exact, files are smaller than those of other lossless programs, with a base and without",
         "claims.bits.lossless", ("lossless",), _DATA,
     ),
+    "real_files": Claim(
+        "Weights that ship in public packages, as they are on disk, are smallest as nearzip's files",
+        "claims.bits.real_files", ("real_files",),
+    ),
     "rates": Claim(
         "Finer steps for small tensors pay; points of E8 do where few values are not zero",
         "claims.bits.rates", ("rates", "rates_alone"), _DATA,
