@@ -201,6 +201,10 @@ CLAIMS = {
         "Images are decoded no slower than Pillow decodes JPEG files; ZFP's coefficients are the library's",
         "claims.datasets.speed", ("dataset_speed",), f"{_DATA} --images 400",
     ),
+    "dataset_subsets": Claim(
+        "A subset of the training images, well chosen, trains as well as all of them",
+        "claims.datasets.subsets", ("dataset_subsets",), _DATA,
+    ),
     "trace_times": Claim("How long the sets of traces take", "lab.trace_times", ("trace_times",), _DATA),
 }  # fmt: skip
 
