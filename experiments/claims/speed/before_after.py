@@ -1,8 +1,8 @@
 """Processor time and peak memory of this commit beside another one, in turns on the same data.
 
-Both commits are built in the same way in temporary folders and run in processes of their own; the two take turns call by
-call, so that whatever else the machine does slows both alike. Several pairs of processes: where a process's memory lies
-changes its times by some per cent.
+Both commits are built in the same way in temporary folders and run in processes of their own; the two take turns
+call by call, so that whatever else the machine does slows both alike. Several pairs of processes: where a process's
+memory lies changes its times by some per cent.
 """
 
 from __future__ import annotations
@@ -135,13 +135,8 @@ def peak_memory(builds: dict[str, Path], new: Path, base: Path, rounds: int) -> 
     found: dict[str, list[float]] = {name: [] for name in builds}
     for _, name in _turns(list(builds), rounds):
         with tempfile.TemporaryDirectory() as scratch:
-            code = _MEMORY.format(
-                worker=str(_WORKER.parent),
-                folder=str(builds[name]),
-                new=str(new),
-                base=str(base),
-                out=f"{scratch}/a.nz",
-            )
+            paths = {"folder": str(builds[name]), "new": str(new), "base": str(base), "out": f"{scratch}/a.nz"}
+            code = _MEMORY.format(worker=str(_WORKER.parent), **paths)
             found[name].append(watch(code, [])["anonymous_mb"])
     return {name: statistics.median(values) for name, values in found.items()}
 
@@ -153,9 +148,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=7, help="calls of each case in each process (default: 7)")
     parser.add_argument("--pairs", type=int, default=3, help="pairs of processes (default: 3)")
     parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="cases that contain one of these")
-    parser.add_argument(
-        "--builds", nargs=2, type=Path, metavar="DIR", help="installed before and after; writes nothing"
-    )
+    parser.add_argument("--builds", nargs=2, type=Path, metavar="DIR", help="installed builds; writes nothing")
     options = parser.parse_args(arguments)
     source, old, new = traces.tiled(traces.folder(options.data))
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,7 @@
 """Runs calls of one build of nearzip, one at a time, as its parent asks.
 
-Arguments: the folder that the build is installed in, and two .safetensors files (new, base). Each line on standard input
-names a case; the answer is a line of JSON: processor seconds and bytes. The first call of a case warms up and is not timed
-apart from the others: the parent leaves it out.
+Arguments: the folder that the build is installed in, and two .safetensors files (new, base). Each line on standard
+input names a case; the answer is a line of JSON: processor seconds and bytes. The first call of a case warms up.
 """
 
 from __future__ import annotations

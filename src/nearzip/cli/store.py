@@ -23,7 +23,7 @@ from nearzip.cli.console import (
     warn,
 )
 from nearzip.cli.running import common_options, showing_warnings
-from nearzip.cli.transfer import force_option, kept_text, options_of, threads_option
+from nearzip.cli.transfer import force_option, kept_text, options_of, rename_option, renames_of, threads_option
 from nearzip.errors import CorruptError
 from nearzip.fileio import size_on_disk
 from nearzip.store import Store, VerifyReport, Version
@@ -135,6 +135,7 @@ def _show_settings(command: str, opened: Store, as_json: bool) -> None:
 @click.option("--tag", "tags", multiple=True, metavar="NAME", help="Repeatable.")
 @click.option("--step", type=int, help="Training step.")
 @click.option("--timeout", type=click.FloatRange(min=0), default=300, show_default=True, help="Seconds to wait.")
+@rename_option
 @threads_option
 @common_options
 def commit(
@@ -144,6 +145,7 @@ def commit(
     metrics: Sequence[str],
     tags: Sequence[str],
     step: int | None,
+    renames: Sequence[str],
     timeout: float,
     threads: int | None,
     as_json: bool,
@@ -156,7 +158,14 @@ def commit(
     opened = Store(url, threads=threads)
     with showing_warnings() as warned, progress("store commit", as_json) as callback:
         number = opened.commit_file(
-            file, message, metrics=_numbers(metrics), tags=tags, step=step, timeout=timeout, progress=callback
+            file,
+            message,
+            metrics=_numbers(metrics),
+            tags=tags,
+            step=step,
+            rename=renames_of(renames),
+            timeout=timeout,
+            progress=callback,
         )
     seconds = time.perf_counter() - started
     version = opened.info(number)
