@@ -93,7 +93,7 @@ CLAIMS = {
         "claims.accuracy.behaviour", ("behaviour",), _DATA,
     ),
     "objective": Claim(
-        "Training for limits keeps more of a pruned network's behaviour",
+        "What training for limits gives back of a pruned network's behaviour, beside plain fine-tuning",
         "claims.accuracy.objective", ("objective",), _DATA,
     ),
     "condense_speed": Claim(
