@@ -227,7 +227,7 @@ def compare(
                 *places, bits=bits, exact=exact, estimates=bits is None, threads=threads, progress=callback
             )
         if plot is not None:
-            draw_comparison(found, *places, plot, force)
+            draw_comparison(found, places[0], places[1], plot, force)
     if as_json:
         print_json("compare", _compare_document(found, a, b, plot))
     else:
