@@ -56,6 +56,10 @@ CLAIMS = {
         "Encoding and decoding keep up with memory and disks",
         "claims.speed.speed", ("speed",), _DATA,
     ),
+    "speed_before_after": Claim(
+        "Nothing got slower or takes more memory than an earlier commit",
+        "claims.speed.before_after", ("speed_before_after",), f"{_DATA} --against COMMIT",
+    ),
     "throughput": Claim(
         "nearzip is faster than the programs that make files of its size",
         "claims.speed.throughput", ("throughput", "throughput_tiled"), f"{_DATA} [--tiled]",
@@ -73,7 +77,7 @@ CLAIMS = {
         "claims.accuracy.gates", ("gates",),
     ),
     "condense_recovery": Claim(
-        "At 2 % of the weights and below the L-C optimizer recovers more than a gradual schedule, at the same epochs",
+        "What the L-C optimizer recovers, beside a gradual schedule and one-shot pruning at the same epochs",
         "claims.condense.recovery", ("condense_recovery",), _DATA,
     ),
     "condense_search": Claim(
@@ -83,6 +87,14 @@ CLAIMS = {
     "condense_files": Claim(
         "Condensed networks are stored in fewer bytes, positions and all, than two for each nonzero",
         "claims.condense.files", ("condense_files",), _DATA,
+    ),
+    "behaviour": Claim(
+        "Methods of equal size and accuracy differ in what they change",
+        "claims.accuracy.behaviour", ("behaviour",), _DATA,
+    ),
+    "objective": Claim(
+        "Training for limits keeps more of a pruned network's behaviour",
+        "claims.accuracy.objective", ("objective",), _DATA,
     ),
     "condense_speed": Claim(
         "Thinned networks are faster within an accuracy budget, measured",
@@ -180,6 +192,14 @@ CLAIMS = {
     "papers": Claim(
         "Tables of Delta-DNN's and QD-Compressor's papers that need whole trainings",
         "papers.scale.measure", _measured("papers_small", "papers_paper"), "--scale small --data DIR",
+    ),
+    "dataset_codecs": Claim(
+        "At equal divergence our files of images are smaller than WebP's, JPEG's and ZFP's; Table I and Figure 7",
+        "claims.datasets.codecs", ("dataset_codecs",), f"{_DATA} --images 1000",
+    ),
+    "dataset_speed": Claim(
+        "Images are decoded no slower than Pillow decodes JPEG files; ZFP's coefficients are the library's",
+        "claims.datasets.speed", ("dataset_speed",), f"{_DATA} --images 400",
     ),
     "trace_times": Claim("How long the sets of traces take", "lab.trace_times", ("trace_times",), _DATA),
 }  # fmt: skip

@@ -181,6 +181,70 @@ def test_changes_beyond_one_stretch_and_what_is_not_finite():
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+@given(
+    seed=seeds, parts=st.lists(st.integers(0, 9000), min_size=1, max_size=3), scale=st.sampled_from([0.1, 3, 1e9, 1e14])
+)
+def test_decoding_and_comparing_at_once_are_both(dtype, seed, parts, scale):
+    """Few symbols that are not zero, many, and steps so fine that symbols are split by byte planes."""
+    rng = np.random.default_rng(seed)
+    n, step = sum(parts), 1e-3
+    base = rng.normal(0, 1, n).astype(dtype)
+    x = (base + rng.normal(0, scale * step, n)).astype(dtype)
+    data = np.frombuffer(_core.encode_quantized(x, base, step, parts), np.uint8)
+    alone, together = np.empty(n, dtype), np.empty(n, dtype)
+    _core.decode_quantized(data, base, step, parts, alone)
+    found, rows = _core.decode_and_compare(data, base, step, parts, x, step / 2, together)
+    assert together.tobytes() == alone.tobytes()
+    expected, expected_rows = _core.outside_and_changes(x, alone, base, step / 2, False, parts)
+    assert found == expected
+    assert [row[:2] for row in rows] == [row[:2] for row in expected_rows]
+    for row, other in zip(rows, expected_rows, strict=True):
+        assert row[2:] == pytest.approx(other[2:], rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64])
+@given(seed=seeds, n=st.integers(0, 2000), kinds=st.sampled_from([1, 2, 100, 256]))
+def test_entropy_is_that_of_the_counts(dtype, seed, n, kinds):
+    words = np.random.default_rng(seed).integers(0, kinds, n).astype(dtype) * dtype(np.iinfo(dtype).max // 255)
+    counts = np.unique(words, return_counts=True)[1] / max(1, n)
+    expected = float(-(counts * np.log2(counts)).sum())
+    assert _core.entropy(words) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@given(seed=seeds, enough=st.integers(0, 70), stride=st.integers(1, 9))
+def test_nearness_counts_every_look(dtype, seed, enough, stride):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(0, 1, 64 * stride).astype(dtype)
+    base = np.where(rng.random(x.size) < 0.5, x, rng.normal(0, 1, x.size)).astype(dtype)
+    one, other = (values[::stride].astype(np.float32) for values in (x, base))
+    n_near = np.count_nonzero(np.abs(one - other) <= np.float32(0.1) * np.abs(one))
+    assert _core.is_near(x, base, stride, 64, 0.1, enough) == (n_near > enough)
+
+
+def test_looks_stay_within_the_values():
+    x = np.zeros(100, np.float32)
+    with pytest.raises(ValueError, match="looks go beyond"):
+        _core.is_near(x, x, 3, 34, 0.1, 1)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@given(seed=seeds, n=st.integers(0, 400), with_base=st.booleans())
+def test_sampled_levels_are_those_of_numpy(dtype, seed, n, with_base):
+    rng = np.random.default_rng(seed)
+    x, base = floats_of(rng, n, dtype), floats_of(rng, n, dtype)
+    total, known = _core.sampled_levels(x, base if with_base else None, 0.01, 4, 16, 1e5)
+    picked = np.arange(n)
+    if n > 64:
+        picked = np.concatenate([np.arange(16) + i * (n - 16) // 3 for i in range(4)])
+    with np.errstate(all="ignore"):
+        moved = x.astype(np.float64) - (base.astype(np.float64) if with_base else 0.0)
+        levels = np.abs(np.rint(moved[picked] / 0.01))
+    levels = levels[levels < 1e5]
+    assert (total, known) == (levels.sum(), levels.size)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 @given(seed=seeds, n=st.integers(0, 5000))
 def test_difference_is_that_of_the_twin(dtype, seed, n):
     rng = np.random.default_rng(seed)
@@ -567,6 +631,10 @@ def test_arrays_must_be_of_one_size():
         lambda: _core.outside(x, short, 1.0, False),
         lambda: _core.outside_and_changes(x, x, short, 1.0, False, [4]),
         lambda: _core.difference(x, short),
+        lambda: _core.is_near(x, short, 1, 3, 0.1, 1),
+        lambda: _core.sampled_levels(x, short, 1.0, 1, 1, 1.0),
+        lambda: _core.decode_and_compare(np.zeros(1, np.uint8), short, 1.0, [4], x, 1.0, x),
+        lambda: _core.decode_and_compare(np.zeros(1, np.uint8), x, 1.0, [4], short, 1.0, x),
         lambda: _core.pair_sums(x, short),
         lambda: _core.ordered_delta(symbols.view(np.uint32), short.view(np.uint32), True, x.view(np.uint32)),
         lambda: _core.encode_contexts(symbols.view(np.uint32), short.view(np.uint32), True, 23, [4]),

@@ -57,3 +57,32 @@ def memory(result: Row) -> str:
     ]  # fmt: skip
     head = ["checkpoint", "compress, s", "its memory, MB", "decompress, s", "its memory, MB"]
     return "From file to file against a base (anonymous memory, start of Python included):\n\n" + table(head, rows)
+
+
+#: Ratios up to it are what two runs of one commit give.
+_NOISE = 1.02
+
+
+def before_after(result: Row) -> str:
+    """Processor time beside an earlier commit."""
+    cases = result["cases"]
+    rows = [
+        [name, f"{row['before_ms']:.1f}", f"{row['after_ms']:.1f}", f"{row['ratio']:.2f}",
+         " to ".join(f"{ratio:.2f}" for ratio in row["quartiles"])]
+        for name, row in cases.items()
+    ]  # fmt: skip
+    head = ["call", f"{result['against']}, ms", f"{result['commit']}, ms", "ratio", "its quartiles"]
+    slower = [f"{name} ({row['ratio']:.2f})" for name, row in cases.items() if row["ratio"] > _NOISE]
+    larger = [name for name, row in cases.items() if "bytes" in row and row["bytes"]["after"] > row["bytes"]["before"]]
+    memory = result["peak_memory_mb"]
+    return "\n\n".join(
+        [
+            f"Processor time of one core at this commit beside {result['against']}, on the same "
+            f"{result['megabytes']:.0f} MB and on 3,000 tensors of 256 values; the two take turns, "
+            f"{result['pairs']} pairs of processes, medians of {result['rounds']} calls in each:",
+            table(head, rows),
+            f"Slower by more than {100 * (_NOISE - 1):.0f} %: {', '.join(slower) or 'nothing'}. "
+            f"Larger: {', '.join(larger) or 'nothing'}. Most memory from file to file: {memory['after']:.0f} MB, "
+            f"before {memory['before']:.0f} MB. Load of the machine: {result['load_average']}. {circumstances(result)}.",
+        ]
+    )

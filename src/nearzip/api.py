@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from nearzip.archive import Archive, Progress, Reader, WriteReport, write_archive
+from nearzip.archive import Archive, Progress, WriteReport
 from nearzip.attached import attached_names, described, without_attached
 from nearzip.buffers import WriteBuffer
 from nearzip.changes import UpdateKept
@@ -23,9 +23,11 @@ from nearzip.errors import CorruptError, Error, UpdateLostWarning, UsageError
 from nearzip.fileio import Output, atomic_file, check_outputs, is_stream, naming_errors, naming_memory, spooled_input
 from nearzip.frameworks import to_framework
 from nearzip.limits import Limits
+from nearzip.reading import Reader
 from nearzip.recipes import Retrain, broken_recipes, recipe_types
 from nearzip.sources import open_source
 from nearzip.tensors import Array, Checkpoint, check_text, keeping_last
+from nearzip.writing import write_archive
 
 __all__ = ["PlanLike", "compress", "compress_file", "decompress", "decompress_file", "methods", "open"]
 

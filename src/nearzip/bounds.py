@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -32,14 +32,14 @@ __all__ = [
     "Tolerance",
     "Update",
     "bound_spelling",
+    "broken",
     "parse_bound",
     "violations",
     "violations_and_changes",
 ]
 
 
-@dataclass(frozen=True)
-class Statistics:
+class Statistics(NamedTuple):  # one a tensor: a frozen dataclass takes three times as long to make
     """Of the finite values of one tensor or several, in float64: how many, smallest, largest, sum of squares."""
 
     finite: int = 0
@@ -50,7 +50,7 @@ class Statistics:
     @staticmethod
     def of(values: Array) -> Statistics:
         """One pass over an array of any floating-point dtype."""
-        return Statistics(*_core.statistics(_at_least_single(values.reshape(-1))))
+        return Statistics._make(_core.statistics(_at_least_single(values.reshape(-1))))
 
     @staticmethod
     def of_difference(values: Array, base: Array) -> Statistics:
@@ -59,7 +59,23 @@ class Statistics:
         finite, sum_squares = _core.difference(one, other)
         return Statistics(finite, 0.0, 0.0, sum_squares)
 
-    def __add__(self, other: Statistics) -> Statistics:
+    @staticmethod
+    def sum(rows: Iterable[Statistics]) -> Statistics:
+        """Of several together, added in their order."""
+        known = [row for row in rows if row.finite]
+        sum_squares = 0.0
+        for row in known:  # not by `sum`, whose roundings differ between releases of Python
+            sum_squares += row.sum_squares
+        if not known:
+            return Statistics()
+        finite, low, high = (
+            sum(row.finite for row in known),
+            min(row.low for row in known),
+            max(row.high for row in known),
+        )
+        return Statistics(finite, low, high, sum_squares)
+
+    def __add__(self, other: Statistics) -> Statistics:  # type: ignore[override]
         if not self.finite:
             return other
         if not other.finite:
@@ -80,8 +96,7 @@ class Statistics:
         return max(abs(self.low), abs(self.high))
 
 
-@dataclass(frozen=True)
-class Tolerance:
+class Tolerance(NamedTuple):
     """What is promised for one tensor: bits, |x - x'| <= value, |x - x'| <= value |x|, or only that x' is finite where
     x is, and that bits are kept where it is not.
     """
@@ -102,7 +117,7 @@ _CONVERTED = 1 << 16
 _SMALLEST_SQUARES = 1e-290
 
 
-# One object for all tensors of one promise: they are made and compared once a tensor.
+# One object for all tensors of one promise: it is compared once a tensor.
 @functools.lru_cache(maxsize=64)
 def _tolerance(kind: Literal["absolute", "pointwise"], value: float) -> Tolerance:
     return Tolerance(kind, value) if 0 < value < math.inf else EXACT
@@ -354,7 +369,7 @@ def violations(original: Array, decoded: Array, tolerance: Tolerance) -> Array:
     if tolerance.kind == "finite":
         return _not_finite(original, decoded)
     left, right = _at_least_single(original), _at_least_single(decoded)
-    return _broken(_core.outside(left, right, tolerance.value, tolerance.kind == "pointwise"), original, decoded)
+    return broken(_core.outside(left, right, tolerance.value, tolerance.kind == "pointwise"), original, decoded)
 
 
 def violations_and_changes(
@@ -376,7 +391,7 @@ def violations_and_changes(
     # What promises only finite values has no tolerance to compare with.
     value = tolerance.value if tolerance.kind != "finite" else math.inf
     suspects, changes = _core.outside_and_changes(x, y, b, value, tolerance.kind == "pointwise", parts)
-    outside = _not_finite(original, decoded) if tolerance.kind == "finite" else _broken(suspects, original, decoded)
+    outside = _not_finite(original, decoded) if tolerance.kind == "finite" else broken(suspects, original, decoded)
     return outside, [Change(*change) for change in changes]
 
 
@@ -392,7 +407,7 @@ def _in_pieces(original: Array, decoded: Array, base: Array, tolerance: Toleranc
     return np.concatenate(found), [Change.sum(changes)]
 
 
-def _broken(suspects: Sequence[int], original: Array, decoded: Array) -> Array:
+def broken(suspects: Sequence[int], original: Array, decoded: Array) -> Array:
     """Those of the suspects whose bits differ."""
     found = np.array(suspects, dtype=np.int64)
     if not found.size:

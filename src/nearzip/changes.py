@@ -68,7 +68,7 @@ class Change(NamedTuple):
         """Whether all that differs from the base is what rounding to these steps left there: the tensor did not change
         since the base was made.
         """
-        if not self.n_changed or not half_step or self.error < (1 - MIN_SHARE) * self.squares:
+        if self.error < (1 - MIN_SHARE) * self.squares or not self.n_changed or not half_step:
             return False
         return abs(math.sqrt(self.squares / self.n_changed) / (half_step * _RESIDUE) - 1) < _RESIDUE_BAND
 
@@ -132,7 +132,9 @@ class UpdateKept:
 
     @staticmethod
     def _is_lost(change: Change, by_values: bool) -> bool:
-        lost = change.n_changed > 0 and change.error >= (1 - MIN_SHARE) * change.squares and change.share < MIN_SHARE
+        if change.error < (1 - MIN_SHARE) * change.squares:
+            return False
+        lost = change.n_changed > 0 and change.share < MIN_SHARE
         return lost and (not by_values or change.share_of_values < MIN_SHARE)
 
     def warning(self) -> str | None:
@@ -178,12 +180,16 @@ class Changes:
 
     def add(self, names: Iterable[str], changes: Iterable[Change | None], step: float) -> None:
         """Those of one block's parts (none: nothing was measured), rounded to multiples of `step`; 0 if it has none."""
+        by_name, half_steps, half = self.by_name, self.half_steps, step / 2
         for name, change in zip(names, changes, strict=False):
             if change is None:
                 continue
-            known = self.by_name.get(name)
-            self.by_name[name] = change if known is None else Change.sum((known, change))
-            self.half_steps[name] = max(step / 2, self.half_steps.get(name, 0.0))
+            known = by_name.get(name)
+            if known is None:
+                by_name[name], half_steps[name] = change, half
+            else:
+                by_name[name] = Change.sum((known, change))
+                half_steps[name] = max(half, half_steps[name])
 
     def found(self, aliases: Mapping[str, str]) -> tuple[dict[str, Change], dict[str, Change]]:
         """By tensor, aliases included; and apart from them those that are no more than rounding errors of the base."""

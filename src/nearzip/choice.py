@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import zstandard
 
+import nearzip._core as _core
 from nearzip.caching import cached_property
 from nearzip.stages import Chain, Context, ContextDelta, OrderedBits, Pipeline, Rans, RawBytes, Sparse, Zstd
 from nearzip.tensors import Array, bits_of, is_float
@@ -100,6 +101,10 @@ def exact_pipeline(with_base: bool) -> Pipeline:
     return Pipeline((OrderedBits(), Rans("planes")))
 
 
+#: Exact pipelines that take about the entropy of the values, or of their differences to the base.
+_EXACT = (exact_pipeline(False), exact_pipeline(True), _ZEROS)
+
+
 @functools.cache
 def exact_pipelines(with_base: bool, floats: bool) -> tuple[Pipeline, ...]:
     """Exact pipelines that a block may be coded by, besides `STORED` and `REPEATS`."""
@@ -123,10 +128,15 @@ def promising(
     if context.n <= 4 * _SAMPLE:
         yield from (other for other in others if other is not _ZEROS or _zeros(values) >= _MANY_ZEROS)
         return
+    bits = 8 * n_bytes / context.n
+    few = bits < _FEW_BITS and isinstance(pipeline.stages[-1], Rans) and values.itemsize >= 4
+    others = [other for other in others if not (few and other in _EXACT)]
+    if not others:
+        return
     sample = _Sample(values, context.base)
     limit = None
     for other in others:
-        if sample.rules_out(other, 8 * n_bytes / context.n, pipeline):
+        if sample.rules_out(other, bits):
             continue
         if limit is None:
             limit = _NEAR * len(pipeline.encode(sample.values, sample.context))
@@ -139,25 +149,22 @@ class _Sample:
 
     def __init__(self, values: Array, base: Array | None) -> None:
         self.values = _sampled(values)
-        self.context = Context.alone(self.values, None if base is None else _sampled(base))
+        self.context = Context.of(self.values, None if base is None else _sampled(base))
 
-    def rules_out(self, other: Pipeline, bits: float, pipeline: Pipeline) -> bool:
-        """Whether a candidate surely takes more than the so many bits a value that `pipeline` took."""
-        few = bits < _FEW_BITS and isinstance(pipeline.stages[-1], Rans) and self.values.itemsize >= 4
-        if few and other in (exact_pipeline(False), exact_pipeline(True), _ZEROS):
-            return True
+    def rules_out(self, other: Pipeline, bits: float) -> bool:
+        """Whether a candidate surely takes more than so many bits a value."""
         if other is _ZEROS:
             return _zeros(self.values) < _MANY_ZEROS
         if other is exact_pipeline(False):
             return _NEAR * bits < _OF_ENTROPY * self.entropy or _NEAR * bits < _entropy_by_byte(self.values)
         if other is exact_pipeline(True):
-            return bits < _OF_ENTROPY * _entropy(bits_of(self.values) - bits_of(self.context.require_base()))
+            return bits < _OF_ENTROPY * _core.entropy(bits_of(self.values) - bits_of(self.context.require_base()))
         # What is left does without the base.
         return self.entropy > _DISTINCT * math.log2(_SAMPLE) and self.is_close
 
     @cached_property
     def entropy(self) -> float:
-        return _entropy(bits_of(self.values))
+        return _core.entropy(bits_of(self.values))
 
     @cached_property
     def is_close(self) -> bool:
@@ -165,8 +172,8 @@ class _Sample:
         if not is_float(self.values.dtype):
             return False
         with np.errstate(invalid="ignore", over="ignore"):
-            x = self.values.astype(np.float32)
-            off = x - self.context.require_base().astype(np.float32)
+            x = self.values.astype(np.float32, copy=False)
+            off = x - self.context.require_base().astype(np.float32, copy=False)
             return bool(off @ off <= _CLOSE**2 * (x @ x))
 
 
@@ -174,30 +181,23 @@ def _zeros(values: Array) -> float:
     return 1 - np.count_nonzero(values) / values.size if values.size else 0.0
 
 
-def _sampled(values: Array) -> Array:
+@functools.lru_cache(maxsize=16)
+def _sampled_indices(size: int) -> Array:
     """Runs of neighbouring values from all over a block, each as long as the others."""
     length = _SAMPLE // _RUNS
-    starts = [i * (values.size - length) // (_RUNS - 1) for i in range(_RUNS)]
-    return np.concatenate([values[start : start + length] for start in starts])
+    starts = [i * (size - length) // (_RUNS - 1) for i in range(_RUNS)]
+    return np.concatenate([np.arange(start, start + length) for start in starts])
 
 
-def _entropy(words: Array) -> float:
-    """Bits a word, at most the binary logarithm of their number."""
-    words = np.sort(words)
-    starts = np.concatenate([[0], np.flatnonzero(words[1:] != words[:-1]) + 1, [words.size]])
-    return _entropy_of(starts[1:] - starts[:-1])
-
-
-def _entropy_of(counts: Array) -> float:
-    n = int(counts.sum())
-    return math.log2(n) - float(counts @ np.log2(counts)) / n
+def _sampled(values: Array) -> Array:
+    sample: Array = values.take(_sampled_indices(values.size))
+    return sample
 
 
 def _entropy_by_byte(values: Array) -> float:
     """Bits a value, if each of its bytes is coded by itself."""
     planes = OrderedBits().encode(values).symbols.view(np.uint8).reshape(values.size, -1).T
-    counts = [np.bincount(plane) for plane in planes]
-    return sum(_entropy_of(own[own > 0]) for own in counts)
+    return sum(_core.entropy(plane) for plane in np.ascontiguousarray(planes))
 
 
 def may_repeat(values: Array, n_bytes: int) -> bool:
@@ -220,19 +220,20 @@ def _goes_on(raw: Array, share: float, search: _Search) -> bool:
 
 def stands_out(values: Array) -> bool:
     """Whether a tensor of `LEAST_APART` bytes or more, but less than a block, should not share one with others."""
-    raw = values.reshape(-1).view(np.uint8)
+    raw = values.ravel().view(np.uint8)
     starts = ((raw.size - _APART_RUN) // 2 // 8 * 8, (raw.size - _APART_RUN) // 5 // 8 * 8)
+    compressor = _compressors.at(_SEARCHES[0].level)
     runs = (raw[start : start + _APART_RUN] for start in starts)
-    return any(_packed([run], _SEARCHES[0].level) <= _APART and bool(run.any()) for run in runs)
+    return any(len(compressor.compress(run.data)) <= _APART * _APART_RUN and bool(run.any()) for run in runs)
 
 
 def is_far(values: Array, base: Array) -> bool:
     """Whether a tensor of such a size is so far from its base that this is of no use, by some of its values."""
-    step = values.size // _LOOKS
-    with np.errstate(invalid="ignore", over="ignore"):
-        x, b = (each.reshape(-1)[::step][:_LOOKS].astype(np.float32) for each in (values, base))
-        near = np.abs(x - b) <= _NEAR_BASE * np.abs(x)
-    return int(np.count_nonzero(near)) <= _FEW_NEAR * _LOOKS
+    stride = values.size // _LOOKS
+    x, b = values.ravel(), base.ravel()
+    if x.dtype.itemsize < 4:
+        x, b, stride = *(each[: stride * _LOOKS : stride].astype(np.float32) for each in (x, b)), 1
+    return not _core.is_near(x, b, stride, _LOOKS, _NEAR_BASE, int(_FEW_NEAR * _LOOKS))
 
 
 def _runs(raw: Array, n: int) -> list[Array]:

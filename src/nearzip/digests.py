@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 
 import numpy as np
 import xxhash
@@ -55,13 +56,14 @@ def part_digests(values: Array, parts: Sequence[int]) -> list[list[bytes]]:
     data, width = _bytes_of(values), values.itemsize
     found = []
     at = 0
+    of = xxhash.xxh3_128_digest
     for part in parts:
         end = at + part * width
         if end - at <= PIECE_BYTES:
-            found.append([xxhash.xxh3_128_digest(data[at:end])])
+            found.append([of(data[at:end])])
         else:
             starts = range(at, end, PIECE_BYTES)
-            found.append([digest(data[start : min(start + PIECE_BYTES, end)]) for start in starts])
+            found.append([of(data[start : min(start + PIECE_BYTES, end)]) for start in starts])
         at = end
     return found
 
@@ -92,9 +94,9 @@ def fingerprint(array: Array) -> bytes:
 
 def content_id(tensors: Iterable[tuple[TensorSpec, bytes]]) -> str:
     """Identity of a checkpoint: names, dtypes, shapes and content, whatever their order, as 32 hexadecimal digits."""
-    items = sorted(tensors, key=lambda item: item[0].name)
-    heads = json.dumps([[spec.name, spec.dtype, spec.shape] for spec, _ in items], separators=(",", ":"))
-    return digest(heads.encode() + b"".join([content for _, content in items])).hex()
+    rows = sorted([(spec.name, spec.dtype, spec.shape, content) for spec, content in tensors], key=itemgetter(0))
+    heads = json.dumps([row[:3] for row in rows], separators=(",", ":"))
+    return digest(heads.encode() + b"".join([row[3] for row in rows])).hex()
 
 
 def checkpoint_id(checkpoint: Checkpoint) -> str:

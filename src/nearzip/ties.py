@@ -13,7 +13,7 @@ from nearzip.bounds import Statistics, Tolerance
 from nearzip.coding import Coding, Codings
 from nearzip.tensors import Array, Checkpoint, mantissa_bits
 
-__all__ = ["find_ties"]
+__all__ = ["find_ties", "names_by_target"]
 
 #: Bytes at either end of a tensor that are compared before all of it.
 _END = 256
@@ -49,6 +49,14 @@ def find_ties(source: Checkpoint, codings: Codings, substitutes: Checkpoint | No
     return {n: to for n, to in ties.items() if np.array_equal(_bytes(substitutes, n), _bytes(substitutes, to))}
 
 
+def names_by_target(aliases: Mapping[str, str]) -> dict[str, list[str]]:
+    """Aliases by the tensor that they stand for."""
+    found: dict[str, list[str]] = {}
+    for alias, target in aliases.items():
+        found.setdefault(target, []).append(alias)
+    return found
+
+
 def _bytes(source: Checkpoint, name: str) -> Array:
     raw: Array = source.read(name).reshape(-1).view(np.uint8)
     return raw
@@ -60,12 +68,13 @@ def _equal(source: Checkpoint) -> Iterator[list[str]]:
     for spec in source.specs.values():
         if not spec.n_elements:
             continue
-        flat = _bytes(source, spec.name)
+        values = source.read(spec.name).ravel()
         # Cheap first: few equal tensors share their first and last bytes.
-        key = (spec.dtype, spec.shape, flat[:_END].tobytes(), flat[-_END:].tobytes())
+        n = max(1, _END // values.itemsize)
+        key = (spec.dtype, spec.shape, values[:n].tobytes(), values[-n:].tobytes())
         alike = groups.setdefault(key, [])
         for group in alike:
-            if np.array_equal(flat, _bytes(source, group[0])):
+            if np.array_equal(values.view(np.uint8), _bytes(source, group[0])):
                 group.append(spec.name)
                 break
         else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,8 +15,8 @@ from torch import optim
 
 import nearzip as nz
 from nearzip import errors
+from nearzip.moments import expand, expand_moments, shrink_moments
 from nearzip.torch import Moments, TrainingState, capture
-from nearzip.torch.moments import expand_moments, shrink_moments
 from tests.training.small import small_model, train
 
 EPS = 1e-8
@@ -199,3 +201,40 @@ def test_second_moments_by_rows_and_columns_alone():
     assert {a.size for n, a in tensors.items() if "exp_avg_sq" in n} == {40, 60}
     bias, _, _ = through(m[0], v[0], Moments(1.0, math.inf))
     assert np.abs(update(bias, through(m[0], v[0], Moments(1.0, math.inf))[1]) - update(m[0], v[0])).max() <= 0.501
+
+
+_WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # importing it fails, as where it is not installed
+import numpy as np
+import nearzip as nz
+from nearzip.moments import expand
+np.savez(sys.argv[2], **expand(nz.decompress(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("moments", [Moments(), Moments(variance=math.inf), Moments(mean=math.inf)])
+def test_a_reader_without_torch_gets_the_moments(tmp_path, moments):
+    model = small_model(0)
+    optimizer = optim.Adam(model.parameters())
+    train(model, optimizer, None, 3)
+    state = capture(model, optimizer).shrunk(moments, {})
+    nz.compress(state.to_arrays()).save(tmp_path / "a.nz")
+    command = [sys.executable, "-c", _WITHOUT_TORCH, str(tmp_path / "a.nz"), str(tmp_path / "b.npz")]
+    subprocess.run(command, check=True)
+    found = np.load(tmp_path / "b.npz")
+    expected = state.expanded()
+    names = [name for name, _ in model.named_parameters()]
+    for name in names:
+        for key in ("exp_avg", "exp_avg_sq"):
+            whole = f"optimizer/{name}/{key}"
+            np.testing.assert_array_equal(found[whole], expected.tensors[whole])
+    wanted = {f"optimizer/{name}/{key}" for name in names for key in ("exp_avg", "exp_avg_sq")}
+    assert {name for name in found if name.startswith("optimizer/")} >= wanted
+    assert not [name for name in found if name.endswith((".levels", ".rows", ".columns", ".places", ".exact"))]
+    assert set(found) >= {f"model/{name}" for name in names}
+
+
+def test_plain_tensors_are_no_training_state():
+    with pytest.raises(errors.CorruptError, match="not a training state"):
+        expand({"w": np.zeros(3)})

@@ -16,6 +16,7 @@
 #include "bindings_images.hpp"
 #include "bloomier.hpp"
 #include "contexts.hpp"
+#include "counting.hpp"
 #include "comparing.hpp"
 #include "floats.hpp"
 #include "huffman.hpp"
@@ -191,7 +192,7 @@ void py_decode_quantized(Input<uint8_t> data, std::optional<Input<F>> base, doub
     const Parts parts = parts_of(items, out.size());
     const F *b = data_or_null(base, out.size());
     nb::gil_scoped_release nogil;
-    decode_quantized<F>({data.data(), data.size()}, b, out.size(), step, parts, out.data());
+    decode_quantized<F>({data.data(), data.size()}, b, out.size(), step, parts, out.data(), [](size_t, size_t) {});
 }
 
 template <class U>
@@ -241,6 +242,29 @@ void py_decode_contexts(Input<uint8_t> data, Input<U> base, bool floats, int man
     decode_contexts<U>({data.data(), data.size()}, base.data(), out.size(), kind, parts, out.data());
 }
 
+template <class U>
+double py_entropy(Input<U> words) {
+    nb::gil_scoped_release nogil;
+    return entropy<U>(words.data(), words.size());
+}
+
+template <class F>
+bool py_is_near(Input<F> x, Input<F> base, size_t stride, size_t looks, double share, size_t enough) {
+    same_size(x.size(), base.size());
+    if (!stride || looks > x.size() / stride) throw nb::value_error("looks go beyond the values");
+    nb::gil_scoped_release nogil;
+    return is_near<F>(x.data(), base.data(), stride, looks, float(share), enough);
+}
+
+template <class F>
+std::tuple<double, uint64_t> py_sampled_levels(Input<F> x, std::optional<Input<F>> base, double step, size_t runs,
+                                               size_t run, double limit) {
+    const F *b = data_or_null(base, x.size());
+    nb::gil_scoped_release nogil;
+    const Levels found = sampled_levels<F>(x.data(), b, x.size(), step, runs, run, limit);
+    return {found.sum, found.n};
+}
+
 template <class F>
 std::vector<uint64_t> py_outside(Input<F> x, Input<F> y, double tolerance, bool relative) {
     same_size(x.size(), y.size());
@@ -250,9 +274,18 @@ std::vector<uint64_t> py_outside(Input<F> x, Input<F> y, double tolerance, bool 
 }
 
 // Indices outside the tolerance, and for each part: values changed, kept, and the two sums of `Change`.
+using Compared = std::tuple<std::vector<uint64_t>, std::vector<std::tuple<uint64_t, uint64_t, double, double>>>;
+
 template <class F>
-std::tuple<std::vector<uint64_t>, std::vector<std::tuple<uint64_t, uint64_t, double, double>>> py_outside_and_changes(
-    Input<F> x, Input<F> y, Input<F> base, double tolerance, bool relative, const std::vector<size_t> &parts) {
+Compared compared(Comparison<F> &comparison) {
+    std::vector<std::tuple<uint64_t, uint64_t, double, double>> rows;
+    for (const Change &c : comparison.changes) rows.emplace_back(c.changed, c.kept, c.change, c.error);
+    return {std::move(comparison.found), std::move(rows)};
+}
+
+template <class F>
+Compared py_outside_and_changes(Input<F> x, Input<F> y, Input<F> base, double tolerance, bool relative,
+                                const std::vector<size_t> &parts) {
     same_size(x.size(), y.size());
     same_size(x.size(), base.size());
     size_t left = x.size();
@@ -260,15 +293,28 @@ std::tuple<std::vector<uint64_t>, std::vector<std::tuple<uint64_t, uint64_t, dou
         if (part > left) throw nb::value_error("parts are longer than the values");
         left -= part;
     }
-    std::vector<Change> changes;
-    std::vector<uint64_t> found;
+    Comparison<F> comparison(x.data(), y.data(), base.data(), parts, tolerance, relative);
     {
         nb::gil_scoped_release nogil;
-        found = outside_and_changes<F>(x.data(), y.data(), base.data(), parts, tolerance, relative, changes);
+        comparison.add(0, x.size() - left);
     }
-    std::vector<std::tuple<uint64_t, uint64_t, double, double>> rows;
-    for (const Change &c : changes) rows.emplace_back(c.changed, c.kept, c.change, c.error);
-    return {std::move(found), std::move(rows)};
+    return compared(comparison);
+}
+
+// `decode_quantized`, and `outside_and_changes` of x and what was decoded.
+template <class F>
+Compared py_decode_and_compare(Input<uint8_t> data, Input<F> base, double step, nb::sequence items, Input<F> x,
+                               double tolerance, Output<F> out) {
+    const Parts parts = parts_of(items, out.size());
+    same_size(base.size(), out.size());
+    same_size(x.size(), out.size());
+    Comparison<F> comparison(x.data(), out.data(), base.data(), {parts.begin(), parts.end()}, tolerance, false);
+    {
+        nb::gil_scoped_release nogil;
+        decode_quantized<F>({data.data(), data.size()}, base.data(), out.size(), step, parts, out.data(),
+                            [&](size_t begin, size_t end) { comparison.add(begin, end); });
+    }
+    return compared(comparison);
 }
 
 // In the order of `PairSums`.
@@ -359,9 +405,15 @@ void bind_floats(nb::module_ &m) {
           "parts"_a);
     m.def("decode_quantized", &py_decode_quantized<F>, "data"_a.noconvert(), "base"_a.none().noconvert(), "step"_a,
           "parts"_a, "out"_a.noconvert());
+    m.def("decode_and_compare", &py_decode_and_compare<F>, "data"_a.noconvert(), "base"_a.noconvert(), "step"_a,
+          "parts"_a, "x"_a.noconvert(), "tolerance"_a, "out"_a.noconvert());
     m.def("outside", &py_outside<F>, "x"_a.noconvert(), "y"_a.noconvert(), "tolerance"_a, "relative"_a);
     m.def("outside_and_changes", &py_outside_and_changes<F>, "x"_a.noconvert(), "y"_a.noconvert(),
           "base"_a.noconvert(), "tolerance"_a, "relative"_a, "parts"_a);
+    m.def("is_near", &py_is_near<F>, "x"_a.noconvert(), "base"_a.noconvert(), "stride"_a, "looks"_a, "share"_a,
+          "enough"_a);
+    m.def("sampled_levels", &py_sampled_levels<F>, "x"_a.noconvert(), "base"_a.none().noconvert(), "step"_a, "runs"_a,
+          "run"_a, "limit"_a);
     m.def("pair_sums", &py_pair_sums<F>, "a"_a.noconvert(), "b"_a.noconvert());
     m.def("difference", &py_difference<F>, "x"_a.noconvert(), "base"_a.noconvert());
     m.def("statistics", &py_statistics<F>, "x"_a.noconvert());
@@ -371,6 +423,7 @@ template <class U>
 void bind_bits(nb::module_ &m) {
     m.def("ordered_delta", &py_ordered_delta<U>, "x"_a.noconvert(), "base"_a.noconvert(), "floats"_a,
           "out"_a.noconvert());
+    m.def("entropy", &py_entropy<U>, "words"_a.noconvert());
     m.def("turn", &py_turn<U>, "x"_a.noconvert(), "left"_a, "out"_a.noconvert());
     m.def("encode_contexts", &py_encode_contexts<U>, "x"_a.noconvert(), "base"_a.noconvert(), "floats"_a,
           "mantissa_bits"_a, "parts"_a);

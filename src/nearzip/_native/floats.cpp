@@ -50,13 +50,10 @@ bool exceeds(F xf, F yf, double tolerance) {
 
 constexpr size_t kStretch = 4096;
 
-// `also` sees each stretch while it is in the cache.
-template <class Suspicious, class Exceeds, class Also>
-NZ_INLINE void collect(size_t from, size_t to, Suspicious suspicious, Exceeds exceeds, Also also,
-                       std::vector<uint64_t> &found) {
+template <class Suspicious, class Exceeds>
+NZ_INLINE void collect(size_t from, size_t to, Suspicious suspicious, Exceeds exceeds, std::vector<uint64_t> &found) {
     for (size_t begin = from; begin < to; begin += kStretch) {
         const size_t end = begin + kStretch < to ? begin + kStretch : to;
-        also(begin, end);
         if (!suspicious(begin, end)) continue;
         for (size_t i = begin; i < end; ++i)
             if (exceeds(i)) found.push_back(i);
@@ -168,16 +165,16 @@ NZ_CLONES void turn_right(const U *x, size_t n, U *out) {
 
 namespace {
 
-template <class F, class Also>
-NZ_INLINE void collect_outside(const F *x, const F *y, size_t from, size_t to, double tolerance, Also also,
+template <class F>
+NZ_INLINE void collect_outside(const F *x, const F *y, size_t from, size_t to, double tolerance,
                                std::vector<uint64_t> &found) {
     collect(
         from, to, [&](size_t b, size_t e) { return suspicious(x, y, b, e, tolerance); },
-        [&](size_t i) { return exceeds(x[i], y[i], tolerance); }, also, found);
+        [&](size_t i) { return exceeds(x[i], y[i], tolerance); }, found);
 }
 
-template <class F, class Also>
-NZ_INLINE void collect_relative(const F *x, const F *y, size_t from, size_t to, double tolerance, Also also,
+template <class F>
+NZ_INLINE void collect_relative(const F *x, const F *y, size_t from, size_t to, double tolerance,
                                 std::vector<uint64_t> &found) {
     // The product is rounded: its lower neighbour is certainly not above the exact bound. Among subnormals a
     // relative step down may be nothing, hence the subtraction of the smallest double.
@@ -188,8 +185,7 @@ NZ_INLINE void collect_relative(const F *x, const F *y, size_t from, size_t to, 
     collect(
         from, to,
         [&](size_t b, size_t e) { return count_not_below_relative<F>(x, y, b, e, tolerance * (1 - 1e-12)) != 0; },
-        [&](size_t i) { return x[i] == y[i] && std::isfinite(x[i]) ? false : exceeds(x[i], y[i], limit(i)); }, also,
-        found);
+        [&](size_t i) { return x[i] == y[i] && std::isfinite(x[i]) ? false : exceeds(x[i], y[i], limit(i)); }, found);
 }
 
 }  // namespace
@@ -197,14 +193,14 @@ NZ_INLINE void collect_relative(const F *x, const F *y, size_t from, size_t to, 
 template <class F>
 std::vector<uint64_t> outside(const F *x, const F *y, size_t n, double tolerance) {
     std::vector<uint64_t> found;
-    collect_outside(x, y, 0, n, tolerance, [](size_t, size_t) {}, found);
+    collect_outside(x, y, 0, n, tolerance, found);
     return found;
 }
 
 template <class F>
 std::vector<uint64_t> outside_relative(const F *x, const F *y, size_t n, double tolerance) {
     std::vector<uint64_t> found;
-    collect_relative(x, y, 0, n, tolerance, [](size_t, size_t) {}, found);
+    collect_relative(x, y, 0, n, tolerance, found);
     return found;
 }
 
@@ -289,71 +285,79 @@ NZ_CLONES void add_change_exactly(const F *x, const F *y, const F *base, size_t 
     for (size_t side = 0; side < kSide; ++side) sum.change += change[side], sum.error += error[side];
 }
 
-// Single precision is enough for sums of one stretch, and twice as fast: differences in units of about the tolerance, so
-// that few squares leave its range. False where they do, or where a value is not finite.
+// Lanes of single precision: four running sums of so many values stay in registers.
+constexpr size_t kSingles = 16;
+
+// Single precision is enough for sums of one stretch, and twice as fast. False where squares may leave its range, or where a
+// value is not finite.
+// `below`: whether all differences to y are certainly below the tolerance, as `all_below` has it, in the same pass.
 NZ_CLONES bool add_change_quickly(const float *x, const float *y, const float *base, size_t begin, size_t end,
-                                  double tolerance, Change &sum) {
-    if (!(tolerance > 1e-30 && tolerance < 1e30)) return false;
-    const float scale = float(1 / tolerance);
-    float change[kSide] = {}, error[kSide] = {};
-    uint32_t same[kSide] = {}, lost[kSide] = {};
-    for (size_t i = begin; i + kSide <= end; i += kSide)
-        for (size_t side = 0; side < kSide; ++side) {
+                                       double tolerance, Change &sum, bool &below) {
+    below = false;
+    if (!(tolerance > 1e-12 && tolerance < 1e12)) return false;
+    float change[kSingles] = {}, error[kSingles] = {}, farthest[kSingles] = {};
+    uint32_t same[kSingles] = {}, lost[kSingles] = {};
+    for (size_t i = begin; i + kSingles <= end; i += kSingles)
+        for (size_t side = 0; side < kSingles; ++side) {
             const float xs = x[i + side], ys = y[i + side], bs = base[i + side];
-            const float moved = (xs - bs) * scale, off = (xs - ys) * scale;
+            const float moved = xs - bs, off = xs - ys, distance = std::fabs(off);
             change[side] += moved * moved;
             error[side] += off * off;
+            farthest[side] = distance > farthest[side] ? distance : farthest[side];
             same[side] += xs == bs;
             lost[side] += (xs == bs) | (ys == bs);
         }
     double changes = 0, errors = 0;
+    float largest = 0;
     uint32_t n = uint32_t(end - begin), n_same = 0, n_lost = 0;
-    for (size_t side = 0; side < kSide; ++side) {
+    for (size_t side = 0; side < kSingles; ++side) {
         changes += change[side];
         errors += error[side];
+        largest = std::max(largest, farthest[side]);
         n_same += same[side];
         n_lost += lost[side];
     }
     if (!std::isfinite(changes) || !std::isfinite(errors)) return false;
-    if (n_same < n && !(changes > 1e-20)) return false;
+    below = largest < float(tolerance * (1 - 1e-6));
+    if (n_same < n && !(changes > 1e-20 * tolerance * tolerance && changes > 1e-30)) return false;
     sum.changed += n - n_same;
     sum.kept += n - n_lost;
-    sum.change += changes * tolerance * tolerance;
-    sum.error += errors * tolerance * tolerance;
+    sum.change += changes;
+    sum.error += errors;
     return true;
 }
 
-NZ_INLINE void add_change(const float *x, const float *y, const float *base, size_t begin, size_t end,
+// Adds the change of one stretch; whether all of it is certainly within the tolerance, which is otherwise not known.
+NZ_INLINE bool add_change(const float *x, const float *y, const float *base, size_t begin, size_t end,
                           double tolerance, Change &sum) {
-    const size_t whole = end - (end - begin) % kSide;
-    if (!add_change_quickly(x, y, base, begin, whole, tolerance, sum))
+    const size_t whole = end - (end - begin) % kSingles;
+    bool below = true;
+    if (begin < whole && !add_change_quickly(x, y, base, begin, whole, tolerance, sum, below))
         add_change_exactly(x, y, base, begin, whole, sum);
     if (whole < end) add_change_exactly(x, y, base, whole, end, sum);
+    return below && all_below(x, y, whole, end, tolerance);
 }
 
-NZ_INLINE void add_change(const double *x, const double *y, const double *base, size_t begin, size_t end, double,
+NZ_INLINE bool add_change(const double *x, const double *y, const double *base, size_t begin, size_t end, double,
                           Change &sum) {
     add_change_exactly(x, y, base, begin, end, sum);
+    return false;
 }
 
 }  // namespace
 
 template <class F>
-std::vector<uint64_t> outside_and_changes(const F *x, const F *y, const F *base, const std::vector<size_t> &parts,
-                                          double tolerance, bool relative, std::vector<Change> &changes) {
-    std::vector<uint64_t> found;
-    size_t from = 0;
-    for (const size_t part : parts) {
-        Change sum;
-        const auto add = [&](size_t b, size_t e) { add_change(x, y, base, b, e, tolerance, sum); };
-        if (relative)
-            collect_relative(x, y, from, from + part, tolerance, add, found);
-        else
-            collect_outside(x, y, from, from + part, tolerance, add, found);
-        changes.push_back(sum);
-        from += part;
+void Comparison<F>::add(size_t begin, size_t end) {
+    while (begin < end) {
+        while (begin >= part_end_) part_end_ += parts_[++part_];
+        const size_t to = std::min({begin + kStretch, part_end_, end});  // seen twice while it is in the cache
+        const bool below = add_change(x_, y_, base_, begin, to, tolerance_, changes[part_]);
+        if (relative_)
+            collect_relative(x_, y_, begin, to, tolerance_, found);
+        else if (!below)
+            collect_outside(x_, y_, begin, to, tolerance_, found);
+        begin = to;
     }
-    return found;
 }
 
 template <class F>
@@ -389,8 +393,7 @@ NZ_CLONES Difference difference(const F *x, const F *base, size_t n) {
     template std::vector<uint64_t> outside_relative<F>(const F *, const F *, size_t, double);    \
     template Statistics statistics<F>(const F *, size_t);                                        \
     template Difference difference<F>(const F *, const F *, size_t);                             \
-    template std::vector<uint64_t> outside_and_changes<F>(const F *, const F *, const F *, const std::vector<size_t> &, \
-                                                          double, bool, std::vector<Change> &);
+    template class Comparison<F>;
 NZ_FLOATS(float)
 NZ_FLOATS(double)
 #undef NZ_FLOATS

@@ -63,8 +63,25 @@ struct Change {
 
 // As `outside` or `outside_relative`, and in the same pass the change of each part; parts follow each other in x.
 template <class F>
-std::vector<uint64_t> outside_and_changes(const F *x, const F *y, const F *base, const std::vector<size_t> &parts,
-                                          double tolerance, bool relative, std::vector<Change> &changes);
+class Comparison {
+public:
+    Comparison(const F *x, const F *y, const F *base, std::vector<size_t> parts, double tolerance, bool relative)
+        : changes(parts.size()), x_(x), y_(y), base_(base), parts_(std::move(parts)), tolerance_(tolerance),
+          relative_(relative), part_end_(parts_.empty() ? 0 : parts_[0]) {}
+
+    // Values begin .. end, which follow those added before and are in the parts.
+    void add(size_t begin, size_t end);
+
+    std::vector<uint64_t> found;  // outside
+    std::vector<Change> changes;
+
+private:
+    const F *x_, *y_, *base_;
+    std::vector<size_t> parts_;
+    double tolerance_;
+    bool relative_;
+    size_t part_ = 0, part_end_;
+};
 
 // How many differences x - base are finite, and the sum of their squares.
 struct Difference {

@@ -253,7 +253,9 @@ NZ_CLONES void copy_base(const F *base, size_t n, F *out) {
 
 // As decoding and dequantizing one after the other, where most symbols are 0.
 template <class F>
-void decode_sparse(const ZerosApart &apart, const Head &head, const F *base, double step, const Parts &parts, F *out) {
+void decode_sparse(const ZerosApart &apart, const Head &head, const F *base, double step, const Parts &parts, F *out,
+                   const Seen &seen) {
+    size_t at = 0;
     BitReader raw(head.raw);
     const uint8_t *mask_at = apart.masks, *token = apart.tokens;
     // The values of eight masks.
@@ -279,6 +281,8 @@ void decode_sparse(const ZerosApart &apart, const Head &head, const F *base, dou
             }
             out += n;
             if (base) base += n;
+            seen(at, at + n);
+            at += n;
         }
     if (raw.finish() != head.raw.size) throw Corrupt("raw bits are too long");
 }
@@ -286,26 +290,28 @@ void decode_sparse(const ZerosApart &apart, const Head &head, const F *base, dou
 }  // namespace
 
 template <class F>
-void decode_quantized(View in, const F *base, size_t n, double step, const Parts &parts, F *out) {
+void decode_quantized(View in, const F *base, size_t n, double step, const Parts &parts, F *out, const Seen &seen) {
     if (in.take(1).data[0] != uint8_t(Split::magnitude)) {
         std::vector<int32_t> symbols(n);
         decode_symbols<int32_t>(in, symbols.data(), n, parts);
-        return dequantize<F>(symbols.data(), base, n, step, out);
+        dequantize<F>(symbols.data(), base, n, step, out);
+        return seen(0, n);
     }
     const Head head = read_head(in.drop(1));
     ZerosApart apart;
-    if (read_zeros_apart(head.tokens, parts, apart)) return decode_sparse(apart, head, base, step, parts, out);
+    if (read_zeros_apart(head.tokens, parts, apart)) return decode_sparse(apart, head, base, step, parts, out, seen);
     int32_t stretch[kStretch];
     decode_magnitude<int32_t>(
         in.drop(1), n, parts, [&](size_t) { return stretch; },
         [&](size_t at, size_t size) {
             dequantize<F>(stretch, base ? base + at : nullptr, size, step, out + at);
+            seen(at, at + size);
         });
 }
 
 #define NZ_QUANTIZED(F)                                                                                       \
     template void encode_quantized<F>(const F *, const F *, size_t, double, const Parts &, Bytes &);          \
-    template void decode_quantized<F>(View, const F *, size_t, double, const Parts &, F *);
+    template void decode_quantized<F>(View, const F *, size_t, double, const Parts &, F *, const Seen &);
 NZ_QUANTIZED(float)
 NZ_QUANTIZED(double)
 #undef NZ_QUANTIZED

@@ -1,6 +1,8 @@
 // Integers of 8 to 64 bits as byte tokens and raw bits. Layout: docs/format.md, "Symbol streams".
 #pragma once
 
+#include <functional>
+
 #include "masks.hpp"
 
 namespace nearzip {
@@ -21,7 +23,9 @@ void decode_symbols(View in, T *out, size_t n, const Parts &parts);
 // As `quantize` (floats.hpp) and encode_symbols by magnitude, and back, without an array of symbols in between.
 template <class F>
 void encode_quantized(const F *x, const F *base, size_t n, double step, const Parts &parts, Bytes &out);
+// `seen(begin, end)` is called with values that are there, in order, while they are in the cache.
+using Seen = std::function<void(size_t, size_t)>;
 template <class F>
-void decode_quantized(View in, const F *base, size_t n, double step, const Parts &parts, F *out);
+void decode_quantized(View in, const F *base, size_t n, double step, const Parts &parts, F *out, const Seen &seen);
 
 }  // namespace nearzip

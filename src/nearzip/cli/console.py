@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from nearzip.display import human_bytes, safe
 from nearzip.errors import UsageError
 from nearzip.fileio import Output, refuse_terminal
-from nearzip.texts import human_bytes, safe
 
 if TYPE_CHECKING:  # Rich takes long to import, and few commands draw a table
     from rich.progress import Progress

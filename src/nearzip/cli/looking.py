@@ -12,7 +12,7 @@ import click
 
 import nearzip
 from nearzip.api import open_input
-from nearzip.archive import Reader, TensorReport
+from nearzip.archive import TensorReport
 from nearzip.cli.console import (
     check_streams,
     facts,
@@ -32,6 +32,7 @@ from nearzip.errors import CorruptError, Error, WrongBaseError
 from nearzip.fileio import spooled_input
 from nearzip.matching import matches_text
 from nearzip.plots import check_plot, draw_comparison
+from nearzip.reading import Reader
 from nearzip.recipes import Recipe, recipe_types
 
 __all__ = ["compare", "inspect", "methods"]

@@ -24,9 +24,9 @@ __all__ = ["Fallback", "Recipe", "TensorPlan", "TensorView", "Unpromised"]
 Fallback = Literal["values", "restored", "never"]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # one a tensor: a frozen one takes three times as long to make
 class TensorView:
-    """A floating-point tensor as recipes see it.
+    """A floating-point tensor as recipes see it. Not to be changed.
 
     Parameters
     ----------

@@ -7,15 +7,12 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from nearzip.bounds import Bound, Lossless, NoPromise, Statistics, Tolerance
+from nearzip.bounds import Bound, Lossless, NoPromise, Tolerance
 from nearzip.codec import exact_pipeline
 from nearzip.errors import UsageError
 from nearzip.recipes.base import Recipe, TensorPlan, TensorView
-from nearzip.recipes.by_size import finer_parts
+from nearzip.recipes.fine_steps import finer_parts
 from nearzip.recipes.rounding import half_spacing, room
 from nearzip.stages import E8Step, LogStep, Pipeline, Rans, SubtractBase, UniformStep
 from nearzip.stages.e8 import UnbiasedE8Step, e8_gain
@@ -113,17 +110,40 @@ class Nearzip(Recipe):
         if tolerance.kind == "pointwise":
             eps = room(tolerance.value, half_spacing(tensor.dtype, 1.0))
             return TensorPlan(Pipeline((LogStep(eps, delta=tensor.with_base), Rans())), tolerance)
-        shared = bound.tolerance(tensor.whole)
-        half = _shared_room(tolerance.value, shared, tensor.dtype, tensor.own)
-        if part < 1:
-            wanted = part * room(shared.value, half_spacing(tensor.dtype, tensor.own.largest))
-            half = min(half, max(wanted, _finest(tensor) / 2))
-        return TensorPlan(_stepped(min(2 * half, sys.float_info.max), tensor.with_base), tolerance)
+        rounding = half_spacing(tensor.dtype, tensor.own.largest)
+        is_small = tensor.own.finite < _SMALL
+        return _rounded(tolerance, bound.tolerance(tensor.whole), rounding, is_small, part, tensor.with_base)
+
+
+#: Halves of the distance between neighbouring values of the dtype: a finer step would code its noise.
+_FINEST = 16
 
 
 def _finest(tensor: TensorView) -> float:
-    """Eight of the distances between neighbouring values of the dtype: a finer step would code its noise."""
-    return 16 * half_spacing(tensor.dtype, tensor.own.largest)
+    return _FINEST * half_spacing(tensor.dtype, tensor.own.largest)
+
+
+@functools.lru_cache(maxsize=256)
+def _rounded(
+    tolerance: Tolerance, shared: Tolerance, rounding: float, is_small: bool, part: float, with_base: bool
+) -> TensorPlan:
+    """The plan of a tensor with an absolute tolerance. Thousands of tensors share a few.
+
+    Parameters
+    ----------
+    tolerance, shared : Tolerance
+        Of the tensor, and of all tensors together.
+    rounding : float
+        Half the distance between neighbouring values of the dtype at the tensor's largest value.
+    is_small : bool
+    part : float
+        Of the network's step.
+    with_base : bool
+    """
+    half = _shared_room(tolerance.value, shared, rounding, is_small)
+    if part < 1:
+        half = min(half, max(part * room(shared.value, rounding), _FINEST * rounding / 2))
+    return TensorPlan(_stepped(min(2 * half, sys.float_info.max), with_base), tolerance)
 
 
 @functools.lru_cache(maxsize=64)
@@ -145,14 +165,13 @@ def _gain(tensor: TensorView, step: float, lattice: bool) -> float:
     return math.pow(2, round(8 * math.log2(min(gain, _MAX_GAIN))) / 8)
 
 
-def _shared_room(own_value: float, shared: Tolerance, dtype: np.dtype[Any], own: Statistics) -> float:
+def _shared_room(own_value: float, shared: Tolerance, rounding: float, is_small: bool) -> float:
     """Half the step: the network's, because the error that matters adds up over all tensors, or the tensor's own
     where its promise is tighter."""
-    rounding = half_spacing(dtype, own.largest)
     if shared.kind != "exact" and shared.value <= own_value:
         return room(shared.value, rounding)
     half = room(own_value, rounding)
-    if own.finite < _SMALL:
+    if is_small:
         # On a common grid, so that small tensors share a stream.
         half = math.pow(2, math.floor(2 * math.log2(half)) / 2)
     return half

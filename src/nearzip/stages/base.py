@@ -12,8 +12,9 @@ import functools
 import math
 import sys
 import typing
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -40,18 +41,60 @@ __all__ = [
 ]
 
 
-class SparseValues(NamedTuple):
+class Compared(NamedTuple):
+    """Decoded values, compared with others while they were decoded.
+
+    Attributes
+    ----------
+    values : array, shape (n,)
+    outside : sequence of int
+        Indices of values that differ by more than the tolerance, or in ways that a tolerance does not cover.
+    changes : sequence of tuples
+        For each part the fields of a `changes.Change` against the base.
+    """
+
+    values: Array
+    outside: Sequence[int]
+    changes: Sequence[tuple[int, int, float, float]]
+
+
+class _IndicesAndValues(NamedTuple):
+    indices: Array
+    values: Array
+
+
+class SparseValues(_IndicesAndValues):
     """Values of a block that may differ from zero.
 
     Attributes
     ----------
-    places : array of int64, shape (m,)
-        Increasing.
+    indices : array of int64, shape (m,)
+        Increasing. Its name in release 0.1, `places`, still works, with a DeprecationWarning.
     values : array, shape (m,), the tensor's dtype
+
+    Examples
+    --------
+    >>> SparseValues(np.array([0, 3]), np.float32([1.5, -2])).indices
+    array([0, 3])
     """
 
-    places: Array
-    values: Array
+    __slots__ = ()
+
+    def __new__(
+        cls, indices: Array | None = None, values: Array | None = None, *, places: Array | None = None
+    ) -> SparseValues:
+        if places is not None:
+            warnings.warn("SparseValues: places= is now called indices=", DeprecationWarning, stacklevel=2)
+            indices = places
+        if indices is None or values is None:
+            raise TypeError("SparseValues needs indices and values")
+        return super().__new__(cls, indices, values)
+
+    @property
+    def places(self) -> Array:
+        """The old name of `indices`."""
+        warnings.warn("SparseValues.places is now called indices", DeprecationWarning, stacklevel=2)
+        return self.indices
 
 
 class Kind(enum.Enum):
@@ -89,6 +132,7 @@ class Grid(NamedTuple):
     start: int
 
     @staticmethod
+    @functools.lru_cache(maxsize=256)  # many tensors of a network have one shape
     def of(shape: tuple[int, ...], start: int = 0) -> Grid:
         """Of the part of a tensor that begins at value number `start`.
 
@@ -129,9 +173,15 @@ class Context:
     grids: tuple[Grid, ...] = ()
 
     @staticmethod
-    def alone(values: Array, base: Array | None = None) -> Context:
-        """For one tensor by itself."""
+    def of(values: Array, base: Array | None = None) -> Context:
+        """For a block that is one whole tensor."""
         return Context(values.dtype, (values.size,), None if base is None else base.reshape(-1))
+
+    @staticmethod
+    def alone(values: Array, base: Array | None = None) -> Context:
+        """The old name of `Context.of`."""
+        warnings.warn("Context.alone is now called Context.of", DeprecationWarning, stacklevel=2)
+        return Context.of(values, base)
 
     @property
     def n(self) -> int:
@@ -215,6 +265,13 @@ class Stage(ABC):
 
     def decode_sparse(self, coded: Coded, context: Context) -> SparseValues | None:
         """As `decode`, but only what may differ from zero; None from stages that do not keep these apart."""
+        return None
+
+    def decode_and_compare(self, coded: Coded, context: Context, values: Array, tolerance: float) -> Compared | None:
+        """`decode` of what `encode` gave, compared with `values` in the same pass; None from stages that have none.
+
+        The values are in the tensor's dtype, as the whole pipeline decodes them.
+        """
         return None
 
     def fuse(self, after: Stage) -> Stage | None:

@@ -9,7 +9,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nearzip.errors import CorruptError, UsageError
-from nearzip.stages.base import BYTES, FLOATS, Coded, Context, Kind, Nested, SparseValues, Stage, get_varint, put_varint
+from nearzip.stages.base import (
+    BYTES,
+    FLOATS,
+    Coded,
+    Compared,
+    Context,
+    Kind,
+    Nested,
+    SparseValues,
+    Stage,
+    get_varint,
+    put_varint,
+)
 from nearzip.tensors import Array, round_to
 
 __all__ = ["Chain", "Pipeline"]
@@ -46,8 +58,16 @@ class Chain(Nested):
         object.__setattr__(self, "_steps", _fused(self.stages))
         object.__setattr__(self, "_hash", hash(self.stages))
 
+    # Compared and hashed once or more for each tensor and block; two that differ nearly always have other hashes.
     def __hash__(self) -> int:
         return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._hash == other._hash and self.stages == other.stages
 
     @property
     def takes(self) -> Kind:
@@ -117,7 +137,7 @@ class Pipeline(Chain):
     >>> from nearzip.stages import Lzma, PackIntegers, UniformStep
     >>> pipeline = Pipeline((UniformStep(0.5), PackIntegers(), Lzma()))
     >>> x = np.array([0.0, 0.2, -1.3], np.float32)
-    >>> pipeline.decode(pipeline.encode(x, Context.alone(x)), Context.alone(x))
+    >>> pipeline.decode(pipeline.encode(x, Context.of(x)), Context.of(x))
     array([ 0. ,  0. , -1.5], dtype=float32)
     """
 
@@ -127,7 +147,7 @@ class Pipeline(Chain):
             raise UsageError("a pipeline leads from floats to bytes")
 
     # A dataclass that compares would make its own, over all fields.
-    __hash__ = Chain.__hash__
+    __hash__, __eq__ = Chain.__hash__, Chain.__eq__
 
     def encode(self, value: Array, context: Context) -> bytes:
         """Bytes of `value`, shape (n,), dtype `context.dtype`."""
@@ -139,6 +159,26 @@ class Pipeline(Chain):
         if values.shape != (context.n,):
             raise CorruptError("stream holds another number of values")
         return values
+
+    def decode_and_compare(
+        self, data: bytes, context: Context, payload: bytes, values: Array, tolerance: float
+    ) -> Compared | None:
+        """`decode` what was just encoded, and compare in the same pass; None where no stage does both.
+
+        Parameters
+        ----------
+        data, payload : bytes
+            As `encode_apart` gave them.
+        context : Context
+        values : array, shape (n,)
+            What the decoded values are compared with.
+        tolerance : float
+            An absolute one, for all parts.
+        """
+        if len(self._steps) > 1:
+            return None
+        sides, _ = self.read_sides(data)
+        return self._steps[0][1].decode_and_compare(Coded(payload, sides[0]), context, values, tolerance)
 
     def target(self, values: Array, context: Context) -> Array:
         """The array that the bound is measured against: `values` after pruning stages (`Stage.changes_target`)."""

@@ -11,7 +11,7 @@ import numpy as np
 import nearzip._core as _core
 from nearzip.buffers import buffer_for
 from nearzip.errors import CorruptError, UsageError
-from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Coded, Context, Stage
+from nearzip.stages.base import BYTES, FLOATS, SYMBOLS, Coded, Compared, Context, Stage
 from nearzip.stages.entropy import SIGNED, Rans
 from nearzip.tensors import Array, is_float
 
@@ -187,7 +187,7 @@ class QuantizeAndCode(Stage):
 
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         refuse_exact(value.dtype)
-        context = context or Context.alone(value)
+        context = context or Context.of(value)
         data = _core.encode_quantized(_working(value), self._base(context), self.spacing, context.laid_parts)
         return Coded(data, SIGNED)
 
@@ -203,6 +203,14 @@ class QuantizeAndCode(Stage):
         except ValueError as error:
             raise CorruptError(str(error)) from None
         return out
+
+    def decode_and_compare(self, coded: Coded, context: Context, values: Array, tolerance: float) -> Compared | None:
+        if not self.delta or context.dtype.itemsize < 4:  # those are rounded again
+            return None
+        out = buffer_for(context.n, context.dtype)
+        data, base = np.frombuffer(coded.data, np.uint8), context.require_base()
+        outside, changes = _core.decode_and_compare(data, base, self.step, context.laid_parts, values, tolerance, out)
+        return Compared(out, outside, changes)
 
 
 def _working(values: Array) -> Array:

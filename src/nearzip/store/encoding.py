@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from nearzip.archive import WriteReport, write_archive
+from nearzip.archive import WriteReport
 from nearzip.caching import cached_property
 from nearzip.changes import UpdateKept
 from nearzip.coding import Codings
@@ -25,6 +25,7 @@ from nearzip.store.steps import last_steps
 from nearzip.tensors import Array, Checkpoint, TensorSpec
 from nearzip.updates import without_updates
 from nearzip.version import __version__
+from nearzip.writing import write_archive
 
 __all__ = ["SHARED_BYTES", "Draft", "Encoder", "Held", "now", "subset", "writer_name"]
 

@@ -14,6 +14,7 @@ from nearzip.api import open_input, warn_of_lost_update
 from nearzip.attached import attached_names, without_attached
 from nearzip.changes import UpdateKept
 from nearzip.coding import Codings, PlanLike, codings_of_plan
+from nearzip.display import html_table
 from nearzip.errors import CorruptError, UsageError
 from nearzip.fileio import Output
 from nearzip.frameworks import check_framework, to_framework
@@ -40,7 +41,6 @@ from nearzip.store.usage import Usage, usage_of
 from nearzip.store.verify import Verifier
 from nearzip.store.versions import Versions
 from nearzip.tensors import Checkpoint, TensorSpec
-from nearzip.texts import html_table
 
 __all__ = ["Store"]
 

@@ -9,11 +9,11 @@ try:
 except ImportError:
     raise missing_extra("PyTorch", "torch", "nearzip.torch") from None
 
+from nearzip.moments import Moments
 from nearzip.torch.drop_in import load, load_file, load_model, safe_open, save, save_file, save_model
 from nearzip.torch.evaluator import evaluator
 from nearzip.torch.feedback import ErrorFeedback
 from nearzip.torch.finetune import finetune, holding, prune, share
-from nearzip.torch.moments import Moments
 from nearzip.torch.pretrained import from_pretrained
 from nearzip.torch.restoring import Restored, restore
 from nearzip.torch.saver import Saver, SaveReport

@@ -33,13 +33,13 @@ from torch.futures import Future
 
 from nearzip.bounds import Bound, parse_bound
 from nearzip.errors import BusyError, CorruptError, NotFoundError, UsageError
+from nearzip.moments.settings import BUFFERS, MEANS, ROOTS, Moments
 from nearzip.network.arrays import to_torch
 from nearzip.store import Store
 from nearzip.store.keep import parse_rules
 from nearzip.store.sharded import INDEX, INDEX_TENSOR, below, prune_sharded, shard_path
 from nearzip.tensors import Array
 from nearzip.torch.dcp_index import Place, index_from_json, index_to_json
-from nearzip.torch.moments import BUFFERS, MEANS, ROOTS, Moments
 from nearzip.torch.places import commit_quietly, open_store
 from nearzip.torch.plans import StatePlan
 from nearzip.torch.state import FORMAT, TrainingState, unpack_parts

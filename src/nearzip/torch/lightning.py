@@ -16,11 +16,11 @@ import torch
 from nearzip.bounds import Bound, parse_bound
 from nearzip.errors import BusyError, CorruptError, UsageError, missing_extra
 from nearzip.fileio import atomic_file, naming_errors
+from nearzip.moments import Moments
 from nearzip.network.arrays import to_torch
 from nearzip.store import Store
 from nearzip.store.keep import parse_rules
 from nearzip.tensors import Array
-from nearzip.torch.moments import Moments
 from nearzip.torch.places import StoreLike, commit_quietly, open_store
 from nearzip.torch.plans import StatePlan
 from nearzip.torch.shapes import Shapes

@@ -15,10 +15,10 @@ from torch import nn, optim
 from nearzip.bounds import Bound, Lossless
 from nearzip.coding import Codings
 from nearzip.errors import NotFoundError, UsageError
+from nearzip.moments import Moments
 from nearzip.store.keep import parse_rules
 from nearzip.tensors import Array
 from nearzip.torch.background import Background
-from nearzip.torch.moments import Moments
 from nearzip.torch.places import StoreLike, commit_quietly, open_store, prune_store
 from nearzip.torch.plans import BoundOrBounds, StatePlan
 from nearzip.torch.ranks import is_first_process

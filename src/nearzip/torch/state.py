@@ -17,9 +17,10 @@ import torch
 import zstandard
 from torch import nn, optim
 
-from nearzip.errors import CorruptError, NewerFormatError, UsageError
+from nearzip.errors import CorruptError, UsageError
+from nearzip.moments import Moments, expand_moments, shrink_moments
+from nearzip.moments.document import DOCUMENT, FORMAT, optimizer_prefix, read_document, unpack_parts
 from nearzip.tensors import Array, as_array
-from nearzip.torch.moments import Moments, expand_moments, shrink_moments
 from nearzip.torch.subclasses import has_parts, whole
 from nearzip.torch.trees import Json, pack, pack_tensor, unpack
 from nearzip.torch.wrappers import check_whole, plain_names, plain_parameters
@@ -36,12 +37,6 @@ __all__ = [
     "unpack_optimizer",
     "unpack_parts",
 ]
-
-#: The tensor that holds the document: JSON, compressed with zstd.
-DOCUMENT = "training.json"
-FORMAT = 1
-#: A document says little of each tensor; more than this is not one of ours.
-_MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -106,8 +101,8 @@ class TrainingState:
                 values = expand_moments(nodes, self.tensors)
                 for key, value in values.items():
                     if isinstance(value, np.ndarray):
-                        tensors[f"{_prefix(i)}/{name}/{key}"] = value
-                        values[key] = {"t": f"{_prefix(i)}/{name}/{key}"}
+                        tensors[f"{optimizer_prefix(i)}/{name}/{key}"] = value
+                        values[key] = {"t": f"{optimizer_prefix(i)}/{name}/{key}"}
                 state.append([name, values])
             parts.append({**part, "state": state})
         return TrainingState(tensors, {**self.document, "optimizers": parts} if parts else self.document)
@@ -121,7 +116,7 @@ class TrainingState:
                     content = node.get("v") if isinstance(node, dict) else None
                     if content is not None:
                         rows, columns = self.tensors[content["rows"]], self.tensors[content["columns"]]
-                        found[f"{_prefix(i)}/{name}/{key}"] = (rows, columns)
+                        found[f"{optimizer_prefix(i)}/{name}/{key}"] = (rows, columns)
         return found
 
     @staticmethod
@@ -129,28 +124,8 @@ class TrainingState:
         """What `to_arrays` gave, from an untrusted source. Raises CorruptError, NewerFormatError."""
         if DOCUMENT not in arrays:
             raise CorruptError(f"no tensor {DOCUMENT!r}: this is not a training state but plain tensors")
-        document = _read_document(arrays[DOCUMENT])
+        document = read_document(arrays[DOCUMENT])
         return TrainingState({name: array for name, array in arrays.items() if name != DOCUMENT}, document)
-
-
-def _read_document(array: Array) -> dict[str, Json]:
-    try:
-        data = array.tobytes()
-        if array.dtype != np.uint8 or not 0 < zstandard.frame_content_size(data) <= _MAX_BYTES:
-            raise ValueError
-        document = json.loads(zstandard.ZstdDecompressor().decompress(data))
-    except (zstandard.ZstdError, ValueError, RecursionError):
-        raise CorruptError("training state: the document is damaged") from None
-    if not isinstance(document, dict) or type(document.get("format")) is not int:
-        raise CorruptError("training state: the document is damaged")
-    if document["format"] > FORMAT:
-        raise NewerFormatError(f"training state: format {document['format']}; this release reads up to {FORMAT}")
-    names = document.get("parameters")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise CorruptError("training state: the document is damaged")
-    if type(document.get("step")) is not int:
-        raise CorruptError("training state: the document is damaged")
-    return document
 
 
 # ---- live objects to state -------------------------------------------------------------------------------------
@@ -273,16 +248,11 @@ def listed(optimizer: optim.Optimizer | Sequence[optim.Optimizer] | None) -> lis
     return found
 
 
-def _prefix(i: int) -> str:
-    """What the names of the i-th optimizer's tensors begin with."""
-    return f"optimizer{i}" if i else "optimizer"
-
-
 def pack_optimizer(
     content: Mapping[str, Any], kind: str | None, names: list[list[str]], i: int, tensors: dict[str, Any]
 ) -> Json:
     """The node of the i-th optimizer's `state_dict()`; `names` of parameters by group. Raises UsageError."""
-    prefix, flat = _prefix(i), [name for group in names for name in group]
+    prefix, flat = optimizer_prefix(i), [name for group in names for name in group]
     groups = [
         {"names": own, "options": pack({k: v for k, v in group.items() if k != "params"}, f"{prefix}/{n}", tensors)}
         for n, (own, group) in enumerate(zip(names, content["param_groups"], strict=True))
@@ -340,18 +310,3 @@ def unpack_optimizer(part: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict
         for own, group in zip(options, part["groups"], strict=True)
     ]
     return {"state": state, "param_groups": groups}
-
-
-def unpack_parts(document: dict[str, Json]) -> list[dict[str, Any]]:
-    """The optimizers' parts of a document: class, groups of names and options, nodes by parameter and key."""
-    try:
-        return [
-            {
-                "class": saved["class"],
-                "groups": [{"names": [str(n) for n in g["names"]], "options": g["options"]} for g in saved["groups"]],
-                "state": [(str(name), dict(nodes)) for name, nodes in saved["state"]],
-            }
-            for saved in document.get("optimizers", [])
-        ]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise CorruptError("training state: the optimizer's part is damaged") from None

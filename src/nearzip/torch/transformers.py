@@ -18,11 +18,11 @@ import torch
 from nearzip.bounds import Bound, parse_bound
 from nearzip.errors import CorruptError, NotFoundError, UsageError, missing_extra
 from nearzip.fileio import atomic_file
+from nearzip.moments import Moments
 from nearzip.network.arrays import to_torch
 from nearzip.store import Store
 from nearzip.tensors import Array
 from nearzip.torch.background import Background
-from nearzip.torch.moments import Moments
 from nearzip.torch.places import StoreLike, commit_quietly, open_store, prune_store
 from nearzip.torch.plans import StatePlan
 from nearzip.torch.shapes import Shapes

@@ -1,4 +1,4 @@
-"""Which tensors are coded together, and in which blocks."""
+"""Which tensors are coded together, and in which blocks; and the tensors put together again from their blocks."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from nearzip.bounds import EXACT, Bound, NoPromise, Statistics, Tolerance
-from nearzip.buffers import borrowed_buffer
+from nearzip.buffers import borrowed_buffer, buffer_for
 from nearzip.caching import cached_property
 from nearzip.choice import LEAST_APART, exact_pipeline, is_far, stands_out
 from nearzip.coding import Coding, Codings
-from nearzip.digests import PIECE_BYTES
+from nearzip.digests import PIECE_BYTES, join_pieces, part_digests
 from nearzip.errors import UsageError
 from nearzip.parallel import ordered_map
 from nearzip.recipes import Fallback, TensorPlan, TensorView
@@ -22,7 +23,18 @@ from nearzip.recipes.steps import with_known_step
 from nearzip.stages import Context, Grid, Pipeline
 from nearzip.tensors import Array, Checkpoint, TensorSpec, dtype_of
 
-__all__ = ["Block", "Draft", "block_context", "block_values", "draft_segments", "segment_blocks", "shares_of_work"]
+__all__ = [
+    "Assembler",
+    "Block",
+    "Draft",
+    "block_context",
+    "block_pieces",
+    "block_values",
+    "draft_segments",
+    "in_own_memory",
+    "segment_blocks",
+    "shares_of_work",
+]
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,57 @@ def block_context(block: Block, base: Checkpoint | None) -> Iterator[Context]:
         yield Context(dtype, block.parts, values, block.grids)
 
 
+def block_pieces(block: Block, values: Array) -> list[list[bytes]]:
+    """Digests of the block's pieces, tensor by tensor."""
+    return part_digests(values, block.parts)
+
+
+def in_own_memory(values: Array, *others: Array | None) -> Array:
+    """`values`, copied if they share memory with one of the others: that is used for the next block."""
+    return values.copy() if any(o is not None and np.may_share_memory(values, o) for o in others) else values
+
+
+class Assembler:
+    """Puts blocks of one segment together: its arrays and the digests of its tensors."""
+
+    def __init__(self, tensors: tuple[TensorSpec, ...]):
+        self._tensors = tensors
+        self._values: Array | None = None
+        self._n_values = 0
+        self._pieces: list[list[bytes]] = []
+
+    def add(self, values: Array | None, pieces: list[list[bytes]]) -> None:
+        """The next block: its values, if they are wanted, and the digests of its pieces."""
+        if values is not None:
+            self._add_values(values)
+        if not self._pieces:
+            self._pieces = pieces
+            return
+        for mine, more in zip(self._pieces, pieces, strict=True):
+            mine.extend(more)
+
+    def digests(self) -> list[bytes]:
+        return [join_pieces(pieces) for pieces in self._pieces]
+
+    def _add_values(self, values: Array) -> None:
+        n = sum(spec.n_elements for spec in self._tensors)
+        if values.size == n:
+            self._values = values
+            return
+        if self._values is None:
+            self._values = buffer_for(n, values.dtype)
+        self._values[self._n_values : self._n_values + values.size] = values
+        self._n_values += values.size
+
+    def tensors(self) -> Iterator[tuple[str, Array]]:
+        """The tensors, once all blocks are there."""
+        assert self._values is not None
+        at = 0
+        for spec in self._tensors:
+            yield spec.name, self._values[at : at + spec.n_elements].reshape(spec.shape)
+            at += spec.n_elements
+
+
 def _survey(source: Checkpoint, names: list[str], bound: Bound, threads: int) -> dict[str, Statistics]:
     if bound.tolerance(Statistics(1, -1.0, 1.0, 1.0)).kind == "exact":
         return {}
@@ -107,7 +170,7 @@ def shares_of_work(source: Checkpoint, names: list[str]) -> Iterator[list[str]]:
     share, n_bytes = [], 0
     for name in names:
         share.append(name)
-        n_bytes += source.spec(name).n_bytes
+        n_bytes += source.specs[name].n_bytes
         if n_bytes >= PIECE_BYTES:
             yield share
             share, n_bytes = [], 0
@@ -182,13 +245,13 @@ def _plans(
     rounded = [name for name in names if source.spec(name).is_float]
     statistics = _survey(source, rounded, bound, threads)
     none = Statistics()
-    whole = sum(statistics.values(), none)
+    whole = Statistics.sum(statistics.values())
     far = _far(source, base, rounded, coding)
-    views = (_view(source, None if name in far else base, name, statistics.get(name, none), whole) for name in rounded)
+    near = {name for name in names if name not in far and _has_base(source.specs[name], base)}
+    views = (_view(source, base if name in near else None, name, statistics.get(name, none), whole) for name in rounded)
     plans = recipe.plan_all(views, bound)
     for name in names:
-        spec = source.spec(name)
-        with_base = name not in far and _has_base(spec, base)
+        spec, with_base = source.specs[name], name in near
         if spec.is_float:
             steps = source.steps.get(spec.name, ())
             yield spec, with_base, with_known_step(next(plans), steps)
@@ -201,7 +264,8 @@ def _far(source: Checkpoint, base: Checkpoint | None, names: list[str], coding: 
     if base is None or coding.recipe.fallback == "restored" or isinstance(coding.promise, NoPromise):
         return set()
     sizes = range(LEAST_APART, coding.recipe.group_bytes)
-    shared = [name for name in names if source.spec(name).n_bytes in sizes and _has_base(source.spec(name), base)]
+    specs = source.specs
+    shared = [name for name in names if specs[name].n_bytes in sizes and _has_base(specs[name], base)]
     return {name for name in shared if is_far(source.read(name), base.read(name))}
 
 
@@ -214,15 +278,12 @@ def _has_base(spec: TensorSpec, base: Checkpoint | None) -> bool:
 
 
 def _view(source: Checkpoint, base: Checkpoint | None, name: str, own: Statistics, whole: Statistics) -> TensorView:
-    spec = source.spec(name)
-    with_base = _has_base(spec, base)
-
-    def base_values() -> Array:
-        if base is None or not with_base:
-            raise UsageError(f"tensor {name!r} has no base")
-        return base.read(name)
-
+    spec = source.specs[name]
+    read_base = partial(_no_base if base is None else base.read, name)
+    read = partial(source.read, name)
     steps = source.steps.get(name, ())
-    return TensorView(
-        name, dtype_of(spec.dtype), spec.shape, with_base, own, whole, lambda: source.read(name), base_values, steps
-    )
+    return TensorView(name, dtype_of(spec.dtype), spec.shape, base is not None, own, whole, read, read_base, steps)
+
+
+def _no_base(name: str) -> Array:
+    raise UsageError(f"tensor {name!r} has no base")

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+import nearzip._core as _core
 from nearzip.recipes.base import TensorView
 from nearzip.tensors import Array
 
@@ -87,26 +88,22 @@ def _bits(tensors: Iterable[TensorView], step: float) -> tuple[float, int]:
 
 
 def _mean_level(tensor: TensorView, step: float) -> float:
-    """How large levels are, on average over some values."""
-    moved = _sample(tensor.values())
-    with np.errstate(invalid="ignore", over="ignore"):
-        if tensor.with_base:
-            moved = moved - _sample(tensor.base_values())
-        levels = np.abs(np.rint(moved / step))
-        # A few values far out say nothing of the others.
-        known = levels[levels < _MOST]
-    return float(known.mean()) if known.size else 0.0
+    """How large levels are, on average over some values. A few values far out say nothing of the others."""
+    x, base = _sample(tensor.values()), _sample(tensor.base_values()) if tensor.with_base else None
+    total, n = _core.sampled_levels(x, base, step, _SAMPLE // _RUN, _RUN, _MOST)
+    return total / n if n else 0.0
 
 
 def _sample(values: Array) -> Array:
-    """Runs from all over a tensor, float64."""
-    flat = values.reshape(-1)
+    """Of types below 32 bits runs from all over a tensor as float32, which the native core takes; of others all."""
+    flat = values.ravel()
+    if flat.itemsize >= 4:
+        return flat
     if flat.size > _SAMPLE:
         n = _SAMPLE // _RUN
         starts = [i * (flat.size - _RUN) // (n - 1) for i in range(n)]
         flat = np.concatenate([flat[start : start + _RUN] for start in starts])
-    with np.errstate(invalid="ignore"):
-        return flat.astype(np.float64)
+    return flat.astype(np.float32)
 
 
 def geometric_bits(mean: float) -> float:
