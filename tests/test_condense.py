@@ -66,6 +66,12 @@ def judge(network):
 FAST = condense.LC(4)
 
 
+def test_names_that_scripts_rely_on():
+    assert {
+        "LC", "Condensed", "Direct", "Gradual", "Prune", "Quantize", "Structure", "compress", "fit", "tune",
+    } <= set(condense.__all__)  # fmt: skip
+
+
 def test_a_search_keeps_its_budget_on_what_the_archive_restores(network, judge, tmp_path):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     seen = []
@@ -78,6 +84,7 @@ def test_a_search_keeps_its_budget_on_what_the_archive_restores(network, judge, 
     assert small.losses["top1"] <= 0.02
     assert small.keep < 0.7
     assert small.ratio > 8
+    assert all(np.array_equal(value, restored[name]) for name, value in small.archive.restored.items())
     assert len(small.trials) == len(seen) <= 4
     assert seen[-1].most == 4
     again = condense.fit(nn.Sequential(*(type(m)(m.in_features, m.out_features) if isinstance(m, nn.Linear) else m

@@ -55,6 +55,16 @@ def test_every_measured_result_has_a_claim():
     assert {path.stem for path in RESULTS.glob("*.json")} == named | kept
 
 
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_results_are_json(path: Path):
+    """NaN and infinities are not: what is no number is null."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{path.name}: {constant}")
+
+    json.loads(path.read_text(), parse_constant=refuse)
+
+
 def test_commits_of_results_exist():
     asked = subprocess.run(["git", "rev-parse", "--is-shallow-repository"], cwd=ROOT, capture_output=True, text=True,
                            check=False)  # fmt: skip

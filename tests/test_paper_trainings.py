@@ -101,6 +101,17 @@ def test_the_papers_settings():
     assert paper.delta_training.saves == "improved"
 
 
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    with (
+        measure._alone(tmp_path),
+        pytest.raises(SystemExit, match="another process works in"),
+        measure._alone(tmp_path),
+    ):
+        pass
+    with measure._alone(tmp_path):
+        pass
+
+
 @pytest.mark.long
 @pytest.mark.skipif(not os.environ.get("NEARZIP_DATA"), reason="needs the data sets: set NEARZIP_DATA")
 def test_the_tiny_scale_fills_every_table_and_goes_on(tmp_path):

@@ -96,7 +96,7 @@ def speed(result: Row) -> str:
         ])  # fmt: skip
     settings = "; ".join(
         f"{network}: at most {100 * one['max_loss']:g} points, {one['epochs']} epochs of {one['per_epoch']:,} images, "
-        f"{one['trainings']} trainings, batches of {one['batch']}, reference {100 * one['reference']:.2f} %, widths "
+        f"batches of {one['batch']}, reference {100 * one['reference']:.2f} %, widths "
         f"{', '.join(map(str, one['original_widths']))}"
         for network, one in result["networks"].items()
     )

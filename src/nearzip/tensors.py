@@ -179,7 +179,8 @@ def _flattened(tensors: Mapping[str, Any], prefix: str = "", depth: int = 0) -> 
         raise UsageError(f"tensors are nested more than {_MAX_DEPTH} mappings deep")
     for name, value in tensors.items():
         whole = prefix + check_text("tensor names", name)
-        if type(value) is np.ndarray:  # the usual case, and asking for all others takes longer than all else here
+        # Asking whether an array is a mapping takes longer than all else here.
+        if type(value) is np.ndarray:
             yield whole, value
             continue
         if isinstance(value, (list, tuple)) and not any(isinstance(item, (int, float, complex, str)) for item in value):

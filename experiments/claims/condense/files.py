@@ -15,7 +15,7 @@ from nearzip import condense
 
 #: Budget, epochs of one recovery, images of an epoch (None: all), and most trainings.
 SETTINGS: dict[str, tuple[float, int, int | None, int]] = {
-    "lenet-300-100": (0.002, 12, None, 5),
+    "lenet-300-100": (0.002, 12, None, 4),
     "lenet-5": (0.0015, 8, 20_000, 4),
     "vgg-small": (0.02, 4, 10_000, 3),
 }

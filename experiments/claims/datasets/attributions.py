@@ -1,8 +1,8 @@
 """Figure 8: attributions of one network on original and on decoded images, by codec, at about equal size.
 
 Occlusion maps, as in the paper: how much the probability of the class that the network gives the original image falls
-when a window of 8 x 8 pixels is grey. Alike: the paper's Jaccard formula on positive and negative parts apart, which is in
-[0, 1]; as printed it is not, for maps with both signs. Beside it, two different images' maps: what chance gives.
+when a window of 8 x 8 pixels is grey. Alike: the Jaccard formula of the paper on positive and negative parts apart,
+which is in [0, 1]; as printed it is not, for maps with both signs. Beside it, maps of different images: chance.
 """
 
 from __future__ import annotations

@@ -134,6 +134,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "seeds": len(rows),
         "accuracy": round(statistics.fmean(accuracies), 5),
+        "by_seed": {str(row["seed"]): round(final(row), 5) for row in sorted(rows, key=lambda row: row["seed"])},
         "spread": round(max(accuracies) - min(accuracies), 5),
         **means,
         "curve": [round(statistics.fmean(values), 4) for values in curves],

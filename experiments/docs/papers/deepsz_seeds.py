@@ -75,8 +75,8 @@ def zeros(result: Row) -> str:
     smaller = sum(row["arrays_ratio"] > row["matrix_ratio"] for row in rows)
     return (
         f"Without predictors SZ3 keeps every zero on {kept} of {len(rows)} bounds, so the network restored is that of "
-        f"the two arrays; with predictors it loses more than a point of accuracy beyond them on {worse}. The two "
-        f"arrays are smaller than the matrix without predictors on {smaller}."
+        f"the two arrays; with predictors it loses over a point of accuracy beyond them on {worse}. The two arrays are "
+        f"smaller than the matrix without predictors on {smaller}."
     )
 
 
@@ -120,7 +120,7 @@ def clock(result: Row) -> str:
 def more(result: Row) -> Row:
     """Figures of these sections."""
     pruned = ", ".join(f"{TITLES[name]} {100 * found['pruned']:.2f} %" for name, found in result["networks"].items())
-    makers = (matrices, curve, expected_ratios, clock)
+    makers = (matrices, zeros, curve, expected_ratios, clock)
     return {
         "circumstances": circumstances(result),
         "pruned": pruned,

@@ -11,10 +11,12 @@ Everything is kept in a folder as it is found, and a call that was interrupted g
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -199,10 +201,25 @@ def main(arguments: list[str]) -> None:
 
     bench = Bench(options, save, found)
     try:
-        for table in options.table:
-            bench.table(table, options.networks)
+        with _alone(options.folder / options.scale):
+            for table in options.table:
+                bench.table(table, options.networks)
     except TimeoutError:
         print("papers: time is over; call it again to go on", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two processes in one folder would go on from each other's restored networks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(
+                f"papers: another process works in {folder}; wait for it, or give another --folder"
+            ) from None
+        yield
 
 
 def _device(name: str) -> str:

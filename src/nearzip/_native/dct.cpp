@@ -13,36 +13,45 @@ constexpr uint8_t kScan[64] = {0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 1
 constexpr int kFlagAt[2] = {10, 28};
 constexpr int kShift = 10, kHalf = 1 << (kShift - 1);
 
+NZ_CLONES void smooth(const int16_t *a, int16_t *soft) {
+    int16_t wide[10][16] = {};
+    for (int u = 0; u < 8; ++u) std::memcpy(&wide[u + 1][1], a + 8 * u, 8 * sizeof(int16_t));
+    wide[1][1] = 0;
+    for (int u = 0; u < 8; ++u) {
+        const int16_t *const above = wide[u], *const own = wide[u + 1], *const below = wide[u + 2];
+        int16_t sides[10];
+        for (int v = 0; v < 10; ++v) sides[v] = int16_t(above[v] + below[v] + 2 * own[v]);
+        for (int v = 0; v < 8; ++v)
+            soft[8 * u + v] = int16_t(sides[v] + sides[v + 2] + 2 * (above[v + 1] + below[v + 1]) + 4 * own[v + 1]);
+    }
+}
+
 struct Block {
     int16_t q[64];     // levels
     int16_t a[64];     // their magnitudes
-    int16_t soft[64];  // magnitudes around: 4 times the own one, 2 times its neighbours, and the diagonal ones
+    int16_t soft[64];  // magnitudes around: 4 times the own one, 2 times its neighbours, and the diagonal ones; with `a`,
+                       // of no use where there is no activity
     int rest[2];       // levels that are not 0 behind the flags
+    uint8_t row_used;  // bit u: row u has a level that is not 0
     int activity;      // sum of magnitudes without the first
     int surprise;      // how far the first level is from what was expected
 
+    // What neighbours need of the levels.
     void finish() {
         activity = 0;
-        rest[0] = rest[1] = 0;
-        int16_t wide[10][16] = {};
-        for (int u = 0; u < 8; ++u)
+        row_used = 0;
+        for (int u = 0; u < 8; ++u) {
+            int any = 0;
             for (int v = 0; v < 8; ++v) {
                 const int16_t m = int16_t(q[8 * u + v] < 0 ? -q[8 * u + v] : q[8 * u + v]);
-                a[8 * u + v] = wide[u + 1][v + 1] = m;
+                a[8 * u + v] = m;
                 activity += m;
+                any |= m;
             }
+            row_used = uint8_t(row_used | (any ? 1 << u : 0));
+        }
         activity -= a[0];
-        wide[1][1] = 0;
-        for (int u = 0; u < 8; ++u)
-            for (int v = 0; v < 8; ++v) {
-                const int16_t *const above = wide[u] + v, *const own = wide[u + 1] + v, *const below = wide[u + 2] + v;
-                soft[8 * u + v] = int16_t(4 * own[1] + 2 * (own[0] + own[2] + above[1] + below[1]) + above[0] + above[2] +
-                                          below[0] + below[2]);
-            }
-    }
-    void count_rest() {
-        for (int i = kFlagAt[0]; i < 64; ++i) rest[i >= kFlagAt[1]] += q[kScan[i]] != 0;
-        rest[0] += rest[1];
+        if (activity) smooth(a, soft);
     }
 };
 
@@ -53,7 +62,7 @@ struct Around {
     const Block *left, *up, *up_left, *up_right;  // for magnitudes: where there is none, another one stands for it
     const int16_t *left_q, *up_q;                 // zeros where there is none
     const Block *first, *second;                  // the same place in earlier channels
-    int border;
+    int border, left_rows, up_rows;
 };
 
 int32_t dc_features(const Around &n, int32_t f[kDcFeatures]) {
@@ -80,24 +89,46 @@ struct Expected {
     int32_t mean[64], scale[64];
 };
 
-NZ_CLONES void expect(const DctModel &m, int channel, const Around &n, Expected &e) {
-    const int32_t *w = m.mean.data() + channel * kMeanFeatures * 64;
-    std::fill(e.mean, e.mean + 64, 0);
-    for (int j = 0; j < 8; ++j, w += 64)
-        for (int u = 0; u < 8; ++u) {
-            const int32_t x = n.left_q[8 * u + j];
-            for (int v = 0; v < 8; ++v) e.mean[8 * u + v] += x * w[8 * u + v];
-        }
-    for (int j = 0; j < 8; ++j, w += 64)
-        for (int u = 0; u < 8; ++u)
-            for (int v = 0; v < 8; ++v) e.mean[8 * u + v] += int32_t(n.up_q[8 * j + v]) * w[8 * u + v];
-    for (int i = 0; i < 64; ++i) e.mean[i] += n.first->q[i] * w[i] + n.second->q[i] * w[64 + i];
-    const int32_t *s = m.scale.data() + channel * kScaleFeatures * 64 + kIntra * 64;
-    for (int i = 0; i < 64; ++i) {
-        e.scale[i] = n.left->a[i] * s[i] + n.up->a[i] * s[64 + i] + n.up_left->a[i] * s[128 + i] +
-                     n.left->soft[i] * s[192 + i] + n.up->soft[i] * s[256 + i] + n.first->a[i] * s[320 + i] +
-                     n.second->a[i] * s[384 + i] + n.first->soft[i] * s[448 + i] + n.second->soft[i] * s[512 + i] +
-                     s[576 + i];
+// Adds weighted values of four rows: w is the first row's weights.
+template <class T>
+NZ_INLINE void add_rows(int32_t *to, const T *values, const int32_t *w) {
+    for (int i = 0; i < 32; ++i) to[i] += values[i] * w[i];
+}
+
+// Rows `first` to `first` + 3. Terms that are 0 are left out: most are.
+NZ_CLONES void expect(const DctModel &m, int channel, const Around &n, int first, Expected &e) {
+    const int32_t *const w = m.mean.data() + channel * kMeanFeatures * 64;
+    const int at = 8 * first;
+    std::memset(e.mean + at, 0, 32 * sizeof(int32_t));
+    for (int u = first; u < first + 4 && u < 7; ++u) {
+        int32_t *const to = e.mean + 8 * u;
+        if (n.left_rows >> u & 1)
+            for (int j = 0; j < 8; ++j) {
+                const int32_t x = n.left_q[8 * u + j];
+                if (!x) continue;
+                for (int v = 0; v < 8; ++v) to[v] += x * w[64 * j + 8 * u + v];
+            }
+    }
+    for (int j = 0; j < 8; ++j) {
+        if (!(n.up_rows >> j & 1)) continue;
+        int32_t x[8];
+        for (int v = 0; v < 8; ++v) x[v] = n.up_q[8 * j + v];
+        for (int u = first; u < first + 4; ++u)
+            for (int v = 0; v < 8; ++v) e.mean[8 * u + v] += x[v] * w[64 * (8 + j) + 8 * u + v];
+    }
+    const int32_t *const s = m.scale.data() + channel * kScaleFeatures * 64 + kIntra * 64 + at;
+    std::memcpy(e.scale + at, s + 576, 32 * sizeof(int32_t));
+    int32_t *const scale = e.scale + at;
+    if (n.left->activity) add_rows(scale, n.left->a + at, s), add_rows(scale, n.left->soft + at, s + 192);
+    if (n.up->activity) add_rows(scale, n.up->a + at, s + 64), add_rows(scale, n.up->soft + at, s + 256);
+    if (n.up_left->activity) add_rows(scale, n.up_left->a + at, s + 128);
+    if (n.first->activity) {
+        add_rows(e.mean + at, n.first->q + at, w + 64 * 16 + at);
+        add_rows(scale, n.first->a + at, s + 320), add_rows(scale, n.first->soft + at, s + 448);
+    }
+    if (n.second->activity) {
+        add_rows(e.mean + at, n.second->q + at, w + 64 * 17 + at);
+        add_rows(scale, n.second->a + at, s + 384), add_rows(scale, n.second->soft + at, s + 512);
     }
 }
 
@@ -120,11 +151,41 @@ int flag_class(int n) { return n < 8 ? n : std::min(kFlagClasses - 1, 8 + ((n - 
 
 [[noreturn]] void out_of_range() { throw Corrupt("a level is out of range"); }
 
+// Levels From to To in the order of the scan; returns how many are not 0.
+template <class Coder, int From, int To>
+NZ_INLINE int code_levels(int type, int region, const int32_t *w, const Expected &e, Block &b, int32_t *wide, Coder &coder) {
+    const int base = (type * kRegions + region) * kBuckets;
+    int used = 0;
+    for (int i = From; i < To; ++i) {
+        const int pos = kScan[i], at = padded_place(pos);
+        int32_t expected = e.scale[pos];
+        for (int k = 0; k < kIntra; ++k) expected += wide[at + kIntraOffset[k]] * w[64 * k + pos];
+        const int32_t level = expected_level(e.mean[pos]), distance = e.mean[pos] - (level << kShift);
+        const bool turned = distance < 0;
+        const size_t context = size_t((base + bucket_of(turned ? -distance : distance)) * kScaleClasses + scale_class(expected));
+        const int32_t d = coder.code(context, turned ? level - b.q[pos] : b.q[pos] - level);
+        const int32_t q = turned ? level - d : level + d;
+        if (q < -kMaxLevel || q > kMaxLevel) out_of_range();
+        b.q[pos] = int16_t(q);
+        wide[at] = q < 0 ? -q : q;
+        used += q != 0;
+    }
+    return used;
+}
+
+// Whether anything but zeros follows; `near`: levels that are not 0 in the two diagonals before.
+template <class Coder>
+NZ_INLINE bool code_flag(int type, int flag, int near, const Around &n, const Block &b, Coder &coder) {
+    bool more = false;
+    if constexpr (!Coder::kDecodes)
+        for (int k = kFlagAt[flag]; k < 64; ++k) more |= b.q[kScan[k]] != 0;
+    const int around = 2 * near + n.left->rest[flag] + n.up->rest[flag] + n.first->rest[flag];
+    return coder.code(size_t(kAcContexts + kDcContexts + (type * 2 + flag) * kFlagClasses + flag_class(around)), more);
+}
+
 // One block: `b.q` is read by coders that encode, and written by those that decode.
 template <class Coder>
 NZ_INLINE void code_block(const DctModel &m, int channel, const Around &n, Block &b, Coder &coder) {
-    Expected e;
-    expect(m, channel, n, e);
     const int type = m.type_of(channel);
     const size_t dc_at = size_t(channel * kBorders + n.border) * kDcFeatures;
     int32_t f[kDcFeatures];
@@ -137,36 +198,22 @@ NZ_INLINE void code_block(const DctModel &m, int channel, const Around &n, Block
     b.surprise = std::abs(b.surprise);
     if (dc < -kMaxLevel || dc > kMaxLevel) out_of_range();
     b.q[0] = int16_t(dc);
+    b.rest[0] = b.rest[1] = 0;
 
+    Expected e;
+    expect(m, channel, n, 0, e);
     int32_t wide[kPitch * kPitch] = {};
     const int32_t *const w = m.scale.data() + channel * kScaleFeatures * 64;
-    int region = 0, recent = 0;
-    for (int i = 1; i < 64; ++i) {
-        if (region < 2 && i == kFlagAt[region]) {
-            const int near = 2 * recent + n.left->rest[region] + n.up->rest[region] + n.first->rest[region];
-            bool more = false;
-            for (int k = i; k < 64; ++k) more |= b.q[kScan[k]] != 0;
-            const size_t context = size_t(kAcContexts + kDcContexts + (type * 2 + region) * kFlagClasses + flag_class(near));
-            if (!coder.code(context, more)) {
-                for (int k = i; k < 64; ++k) b.q[kScan[k]] = 0;
-                return;
-            }
-            ++region, recent = 0;
-        }
-        const int pos = kScan[i], at = padded_place(pos);
-        int32_t expected = e.scale[pos];
-        for (int k = 0; k < kIntra; ++k) expected += wide[at + kIntraOffset[k]] * w[64 * k + pos];
-        const int32_t level = expected_level(e.mean[pos]), distance = e.mean[pos] - (level << kShift);
-        const bool turned = distance < 0;
-        const size_t context = size_t(((type * kRegions + region) * kBuckets + bucket_of(turned ? -distance : distance)) *
-                                          kScaleClasses + scale_class(expected));
-        const int32_t d = coder.code(context, turned ? level - b.q[pos] : b.q[pos] - level);
-        const int32_t q = turned ? level - d : level + d;
-        if (q < -kMaxLevel || q > kMaxLevel) out_of_range();
-        b.q[pos] = int16_t(q);
-        wide[at] = q < 0 ? -q : q;
-        recent += q != 0 && i >= kFlagAt[region < 2 ? region : 1] - (region ? 13 : 7);
-    }
+    code_levels<Coder, 1, 3>(type, 0, w, e, b, wide, coder);
+    int recent = code_levels<Coder, 3, kFlagAt[0]>(type, 0, w, e, b, wide, coder);
+    if (!code_flag(type, 0, recent, n, b, coder)) return;
+    expect(m, channel, n, 4, e);
+    b.rest[0] = code_levels<Coder, kFlagAt[0], 15>(type, 1, w, e, b, wide, coder);
+    recent = code_levels<Coder, 15, kFlagAt[1]>(type, 1, w, e, b, wide, coder);
+    b.rest[0] += recent;
+    if (!code_flag(type, 1, recent, n, b, coder)) return;
+    b.rest[1] = code_levels<Coder, kFlagAt[1], 64>(type, 2, w, e, b, wide, coder);
+    b.rest[0] += b.rest[1];
 }
 
 // Goes through the blocks of an image. `each(row, column, channel, block, around)` codes one.
@@ -179,6 +226,7 @@ public:
             }
             start_[c].finish();
             std::fill(start_[c].q, start_[c].q + 64, int16_t(0));
+            start_[c].row_used = 0;
         }
     }
     Block &at(size_t row, size_t column, int c) { return rows_[((row & 1) * size_t(m_.channels) + size_t(c)) * width_ + column + 1]; }
@@ -198,6 +246,8 @@ public:
         n.first = c > 0 ? &at(row, column, 0) : &kZero;
         n.second = c > 1 ? &at(row, column, 1) : &kZero;
         n.border = has_left + 2 * has_up;
+        n.left_rows = left ? left->row_used : 0;
+        n.up_rows = up ? up->row_used : 0;
         return n;
     }
 
@@ -223,7 +273,6 @@ void code_image(const DctModel &m, BlockShape shape, const int16_t *levels, Code
                 }
                 code_block(m, c, blocks.around(row, column, c, shape.columns), b, coder);
                 b.finish();
-                b.count_rest();
             }
         row_done(row, blocks);
     }
@@ -253,7 +302,8 @@ void fit_block(const DctModel &m, int c, const Around &n, const Block &b, const 
     std::copy(d, d + kDcFeatures, f);
     add_moments(to.dc_scale + dc_at * row, f, kDcFeatures, std::abs(b.q[0] - first));
     Expected e;
-    expect(m, c, n, e);
+    expect(m, c, n, 0, e);
+    expect(m, c, n, 4, e);
     int32_t wide[kPitch * kPitch] = {};
     for (int i = 1; i < 64; ++i) {
         const int pos = kScan[i], at = padded_place(pos), u = pos >> 3, v = pos & 7;
@@ -285,28 +335,35 @@ constexpr int kBasisShift = 13;
 NZ_INLINE int32_t clamped(int32_t x, int32_t most) { return x < -most ? -most : x > most ? most : x; }
 
 // Levels to values in quarters of a grey level, rows of `pitch`.
-NZ_CLONES void undo_block(const int16_t *q, const int32_t *steps, const int32_t *shifts, int32_t *out, size_t pitch) {
-    int32_t x[64], half[64];
-    int last = -1;
-    for (int i = 0; i < 64; ++i) {
-        const int32_t m = q[i] < 0 ? -q[i] : q[i];
-        const int32_t shift = m == 0 ? 0 : m == 1 ? shifts[i] : m == 2 ? shifts[64 + i] : shifts[128 + i];
-        const int32_t v = clamped(m * steps[i] - shift, 32767);
-        x[i] = q[i] < 0 ? -v : v;
-        if (m) last = i;
+NZ_INLINE int32_t restored(int32_t q, int i, const int32_t *steps, const int32_t *shifts) {
+    const int32_t m = q < 0 ? -q : q, shift = m == 0 ? 0 : shifts[64 * (m > 2 ? 2 : m - 1) + i];
+    const int32_t v = clamped(m * steps[i] - shift, 32767);
+    return q < 0 ? -v : v;
+}
+
+NZ_CLONES void undo_block(const Block &b, const int32_t *steps, const int32_t *shifts, int32_t *out, size_t pitch) {
+    constexpr int32_t first_half = 1 << (kBasisShift - 1), second_half = 1 << (kBasisShift + 1);
+    if (!b.activity) {  // one value
+        const int32_t half = clamped((kBasis[0][0] * restored(b.q[0], 0, steps, shifts) + first_half) >> kBasisShift, 65535);
+        const int32_t value = (half * kBasis[0][0] + second_half) >> (kBasisShift + 2);
+        for (int i = 0; i < 8; ++i) std::fill(out + size_t(i) * pitch, out + size_t(i) * pitch + 8, value);
+        return;
     }
-    const int n_rows = last < 0 ? 0 : last / 8 + 1;  // rows below hold zeros alone
-    for (int i = 0; i < 8; ++i) {
-        int32_t sum[8] = {};
-        for (int u = 0; u < n_rows; ++u)
-            for (int v = 0; v < 8; ++v) sum[v] += kBasis[u][i] * x[8 * u + v];
-        for (int v = 0; v < 8; ++v) half[8 * i + v] = clamped((sum[v] + (1 << (kBasisShift - 1))) >> kBasisShift, 65535);
-    }
-    for (int i = 0; i < 8; ++i) {
-        int32_t sum[8] = {};
+    int32_t x[64] = {}, half[64] = {};
+    int columns = 0;
+    for (int u = 0; u < 8; ++u) {
+        if (!(b.row_used >> u & 1)) continue;
         for (int v = 0; v < 8; ++v)
+            if (b.q[8 * u + v]) x[8 * u + v] = restored(b.q[8 * u + v], 8 * u + v, steps, shifts), columns = std::max(columns, v + 1);
+        for (int i = 0; i < 8; ++i)
+            for (int v = 0; v < 8; ++v) half[8 * i + v] += kBasis[u][i] * x[8 * u + v];
+    }
+    for (int i = 0; i < 64; ++i) half[i] = clamped((half[i] + first_half) >> kBasisShift, 65535);
+    for (int i = 0; i < 8; ++i) {
+        int32_t sum[8] = {};
+        for (int v = 0; v < columns; ++v)
             for (int j = 0; j < 8; ++j) sum[j] += half[8 * i + v] * kBasis[v][j];
-        for (int j = 0; j < 8; ++j) out[size_t(i) * pitch + size_t(j)] = (sum[j] + (1 << (kBasisShift + 1))) >> (kBasisShift + 2);
+        for (int j = 0; j < 8; ++j) out[size_t(i) * pitch + size_t(j)] = (sum[j] + second_half) >> (kBasisShift + 2);
     }
 }
 
@@ -362,7 +419,6 @@ void fit_levels(const DctModel &model, BlockShape shape, const int16_t *levels, 
                 const int32_t first = expected_level(dot(d, &model.dc_mean[size_t(c * kBorders + around.border) * kDcFeatures]));
                 b.surprise = std::abs(b.q[0] - first);
                 b.finish();
-                b.count_rest();
             }
 }
 
@@ -374,7 +430,7 @@ void decode_image(const DctModel &model, size_t height, size_t width, View in, u
     code_image(model, shape, nullptr, decoder, [&](size_t row, Blocks &blocks) {
         for (size_t c = 0; c < n; ++c)
             for (size_t column = 0; column < shape.columns; ++column)
-                undo_block(blocks.at(row, column, int(c)).q, &model.steps[64 * c], &model.shifts[192 * c],
+                undo_block(blocks.at(row, column, int(c)), &model.steps[64 * c], &model.shifts[192 * c],
                            &planes[c * 8 * pitch + 8 * column], pitch);
         for (size_t i = 0; i < std::min<size_t>(8, height - 8 * row); ++i) {
             uint8_t *const to = pixels + (8 * row + i) * width * n;

@@ -50,6 +50,7 @@ struct StaticTables {
 // Counts tokens by context.
 class StaticCounter {
 public:
+    static constexpr bool kDecodes = false;
     explicit StaticCounter(uint32_t *counts) : counts_(counts) {}
     NZ_INLINE int32_t code(size_t context, int32_t value) {
         ++counts_[context * kStaticTokens + token_of(value).token];
@@ -63,6 +64,7 @@ private:
 // Collects tokens; `finish` writes them, last one first.
 class StaticEncoder {
 public:
+    static constexpr bool kDecodes = false;
     StaticEncoder(const StaticTables &tables, const uint8_t *map) : tables_(tables), map_(map) {}
     NZ_INLINE int32_t code(size_t context, int32_t value) {
         items_.push_back({token_of(value), map_[context]});
@@ -109,6 +111,7 @@ private:
 
 class StaticDecoder {
 public:
+    static constexpr bool kDecodes = true;
     StaticDecoder(const StaticTables &tables, const uint8_t *map, View in) : tables_(tables), map_(map), in_(in) {
         if (in.size < 4 || in.size % 2) throw Corrupt("stream ends early");
         x_ = word() << 16;

@@ -15,8 +15,9 @@ from nearzip.archive import Reader, TensorReport
 from nearzip.cli.console import facts, human_bytes, print_json, progress, rows_table, safe, show, warn
 from nearzip.cli.running import common_options
 from nearzip.cli.transfer import bound_text, others_text, share_text, some, threads_option
-from nearzip.comparison import Comparison, Figures
+from nearzip.comparison import Comparison
 from nearzip.errors import CorruptError, Error, WrongBaseError
+from nearzip.figures import Figures
 from nearzip.matching import matches_text
 from nearzip.plots import check_plot, draw_comparison
 from nearzip.recipes import Recipe, recipe_types

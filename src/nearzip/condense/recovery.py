@@ -213,7 +213,7 @@ class LC(Recovery):
 
     finetune: float = 0.3
     kappa: float = 0.15
-    kappa_end: float = 1.0
+    kappa_end: float = 0.6
     mu: float | None = None
     growth: float = 1.1
     mu_max: float = 1e4

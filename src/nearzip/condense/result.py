@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from nearzip.api import decompress
 from nearzip.condense.trial import Trial
 from nearzip.fileio import Output, Path_, atomic_file
+from nearzip.tensors import Array
 from nearzip.texts import human_bytes
 
 __all__ = ["Archived", "Condensed"]
@@ -25,6 +27,11 @@ class Archived:
     @property
     def nbytes(self) -> int:
         return len(self._data)
+
+    @property
+    def restored(self) -> dict[str, Array]:
+        """The arrays that a reader gets; decoded at every call."""
+        return decompress(self._data)
 
     def to_bytes(self) -> bytes:
         return self._data
@@ -44,7 +51,7 @@ class Condensed:
     module : torch.nn.Module
         What the archive restores, in evaluation mode.
     archive : Archived
-        `save(path)`, `to_bytes()`, `nbytes`.
+        `save(path)`, `to_bytes()`, `nbytes`, `restored`.
     keep : float
         The share that was kept.
     objective : dict

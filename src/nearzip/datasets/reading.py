@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -30,6 +31,7 @@ __all__ = ["Reader", "open_dataset"]
 
 #: Groups whose bytes were checked are kept, up to so many bytes: neighbours are often asked for next.
 _KEPT_BYTES = 4 << 20
+_KEPT_OFFSETS = 1024
 #: Largest sample, unless the caller's limits say otherwise.
 _MAX_SAMPLE = 256 << 20
 #: Largest column: so much, or so many times the file.
@@ -73,6 +75,7 @@ class Reader(Samples):
         self.n_bytes = self._source.size
         self._kept: OrderedDict[int, memoryview] = OrderedDict()
         self._kept_bytes = 0
+        self._known_offsets: dict[int, list[int]] = {}
         self._lock = ForkSafeLock()
         self._local = threading.local()
 
@@ -221,21 +224,31 @@ class Reader(Samples):
         first = group * layout.document.group_samples
         last = min(first + layout.document.group_samples, len(self))
         wanted = list(range(first, last)) if coder.in_groups else numbers
-        shapes = [self.shape(i) for i in wanted]
+        same = layout.document.shape
+        shapes = [self.shape(i) for i in wanted] if same is None else [same] * len(wanted)
         self._check_sizes(shapes, numbers[0])
-        base = int(layout.offsets[first])
-        starts = [int(layout.offsets[i]) - base for i in wanted]
-        stops = [int(layout.offsets[i + 1]) - base for i in wanted]
+        offsets = self._offsets(group, first, last)
+        starts = [offsets[i - first] for i in wanted]
+        stops = [offsets[i - first + 1] for i in wanted]
         try:
             samples: list[Array] = getattr(coder, action)(Pieces(data, starts, stops, shapes))
         except CorruptError as error:
             raise CorruptError(f"{self.name}: group {group}: {error}") from None
         return [samples[i - first] for i in numbers] if coder.in_groups else samples
 
+    def _offsets(self, group: int, first: int, last: int) -> list[int]:
+        """Where the samples of a group begin in it, and where the last one ends."""
+        found = self._known_offsets.get(group)
+        if found is None:
+            if len(self._known_offsets) > _KEPT_OFFSETS:
+                self._known_offsets.clear()
+            offsets = self._layout.offsets[first : last + 1]
+            found = self._known_offsets[group] = (offsets - offsets[0]).tolist()
+        return found
+
     def _check_sizes(self, shapes: list[Shape], number: int) -> None:
         allowed = _MAX_SAMPLE if self._limits.output_bytes is None else self._limits.output_bytes
-        itemsize = np.dtype(self.spec.dtype).itemsize
-        largest = max(int(np.prod([float(x) for x in shape])) for shape in shapes) * itemsize
+        largest = max(math.prod(shape) for shape in set(shapes)) * np.dtype(self.spec.dtype).itemsize
         if largest > allowed or (len(shapes) > 1 and largest * len(shapes) > 64 * allowed):
             raise LimitError(
                 f"{self.name}: sample {number} takes {largest} bytes; the limit is {allowed}. If you trust the file, "

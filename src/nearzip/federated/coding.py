@@ -181,16 +181,22 @@ def updates(trained: Checkpoint, held: Checkpoint, names: Sequence[str]) -> dict
     return {name: trained.read(name).astype(np.float32) - held.read(name).astype(np.float32) for name in names}
 
 
-def applied(held: Checkpoint, decoded: Mapping[str, Array], exact: frozenset[str]) -> dict[str, Array]:
-    """The model after an update: the same bits on both sides, because both add the same float32 values."""
+def applied(
+    held: Checkpoint, decoded: Mapping[str, Array], exact: frozenset[str], consume: bool = False
+) -> dict[str, Array]:
+    """The model after an update: the same bits on both sides, because both add the same float32 values.
+
+    The arrays are its own. `consume`: what was decoded is let go of, tensor by tensor.
+    """
     found = {}
     for name, spec in held.specs.items():
+        update = decoded.pop(name) if consume and isinstance(decoded, dict) else decoded[name]
         if name in exact:
-            found[name] = decoded[name]
+            found[name] = np.array(update)
             continue
         old = held.read(name)
         wide = np.float64 if spec.dtype == "float64" else np.float32
-        found[name] = (old.astype(wide) + decoded[name].astype(wide)).astype(old.dtype)
+        found[name] = np.asarray(old.astype(wide) + update.astype(wide)).astype(old.dtype)
     return found
 
 
@@ -198,7 +204,7 @@ def advanced(held: Checkpoint, held_id: bytes, data: bytes | memoryview) -> Chec
     """The model after a message from anybody. Raises what `read_message` and `Message.arrays` raise."""
     message = read_message(data, held, held_id)
     exact = frozenset(spec.name for group in message.groups if group.exact for spec in group.tensors)
-    return as_model(applied(held, message.arrays(), exact))
+    return Checkpoint.of(applied(held, message.arrays(), exact, consume=True))
 
 
 def exact_delta(new: Checkpoint, old: Checkpoint, old_id: bytes) -> bytes:

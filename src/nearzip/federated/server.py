@@ -325,19 +325,21 @@ class Server:
             if self._coding.is_exact(spec):
                 exact[name] = self._cast(name, self._held.read(name).astype(np.float64) + update)
             else:
-                rounded[name] = (update + self._left.pop(name, 0.0)).astype(np.float32)
+                rounded[name] = np.array(update + self._left.pop(name, 0.0), np.float32)
         for name in [name for name in exact if not self._coding.is_exact(self._held.spec(name))]:
             # Clients sent it exactly; the downlink rounds it.
             new, old = exact.pop(name), self._held.read(name)
-            rounded[name] = (new.astype(np.float64) - old.astype(np.float64) + self._left.pop(name, 0.0)).astype(
-                np.float32
-            )
+            update = new.astype(np.float64) - old.astype(np.float64)
+            rounded[name] = np.array(update + self._left.pop(name, 0.0), np.float32)
         _require_finite({**rounded, **exact})
         source = Checkpoint.of({name: rounded[name] for name in sorted(rounded)})
         values = Checkpoint.of({name: exact[name] for name in self._held.specs if name in exact})
         data, decoded = pack(self._coding.groups(source, self._held), source, values, self._held, self._held_id)
-        self._left = {name: rounded[name] - decoded[name] for name in rounded}
-        self._held = as_model(applied(self._held, decoded, frozenset(exact)))
+        # In place, and tensor by tensor: a server holds few networks at once.
+        for name, update in rounded.items():
+            np.subtract(update, decoded[name], out=update)
+        self._left = rounded
+        self._held = Checkpoint.of(applied(self._held, decoded, frozenset(exact), consume=True))
         self._held_id = model_id(self._held)
         self._keyframe, self._exact = None, {}
         self._history.append(Part(False, self._held_id, data))
