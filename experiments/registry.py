@@ -43,6 +43,10 @@ CLAIMS = {
         "Bit-exact, files are smaller than those of other lossless programs, with a base and without",
         "claims.bits.lossless", ("lossless",), _DATA,
     ),
+    "real_files": Claim(
+        "Weights that ship in public packages, as they are on disk, are smallest as nearzip's files",
+        "claims.bits.real_files", ("real_files",),
+    ),
     "rates": Claim(
         "Finer steps for small tensors pay; points of E8 do where few values are not zero",
         "claims.bits.rates", ("rates", "rates_alone"), _DATA,
@@ -83,6 +87,14 @@ CLAIMS = {
     "condense_files": Claim(
         "Condensed networks are stored in fewer bytes, positions and all, than two for each nonzero",
         "claims.condense.files", ("condense_files",), _DATA,
+    ),
+    "behaviour": Claim(
+        "Methods of equal size and accuracy differ in what they change",
+        "claims.accuracy.behaviour", ("behaviour",), _DATA,
+    ),
+    "objective": Claim(
+        "Training for limits keeps more of a pruned network's behaviour",
+        "claims.accuracy.objective", ("objective",), _DATA,
     ),
     "condense_speed": Claim(
         "Thinned networks are faster within an accuracy budget, measured",

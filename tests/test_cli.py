@@ -412,7 +412,7 @@ def test_interrupted(files: Path, monkeypatch: pytest.MonkeyPatch):
     def interrupted(*arguments, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nearzip.archive.encode_block", interrupted)
+    monkeypatch.setattr("nearzip.writing.encode_block", interrupted)
     bad(130, "compress", "new.safetensors", "-o", "u.nz", "--threads", "1", says=("interrupted",))
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import nearzip as nz
-from nearzip.archive import write_archive
 from nearzip.buffers import WriteBuffer
 from nearzip.coding import Coding, Codings, bound_from_json
 from nearzip.coding_index import codings_in
@@ -19,6 +18,7 @@ from nearzip.matching import match_tensors, matched
 from nearzip.recipes import recipe_type
 from nearzip.store.steps import last_steps
 from nearzip.tensors import Checkpoint
+from nearzip.writing import write_archive
 
 FORMATS = Path(__file__).parent / "formats"
 BOUNDS = ["lossless", "abs:1e-3", "rel:0.01", "pwrel:0.01", "rms:0.1", "upd:0.1", "upd:0.1:tensor"]

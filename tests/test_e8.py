@@ -97,9 +97,9 @@ def test_what_is_decoded_are_the_points(limit, dtype, n):
     coded = E8Step(STEP).encode(x)
     assert n < 100 or coded.side == bytes([limit])
     expected = (nearest_points(x, STEP) * 0.5 * STEP).reshape(-1)[:n]
-    assert E8Step(STEP).decode(coded, Context.alone(x)).tobytes() == expected.tobytes()
+    assert E8Step(STEP).decode(coded, Context.of(x)).tobytes() == expected.tobytes()
     pipeline = Pipeline((E8Step(STEP),))
-    decoded = pipeline.decode(pipeline.encode(x, Context.alone(x)), Context.alone(x))
+    decoded = pipeline.decode(pipeline.encode(x, Context.of(x)), Context.of(x))
     assert decoded.dtype == x.dtype
     assert np.abs(decoded.astype(np.float64) - x.astype(np.float64)).max(initial=0) <= 1.01 * STEP
 
@@ -112,7 +112,7 @@ def test_grids_change_no_value(limit, shapes):
     x = rng.laplace(0, LIMITS[limit] * STEP, sum(sizes)).astype(np.float32)
     context = Context(x.dtype, sizes, None, tuple(Grid.of(shape) for shape in shapes))
     pipeline = Pipeline((E8Step(STEP),))
-    alone = pipeline.decode(pipeline.encode(x, Context.alone(x)), Context.alone(x))
+    alone = pipeline.decode(pipeline.encode(x, Context.of(x)), Context.of(x))
     assert pipeline.decode(pipeline.encode(x, context), context).tobytes() == alone.tobytes()
 
 
@@ -121,23 +121,23 @@ def test_fewer_errors_for_about_the_bytes_of_rounding(scale, larger, nearer):
     x = np.random.default_rng(4).laplace(0, scale, 100_000).astype(np.float32)
     sizes, errors = [], []
     for pipeline in (Pipeline((UniformStep(1.0), Rans())), Pipeline((E8Step(1.0),))):
-        data = pipeline.encode(x, Context.alone(x))
+        data = pipeline.encode(x, Context.of(x))
         sizes.append(len(data))
-        errors.append(float(((pipeline.decode(data, Context.alone(x)) - x) ** 2).mean()))
+        errors.append(float(((pipeline.decode(data, Context.of(x)) - x) ** 2).mean()))
     assert sizes[1] < larger * sizes[0]
     assert errors[1] < nearer * errors[0]
 
 
 def test_zeros_cost_nothing():
     x = np.zeros(100_000, np.float32)
-    assert len(Pipeline((E8Step(1.0),)).encode(x, Context.alone(x))) < 60
+    assert len(Pipeline((E8Step(1.0),)).encode(x, Context.of(x))) < 60
 
 
 @pytest.mark.parametrize("limit", LIMITS)
 def test_streams_that_make_no_sense_are_corrupt(limit):
     rng = np.random.default_rng(6)
     x = rng.laplace(0, LIMITS[limit] * STEP, 1001).astype(np.float32)
-    stage, context = E8Step(STEP), Context.alone(x)
+    stage, context = E8Step(STEP), Context.of(x)
     streams, side = stage.split(x, context)
     stage.join(streams, side, context)
     wrong = [(streams, bad) for bad in (b"", b"\3", b"\0\0", bytes([(limit + 1) % 3]))]
@@ -285,7 +285,7 @@ def test_points_cost_little_to_keep_exactly():
     archive = nz.compress(new, old, options={"step": STEP, "lattice": True})
     (step,) = steps_of(archive.report.index)["large"]
     assert step == STEP / 2
-    context = Context.alone(old["large"].reshape(-1), archive.restored["large"].reshape(-1))
+    context = Context.of(old["large"].reshape(-1), archive.restored["large"].reshape(-1))
     sizes = [
         len(pipeline.encode(old["large"].reshape(-1), context))
         for pipeline in (Pipeline((StepThenBits(step, delta=True), Rans())), Pipeline((ContextDelta(),)))
@@ -311,7 +311,7 @@ def test_from_the_shell(tmp_path):
 def test_differences_are_those_to_the_base():
     old, new = versions()
     x, base = new["large"].reshape(-1), old["large"].reshape(-1)
-    pipeline, context = Pipeline((SubtractBase(), E8Step(STEP))), Context.alone(x, base)
+    pipeline, context = Pipeline((SubtractBase(), E8Step(STEP))), Context.of(x, base)
     moved = (nearest_points(x.astype(np.float64) - base, STEP) * 0.5 * STEP).reshape(-1)[: x.size]
     decoded = pipeline.decode(pipeline.encode(x, context), context)
     assert np.array_equal(decoded, (base.astype(np.float64) + moved).astype(np.float32))

@@ -142,6 +142,22 @@ def onnx(initializers: list[bytes], constant: bytes | None = None) -> bytes:
     return number(1, 9) + message(2, b"test") + message(7, graph) + message(8, number(2, 17))
 
 
+def test_onnx_with_packed_floats(tmp_path):
+    """As exporters write them that do not use raw bytes."""
+    head = number(1, 16) + number(1, 64)
+    floats = head + number(2, 1) + message(8, b"floats") + message(4, WEIGHTS.tobytes())
+    doubles = head + number(2, 11) + message(8, b"doubles") + message(10, WEIGHTS.astype("<f8").tobytes())
+    pieces = number(1, 8) + number(2, 1) + message(8, b"pieces") + message(4, b"1" * 16) + message(4, b"2" * 16)
+    integers = number(1, 2) + number(2, 7) + message(8, b"integers") + message(7, b"\x01\x02")
+    data = onnx([floats, doubles, pieces, integers])
+    (tmp_path / "m.onnx").write_bytes(data)
+    assert there_and_back(tmp_path, "m.onnx") == data
+    found = nz.decompress(tmp_path / "a.nz")
+    assert set(found) == {"floats", "doubles"}
+    assert np.array_equal(found["floats"], WEIGHTS)
+    assert np.array_equal(found["doubles"], WEIGHTS.astype("f8"))
+
+
 def test_onnx_comes_back_byte_for_byte(tmp_path):
     weight = tensor("W", 1, (16, 64), WEIGHTS.tobytes())
     counts = tensor("n", 7, (5,), np.arange(5, dtype="<i8").tobytes())

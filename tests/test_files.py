@@ -22,9 +22,9 @@ from arrays import FLOATS, random_network
 
 import nearzip as nz
 from nearzip import errors
-from nearzip.archive import _check_writable
 from nearzip.checkpoints import ENDINGS, open_checkpoint, write_checkpoint
 from nearzip.tensors import DTYPES, Checkpoint
+from nearzip.writing import check_writable
 
 #: NumPy writes these as bytes without a name.
 NOT_NUMPY = {name for name, dtype in DTYPES.items() if dtype.isbuiltin != 1}
@@ -627,8 +627,8 @@ def test_more_than_a_gibibyte_needs_a_base_bytes_or_permission():
 
 def _declaring(n_bytes: int) -> bytes:
     """An archive of zeros of that size, without ever holding them."""
-    from nearzip.archive import digest
     from nearzip.container import Index, Segment, Writer
+    from nearzip.digests import digest
     from nearzip.stages import OrderedBits, Pipeline, Rans
     from nearzip.tensors import TensorSpec
 
@@ -713,7 +713,7 @@ def test_what_readers_refuse_by_default_is_not_written():
         nz.compress({"x" * 4097: np.ones(2)})
     deep = types.SimpleNamespace(name="deep", shape=(1,) * 33)
     with pytest.raises(errors.UsageError, match="33 dimensions"):
-        _check_writable(types.SimpleNamespace(specs={"deep": deep}))
+        check_writable(types.SimpleNamespace(specs={"deep": deep}))
 
 
 def test_an_archive_cut_short_while_it_is_open(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 import nearzip as nz
 from nearzip.errors import UsageError
-from nearzip.recipes.by_size import geometric_bits
+from nearzip.recipes.fine_steps import geometric_bits
 
 BOUND = 5e-4
 

@@ -91,7 +91,7 @@ def test_stages_that_cannot_be_meant_are_refused():
 def test_any_number_of_values_comes_back(n, dtype):
     x = rng.normal(0, 1, n).astype(dtype)
     for stage in (Sz3(1e-3), Zfp(1e-3)):
-        context = Context.alone(x)
+        context = Context.of(x)
         assert np.abs(stage.decode(stage.encode(x, context), context) - x).max(initial=0) <= 1.01e-3
 
 
@@ -102,7 +102,7 @@ def test_one_child_serves_the_interpreter():
     ask()
     first = pid()
     for stage in (Sz3(1e-3), Zfp(1e-3)):
-        stage.decode(stage.encode(OLD["a"].reshape(-1)), Context.alone(OLD["a"].reshape(-1)))
+        stage.decode(stage.encode(OLD["a"].reshape(-1)), Context.of(OLD["a"].reshape(-1)))
     assert pid() == first
 
 
@@ -148,7 +148,7 @@ def test_what_claims_too_much_is_refused():
 def test_damaged_streams_are_corrupt_or_decode_to_values(name):
     stage = PIPES[name]
     value = NEW["a"].reshape(-1)[200:1200]
-    context = Context.alone(value)
+    context = Context.of(value)
     coded = stage.encode(value.tobytes() if name == "blosc" else value, context)
     draws = np.random.default_rng(1)
     for i in range(150):

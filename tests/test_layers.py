@@ -13,7 +13,7 @@ import nearzip
 
 ROOT = Path(nearzip.__file__).parent
 
-#: From the ground up. `layout` stands below the container because it knows nothing of bytes; `plots` is
+#: From the ground up. `blocks` stands below the container because it knows nothing of bytes; `plots` is
 #: drawn by the demo alone.
 ROWS = (
     "errors",
@@ -25,13 +25,13 @@ ROWS = (
     "limits",
     "version",
     "statistics",
-    "texts",
+    "display",
     "tensors",
     "names",
-    "matching",
     "attached",
     "frameworks",
     "digests",
+    "matching",
     "moments",
     "changes",
     "bounds",
@@ -41,14 +41,16 @@ ROWS = (
     "recipes",
     "coding",
     "ties",
-    "layout",
+    "blocks",
     "fileio",
     "sources",
     "container",
     "updates",
     "coding_index",
-    "sparse_forms",
+    "sparse",
     "archive",
+    "writing",
+    "reading",
     "checkpoints",
     "inputs",
     "api",

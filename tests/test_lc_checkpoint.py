@@ -33,7 +33,7 @@ def buckets_by_hand(values: np.ndarray, bits: int) -> list[float]:
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 def test_buckets_are_those_of_sign_and_exponent(bits):
     values = np.concatenate([rng.standard_t(2, 500), [0.0, -0.0, np.nan, np.inf]]).astype(np.float32)
-    context = Context.alone(values)
+    context = Context.of(values)
     coded = ExponentBuckets(bits).encode(values, context)
     assert ExponentBuckets(bits).decode(coded, context).tolist() == buckets_by_hand(values, bits)
 

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import nearzip as nz
+from nearzip import errors
 from nearzip.cli import cli
 from nearzip.matching import converted
 from nearzip.names import matching_names
@@ -407,3 +408,36 @@ def test_added_rows_count_as_output():
     segment["blocks"] += [[pipeline, 0, digest]] * 63
     with pytest.raises(nz.errors.LimitError):
         nz.open(seal(document, blocks), base=base)
+
+
+def test_a_store_is_told_of_renamed_tensors(tmp_path):
+    rng = np.random.default_rng(0)
+    old = {f"encoder.{i}.w": rng.normal(size=(200, 100)).astype(np.float32) for i in range(3)} | {"old.b": np.ones(9)}
+    new = {name.replace("encoder.", "blocks."): w + np.float32(1e-4) for name, w in old.items() if name != "old.b"}
+    new["new.b"] = np.ones(9)
+    for rename in (None, {"encoder.": "blocks.", "old.b": "new.b"}):
+        store = nz.Store(tmp_path / f"store{bool(rename)}", create=True)
+        store.commit(old)
+        store.commit(new, rename=rename)
+        assert all(np.array_equal(store.checkout()[name], w) for name, w in new.items())
+        sizes = [version.n_stored for version in store.log()]
+        assert (sizes[1] < 0.8 * sizes[0]) == bool(rename)
+        assert store.verify().ok
+    with pytest.raises(errors.UsageError, match="no tensor of the base that begins with 'x'"):
+        store.commit(new, rename={"x": "y"})
+
+
+def test_the_command_line_tells_a_store_of_renamed_tensors(tmp_path):
+    rng = np.random.default_rng(0)
+    one, two = rng.normal(size=(2, 300, 100)).astype(np.float32)
+    np.savez(tmp_path / "old.npz", a=one, c=two)
+    np.savez(tmp_path / "new.npz", b=one + np.float32(1e-4), d=two)
+    url = str(tmp_path / "store")
+    runner = CliRunner()
+    for arguments in (("init", url), ("commit", url, str(tmp_path / "old.npz"))):
+        assert runner.invoke(cli, ["store", *arguments]).exit_code == 0
+    arguments = ["store", "commit", url, str(tmp_path / "new.npz"), "--rename", "a=b", "--rename", "c=d", "--json"]
+    done = runner.invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    sizes = [version.n_stored for version in nz.Store(url).log()]
+    assert sizes[1] < 0.6 * sizes[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import stat
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 import nearzip as nz
 from nearzip import errors
+from nearzip.cli import console
 from nearzip.fileio import atomic_file, atomic_folder, check_outputs, sync_folder
 
 NEARZIP = [sys.executable, "-m", "nearzip"]
@@ -251,6 +253,31 @@ def test_dash_is_stdin_and_stdout(files):
     store = nz.Store("runs", create=True)
     store.commit_file("new.npz")
     assert run("store", "checkout", "runs", "-o", "-").stdout[8:10] == b'{"'
+
+
+def test_dash_is_stdin_for_looking(files):
+    archive, old = (files / "old.nz").read_bytes(), (files / "old.npz").read_bytes()
+    assert b"60x50" in run("inspect", "-", input=archive).stdout
+    assert b"every tensor decodes" in run("inspect", "update.nz", "--verify", "--base", "-", input=old).stdout
+    for arguments in (("-", "new.npz"), ("old.npz", "-")):
+        piped = old if arguments[0] == "-" else (files / "new.npz").read_bytes()
+        document = json.loads(run("compare", *arguments, "--json", input=piped).stdout)
+        assert (document["a"], document["b"]) == arguments
+        assert document["total"]["max_abs_error"] == pytest.approx(1e-3, rel=1e-3)
+    run("compare", "-", "-", input=old, code=2)
+    run("inspect", "-", "--verify", "--base", "-", input=old, code=2)
+
+
+def test_long_work_writes_lines_into_a_log(monkeypatch, capsys):
+    """Where there is no terminal for a bar: after ten seconds, and then ever more rarely."""
+    now = 0.0
+    monkeypatch.setattr("nearzip.cli.console.time.monotonic", lambda: now)
+    with console.progress("compress", as_json=False) as report:
+        for now in range(300):
+            report(now * 10**6, 300 * 10**6)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "nearzip: compress: 10.0 MB of 300 MB, 3 %, 10 s"
+    assert 4 < len(lines) < 10
 
 
 def test_dev_stdout_is_stdout(files):

@@ -342,7 +342,7 @@ def test_a_broken_bound_would_be_found(monkeypatch):
 
     honest = Sparse.pick
     monkeypatch.setattr(
-        Sparse, "pick", lambda *a: honest(*a)._replace(places=np.zeros(len(honest(*a).places), np.int64))
+        Sparse, "pick", lambda *a: honest(*a)._replace(indices=np.zeros(len(honest(*a).indices), np.int64))
     )
     try:
         archive = nz.compress({"x": network()["fc1.weight"]}, method="deepsz-nearzip", bound="abs:0.001")

@@ -101,9 +101,9 @@ def test_clustering_begins_linearly():
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn"])
 def test_more_clusters_than_values_keep_all_of_them(dtype):
     x = np.array([1, 0.5, -2, 0.5, 1, 0], np.float32).astype(DTYPES[dtype])
-    coded = Codebook(100).encode(x, Context.alone(x))
+    coded = Codebook(100).encode(x, Context.of(x))
     assert len(coded.side) == 4 * x.itemsize
-    assert Codebook(100).decode(coded, Context.alone(x)).tobytes() == x.tobytes()
+    assert Codebook(100).decode(coded, Context.of(x)).tobytes() == x.tobytes()
 
 
 def test_values_at_the_end_of_the_range_are_clustered():
@@ -154,8 +154,8 @@ def test_a_filter_knows_every_weight_and_errs_on_few_zeros():
     places = RNG.choice(x.size, 3000, replace=False)
     x[places] = RNG.choice([-2, -1, 1, 2], 3000)
     stage = Bloomier(4, 10)
-    coded = stage.encode(x, Context.alone(x))
-    y = stage.decode(coded, Context.alone(x))
+    coded = stage.encode(x, Context.of(x))
+    y = stage.decode(coded, Context.of(x))
     assert np.array_equal(y[places], x[places])
     wrong = (y != x).sum() / x.size
     assert 0.5 * 4 / 1024 < wrong < 1.5 * 4 / 1024

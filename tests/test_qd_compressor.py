@@ -44,7 +44,7 @@ def by_hand(new: np.ndarray, base: np.ndarray | None, bits: int) -> tuple[list[i
 @pytest.mark.parametrize("delta", [False, True])
 def test_the_stage_is_equations_3_to_5_8_and_9(name, bits, delta):
     x, base = NEW[name].reshape(-1), OLD[name].reshape(-1)
-    context = Context.alone(x, base)
+    context = Context.of(x, base)
     stage = RangeQuantize(bits, delta)
     coded = stage.encode(x, context)
     symbols, restored = by_hand(x, base if delta else None, bits)

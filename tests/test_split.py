@@ -112,11 +112,11 @@ def test_a_nested_pipeline_is_its_json_and_comes_back(pipeline):
     again = pipeline_from_json(json.loads(json.dumps(pipeline.to_json())))
     assert again == pipeline
     assert hash(again) == hash(pipeline)
-    context = Context.alone(SPARSE)
+    context = Context.of(SPARSE)
     assert again.decode(pipeline.encode(SPARSE, context), context).tobytes() == SPARSE.tobytes()
     for n in (0, 1):
         x = SPARSE[:n]
-        assert again.decode(pipeline.encode(x, Context.alone(x)), Context.alone(x)).tobytes() == x.tobytes()
+        assert again.decode(pipeline.encode(x, Context.of(x)), Context.of(x)).tobytes() == x.tobytes()
 
 
 def test_the_stages_of_each_stream_stand_in_the_json_and_in_the_label():
@@ -184,7 +184,7 @@ def test_an_unknown_nested_stage_asks_for_a_newer_release():
 
 def test_streams_that_lie_are_corrupt():
     stage = KeptAndGaps(Chain((RawBytes(),)), Chain((PackIntegers(),)))
-    context = Context.alone(SPARSE)
+    context = Context.of(SPARSE)
     coded = stage.encode(SPARSE, context)
     two = b"\1\4" + bytes(4)
     for data in (
@@ -216,8 +216,8 @@ class _Sparse(Unpromised):
 def test_an_archive_with_nested_pipelines_says_how_it_is_coded(tmp_path):
     import io
 
-    from nearzip.archive import write_archive
     from nearzip.tensors import Checkpoint
+    from nearzip.writing import write_archive
 
     stream = io.BytesIO()
     write_archive(Checkpoint.of({"w": SPARSE}), None, Codings.of(_Sparse()), stream)

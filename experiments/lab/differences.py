@@ -18,7 +18,7 @@ def integers(old: Tensors, new: Tensors, eps: float, mode: str) -> np.ndarray:
             continue
         values, base = w.reshape(-1), old[name].reshape(-1)
         if mode == "relative":
-            coded = LogStep(eps, delta=True).encode(values, Context.alone(values, base))
+            coded = LogStep(eps, delta=True).encode(values, Context.of(values, base))
         else:
             coded = UniformStep(2 * math.log1p(eps)).encode(values.astype(np.float64) - base)
         found.append(coded.symbols)

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
     from nearzip import errors
     from nearzip.api import compress, compress_file, decompress, decompress_file, methods, open
-    from nearzip.archive import Archive, Reader
+    from nearzip.archive import Archive
     from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms, Update
     from nearzip.budget.plan import Plan
     from nearzip.budget.tune import tune
     from nearzip.comparison import Comparison, compare
     from nearzip.limits import Limits
+    from nearzip.reading import Reader
     from nearzip.recipes.retrain import Hold
     from nearzip.store.pulling.pull import pull
     from nearzip.store.repository import Store
@@ -62,11 +63,12 @@ __all__ = [
 #: Modules are imported when a name of theirs is first asked for: the command line starts at once.
 _HOMES = {
     "api": ("compress", "compress_file", "decompress", "decompress_file", "methods", "open"),
-    "archive": ("Archive", "Reader"),
+    "archive": ("Archive",),
     "bounds": ("Absolute", "Bound", "Lossless", "PointwiseRelative", "Relative", "Rms", "Update"),
     "budget": ("Plan", "tune"),
     "comparison": ("Comparison", "compare"),
     "limits": ("Limits",),
+    "reading": ("Reader",),
     "recipes": ("Hold",),
     "store": ("Store", "pull"),
     "version": ("__version__",),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from nearzip.archive import Archive, Progress, WriteReport, write_archive
+from nearzip.archive import Archive, Progress, WriteReport
 from nearzip.attached import attached_names, without_attached
 from nearzip.buffers import WriteBuffer
 from nearzip.changes import UpdateKept
@@ -23,6 +23,7 @@ from nearzip.inputs import checkpoint_of, checkpoints_of, open, open_input
 from nearzip.limits import Limits
 from nearzip.recipes import Retrain, broken_recipes, recipe_types
 from nearzip.tensors import Array, Checkpoint, check_text, keeping_last
+from nearzip.writing import write_archive
 
 __all__ = ["PlanLike", "compress", "compress_file", "decompress", "decompress_file", "methods", "open"]
 

@@ -81,7 +81,7 @@ _NOISE = 0.9
 _SEARCHES = (_Search(-1, 2, 1.15, 1.6, 0.3, math.inf), _Search(3, 4, 0.99, 1.25, 0.15, 2.0))
 #: A tensor of at least so many bytes, of which zstd's fastest leaves no more than this share on a run, gets a block of
 #: its own: what makes it small would not suit its neighbours.
-LEAST_APART, _APART_RUN, _APART = 64 << 10, 8 << 10, 0.8
+LEAST_APART, _APART_RUN, _APART = 64 << 10, 8 << 10, 0.95
 #: A tensor of that size is coded without its base if, of so many values, no more than this share are within a tenth of
 #: the base's: 3 % are if the two have nothing to do with each other.
 _LOOKS, _FEW_NEAR, _NEAR_BASE = 256, 0.06, 0.1
@@ -149,7 +149,7 @@ class _Sample:
 
     def __init__(self, values: Array, base: Array | None) -> None:
         self.values = _sampled(values)
-        self.context = Context.alone(self.values, None if base is None else _sampled(base))
+        self.context = Context.of(self.values, None if base is None else _sampled(base))
 
     def rules_out(self, other: Pipeline, bits: float) -> bool:
         """Whether a candidate surely takes more than so many bits a value."""
@@ -221,10 +221,10 @@ def _goes_on(raw: Array, share: float, search: _Search) -> bool:
 def stands_out(values: Array) -> bool:
     """Whether a tensor of `LEAST_APART` bytes or more, but less than a block, should not share one with others."""
     raw = values.ravel().view(np.uint8)
-    start = (raw.size - _APART_RUN) // 2
-    run = raw[start : start + _APART_RUN]
-    packed = _compressors.at(_SEARCHES[0].level).compress(run.data)
-    return len(packed) <= _APART * _APART_RUN and bool(run.any())
+    starts = ((raw.size - _APART_RUN) // 2 // 8 * 8, (raw.size - _APART_RUN) // 5 // 8 * 8)
+    compressor = _compressors.at(_SEARCHES[0].level)
+    runs = (raw[start : start + _APART_RUN] for start in starts)
+    return any(len(compressor.compress(run.data)) <= _APART * _APART_RUN and bool(run.any()) for run in runs)
 
 
 def is_far(values: Array, base: Array) -> bool:

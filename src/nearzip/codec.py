@@ -1,7 +1,7 @@
 """One block of values to bytes and back, with the bound checked and kept. The only place that knows the bound.
 
 A block is a run of values of one dtype: pieces of one large tensor, or several small tensors one after the other. Its
-bytes are the pipeline's, and a patch: places and exact values of what decoding would leave outside the bound.
+bytes are the pipeline's, and a patch: indices and exact values of what decoding would leave outside the bound.
 """
 
 from __future__ import annotations
@@ -163,10 +163,10 @@ def _encode(
     before: Array | None = None,
 ) -> EncodedBlock:
     sides, body = pipeline.encode_apart(values if substitute is None else substitute, context)
-    restored, places, changes = _decoded(sides, body, pipeline, values, before, context, tolerances)
+    restored, indices, changes = _decoded(sides, body, pipeline, values, before, context, tolerances)
     patch = b""
-    if places.size:
-        patch = _encode_patch(places, bits_of(values), values)
+    if indices.size:
+        patch = _encode_patch(indices, bits_of(values), values)
         if not restored.flags.writeable:
             restored = restored.copy()
         _apply_patch(patch, restored)
@@ -175,7 +175,7 @@ def _encode(
             raise BoundError("a patched block is outside its bound; please report this as a fault")
     n_false = int(((values == 0) & (restored != 0)).sum()) if pipeline.errs_on_zeros else 0
     pieces = (put_varint(len(patch)) + patch + sides, body)
-    return EncodedBlock(pieces, pipeline, restored, places.size, n_false, changes)
+    return EncodedBlock(pieces, pipeline, restored, indices.size, n_false, changes)
 
 
 def decode_block(payload: bytes | memoryview, context: Context, pipeline: Pipeline) -> Array:
@@ -218,17 +218,17 @@ def time_block(payload: bytes | memoryview, context: Context, pipeline: Pipeline
 
 
 def _without_zeros(values: Array) -> SparseValues:
-    places = np.flatnonzero(values != 0)
-    return SparseValues(places, values[places])
+    indices = np.flatnonzero(values != 0)
+    return SparseValues(indices, values[indices])
 
 
 def _patch_sparse(patch: memoryview, sparse: SparseValues, context: Context) -> SparseValues:
-    places, exact = _read_patch(patch, context.n, context.dtype)
-    untouched = ~np.isin(sparse.places, places)
-    all_places = np.concatenate([sparse.places[untouched], places])
+    indices, exact = _read_patch(patch, context.n, context.dtype)
+    untouched = ~np.isin(sparse.indices, indices)
+    all_indices = np.concatenate([sparse.indices[untouched], indices])
     values = np.concatenate([sparse.values[untouched], exact.reshape(-1).view(context.dtype)])
-    order = np.argsort(all_places)
-    return SparseValues(all_places[order], values[order])
+    order = np.argsort(all_indices)
+    return SparseValues(all_indices[order], values[order])
 
 
 def _stretches(context: Context, tolerances: Sequence[Tolerance]) -> Iterator[tuple[int, int, int, Tolerance]]:
@@ -283,23 +283,23 @@ def _outside(
     return np.concatenate(found) if found else np.empty(0, np.int64), tuple(changes)
 
 
-def _encode_patch(places: Array, bits: Array, values: Array) -> bytes:
-    """Count, gaps between places, exact values."""
-    gaps = np.diff(places, prepend=-1).astype(np.uint32) - np.uint32(1)
-    n = int(places.size)
+def _encode_patch(indices: Array, bits: Array, values: Array) -> bytes:
+    """Count, gaps between indices, exact values."""
+    gaps = np.diff(indices, prepend=-1).astype(np.uint32) - np.uint32(1)
+    n = int(indices.size)
     coded_gaps = _core.encode_symbols(gaps, [n], False)
-    exact = np.ascontiguousarray(bits.reshape(values.size, -1)[places]).reshape(-1)
+    exact = np.ascontiguousarray(bits.reshape(values.size, -1)[indices]).reshape(-1)
     coded_values = _core.encode_symbols(exact, [exact.size], True)
     return put_varint(n) + put_varint(len(coded_gaps)) + coded_gaps + coded_values
 
 
 def _apply_patch(patch: bytes | memoryview, values: Array) -> None:
-    places, exact = _read_patch(patch, values.size, values.dtype)
-    bits_of(values).reshape(values.size, -1)[places] = exact
+    indices, exact = _read_patch(patch, values.size, values.dtype)
+    bits_of(values).reshape(values.size, -1)[indices] = exact
 
 
 def _read_patch(patch: bytes | memoryview, n_values: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    """Increasing places, shape (n,), and the exact bits there, shape (n, integers a value). Raises CorruptError."""
+    """Increasing indices, shape (n,), and the exact bits there, shape (n, integers a value). Raises CorruptError."""
     view = memoryview(patch)
     n, at = get_varint(view, 0)
     size, at = get_varint(view, at)
@@ -313,8 +313,8 @@ def _read_patch(patch: bytes | memoryview, n_values: int, dtype: np.dtype[Any]) 
         _core.decode_symbols(np.frombuffer(view[at + size :], np.uint8), [exact.size], exact)
     except ValueError as error:
         raise CorruptError(f"patch: {error}") from None
-    places = np.cumsum(gaps.astype(np.int64) + 1) - 1
-    if places[-1] >= n_values:
+    indices = np.cumsum(gaps.astype(np.int64) + 1) - 1
+    if indices[-1] >= n_values:
         raise CorruptError("patch reaches beyond its block")
     check_booleans(exact, dtype)
-    return places, exact.reshape(n, per_value)
+    return indices, exact.reshape(n, per_value)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nearzip.archive import write_archive
 from nearzip.bounds import Bound
 from nearzip.changes import Change, UpdateKept
 from nearzip.coding import Codings
 from nearzip.tensors import Array, Checkpoint, TensorSpec, keeping_last
+from nearzip.writing import write_archive
 
 __all__ = ["Estimate", "estimate"]
 

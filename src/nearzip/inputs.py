@@ -9,13 +9,14 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
-from nearzip.archive import Archive, Reader
+from nearzip.archive import Archive
 from nearzip.attached import described
 from nearzip.checkpoints import open_checkpoint
 from nearzip.container import is_archive
 from nearzip.errors import UsageError
 from nearzip.fileio import is_stream, naming_errors, spooled_input
 from nearzip.limits import Limits
+from nearzip.reading import Reader
 from nearzip.sources import open_source
 from nearzip.tensors import Checkpoint, check_text, keeping_last
 

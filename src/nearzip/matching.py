@@ -6,16 +6,27 @@ and shapes. An archive's index records the matches, so that both sides see the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from nearzip.digests import content_id, tensor_digest
 from nearzip.errors import UsageError
 from nearzip.names import matching_names
 from nearzip.tensors import Array, Checkpoint, TensorSpec, dtype_of, keeping_last, round_to
 
-__all__ = ["Matches", "can_serve", "converted", "match_tensors", "matched", "matches_text", "n_new_bytes", "renamed"]
+__all__ = [
+    "Matches",
+    "Reference",
+    "can_serve",
+    "converted",
+    "match_tensors",
+    "matched",
+    "matches_text",
+    "n_new_bytes",
+    "renamed",
+]
 
 #: Names of a version's tensors, each with the tensor of the base that it comes from. Those that the base has under the
 #: same name, in the same dtype and shape, are not in it.
@@ -68,6 +79,8 @@ def match_tensors(
     UsageError
         `rename` names tensors that are not there.
     """
+    if not rename and base.specs == source.specs:
+        return {}
     told = _told(source, base, rename or {})
     taken = set(told.values())
     new = {name: s for name, s in source.specs.items() if name not in base.specs and name not in told}
@@ -172,6 +185,66 @@ def matched(
 
     steps = {name: base.steps[origin.name] for name, origin in matches.items() if origin.name in base.steps}
     return replace(base, specs=seen, read=read, steps={**base.steps, **steps})
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a version is coded against, as the version sees it.
+
+    Parameters
+    ----------
+    given : Checkpoint or None
+        The base as it was given; None if no base takes part.
+    base : Checkpoint or None
+        The same under the version's names, in its dtypes and shapes.
+    before : Checkpoint or None
+        What the reader has had so far, the base or not: changes, and bounds relative to them, count from it.
+    matches : mapping of str to TensorSpec
+    grown : set of str
+        Tensors with more rows than in the base. Added rows count as unchanged, like tensors that are new.
+    """
+
+    given: Checkpoint | None = None
+    base: Checkpoint | None = None
+    before: Checkpoint | None = None
+    matches: Matches = field(default_factory=dict)
+    grown: Set[str] = frozenset()
+
+    @staticmethod
+    def of(
+        source: Checkpoint,
+        base: Checkpoint | None,
+        before: Checkpoint | None = None,
+        rename: Mapping[str, str] | None = None,
+    ) -> Reference:
+        """For the tensors of `source`. `before`: where it is not the base. Raises UsageError as `match_tensors`."""
+        matches = {} if base is None else match_tensors(source, base, rename)
+        seen = None if base is None else matched(base, source.specs, matches)
+        grown = {name for name, origin in matches.items() if origin.shape[:1] < source.specs[name].shape[:1]}
+        if before is not None and before is not base:
+            before = matched(before, source.specs, match_tensors(source, before), source.read)
+        elif base is not None:
+            before = matched(base, source.specs, matches, source.read) if grown else seen
+        return Reference(base, seen, before, matches, grown)
+
+    def gone(self, source: Checkpoint) -> tuple[str, ...]:
+        """Tensors of the base that `source` no longer has, under whatever name."""
+        if self.given is None:
+            return ()
+        origins = {origin.name for origin in self.matches.values()}
+        return tuple(name for name in self.given.specs if name not in source.specs and name not in origins)
+
+    def id_of(self, contents: Mapping[str, bytes]) -> str | None:
+        """Identity of the whole base as it was given, None if no tensor of it was used.
+
+        `contents`: digests of the tensors that were, as the version sees them.
+        """
+        if self.given is None or not contents:
+            return None
+        known = {name: content for name, content in contents.items() if name not in self.matches}
+        return content_id(
+            (spec, known.get(name) or tensor_digest(self.given.read(name))) for name, spec in self.given.specs.items()
+        )
 
 
 def _with_rows(array: Array, spec: TensorSpec, added: Array | None) -> Array:

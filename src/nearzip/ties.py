@@ -13,7 +13,7 @@ from nearzip.bounds import Statistics, Tolerance
 from nearzip.coding import Coding, Codings
 from nearzip.tensors import Array, Checkpoint, mantissa_bits
 
-__all__ = ["find_ties"]
+__all__ = ["find_ties", "names_by_target"]
 
 #: Bytes at either end of a tensor that are compared before all of it.
 _END = 256
@@ -47,6 +47,14 @@ def find_ties(source: Checkpoint, codings: Codings, substitutes: Checkpoint | No
     if substitutes is None:
         return ties
     return {n: to for n, to in ties.items() if np.array_equal(_bytes(substitutes, n), _bytes(substitutes, to))}
+
+
+def names_by_target(aliases: Mapping[str, str]) -> dict[str, list[str]]:
+    """Aliases by the tensor that they stand for."""
+    found: dict[str, list[str]] = {}
+    for alias, target in aliases.items():
+        found.setdefault(target, []).append(alias)
+    return found
 
 
 def _bytes(source: Checkpoint, name: str) -> Array:

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nearzip.blocks import shares_of_work
 from nearzip.bounds import Absolute, Bound, Lossless, Statistics, Update
 from nearzip.coding import Coding, Codings
 from nearzip.errors import UsageError
-from nearzip.layout import shares_of_work
 from nearzip.parallel import ordered_map
 from nearzip.tensors import Checkpoint
 

@@ -21,6 +21,7 @@ from nearzip.stages import (
     Rans,
     RawBytes,
     RunLengths,
+    SparseValues,
     StepThenBits,
     SubtractBase,
     UniformStep,
@@ -57,7 +58,7 @@ def test_exact_pipelines_keep_every_bit(pipeline, dtype):
     for case, values in trouble(dtype).items():
         values = np.ascontiguousarray(values)
         base = np.ascontiguousarray(values[::-1]) if pipeline.needs_base else None
-        context = Context.alone(values, base)
+        context = Context.of(values, base)
         decoded = pipeline.decode(pipeline.encode(values, context), context)
         assert decoded.dtype == values.dtype
         assert decoded.tobytes() == values.tobytes(), case
@@ -81,7 +82,7 @@ def test_stages_that_are_joined_give_the_same_bytes_as_one_by_one(pipeline):
     rng = np.random.default_rng(0)
     x, base = rng.normal(0, 0.1, (2, 3000)).astype(np.float32)
     x[5] = np.nan
-    context = Context.alone(x, base)
+    context = Context.of(x, base)
     joined = pipeline.encode(x, context)
     value, sides = x, []
     for stage in pipeline.stages:
@@ -125,7 +126,7 @@ def test_a_stage_that_needs_a_base_says_so(pipeline):
     x = np.ones(3, np.float32)
     if pipeline.needs_base:
         with pytest.raises(UsageError, match="base"):
-            pipeline.encode(x, Context.alone(x))
+            pipeline.encode(x, Context.of(x))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -135,7 +136,7 @@ def test_steps_and_bits_keep_every_bit(step, delta, dtype):
     pipeline = Pipeline((StepThenBits(step, delta), Rans()))
     for case, values in trouble(dtype).items():
         values = np.ascontiguousarray(values)
-        context = Context.alone(values, np.ascontiguousarray(values[::-1]) if delta else None)
+        context = Context.of(values, np.ascontiguousarray(values[::-1]) if delta else None)
         decoded = pipeline.decode(pipeline.encode(values, context), context)
         assert decoded.tobytes() == values.tobytes(), case
 
@@ -145,11 +146,11 @@ def test_what_was_quantized_costs_little_to_keep_exactly():
     old = rng.normal(0, 0.05, 100_000).astype(np.float32)
     lossy = Pipeline((SubtractBase(), UniformStep(1e-3), Rans()))
     target = (old + rng.normal(0, 1e-3, old.size)).astype(np.float32)
-    update = lossy.encode(target, Context.alone(target, old))
-    new = lossy.decode(update, Context.alone(target, old))
+    update = lossy.encode(target, Context.of(target, old))
+    new = lossy.decode(update, Context.of(target, old))
     back = Pipeline((StepThenBits(1e-3, delta=True), Rans()))
-    assert len(back.encode(old, Context.alone(old, new))) < 1.5 * len(update)
-    assert len(Pipeline((ContextDelta(),)).encode(old, Context.alone(old, new))) > 4 * len(update)
+    assert len(back.encode(old, Context.of(old, new))) < 1.5 * len(update)
+    assert len(Pipeline((ContextDelta(),)).encode(old, Context.of(old, new))) > 4 * len(update)
 
 
 def test_powers_far_apart_are_those_near_each_other():
@@ -159,6 +160,21 @@ def test_powers_far_apart_are_those_near_each_other():
     near = rng.integers(-2000, 2000, 500).astype(np.int32) << 1
     far = np.concatenate([near, np.array([-(1 << 20), 1 << 20], np.int32)])
     far, near = far + (far > 0), near + (near > 0)
-    decoded = [stage.decode(Coded(s), Context.alone(np.zeros(s.size, np.float64))) for s in (near, far)]
+    decoded = [stage.decode(Coded(s), Context.of(np.zeros(s.size, np.float64))) for s in (near, far)]
     assert decoded[0].tobytes() == decoded[1][:500].tobytes()
     assert np.unique(decoded[0]).size > 300
+
+
+def test_names_of_the_first_release_work_with_a_warning():
+    indices, values = np.array([1, 3]), np.float32([5, 7])
+    with pytest.warns(DeprecationWarning, match=r"Context\.of"):
+        assert Context.alone(values).parts == (2,)
+    with pytest.warns(DeprecationWarning, match="indices="):
+        sparse = SparseValues(places=indices, values=values)
+    assert sparse.indices is indices
+    assert sparse.values is values
+    with pytest.warns(DeprecationWarning, match="indices"):
+        assert sparse.places is indices
+    assert SparseValues(indices, values)._replace(indices=values).indices is values
+    with pytest.raises(TypeError, match="needs indices and values"):
+        SparseValues(values=values)

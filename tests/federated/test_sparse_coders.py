@@ -42,7 +42,7 @@ def entropy(p):
 def test_positions_and_signs_take_little_more_than_their_entropy(coder):
     """At 1 %: the entropy of where, and one bit of sign for each value that is kept."""
     values = update()
-    coded = TopMean(KEEP).encode(values, Context.alone(values))
+    coded = TopMean(KEEP).encode(values, Context.of(values))
     context = Context(np.dtype(np.uint8), (N,))
     stage = Golomb(golomb_bits(KEEP)) if coder == "golomb" else Rans()
     taken = len(stage.encode(coded.symbols, context).data)
@@ -53,7 +53,7 @@ def test_positions_and_signs_take_little_more_than_their_entropy(coder):
 def test_a_bloom_filter_has_the_size_of_its_formula(eps):
     values = sparse_update(200_000)
     n_keys = int((values != 0).sum())
-    coded = BloomIndex(Chain((RawBytes(),)), eps).encode(values, Context.alone(values))
+    coded = BloomIndex(Chain((RawBytes(),)), eps).encode(values, Context.of(values))
     formula = math.ceil(math.log2(1 / eps)) * n_keys / math.log(2) / 8
     assert abs(len(coded.side) / formula - 1) < 0.02
     n_sent = (len(coded.data) - 6) // 4
@@ -112,10 +112,10 @@ def test_deepreduce_has_the_size_of_its_formula():
 def test_quantile_buckets_hold_equal_counts_and_keep_signs():
     values = np.random.default_rng(0).laplace(0, 1, 10_000).astype(np.float32)
     stage = QuantileBuckets(64)
-    coded = stage.encode(values, Context.alone(values))
+    coded = stage.encode(values, Context.of(values))
     counts = np.bincount(coded.symbols)
     assert counts.max() < 1.2 * len(values) / 64
-    restored = stage.decode(coded, Context.alone(values))
+    restored = stage.decode(coded, Context.of(values))
     assert np.array_equal(np.sign(restored), np.sign(values))
 
 
@@ -124,7 +124,7 @@ def test_p0_loses_nothing_and_the_others_little():
     right = {}
     for policy in ("p0", "p1", "p2"):
         stage = BloomIndex(Chain((RawBytes(),)), 0.01, policy)
-        context = Context.alone(values)
+        context = Context.of(values)
         restored = stage.decode(stage.encode(values, context), context)
         assert np.array_equal(restored[restored != 0], values[restored != 0])
         right[policy] = int((restored != 0).sum()) / int((values != 0).sum())

@@ -298,7 +298,7 @@ def _read(archive: bytes, base: dict[str, np.ndarray] | None) -> None:
                     spec = next(spec for spec in reader.index.tensors if spec.name == name)
                     array = reader[name]
                     assert (array.dtype.name, array.shape) == (spec.dtype, spec.shape)
-                    _check_values(array.reshape(-1), Context.alone(array.reshape(-1)))
+                    _check_values(array.reshape(-1), Context.of(array.reshape(-1)))
         nz.decompress(archive, base=base, limits=_LIMITS, threads=1)
 
 

@@ -64,7 +64,7 @@ def arm(
     if limits is not None:
         cost = Cost(behaviour.costs(name, _CLASSES)[1].d)
         checked = [cost, Attribution(n=64), Boundary(n=64)]
-        objective = Objective(network, limits, measures=checked, rows=_ROWS)
+        objective = Objective(network, limits, measures=checked, rows=_ROWS, rate=0.3)
     optimizer = torch.optim.SGD(student.parameters(), 0.02, 0.9, weight_decay=5e-4)
     epoch = 0
 

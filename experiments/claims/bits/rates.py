@@ -27,11 +27,11 @@ from experiments.lab.curves import TARGETS, Point, at_divergence
 from experiments.lab.peers import running
 from experiments.lab.peers.nnc import NncodecPeer
 from experiments.lab.traces import Tensors
-from nearzip.archive import write_archive
 from nearzip.coding import Coding, Codings
-from nearzip.recipes import by_size
+from nearzip.recipes import fine_steps
 from nearzip.recipes.nearzip import Nearzip
 from nearzip.tensors import Array, Checkpoint
+from nearzip.writing import write_archive
 
 #: Steps an octave: quarters, each of them at two offsets.
 _PER_OCTAVE = 8
@@ -50,7 +50,7 @@ class Rule:
     vectors : float
         Tensors of one dimension get a step that many times finer, each tensor planned by itself.
     law : mapping
-        Constants of `nearzip.recipes.by_size`, changed.
+        Constants of `nearzip.recipes.fine_steps`, changed.
     """
 
     options: Mapping[str, Any]
@@ -102,7 +102,7 @@ def coded(rule: Rule, pair: traces.Pair, step: float) -> tuple[int, Tensors]:
     """Bytes of the file, and what its reader gets."""
     source, base, stream = Checkpoint.of(pair.new), Checkpoint.of(pair.old), io.BytesIO()
     restored: dict[str, Array] = {}
-    with changed(by_size, rule.law):
+    with changed(fine_steps, rule.law):
         write_archive(source, base, rule.codings(pair.new, step), stream, restored.__setitem__, 1)
     return len(stream.getvalue()), restored
 

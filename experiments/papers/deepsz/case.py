@@ -92,7 +92,7 @@ def at_bounds(case: Case, tensors: Tensors, bounds: Mapping[str, float]) -> Row:
 def two_arrays(tensors: Tensors, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Values and gaps of a layer before coding, paddings among them."""
     flat = tensors[name].reshape(-1)
-    (values, gaps), *_ = Sparse(Chain((RawBytes(),)), Chain((Rans(),))).split(flat, Context.alone(flat))
+    (values, gaps), *_ = Sparse(Chain((RawBytes(),)), Chain((Rans(),))).split(flat, Context.of(flat))
     return values, gaps
 
 

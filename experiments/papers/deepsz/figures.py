@@ -28,7 +28,7 @@ def sz_against_zfp(case: Case, tensors: Tensors) -> list[Row]:
     rows = []
     for name, bound in itertools.product(case.names, (1e-2, 1e-3, 1e-4)):
         values = two_arrays(tensors, name)[0]
-        context = Context.alone(values)
+        context = Context.of(values)
         sizes = {}
         for stage in (Sz3(bound), Sz3(bound, "INTERP_LORENZO"), Sz3(bound, "NOPRED"), Zfp(bound)):
             key = stage.id + (f" {stage.algorithm}" if isinstance(stage, Sz3) and stage.algorithm != "smaller" else "")
@@ -48,7 +48,7 @@ def index_coders(case: Case, tensors: Tensors) -> list[Row]:
         sizes = {key: len(stage.encode(gaps.tobytes(), context).data) for key, stage in coders.items()}
         flat = tensors[name].reshape(-1)
         unpadded = Sparse(Chain((RawBytes(),)), Chain((Rans(),)), gap_bits=32, fill=False)
-        symbols = unpadded.split(flat, Context.alone(flat))[0][1]
+        symbols = unpadded.split(flat, Context.of(flat))[0][1]
         sizes["rans"] = len(Rans().encode(symbols, Context(symbols.dtype, (symbols.size,))).data)
         rows.append({"layer": name, "ratios": {key: gaps.nbytes / size for key, size in sizes.items()}})
     return rows

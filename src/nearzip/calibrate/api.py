@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nearzip import api
 from nearzip.api import FileReport, archive_of, open_input
-from nearzip.archive import Archive, Progress, WriteReport, write_archive
+from nearzip.archive import Archive, Progress, WriteReport
 from nearzip.bounds import Bound, NoPromise, Statistics, parse_bound
 from nearzip.budget import Plan
 from nearzip.calibrate.largest_step import largest_step
@@ -28,6 +28,7 @@ from nearzip.fileio import Output as Destination
 from nearzip.fileio import atomic_file, check_outputs, naming_errors
 from nearzip.parallel import number_of_threads
 from nearzip.tensors import Checkpoint
+from nearzip.writing import write_archive
 
 __all__ = ["compress", "compress_file", "load"]
 

@@ -1,4 +1,4 @@
-"""ONNX: the initializers and constants of a graph that are stored as raw bytes. Everything else is kept as it is.
+"""ONNX: the initializers and constants of a graph that are stored as bytes or packed floats. The rest is kept as it is.
 
 The file is walked as protobuf, field by field, without ONNX's library. Tensors in files of their own (external data)
 are read with the folder that holds both.
@@ -35,6 +35,9 @@ _DTYPES = {
     11: "float64", 12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16", 17: "float8_e4m3fn",
     18: "float8_e4m3fnuz", 19: "float8_e5m2", 20: "float8_e5m2fnuz", 24: "float8_e8m0fnu",
 }  # fmt: skip
+
+#: Fields of packed numbers that lie in the file as they do in memory, and the type that they are for.
+_PACKED = {4: 1, 10: 11}
 
 
 def _varint(file: Array, at: int, end: int) -> tuple[int, int]:
@@ -77,6 +80,7 @@ class _Tensor:
     dtype: int = 0
     dims: list[int] = field(default_factory=list)
     raw: tuple[int, int] | None = None
+    pieces: int = 0
     external: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
@@ -93,8 +97,9 @@ class _Tensor:
                 found.dtype = start
             elif number == 8 and wire == _BYTES:
                 found.name = file[start:stop].tobytes().decode("utf-8", "replace")
-            elif number == 9 and wire == _BYTES:
-                found.raw = (start, stop)
+            elif wire == _BYTES and (number == 9 or (number in _PACKED and _PACKED[number] == found.dtype)):
+                found.pieces += 1
+                found.raw = (start, stop) if found.pieces == 1 else None  # in pieces: rare, and left as it is
             elif number == 13 and wire == _BYTES:
                 pair = {n: file[a:b].tobytes().decode("utf-8", "replace") for n, _, a, b in _fields(file, start, stop)}
                 found.external[pair.get(1, "")] = pair.get(2, "")

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from nearzip.display import human_bytes, safe
 from nearzip.errors import UsageError
 from nearzip.fileio import Output, refuse_terminal
-from nearzip.texts import human_bytes, safe
 
 if TYPE_CHECKING:  # Rich takes long to import, and few commands draw a table
     from rich.progress import Progress
@@ -42,6 +42,8 @@ __all__ = [
 
 #: Work that ends sooner shows no bar; also the least time between two status lines.
 _PATIENCE = 1.0
+#: The same for lines in a log.
+_LOG_PATIENCE = 10.0
 
 
 def _plain(value: Any) -> Any:
@@ -152,12 +154,13 @@ def progress(command: str, as_json: bool, unit: str = "bytes") -> Iterator[Calla
     """A callback for work done and work in all.
 
     On a terminal it draws a bar once the work has lasted a second. With --json it writes status lines to stderr, at
-    most one a second. Otherwise there is none.
+    most one a second. Otherwise, into a log, it writes a line once the work has lasted some seconds, and then ever more
+    rarely.
     """
     if as_json:
         yield _status_lines(command, unit)
     elif not sys.stderr.isatty():
-        yield None
+        yield _log_lines(command, unit)
     else:
         bar = Bar(command, unit)
         try:
@@ -178,6 +181,22 @@ def _status_lines(command: str, unit: str) -> Callable[[int, int], None]:
                 "message_type": "status", "command": command, f"{unit}_done": done, f"{unit}_total": total,
                 "seconds": round(now - start, 3),
             })  # fmt: skip
+
+    return report
+
+
+def _log_lines(command: str, unit: str) -> Callable[[int, int], None]:
+    start = time.monotonic()
+    wait = _LOG_PATIENCE
+
+    def report(done: int, total: int) -> None:
+        nonlocal wait
+        seconds = time.monotonic() - start
+        if seconds >= wait and done < total:
+            wait = seconds + max(_LOG_PATIENCE, seconds / 2)
+            said = [human_bytes(n) if unit == "bytes" else f"{n:,}" for n in (done, total)]
+            what = "" if unit == "bytes" else f" {unit}"
+            hint(f"{command}: {said[0]} of {said[1]}{what}, {100 * done // total} %, {seconds:.0f} s")
 
     return report
 

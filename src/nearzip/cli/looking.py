@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -11,15 +12,28 @@ import click
 
 import nearzip
 from nearzip.api import open_input
-from nearzip.archive import Reader, TensorReport
-from nearzip.cli.console import facts, human_bytes, print_json, progress, rows_table, safe, show, warn
+from nearzip.archive import TensorReport
+from nearzip.cli.console import (
+    check_streams,
+    facts,
+    human_bytes,
+    input_of,
+    print_json,
+    progress,
+    rows_table,
+    safe,
+    show,
+    warn,
+)
 from nearzip.cli.running import common_options
 from nearzip.cli.transfer import bound_text, others_text, share_text, some, threads_option
 from nearzip.comparison import Comparison
 from nearzip.errors import CorruptError, Error, WrongBaseError
 from nearzip.figures import Figures
+from nearzip.fileio import spooled_input
 from nearzip.matching import matches_text
 from nearzip.plots import check_plot, draw_comparison
+from nearzip.reading import Reader
 from nearzip.recipes import Recipe, recipe_types
 
 __all__ = ["compare", "inspect", "methods"]
@@ -50,12 +64,13 @@ def _rest(n_all: int, n_shown: int) -> str | None:
 @_limit_option(100)
 @common_options
 def inspect(archive: str, verify: bool, base: str | None, sort: str, limit: int, as_json: bool) -> None:
-    """Show what an archive holds and how it is coded. Needs no base."""
+    """Show what an archive holds and how it is coded. Needs no base. IN.nz: '-' for stdin."""
     if base is not None and not verify:
         raise click.UsageError("--base is of use only with --verify")
+    check_streams([archive, base])
     with contextlib.ExitStack() as stack:
-        checkpoint = None if base is None else stack.enter_context(contextlib.closing(open_input(base)))
-        reader = stack.enter_context(nearzip.open(archive, checkpoint))
+        checkpoint = None if base is None else stack.enter_context(contextlib.closing(open_input(input_of(base))))
+        reader = stack.enter_context(nearzip.open(input_of(archive), checkpoint))
         if verify and checkpoint is None and reader.index.base_id is not None:
             raise WrongBaseError(f"{archive}: is an update of {reader.index.base_id}; give that base to verify: --base")
         damage = dict(reader.damage()) if verify else None
@@ -201,17 +216,20 @@ def compare(
 ) -> int:
     """Compare two networks: differences, linear fit, structural similarity, and what the update from A to B would take.
 
-    Reads .safetensors, .pt, .pth, .bin, .npz, and .nz archives that need no base. Exit code 1 if the networks have no
-    tensor in common.
+    A and B are files or folders of any format that is read, or archives that need no base; one of them may be '-' for
+    stdin. Exit code 1 if the networks have no tensor in common.
     """
+    check_streams([a, b])
     if plot is not None:
         check_plot(plot, force, [a, b])
-    with progress("compare", as_json, "values") as callback:
-        found = nearzip.compare(
-            a, b, bits=bits, exact=exact, estimates=bits is None, threads=threads, progress=callback
-        )
-    if plot is not None:
-        draw_comparison(found, a, b, plot, force)
+    with contextlib.ExitStack() as stack:
+        places = [spooled_input(sys.stdin.buffer, stack) if input_of(each) != each else each for each in (a, b)]
+        with progress("compare", as_json, "values") as callback:
+            found = nearzip.compare(
+                *places, bits=bits, exact=exact, estimates=bits is None, threads=threads, progress=callback
+            )
+        if plot is not None:
+            draw_comparison(found, *places, plot, force)
     if as_json:
         print_json("compare", _compare_document(found, a, b, plot))
     else:

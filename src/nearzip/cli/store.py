@@ -22,7 +22,7 @@ from nearzip.cli.console import (
     show,
 )
 from nearzip.cli.running import common_options, showing_warnings
-from nearzip.cli.transfer import force_option, kept_text, options_of, threads_option
+from nearzip.cli.transfer import force_option, kept_text, options_of, rename_option, renames_of, threads_option
 from nearzip.cli.upkeep import prune, stat, verify
 from nearzip.fileio import size_on_disk
 from nearzip.store import Store, Version
@@ -133,6 +133,7 @@ def _show_settings(command: str, opened: Store, as_json: bool) -> None:
 @click.option("--tag", "tags", multiple=True, metavar="NAME", help="Repeatable.")
 @click.option("--step", type=int, help="Training step.")
 @click.option("--timeout", type=click.FloatRange(min=0), default=300, show_default=True, help="Seconds to wait.")
+@rename_option
 @threads_option
 @common_options
 def commit(
@@ -142,6 +143,7 @@ def commit(
     metrics: Sequence[str],
     tags: Sequence[str],
     step: int | None,
+    renames: Sequence[str],
     timeout: float,
     threads: int | None,
     as_json: bool,
@@ -154,7 +156,14 @@ def commit(
     opened = Store(url, threads=threads)
     with showing_warnings() as warned, progress("store commit", as_json) as callback:
         number = opened.commit_file(
-            file, message, metrics=_numbers(metrics), tags=tags, step=step, timeout=timeout, progress=callback
+            file,
+            message,
+            metrics=_numbers(metrics),
+            tags=tags,
+            step=step,
+            rename=renames_of(renames),
+            timeout=timeout,
+            progress=callback,
         )
     seconds = time.perf_counter() - started
     version = opened.info(number)

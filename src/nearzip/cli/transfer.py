@@ -37,7 +37,7 @@ from nearzip.fileio import check_outputs, is_stream, size_on_disk, spooled_input
 from nearzip.limits import Limits
 from nearzip.matching import renamed
 
-__all__ = ["compress", "decompress", "options_of", "size_of"]
+__all__ = ["compress", "decompress", "options_of", "rename_option", "renames_of", "size_of"]
 
 _FILE = click.Path(path_type=str)
 #: A bound is worth a hint where it makes the file smaller than this times its size.
@@ -81,6 +81,14 @@ def size_of(ctx: click.Context, param: click.Parameter, value: str | None) -> in
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
+rename_option = click.option(
+    "--rename",
+    "renames",
+    multiple=True,
+    metavar="OLD=NEW",
+    help="Tensors of the base that begin with OLD are called NEW.. now. Repeatable. Prefixes of torch.compile and DDP, "
+    "and others that are certain, need none.",
+)
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="Default: NEARZIP_THREADS, or all processors."
 )
@@ -103,14 +111,7 @@ force_option = click.option("--force", is_flag=True, help="Overwrite outputs tha
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the method. Repeatable.")
 @click.option("--plan", "plan_path", type=_FILE, metavar="PLAN", help="Settings that 'nearzip tune' found.")
 @calibration_options
-@click.option(
-    "--rename",
-    "renames",
-    multiple=True,
-    metavar="OLD=NEW",
-    help="Tensors of the base that begin with OLD are called NEW.. now. Repeatable. Prefixes of torch.compile and DDP, "
-    "and others that are certain, need none.",
-)
+@rename_option
 @click.option("--restored", type=_FILE, metavar="FILE", help="Also write what a reader will get, the next base.")
 @click.option(
     "--residual",
@@ -163,7 +164,7 @@ def compress(
         raise click.UsageError("--rename goes with --base, without --calibrate")
     if residual is not None and (base is None or plan_path or calibrate or renames or restored or retrain):
         raise click.UsageError("--residual goes with --base, and with --method, --bound and --set alone")
-    rename = _renames_of(renames)
+    rename = renames_of(renames)
     bound = bounds_of(bounds)
     if calibrate is not None and isinstance(bound, dict):
         raise click.UsageError("--calibrate keeps one --bound for all tensors, not bounds by pattern")
@@ -217,7 +218,7 @@ def _load_plan(path: str) -> Plan:
         return Plan.load(given if isinstance(given, str) else spooled_input(given, stack))
 
 
-def _renames_of(texts: Sequence[str]) -> dict[str, str] | None:
+def renames_of(texts: Sequence[str]) -> dict[str, str] | None:
     """What --rename says. Raises click.UsageError."""
     rename: dict[str, str] = {}
     for text in texts:

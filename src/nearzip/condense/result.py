@@ -11,9 +11,9 @@ from torch import nn
 
 from nearzip.api import decompress
 from nearzip.condense.trial import Trial
+from nearzip.display import human_bytes
 from nearzip.fileio import Output, Path_, atomic_file
 from nearzip.tensors import Array
-from nearzip.texts import human_bytes
 
 __all__ = ["Archived", "Condensed"]
 

@@ -27,6 +27,8 @@ __all__ = ["Objective"]
 _KEPT = 8
 #: How far over a limit still counts as how far: a network that is far off would raise a multiplier without measure.
 _MAX_OVER = 3.0
+#: All weights together; a loss of larger ones is scaled down.
+_MAX_WEIGHT = 4.0
 
 Task = Callable[[Predictions], Tensor]
 
@@ -74,9 +76,11 @@ class Objective:
 
     Notes
     -----
-    Dual ascent: multiplier <- max(0, multiplier + rate * (loss / limit - 1)), with the quotient capped at 4. Norms with
-    running statistics use them while networks are called again. The multipliers are in the units of each measure's
-    differentiable loss, which for "churn" or "cost" is not the metric itself.
+    Dual ascent: multiplier <- max(0, multiplier + rate * (loss / limit - 1)), with the quotient capped at 4. Where the
+    multipliers and the task sum to more than 4 the loss is divided by what they are over, so that a limit that is hard
+    to keep does not act as an ever larger learning rate. Norms with running statistics use them while networks are
+    called again. The multipliers are in the units of each measure's differentiable loss, which for "churn" or "cost" is
+    not the metric itself.
 
     Examples
     --------
@@ -139,12 +143,14 @@ class Objective:
         seen = self._seen.observed(student, batch)
         assert seen.network is not None
         called = replace(seen, network=_with_running_norms(student, seen.network))
+        weights = sum(self.multipliers.values()) + (self._task != "none")
         total = self._of_task(seen)
         for name, measure in self._measures.items():
             if self.multipliers[name]:
                 measure.check(seen)
                 total = total + self.multipliers[name] * measure.loss(called)
-        return total
+        # Without it a limit that is hard to keep would become an ever larger learning rate.
+        return total / max(1.0, weights / _MAX_WEIGHT)
 
     def update(self, student: nn.Module, tensors: Mapping[str, Any] | None = None) -> dict[str, float]:
         """Check the limits and set the multipliers; once an epoch.

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nearzip.display import safe
 from nearzip.report.svg import Drawing
 from nearzip.tensors import Array
-from nearzip.texts import safe
 
 __all__ = ["heat_map", "pairs_of_bars", "png_uri", "scatter"]
 

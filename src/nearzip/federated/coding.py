@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from nearzip.blocks import draft_segments
 from nearzip.bounds import EXACT, Bound, Rms, Statistics, parse_bound
 from nearzip.codec import exact_pipeline
 from nearzip.coding import Coding, Codings
 from nearzip.digests import checkpoint_id
 from nearzip.errors import UsageError
 from nearzip.federated.message import BLOCK_BYTES, Group, pack, read_message, whole_block
-from nearzip.layout import draft_segments
 from nearzip.tensors import Array, Checkpoint, TensorSpec
 
 __all__ = ["EXACT_NAMES", "UpdateCoding", "advanced", "applied", "as_model", "exact_delta", "model_id", "updates"]

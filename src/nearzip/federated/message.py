@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
+from nearzip.blocks import Block, block_context, block_values, segment_blocks
 from nearzip.bounds import EXACT, Tolerance
 from nearzip.codec import decode_block, encode_block, exact_pipeline
 from nearzip.digests import DIGEST_BYTES, digest, join_pieces, part_digests, tensor_digest
 from nearzip.errors import CorruptError, LimitError, NewerFormatError, TruncatedError, WrongBaseError
-from nearzip.layout import Block, block_context, block_values, segment_blocks
 from nearzip.stages import Pipeline, pipeline_from_json
 from nearzip.stages.base import get_varint, put_varint
 from nearzip.tensors import Array, Checkpoint, TensorSpec

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nearzip.api import compress
+from nearzip.blocks import Block
 from nearzip.bounds import Bound
 from nearzip.digests import digest
 from nearzip.errors import BoundError, CorruptError, Error, LimitError, UsageError
@@ -28,7 +29,6 @@ from nearzip.federated.coding import (
 from nearzip.federated.downlink import Part, put_downlink
 from nearzip.federated.message import Group, Message, pack, read_message
 from nearzip.federated.state import below, read_state
-from nearzip.layout import Block
 from nearzip.limits import Limits
 from nearzip.tensors import Array, Checkpoint, is_float
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from nearzip.archive import Reader
 from nearzip.errors import CorruptError
 from nearzip.limits import Limits
+from nearzip.reading import Reader
 from nearzip.sources import BytesSource
 from nearzip.tensors import Array
 

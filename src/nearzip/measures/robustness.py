@@ -218,11 +218,13 @@ def _attacked(
     std: Tensor, bounds: tuple[float, float] | None,
 ) -> Tensor:  # fmt: skip
     """Projected gradient descent within `size` of every pixel, from the input itself, so that it repeats."""
-    try:
-        from foolbox.attacks.projected_gradient_descent import LinfProjectedGradientDescentAttack
-        from foolbox.models.pytorch import PyTorchModel
-    except ImportError:
-        raise missing_extra("foolbox", "correctness", "adversarial perturbations") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of SciPy, about how foolbox imports it
+        try:
+            from foolbox.attacks.projected_gradient_descent import LinfProjectedGradientDescentAttack
+            from foolbox.models.pytorch import PyTorchModel
+        except ImportError:
+            raise missing_extra("foolbox", "correctness", "adversarial perturbations") from None
     module = _Pixels(network, batch, mean, std).eval()
     low, high = bounds or (float(pixels.min()) - size, float(pixels.max()) + size)
     attack = LinfProjectedGradientDescentAttack(rel_stepsize=2.5 / _STEPS, steps=_STEPS, random_start=False)

@@ -12,7 +12,7 @@ from nearzip.bounds import Bound, Lossless, NoPromise, Tolerance
 from nearzip.codec import exact_pipeline
 from nearzip.errors import UsageError
 from nearzip.recipes.base import Recipe, TensorPlan, TensorView
-from nearzip.recipes.by_size import finer_parts
+from nearzip.recipes.fine_steps import finer_parts
 from nearzip.recipes.rounding import half_spacing, room
 from nearzip.stages import E8Step, LogStep, Pipeline, Rans, SubtractBase, UniformStep
 from nearzip.stages.e8 import UnbiasedE8Step, e8_gain

@@ -98,5 +98,5 @@ class Weightless(Unpromised, PruningRecipe):
     def _as_read(self, values: Array, keep: float) -> Array:
         """What a reader gets of a layer."""
         flat = values.reshape(-1)
-        encoded = encode_block(flat, Context.alone(flat), self._pipeline(keep), [NoPromise().tolerance(Statistics())])
+        encoded = encode_block(flat, Context.of(flat), self._pipeline(keep), [NoPromise().tolerance(Statistics())])
         return encoded.restored.reshape(values.shape)

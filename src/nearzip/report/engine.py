@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import resources
 from typing import Any
 
+from nearzip.display import human_bytes, safe
 from nearzip.errors import missing_extra
 from nearzip.report.svg import Drawing
-from nearzip.texts import human_bytes, safe
 
 __all__ = ["environment", "number"]
 

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from nearzip.display import human_bytes
 from nearzip.fileio import atomic_file, check_outputs
 from nearzip.report.engine import environment, number
 from nearzip.report.facts import StoreFacts, gather
 from nearzip.sources import is_url
 from nearzip.store import Store, Version
 from nearzip.store.chain import Progress
-from nearzip.texts import human_bytes
 from nearzip.version import __version__
 
 __all__ = ["render", "write_report"]

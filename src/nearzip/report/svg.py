@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from nearzip.display import human_bytes, safe
 from nearzip.store import Version
-from nearzip.texts import human_bytes, safe
 
 __all__ = ["Drawing", "Interval", "Series", "bars", "chains", "intervals", "lines", "shares"]
 

@@ -12,6 +12,7 @@ import functools
 import math
 import sys
 import typing
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -57,18 +58,43 @@ class Compared(NamedTuple):
     changes: Sequence[tuple[int, int, float, float]]
 
 
-class SparseValues(NamedTuple):
+class _IndicesAndValues(NamedTuple):
+    indices: Array
+    values: Array
+
+
+class SparseValues(_IndicesAndValues):
     """Values of a block that may differ from zero.
 
     Attributes
     ----------
-    places : array of int64, shape (m,)
-        Increasing.
+    indices : array of int64, shape (m,)
+        Increasing. Its name in release 0.1, `places`, still works, with a DeprecationWarning.
     values : array, shape (m,), the tensor's dtype
+
+    Examples
+    --------
+    >>> SparseValues(np.array([0, 3]), np.float32([1.5, -2])).indices
+    array([0, 3])
     """
 
-    places: Array
-    values: Array
+    __slots__ = ()
+
+    def __new__(
+        cls, indices: Array | None = None, values: Array | None = None, *, places: Array | None = None
+    ) -> SparseValues:
+        if places is not None:
+            warnings.warn("SparseValues: places= is now called indices=", DeprecationWarning, stacklevel=2)
+            indices = places
+        if indices is None or values is None:
+            raise TypeError("SparseValues needs indices and values")
+        return super().__new__(cls, indices, values)
+
+    @property
+    def places(self) -> Array:
+        """The old name of `indices`."""
+        warnings.warn("SparseValues.places is now called indices", DeprecationWarning, stacklevel=2)
+        return self.indices
 
 
 class Kind(enum.Enum):
@@ -147,9 +173,15 @@ class Context:
     grids: tuple[Grid, ...] = ()
 
     @staticmethod
-    def alone(values: Array, base: Array | None = None) -> Context:
-        """For one tensor by itself."""
+    def of(values: Array, base: Array | None = None) -> Context:
+        """For a block that is one whole tensor."""
         return Context(values.dtype, (values.size,), None if base is None else base.reshape(-1))
+
+    @staticmethod
+    def alone(values: Array, base: Array | None = None) -> Context:
+        """The old name of `Context.of`."""
+        warnings.warn("Context.alone is now called Context.of", DeprecationWarning, stacklevel=2)
+        return Context.of(values, base)
 
     @property
     def n(self) -> int:

@@ -117,7 +117,7 @@ class BloomIndex(Split):
     >>> x = np.zeros(1000, np.float32)
     >>> x[[3, 500]] = 0.25, -1.5
     >>> stage = BloomIndex(Chain((RawBytes(),)))
-    >>> len(stage.encode(x, Context.alone(x)).side)
+    >>> len(stage.encode(x, Context.of(x)).side)
     6
     """
 

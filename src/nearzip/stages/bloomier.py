@@ -45,8 +45,8 @@ class Bloomier(Stage):
     --------
     >>> x = np.zeros(1000, np.float32)
     >>> x[[3, 500]] = 0.25, -1.5
-    >>> coded = Bloomier(2, 16).encode(x, Context.alone(x))
-    >>> Bloomier(2, 16).decode(coded, Context.alone(x))[[3, 500]]
+    >>> coded = Bloomier(2, 16).encode(x, Context.of(x))
+    >>> Bloomier(2, 16).decode(coded, Context.of(x))[[3, 500]]
     array([ 0.25, -1.5 ], dtype=float32)
     """
 
@@ -82,8 +82,8 @@ class Bloomier(Stage):
 
     def decode_sparse(self, coded: Coded, context: Context) -> SparseValues:
         numbers, centroids = self._query(coded, context)
-        places = np.flatnonzero(numbers)
-        return SparseValues(places, centroids[numbers[places] - 1])
+        indices = np.flatnonzero(numbers)
+        return SparseValues(indices, centroids[numbers[indices] - 1])
 
     def _query(self, coded: Coded, context: Context) -> tuple[Array, Array]:
         """For every value 0, or one more than the index of its shared value, uint16; and the shared values."""

@@ -32,10 +32,10 @@ class ExponentBuckets(Stage):
     Examples
     --------
     >>> x = np.array([1.0, 1.5, -1.25, 0.3, 0.01], np.float32)
-    >>> coded = ExponentBuckets(2).encode(x, Context.alone(x))
+    >>> coded = ExponentBuckets(2).encode(x, Context.of(x))
     >>> coded.symbols
     array([1, 1, 2, 3, 0], dtype=uint8)
-    >>> ExponentBuckets(2).decode(coded, Context.alone(x))
+    >>> ExponentBuckets(2).decode(coded, Context.of(x))
     array([ 1.25      ,  1.25      , -1.25      ,  0.30000001,  0.        ])
     """
 
@@ -50,7 +50,7 @@ class ExponentBuckets(Stage):
 
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         refuse_exact(value.dtype)
-        context = context or Context.alone(value)
+        context = context or Context.of(value)
         symbols = np.zeros(value.size, np.uint8)
         side = []
         for part in _parts(context):

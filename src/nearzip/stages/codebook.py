@@ -101,7 +101,7 @@ class Codebook(Stage):
     >>> coded = Codebook(2).encode(x)
     >>> coded.symbols
     array([0, 0, 1, 1], dtype=int32)
-    >>> Codebook(2).decode(coded, Context.alone(x))
+    >>> Codebook(2).decode(coded, Context.of(x))
     array([0.15, 0.15, 0.95, 0.95], dtype=float32)
     """
 

@@ -40,8 +40,8 @@ class FitCurve(Stage):
     --------
     >>> x = np.linspace(1, 2, 100, dtype=np.float32)
     >>> stage = FitCurve(segments=1)
-    >>> coded = stage.encode(x, Context.alone(x))
-    >>> len(coded.data), bool(np.abs(stage.decode(coded, Context.alone(x)) - x).max() < 1e-6)
+    >>> coded = stage.encode(x, Context.of(x))
+    >>> len(coded.data), bool(np.abs(stage.decode(coded, Context.of(x)) - x).max() < 1e-6)
     (136, True)
     """
 

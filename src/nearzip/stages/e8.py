@@ -155,7 +155,7 @@ class E8Step(Split):
     Examples
     --------
     >>> stage, x = E8Step(0.5), np.array([0.5, 0, 0, -0.4, 0.1, 0, 0, 0], np.float32)
-    >>> stage.decode(stage.encode(x), Context.alone(x))
+    >>> stage.decode(stage.encode(x), Context.of(x))
     array([ 0.5,  0. ,  0. , -0.5,  0. ,  0. ,  0. ,  0. ])
     """
 

@@ -49,7 +49,7 @@ class Rans(Stage):
     Examples
     --------
     >>> x = np.zeros(100_000, np.int32)
-    >>> len(Rans().encode(x, Context.alone(x)).data)
+    >>> len(Rans().encode(x, Context.of(x)).data)
     7
     """
 

@@ -61,7 +61,7 @@ class Golomb(Stage):
     Examples
     --------
     >>> x = np.array([0, 0, 1, 0, 2], np.uint8)
-    >>> Golomb(1).encode(x, Context.alone(x)).data.hex()
+    >>> Golomb(1).encode(x, Context.of(x)).data.hex()
     '8a'
     """
 

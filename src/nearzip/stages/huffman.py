@@ -36,7 +36,7 @@ class Huffman(Stage):
     Examples
     --------
     >>> x = np.repeat(np.array([0, 3, 7], np.uint8), [80, 15, 5])
-    >>> len(Huffman().encode(x, Context.alone(x)).data)
+    >>> len(Huffman().encode(x, Context.of(x)).data)
     22
     """
 

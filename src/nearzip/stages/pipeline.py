@@ -137,7 +137,7 @@ class Pipeline(Chain):
     >>> from nearzip.stages import Lzma, PackIntegers, UniformStep
     >>> pipeline = Pipeline((UniformStep(0.5), PackIntegers(), Lzma()))
     >>> x = np.array([0.0, 0.2, -1.3], np.float32)
-    >>> pipeline.decode(pipeline.encode(x, Context.alone(x)), Context.alone(x))
+    >>> pipeline.decode(pipeline.encode(x, Context.of(x)), Context.of(x))
     array([ 0. ,  0. , -1.5], dtype=float32)
     """
 

@@ -25,7 +25,7 @@ class SubtractBase(Stage):
     Examples
     --------
     >>> x, base = np.array([1.0, 2.0], np.float32), np.array([0.5, 2.5], np.float32)
-    >>> SubtractBase().encode(x, Context.alone(x, base)).floats
+    >>> SubtractBase().encode(x, Context.of(x, base)).floats
     array([ 0.5, -0.5])
     """
 
@@ -92,7 +92,7 @@ class OrderedDelta(Stage):
     Examples
     --------
     >>> x = np.array([1.0, 1.0], np.float32)
-    >>> OrderedDelta().encode(x, Context.alone(x, np.nextafter(x, np.float32([2, 0])))).symbols
+    >>> OrderedDelta().encode(x, Context.of(x, np.nextafter(x, np.float32([2, 0])))).symbols
     array([1, 2], dtype=uint32)
     """
 
@@ -138,7 +138,7 @@ class ContextDelta(Stage):
     Examples
     --------
     >>> x = np.linspace(1, 2, 1000, dtype=np.float32)
-    >>> len(ContextDelta().encode(x, Context.alone(x, x)).data)
+    >>> len(ContextDelta().encode(x, Context.of(x, x)).data)
     1
     """
 

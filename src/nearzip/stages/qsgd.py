@@ -37,8 +37,8 @@ class StochasticLevels(Stage):
     --------
     >>> x = np.array([3.0, -4.0, 0.0], np.float32)
     >>> stage = StochasticLevels(5, 512, 0)
-    >>> coded = stage.encode(x, Context.alone(x))
-    >>> coded.symbols, stage.decode(coded, Context.alone(x))
+    >>> coded = stage.encode(x, Context.of(x))
+    >>> coded.symbols, stage.decode(coded, Context.of(x))
     (array([ 3, -4,  0], dtype=int32), array([ 3., -4.,  0.]))
     """
 

@@ -36,10 +36,10 @@ class QuantileBuckets(Stage):
     --------
     >>> x = np.array([-4, 1, 2, 3, 4], np.float32)
     >>> stage = QuantileBuckets(3)
-    >>> coded = stage.encode(x, Context.alone(x))
+    >>> coded = stage.encode(x, Context.of(x))
     >>> coded.symbols
     array([0, 1, 1, 2, 2], dtype=uint8)
-    >>> stage.decode(coded, Context.alone(x))
+    >>> stage.decode(coded, Context.of(x))
     array([-4. ,  1.5,  1.5,  3. ,  3. ], dtype=float32)
     """
 
@@ -54,7 +54,7 @@ class QuantileBuckets(Stage):
 
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         refuse_exact(value.dtype)
-        context = context or Context.alone(value)
+        context = context or Context.of(value)
         with np.errstate(invalid="ignore"):
             wide = np.nan_to_num(value.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
         negative, positive = wide < 0, wide > 0

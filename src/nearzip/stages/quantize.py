@@ -187,7 +187,7 @@ class QuantizeAndCode(Stage):
 
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         refuse_exact(value.dtype)
-        context = context or Context.alone(value)
+        context = context or Context.of(value)
         data = _core.encode_quantized(_working(value), self._base(context), self.spacing, context.laid_parts)
         return Coded(data, SIGNED)
 

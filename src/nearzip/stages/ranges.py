@@ -80,9 +80,9 @@ class RangeQuantize(Stage):
     Examples
     --------
     >>> x = np.array([-1.0, 0.0, 0.5, 1.0], np.float32)
-    >>> RangeQuantize(4, delta=False).encode(x, Context.alone(x)).symbols
+    >>> RangeQuantize(4, delta=False).encode(x, Context.of(x)).symbols
     array([ 0,  8, 11, 15], dtype=uint8)
-    >>> RangeQuantize(4, delta=True).encode(x, Context.alone(x, x[::-1])).symbols
+    >>> RangeQuantize(4, delta=True).encode(x, Context.of(x, x[::-1])).symbols
     array([ 1, 13,  3, 15], dtype=uint8)
     """
 
@@ -117,7 +117,7 @@ class RangeQuantize(Stage):
 
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         refuse_exact(value.dtype)
-        context = context or Context.alone(value)
+        context = context or Context.of(value)
         ranges = self._ranges(value, context) if self._own_ranges else np.empty((0, 2))
         symbols = np.empty(value.size, self._symbol)
         mask = (1 << self.bits) - 1

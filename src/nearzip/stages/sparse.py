@@ -40,7 +40,7 @@ class DecodeTimes(NamedTuple):
 def scatter(sparse: SparseValues, n: int) -> Array:
     """The dense array, shape (n,)."""
     dense: Array = np.zeros(n, sparse.values.dtype)
-    dense[sparse.places] = sparse.values
+    dense[sparse.indices] = sparse.values
     return dense
 
 
@@ -67,7 +67,7 @@ class Sparse(Split):
     >>> from nearzip.stages import RawBytes, SymbolBytes
     >>> x = np.array([0, 0, 1.5, 0, -2], np.float32)
     >>> stage = Sparse(Chain((RawBytes(),)), Chain((SymbolBytes(),)))
-    >>> stage.split(x, Context.alone(x))[0]
+    >>> stage.split(x, Context.of(x))[0]
     [array([ 1.5, -2. ], dtype=float32), array([2, 1], dtype=uint8)]
     """
 
@@ -97,17 +97,17 @@ class Sparse(Split):
         refuse_exact(value.dtype)
         typed = round_to(context.dtype, value)
         with np.errstate(invalid="ignore"):  # bfloat16 NaN
-            places = np.flatnonzero(typed != 0)
-        gaps = np.diff(places, prepend=-1) - 1
+            indices = np.flatnonzero(typed != 0)
+        gaps = np.diff(indices, prepend=-1) - 1
         n_paddings, rest = np.divmod(gaps, self._padding + self.fill)
         own = np.cumsum(n_paddings + 1) - 1
         n = int(own[-1]) + 1 if own.size else 0
         symbols = np.full(n, self._padding, self._gap_type)
         symbols[own] = rest
         if not self.fill:
-            return [typed[places], symbols], b""
+            return [typed[indices], symbols], b""
         filled = np.zeros(n, typed.dtype)
-        filled[own] = typed[places]
+        filled[own] = typed[indices]
         is_own = np.zeros(n, bool)
         is_own[own] = True
         return [filled, symbols], _put_numbers(np.flatnonzero(is_own[symbols == self._padding]))
@@ -116,7 +116,7 @@ class Sparse(Split):
         return scatter(self.pick(streams, side, context), context.n)
 
     def pick(self, streams: Sequence[Any], side: bytes, context: Context) -> SparseValues:
-        """Places and values of what `join` scatters. Raises CorruptError."""
+        """Indices and values of what `join` scatters. Raises CorruptError."""
         require_rounded(context)
         values, symbols = streams
         if symbols.dtype != self._gap_type or (symbols.size and int(symbols.max()) > self._padding):

@@ -68,7 +68,7 @@ class Split(Stage):
         return f"{self.id}({'; '.join(f'{name}: {getattr(self, name).label}' for name in self.streams)})"
 
     def encode(self, value: Any, context: Context | None = None) -> Coded:
-        context = context or Context.alone(value)
+        context = context or Context.of(value)
         streams, side = self.split(value, context)
         out = []
         for name, stream in zip(self.streams, streams, strict=True):

@@ -36,7 +36,7 @@ class StepThenBits(Stage):
     --------
     >>> base = np.array([1.0, 1.0, 1.0], np.float32)
     >>> x = np.array([1.0, 1.5, np.nextafter(np.float32(2), np.float32(3))], np.float32)
-    >>> StepThenBits(0.5, delta=True).encode(x, Context.alone(x, base)).symbols
+    >>> StepThenBits(0.5, delta=True).encode(x, Context.of(x, base)).symbols
     array([0, 0, 2], dtype=uint32)
     """
 
@@ -62,7 +62,7 @@ class StepThenBits(Stage):
 
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         refuse_exact(value.dtype)
-        context = context or Context.alone(value)
+        context = context or Context.of(value)
         if self.delta and context.base is None:
             raise UsageError("step-then-bits needs a base")
         multiples = self._steps.encode(value, context).symbols

@@ -37,9 +37,9 @@ class TopMean(Stage):
     Examples
     --------
     >>> x = np.array([0.1, -3.0, 2.0, 1.0], np.float32)
-    >>> TopMean(0.5).encode(x, Context.alone(x)).symbols
+    >>> TopMean(0.5).encode(x, Context.of(x)).symbols
     array([0, 2, 1, 0], dtype=uint8)
-    >>> TopMean(0.5, "one").encode(x, Context.alone(x)).symbols
+    >>> TopMean(0.5, "one").encode(x, Context.of(x)).symbols
     array([0, 0, 1, 1], dtype=uint8)
     """
 
@@ -55,7 +55,7 @@ class TopMean(Stage):
 
     def encode(self, value: Any, context: Context | None = None) -> Coded:
         refuse_exact(value.dtype)
-        context = context or Context.alone(value)
+        context = context or Context.of(value)
         symbols = np.zeros(value.size, np.uint8)
         means = np.zeros(len(context.parts), _mean_type(context))
         for i, part in enumerate(_parts(context)):

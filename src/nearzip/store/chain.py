@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from nearzip.archive import Reader
 from nearzip.caching import cached_property
 from nearzip.container import Segment, Source
 from nearzip.digests import content_id
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, TruncatedError, WrongBaseError
 from nearzip.limits import Limits
+from nearzip.reading import Reader
 from nearzip.store.backends.backend import Backend
 from nearzip.store.manifest import Manifest, Part
 from nearzip.store.versions import Versions

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import random
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,10 +93,11 @@ class Committer:
         description: dict[str, Any],
         timeout: float,
         progress: Progress | None = None,
+        rename: Mapping[str, str] | None = None,
     ) -> Manifest:
         """Add a version. Raises BusyError if others kept committing for longer than `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        encoder = Encoder(self.backend, codings, self.reader.threads, progress)
+        encoder = Encoder(self.backend, codings, self.reader.threads, progress, rename)
         while True:
             with self.backend.committing(max(0.0, deadline - time.monotonic())):
                 self.refresh()

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from nearzip.archive import WriteReport, write_archive
+from nearzip.archive import WriteReport
 from nearzip.caching import cached_property
 from nearzip.changes import UpdateKept
 from nearzip.coding import Codings
@@ -25,6 +25,7 @@ from nearzip.store.steps import last_steps
 from nearzip.tensors import Array, Checkpoint, TensorSpec
 from nearzip.updates import without_updates
 from nearzip.version import __version__
+from nearzip.writing import write_archive
 
 __all__ = ["SHARED_BYTES", "Draft", "Encoder", "Held", "now", "subset", "writer_name"]
 
@@ -136,6 +137,8 @@ class Encoder:
     codings: Codings
     threads: int | None = None
     progress: Progress | None = None
+    #: What tensors of the base are called now, where their names changed.
+    rename: Mapping[str, str] | None = None
 
     def version(
         self,
@@ -202,8 +205,9 @@ class Encoder:
             # Without a version before there is no update that a bound could be a share of.
             codings = without_updates(self.codings) if base is None and before is None else self.codings
             written.report = write_archive(
-                labelled, base, codings, stream, keep, self.threads, self.progress, before=before
-            )
+                labelled, base, codings, stream, keep, self.threads, self.progress, before=before,
+                rename=None if base is None else self.rename,
+            )  # fmt: skip
             yield written
         written.stored = sink.stored
 

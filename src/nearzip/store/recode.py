@@ -35,7 +35,7 @@ class _Exactly(Recipe):
             return TensorPlan(candidates[0], EXACT)
         values = _sample(tensor.values())
         base = _sample(tensor.base_values()) if tensor.with_base else None
-        context = Context.alone(values, base)
+        context = Context.of(values, base)
         return TensorPlan(min(candidates, key=lambda p: len(p.encode(values, context))), EXACT)
 
 

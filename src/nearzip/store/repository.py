@@ -18,6 +18,7 @@ from nearzip.api import open_input, warn_of_lost_update
 from nearzip.attached import attached_names, without_attached
 from nearzip.changes import UpdateKept
 from nearzip.coding import Codings, PlanLike, codings_of_plan
+from nearzip.display import html_table
 from nearzip.errors import CorruptError, UsageError
 from nearzip.fileio import Output
 from nearzip.frameworks import check_framework, to_framework
@@ -44,7 +45,6 @@ from nearzip.store.usage import Usage, usage_of
 from nearzip.store.verify import Verifier
 from nearzip.store.versions import Versions
 from nearzip.tensors import Checkpoint, TensorSpec
-from nearzip.texts import html_table
 
 __all__ = ["Store"]
 
@@ -198,6 +198,7 @@ class Store:
         *,
         metadata: Mapping[str, str] | None = None,
         plan: PlanLike | None = None,
+        rename: Mapping[str, str] | None = None,
         timeout: float = 300.0,
         progress: Progress | None = None,
         warn: bool = True,
@@ -212,6 +213,8 @@ class Store:
             What `log` shows and `checkout` selects by. Metrics are numbers (NaN too), tags single words.
         plan
             Method and bound for each tensor, in place of the store's.
+        rename : mapping of str to str
+            For tensors of the version before that are called otherwise now: as for `nearzip.compress`.
         timeout : float
             Seconds to wait for other writers.
         warn : bool
@@ -238,7 +241,7 @@ class Store:
         description = described(message, metrics, tags, step, metadata)
         source = tensors if isinstance(tensors, Checkpoint) else Checkpoint.of(tensors)
         manifest = self._committer.commit(
-            source, self._codings(source, plan), self.policy, description, timeout, progress
+            source, self._codings(source, plan), self.policy, description, timeout, progress, rename
         )
         self._committer.follow_up(manifest, self.policy)
         if warn:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from nearzip.archive import write_archive
 from nearzip.bounds import Bound, bound_spelling, parse_bound
 from nearzip.coding import Codings
 from nearzip.errors import CorruptError, UsageError
@@ -20,6 +19,7 @@ from nearzip.store.documents import seal, unseal
 from nearzip.store.policy import Policy, parse_policy, policy_from_json
 from nearzip.tensors import Checkpoint, check_text
 from nearzip.updates import without_updates
+from nearzip.writing import write_archive
 
 __all__ = ["PATH", "BoundLike", "StoreSettings", "parse_settings", "requested", "settled_bound", "try_out"]
 

@@ -19,11 +19,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from nearzip.archive import Reader, WriteReport, write_archive
+from nearzip.archive import WriteReport
+from nearzip.blocks import draft_segments
 from nearzip.bounds import Absolute, Bound, Lossless, PointwiseRelative, Relative, Rms, Statistics, violations
 from nearzip.coding import Codings
 from nearzip.errors import CorruptError, Error, UnknownMethodError, UsageError
-from nearzip.layout import draft_segments
+from nearzip.reading import Reader
 from nearzip.recipes import Recipe
 from nearzip.sources import BytesSource
 from nearzip.stages import (
@@ -43,6 +44,7 @@ from nearzip.stages import (
 )
 from nearzip.stages.registry import chain_from_json
 from nearzip.tensors import DTYPES, Array, Checkpoint, is_float
+from nearzip.writing import write_archive
 
 __all__ = ["check_recipe", "check_stage", "examples_of", "odd_layers", "trouble"]
 
@@ -369,7 +371,7 @@ def _check_network(
         # Promises of pruning methods count from what is left: a share of the tensor's values. The pipeline is the
         # recipe's: a block may be stored in another way that is smaller.
         pipeline = pipelines.get(report.index.aliases.get(name, name))
-        target = flat if pipeline is None else pipeline.target(flat, Context.alone(flat))
+        target = flat if pipeline is None else pipeline.target(flat, Context.of(flat))
         outside = violations(target, kept[name].reshape(-1), _tolerance(bound, flat))
         _require(not outside.size, recipe, f"{case}, {name}", f"values {outside[:5].tolist()} are outside the bound")
     reference = None if report.index.base_id is None or base is None else Checkpoint.of(base)

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from nearzip import api
+from nearzip.blocks import draft_segments
 from nearzip.bounds import NoPromise, Statistics, Update, violations
 from nearzip.checkpoints import write_checkpoint
 from nearzip.coding import Codings
 from nearzip.errors import UpdateLostWarning
-from nearzip.layout import draft_segments
 from nearzip.matching import match_tensors, matched
 from nearzip.recipes import recipe_type
 from nearzip.stages import Context, Pipeline
@@ -137,7 +137,7 @@ def _check_promises(pair: Pair, restored: Mapping[str, Array]) -> None:
         bound = codings[name].promise
         tolerance = bound.tolerance(Statistics.of(flat) if is_float(flat.dtype) else Statistics())
         coded = ties.get(name, name)
-        context = Context.alone(flat, _base_of(pair, coded))
+        context = Context.of(flat, _base_of(pair, coded))
         target = pipelines[coded].target(flat, context) if is_float(flat.dtype) else flat
         outside = violations(target, restored[name].reshape(-1), tolerance)
         assert not outside.size, f"{name}: {outside.size} values are outside {bound}"

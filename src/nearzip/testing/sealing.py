@@ -11,11 +11,11 @@ import numpy as np
 import zstandard
 
 from nearzip import container
+from nearzip.blocks import block_context, segment_blocks
 from nearzip.codec import decode_block
 from nearzip.container import FOOTER_BYTES, HEADER_BYTES
 from nearzip.digests import digest, join_pieces, piece_digests
 from nearzip.errors import Error
-from nearzip.layout import block_context, segment_blocks
 from nearzip.stages import pipeline_from_json
 from nearzip.tensors import Checkpoint, TensorSpec
 

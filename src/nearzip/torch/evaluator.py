@@ -88,6 +88,11 @@ def evaluator(
         "embedding"    of the features: "embedding/cosine", "/distance",      x less
                        "/neighbours", "/structure"
         "distance"     minus the relative distance of the outputs             a distance of x
+        "attribution"  share of what both networks look at; by saliency,      x less
+                       or "attribution/occlusion", "/integrated-gradients"
+        "boundary/*"   distance to another class over the original's, at      x less
+                       most 1: "boundary/random", "boundary/worst"
+        "robust"       accuracy on perturbed inputs: "robust/linf:2", ..      x less
         =============  =====================================================  ==============================
 
         `nearzip.correctness` has them as objects, with more options, and the class to write one of your own.

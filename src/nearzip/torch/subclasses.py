@@ -70,13 +70,16 @@ def _safe(name: Any) -> Any:
     )
 
 
+def _numbers(content: Any) -> list[int]:
+    if not isinstance(content, list) or not all(type(n) is int and 0 <= n < 1 << 63 for n in content):
+        raise CorruptError("training state: the shape of a tensor made of tensors is damaged")
+    return content
+
+
 def rebuilt(described: Mapping[str, Any], parts: Mapping[str, torch.Tensor], context: Any) -> torch.Tensor:
     """The tensor that `parts_of` took apart, from an untrusted document. Raises CorruptError, UsageError."""
     kind = _safe(described.get("class"))
-    shape, strides = described.get("shape"), described.get("strides")
-    for numbers in (shape, strides):
-        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
-            raise CorruptError("training state: the shape of a tensor made of tensors is damaged")
+    shape, strides = (_numbers(described.get(key)) for key in ("shape", "strides"))
     if not issubclass(kind, torch.Tensor) or not hasattr(kind, "__tensor_unflatten__"):
         raise CorruptError(f"training state: {class_name(kind)} is not made of tensors")
     try:
@@ -93,18 +96,20 @@ def read_member(name: Any, member: Any) -> enum.Enum:
     kind = _safe(name)
     if not issubclass(kind, enum.Enum) or member not in kind.__members__:
         raise CorruptError(f"training state: {str(name)[:80]} has no member {str(member)[:80]!r}")
-    return kind[member]
+    found: enum.Enum = kind[member]
+    return found
 
 
 def read_record(name: Any, values: Mapping[str, Any]) -> Any:
     """An instance of a dataclass that is safe to load. Raises CorruptError, UsageError."""
-    kind = _safe(name)
+    kind: Any = _safe(name)
     if not dataclasses.is_dataclass(kind):
         raise CorruptError(f"training state: {str(name)[:80]} is not a record")
+    make: Callable[..., Any] = kind
     try:
-        return kind(**values)
+        return make(**values)
     except (TypeError, ValueError) as error:
-        raise CorruptError(f"training state: a {kind.__name__} cannot be made of its fields: {error}") from error
+        raise CorruptError(f"training state: a {class_name(kind)} cannot be made of its fields: {error}") from error
 
 
 # ---- DTensor ---------------------------------------------------------------------------------------------------

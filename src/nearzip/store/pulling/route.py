@@ -7,9 +7,9 @@ import heapq
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from nearzip.archive import Reader
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError
 from nearzip.limits import Limits
+from nearzip.reading import Reader
 from nearzip.store.backends.backend import Backend
 from nearzip.store.chain import open_part
 from nearzip.store.manifest import Manifest, Part

@@ -1,4 +1,4 @@
-"""Which tensors are coded together, and in which blocks."""
+"""Which tensors are coded together, and in which blocks; and the tensors put together again from their blocks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from functools import partial
 import numpy as np
 
 from nearzip.bounds import EXACT, Bound, NoPromise, Statistics, Tolerance
-from nearzip.buffers import borrowed_buffer
+from nearzip.buffers import borrowed_buffer, buffer_for
 from nearzip.caching import cached_property
 from nearzip.choice import LEAST_APART, exact_pipeline, is_far, stands_out
 from nearzip.coding import Coding, Codings
-from nearzip.digests import PIECE_BYTES
+from nearzip.digests import PIECE_BYTES, join_pieces, part_digests
 from nearzip.errors import UsageError
 from nearzip.parallel import ordered_map
 from nearzip.recipes import Fallback, TensorPlan, TensorView
@@ -23,7 +23,18 @@ from nearzip.recipes.steps import with_known_step
 from nearzip.stages import Context, Grid, Pipeline
 from nearzip.tensors import Array, Checkpoint, TensorSpec, dtype_of
 
-__all__ = ["Block", "Draft", "block_context", "block_values", "draft_segments", "segment_blocks", "shares_of_work"]
+__all__ = [
+    "Assembler",
+    "Block",
+    "Draft",
+    "block_context",
+    "block_pieces",
+    "block_values",
+    "draft_segments",
+    "in_own_memory",
+    "segment_blocks",
+    "shares_of_work",
+]
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,57 @@ def block_context(block: Block, base: Checkpoint | None) -> Iterator[Context]:
         return
     with block_values(base, block) as values:
         yield Context(dtype, block.parts, values, block.grids)
+
+
+def block_pieces(block: Block, values: Array) -> list[list[bytes]]:
+    """Digests of the block's pieces, tensor by tensor."""
+    return part_digests(values, block.parts)
+
+
+def in_own_memory(values: Array, *others: Array | None) -> Array:
+    """`values`, copied if they share memory with one of the others: that is used for the next block."""
+    return values.copy() if any(o is not None and np.may_share_memory(values, o) for o in others) else values
+
+
+class Assembler:
+    """Puts blocks of one segment together: its arrays and the digests of its tensors."""
+
+    def __init__(self, tensors: tuple[TensorSpec, ...]):
+        self._tensors = tensors
+        self._values: Array | None = None
+        self._n_values = 0
+        self._pieces: list[list[bytes]] = []
+
+    def add(self, values: Array | None, pieces: list[list[bytes]]) -> None:
+        """The next block: its values, if they are wanted, and the digests of its pieces."""
+        if values is not None:
+            self._add_values(values)
+        if not self._pieces:
+            self._pieces = pieces
+            return
+        for mine, more in zip(self._pieces, pieces, strict=True):
+            mine.extend(more)
+
+    def digests(self) -> list[bytes]:
+        return [join_pieces(pieces) for pieces in self._pieces]
+
+    def _add_values(self, values: Array) -> None:
+        n = sum(spec.n_elements for spec in self._tensors)
+        if values.size == n:
+            self._values = values
+            return
+        if self._values is None:
+            self._values = buffer_for(n, values.dtype)
+        self._values[self._n_values : self._n_values + values.size] = values
+        self._n_values += values.size
+
+    def tensors(self) -> Iterator[tuple[str, Array]]:
+        """The tensors, once all blocks are there."""
+        assert self._values is not None
+        at = 0
+        for spec in self._tensors:
+            yield spec.name, self._values[at : at + spec.n_elements].reshape(spec.shape)
+            at += spec.n_elements
 
 
 def _survey(source: Checkpoint, names: list[str], bound: Bound, threads: int) -> dict[str, Statistics]:

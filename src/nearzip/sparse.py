@@ -1,4 +1,4 @@
-"""Sparse arrays of other packages, made of places and values."""
+"""Sparse arrays of other packages, made of indices and values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _csr(spec: TensorSpec, sparse: SparseValues) -> Any:
     if dtype_of(spec.dtype).kind == "V" or spec.dtype in ("bfloat16", "float16"):
         raise UsageError(f"tensor {spec.name!r} is {spec.dtype}, which SciPy's sparse arrays do not have; take 'torch'")
     n_rows, n_columns = spec.shape[0], math.prod(spec.shape[1:])
-    rows, columns = np.divmod(sparse.places, max(1, n_columns))
+    rows, columns = np.divmod(sparse.indices, max(1, n_columns))
     starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n_rows))])
     return scipy_sparse.csr_array((sparse.values, columns, starts), shape=(n_rows, n_columns))
 
@@ -48,5 +48,5 @@ def _torch(spec: TensorSpec, sparse: SparseValues) -> Any:
     if dtype is None:
         raise UsageError(f"tensor {spec.name!r} is {spec.dtype}, which this PyTorch does not have")
     raw = torch.from_numpy(np.ascontiguousarray(sparse.values).view(np.uint8).copy())
-    places = torch.from_numpy(np.stack(np.unravel_index(sparse.places, spec.shape)))
-    return torch.sparse_coo_tensor(places, raw.view(dtype), spec.shape, is_coalesced=True, check_invariants=False)
+    indices = torch.from_numpy(np.stack(np.unravel_index(sparse.indices, spec.shape)))
+    return torch.sparse_coo_tensor(indices, raw.view(dtype), spec.shape, is_coalesced=True, check_invariants=False)
