@@ -229,7 +229,7 @@ def compare(
                 *places, bits=bits, exact=exact, estimates=bits is None, threads=threads, progress=callback
             )
         if plot is not None:
-            draw_comparison(found, *places, plot, force)
+            draw_comparison(found, a, b, plot, force)
     if as_json:
         print_json("compare", _compare_document(found, a, b, plot))
     else:
