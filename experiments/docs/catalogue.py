@@ -122,17 +122,7 @@ BLOCKS = (
 PAGES = (
     Page(
         "docs/results.md",
-        (
-            "fidelity",
-            "throughput",
-            "throughput_tiled",
-            "repeat",
-            "size",
-            "speed",
-            "memory",
-            "bound_truth",
-            "speed_before_after",
-        ),
+        ("fidelity", "throughput", "throughput_tiled", "repeat", "size", "speed", "memory", "bound_truth"),
         results.context,
     ),
     Page("docs/resume.md", ("resume", "save_cost"), resume.context),

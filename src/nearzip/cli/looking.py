@@ -28,8 +28,9 @@ from nearzip.cli.console import (
 from nearzip.cli.running import common_options
 from nearzip.cli.transfer import bound_text, others_text, share_text, some, threads_option
 from nearzip.coding import Codings
-from nearzip.comparison import Comparison, Figures
+from nearzip.comparison import Comparison
 from nearzip.errors import CorruptError, Error, WrongBaseError
+from nearzip.figures import Figures
 from nearzip.fileio import spooled_input
 from nearzip.matching import matches_text
 from nearzip.plots import check_plot, draw_comparison

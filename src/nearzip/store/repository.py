@@ -1,4 +1,8 @@
-"""`nearzip.Store`: versions of a network, each small, verified, and restored bit for bit. docs/store.md."""
+"""`nearzip.Store`: versions of a network, each small, verified, and restored bit for bit. docs/store.md.
+
+One class in one file, though a long one: what users call, half of it documentation. The work is done by the modules
+that it imports.
+"""
 
 from __future__ import annotations
 
