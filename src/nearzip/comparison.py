@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from nearzip.api import open_input
 from nearzip.attached import without_attached
 from nearzip.bounds import Bound, Lossless, Statistics, Update
 from nearzip.errors import UsageError
 from nearzip.estimates import Estimate, estimate
 from nearzip.figures import Figures, LinearFit, PairSums, sums_of
 from nearzip.fileio import size_on_disk
+from nearzip.inputs import open_input
 from nearzip.names import likely_prefix
 from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.similarity import as_float64, real_parts, ssim

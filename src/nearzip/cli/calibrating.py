@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 
-from nearzip.api import FileReport, open_input
+from nearzip.api import FileReport
 from nearzip.cli.functions import load_function
 from nearzip.errors import Error, UsageError
 from nearzip.fileio import Output
+from nearzip.inputs import open_input
 
 if TYPE_CHECKING:  # most commands need none of the search for plans
     from nearzip.budget import Plan

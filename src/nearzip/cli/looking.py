@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import click
 
 import nearzip
-from nearzip.api import open_input
 from nearzip.archive import TensorReport
 from nearzip.cli.console import (
     check_streams,
@@ -32,6 +31,7 @@ from nearzip.comparison import Comparison
 from nearzip.errors import CorruptError, Error, WrongBaseError
 from nearzip.figures import Figures
 from nearzip.fileio import spooled_input
+from nearzip.inputs import open_input
 from nearzip.matching import matches_text
 from nearzip.plots import check_plot, draw_comparison
 from nearzip.reading import Reader

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from nearzip.api import FileReport, PlanLike, compress_file, decompress_file, open_input
+from nearzip.api import FileReport, PlanLike, compress_file, decompress_file
 from nearzip.bounds import Rms, Update
 from nearzip.changes import UpdateKept
 from nearzip.cli.calibrating import calibrated_file, calibration_options
@@ -33,6 +33,7 @@ from nearzip.cli.running import common_options, showing_warnings
 from nearzip.errors import Error
 from nearzip.estimates import estimate
 from nearzip.fileio import check_outputs, is_stream, size_on_disk, spooled_input
+from nearzip.inputs import open_input
 from nearzip.limits import Limits
 from nearzip.matching import renamed
 
