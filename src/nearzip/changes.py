@@ -48,7 +48,7 @@ class Change(NamedTuple):
 
     @staticmethod
     def sum(changes: Iterable[Change]) -> Change:
-        """Of several together."""
+        """The change of several tensors together."""
         rows = list(changes)
         return Change(*map(sum, zip(*rows, strict=True))) if rows else NO_CHANGE
 
@@ -159,7 +159,7 @@ class UpdateKept:
         return replace(self, tensors=found, residues=left)
 
     def to_json(self) -> dict[str, Any]:
-        """As the command line prints it with --json."""
+        """The JSON that the command line prints."""
         network = self.network
         return {
             "share": network.share,

@@ -96,7 +96,7 @@ class Certificate:
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """Of every limited metric."""
+        """The verdict on every limited metric, by name."""
         return {name: row["verdict"] for name, row in self.metrics.items() if row["verdict"] is not None}
 
     @property
@@ -138,7 +138,7 @@ class Certificate:
     # ---- files -------------------------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON. Its own SHA-256, over the same bytes with zeros in its place, is part of it."""
+        """The certificate as canonical JSON, its own SHA-256 included: computed with zeros in place of the digest."""
         return canonical(self.statement)
 
     def save(self, path: Output, *, force: bool = False) -> None:

@@ -141,7 +141,7 @@ def _check_layout(layout: str) -> None:
 
 
 def mirrored(found: Array, kind: Kind = "zfp", layout: Layout = "in-place") -> Array:
-    """Coefficients of the mirrored images (left and right exchanged): odd frequencies change their sign.
+    """Coefficients of the images mirrored left to right: coefficients of odd horizontal frequency change sign.
 
     Exact for cosines. Of ZFP's, whose lifting and planes round in one direction, most coefficients are equal to those
     of the mirrored image, and the others differ by units of their lowest plane.
@@ -159,7 +159,7 @@ def mirrored(found: Array, kind: Kind = "zfp", layout: Layout = "in-place") -> A
 
 
 def shifted(found: Array, down: int, right: int, kind: Kind = "zfp", layout: Layout = "in-place") -> Array:
-    """Coefficients of images shifted by whole blocks; what comes in is 0: the middle of the values of cosines."""
+    """Coefficients of images shifted by whole blocks. Blocks that enter are 0, which is mid-grey for cosines."""
     unit = _side(kind) if layout == "in-place" else 1
     if layout != "in-place":
         _check_layout(layout)

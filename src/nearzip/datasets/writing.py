@@ -52,7 +52,7 @@ class Written:
 
     @property
     def bytes_per_sample(self) -> float:
-        """With container and index."""
+        """Bytes for each sample, index and checksums included."""
         return self.n_bytes / self.n_samples
 
     def shares(self) -> dict[str, float]:
@@ -208,7 +208,7 @@ def _group_size(lengths: list[int]) -> int:
 def _encode_part(
     codec: SampleCodec, shared: bytes, spec: Spec, part: Samples, first: int
 ) -> tuple[list[bytes], list[tuple[int, ...]]]:
-    """What a worker does: the bytes of some samples, and their shapes."""
+    """Code some samples in a worker: their bytes and shapes."""
     arrays = part.some(0, len(part))
     for i, array in enumerate(arrays):
         spec.check(array, first + i)

@@ -55,7 +55,7 @@ class _FileCodec(SampleCodec):
         return _Files(self.format, self.options())
 
     def options(self) -> dict[str, Any]:
-        """Of Pillow's `save`."""
+        """Arguments for Pillow's `save`."""
         return {}
 
 

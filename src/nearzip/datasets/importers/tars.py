@@ -21,7 +21,7 @@ _MAX_LABEL = 1 << 20
 
 
 def recognizes(path: Path) -> bool:
-    """By the ending. Compressed ones have no random access: unpack them first."""
+    """Whether the name ends in .tar. Compressed archives have no random access: unpack them first."""
     return path.is_file() and path.suffix.lower() == ".tar"
 
 
