@@ -118,7 +118,8 @@ class Condensed:
         gain = f", {self.objective['gain']:.3g}x {self.objective['name']}" if self.objective["name"] != "bytes" else ""
         lost = ", ".join(f"{name} {loss:.4g} of {self.max_loss[name]:.4g}" for name, loss in self.losses.items()
                          if name in self.max_loss)  # fmt: skip
+        lost = f"lost {lost}" if lost else "accuracy not measured"
         return (
             f"kept {100 * self.keep:.3g} %: {human_bytes(self.original_bytes)} -> {human_bytes(self.archive.nbytes)}, "
-            f"{self.ratio:.4g}x smaller{gain}; {f'lost {lost}' if lost else 'accuracy not measured'}; {len(self.trials)} trainings"
+            f"{self.ratio:.4g}x smaller{gain}; {lost}; {len(self.trials)} trainings"
         )

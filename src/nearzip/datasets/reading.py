@@ -1,4 +1,4 @@
-"""Reading a data set: any sample alone, checked; in memory, in a file, behind a URL."""
+"""Reading a data set: any single sample, checked; in memory, in a file, behind a URL."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _ZSTD_COLUMN, _NUMBERS_COLUMN = 0, 1
 class Reader(Samples):
     """An open data set: a sequence of arrays.
 
-    Threads may share it. It can be pickled where its file has a name; a forked process opens the file anew.
+    Threads may share it. It can be pickled where its file has a name; a forked process reopens the file.
 
     Attributes
     ----------
@@ -176,7 +176,7 @@ class Reader(Samples):
     def coefficients(self, indices: Sequence[int]) -> list[Array]:
         """8x8 cosine coefficients of images: (rows, columns, channels, 8, 8) float32 in grey levels.
 
-        Of files of our codec they are what stands in the file, without a way through pixels.
+        Of files of our codec they are read from the file, without decoding pixels.
         """
         if not self.spec.is_image:
             raise UsageError(f"{self.name}: holds {self.spec}; only images have cosine coefficients")

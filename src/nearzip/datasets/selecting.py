@@ -177,7 +177,7 @@ def statistics_of(
     network: Any = None
     for run in range(_RUNS):
         epochs: list[Array] = []
-        # Seeds of their own: what ranks is not what is judged.
+        # Separate seeds: the runs that rank samples are not those that are evaluated.
         network = train(everything, 1000 + run, _Watch(predict, epochs))
         if not epochs:
             epochs.append(np.asarray(predict(network)))

@@ -52,7 +52,7 @@ class SampleCodec(ABC):
     name: ClassVar[str]
     #: One line for people.
     says: ClassVar[str]
-    #: The parameter that stands for quality when a codec is written "jpeg:75".
+    #: The parameter that sets the quality when a codec is written "jpeg:75".
     knob: ClassVar[str | None] = None
 
     @abstractmethod

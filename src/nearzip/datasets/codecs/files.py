@@ -38,7 +38,7 @@ class _Files(Coder):
 class _FileCodec(SampleCodec):
     format: ClassVar[str]
     channels: ClassVar[tuple[int, ...]] = (1, 3)
-    #: What installs it where Pillow alone does not have it.
+    #: The package to install where Pillow lacks the codec.
     package: ClassVar[str] = "Pillow"
 
     def check(self, spec: Spec) -> None:

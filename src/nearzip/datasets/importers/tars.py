@@ -27,7 +27,7 @@ def recognizes(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class TarSamples(Samples):
-    """Images of a tar file; `places` are offsets and lengths in it."""
+    """Images of a tar file; `places` are their offsets and lengths."""
 
     path: Path
     names: Sequence[str]
