@@ -44,7 +44,7 @@ CLAIMS = {
         "claims.bits.lossless", ("lossless",), _DATA,
     ),
     "real_files": Claim(
-        "Weights that ship in public packages, as they are on disk, are smallest as nearzip's files",
+        "Weights that ship in public packages, as they are on disk, take fewer bytes than by other lossless programs",
         "claims.bits.real_files", ("real_files",),
     ),
     "rates": Claim(
