@@ -547,3 +547,34 @@ def test_a_group_without_a_command_prints_its_help(words):
     assert "Commands:" in text
     assert "\\n" not in text
     assert "error:" not in text
+
+
+def test_help_says_of_each_command_what_the_command_says():
+    from nearzip.cli.commands import _COMMANDS, _SUMMARIES, _found
+
+    assert set(_SUMMARIES) == set(_COMMANDS)
+    for name, place in _COMMANDS.items():
+        assert _SUMMARIES[name] == _found(*place).get_short_help_str(62), name
+
+
+_STARTED = """
+import sys
+from nearzip.cli.commands import cli
+try:
+    cli(sys.argv[1:], standalone_mode=False)
+except SystemExit:
+    pass
+print(*sorted(sys.modules), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "absent"), [(["--help"], ["numpy", "fsspec"]), (["inspect"], ["fsspec", "nearzip.budget"])]
+)
+def test_commands_load_what_they_need(tmp_path, arguments, absent):
+    archive = tmp_path / "a.nz"
+    nz.compress({"w": np.zeros(3)}).save(archive)
+    given = [*arguments, str(archive)] if arguments == ["inspect"] else arguments
+    run = subprocess.run([sys.executable, "-c", _STARTED, *given], capture_output=True, text=True, check=True)
+    assert run.stdout
+    assert not set(absent) & set(run.stderr.split("\n")[-2].split())

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import click
 
 import nearzip
-from nearzip.api import open_input
 from nearzip.archive import TensorReport
 from nearzip.cli.console import (
     check_streams,
@@ -28,9 +27,11 @@ from nearzip.cli.console import (
 from nearzip.cli.running import common_options
 from nearzip.cli.transfer import bound_text, others_text, share_text, some, threads_option
 from nearzip.coding import Codings
-from nearzip.comparison import Comparison, Figures
+from nearzip.comparison import Comparison
 from nearzip.errors import CorruptError, Error, WrongBaseError
+from nearzip.figures import Figures
 from nearzip.fileio import spooled_input
+from nearzip.inputs import open_input
 from nearzip.matching import matches_text
 from nearzip.plots import check_plot, draw_comparison
 from nearzip.reading import Reader
@@ -252,7 +253,7 @@ def compare(
                 *places, bits=bits, exact=exact, estimates=bits is None, threads=threads, progress=callback
             )
         if plot is not None:
-            draw_comparison(found, *places, plot, force)
+            draw_comparison(found, a, b, plot, force)
     if as_json:
         print_json("compare", _compare_document(found, a, b, plot))
     else:
