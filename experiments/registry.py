@@ -158,7 +158,7 @@ CLAIMS = {
     ),
     "handovers": Claim(
         "Recipes are made once, not at every step of the way",
-        "claims.structure.handovers", ("handovers",), "[--tree NAME=FOLDER]",
+        "claims.structure.handovers", ("handovers",), "[--tree NAME=FOLDER] [--keep]",
     ),
     "delta_dnn": Claim(
         "Delta-DNN's tables and figures",
@@ -196,6 +196,10 @@ CLAIMS = {
     "dataset_speed": Claim(
         "Images are decoded no slower than Pillow decodes JPEG files; ZFP's coefficients are the library's",
         "claims.datasets.speed", ("dataset_speed",), f"{_DATA} --images 400",
+    ),
+    "dataset_subsets": Claim(
+        "A subset of the training images, well chosen, trains as well as all of them",
+        "claims.datasets.subsets", ("dataset_subsets",), _DATA,
     ),
     "trace_times": Claim("How long the sets of traces take", "lab.trace_times", ("trace_times",), _DATA),
 }  # fmt: skip
