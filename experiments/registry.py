@@ -92,10 +92,6 @@ CLAIMS = {
         "Methods of equal size and accuracy differ in what they change",
         "claims.accuracy.behaviour", ("behaviour",), _DATA,
     ),
-    "objective": Claim(
-        "What training for limits gives back of a pruned network's behaviour, beside plain fine-tuning",
-        "claims.accuracy.objective", ("objective",), _DATA,
-    ),
     "condense_speed": Claim(
         "Thinned networks are faster within an accuracy budget, measured",
         "claims.condense.speed", ("condense_speed",), _DATA,
