@@ -56,7 +56,7 @@ class Written:
         return self.n_bytes / self.n_samples
 
     def shares(self) -> dict[str, float]:
-        """The file's length as a share of the values as uint8, float32 and float64 (of images), or as they are."""
+        """The file's size over that of the raw values: as uint8, float32 and float64 for images, else as they are."""
         if self.codec.split(":")[0] == "bounded":
             return {"raw": self.n_bytes / self.raw_bytes}
         return {name: self.n_bytes / (self.raw_bytes * k) for name, k in (("uint8", 1), ("float32", 4), ("float64", 8))}

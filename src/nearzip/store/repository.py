@@ -177,7 +177,7 @@ class Store:
         options: Mapping[str, Any] | None = None,
         timeout: float = 60.0,
     ) -> None:
-        """Change the settings given, for versions yet to come. Versions that are there stay as they are."""
+        """Change the given settings for versions committed from now on. Existing versions are unchanged."""
         self._check_writable()
         wanted = requested(bound, policy, method, options, None)
         with self._backend.maintaining(timeout):
