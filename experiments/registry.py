@@ -35,6 +35,10 @@ CLAIMS = {
         "At the same divergence nearzip takes fewer bits than other methods; calibrated, several times fewer",
         "claims.bits.fidelity", ("fidelity",), f"{_DATA} --share 0.2",
     ),
+    "limit": Claim(
+        "How far calibrated archives are from the Gaussian rate-distortion limit",
+        "claims.bits.limit", ("limit",), _DATA,
+    ),
     "size": Claim(
         "At the same bound updates are smaller than Delta-DNN's",
         "claims.bits.size", ("size",), _DATA,

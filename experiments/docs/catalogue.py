@@ -72,6 +72,7 @@ BLOCKS = (
     Block("experiments/README.md", "claims", (), lambda: claims.claims("experiments/README.md", shown())),
     Block("docs/experiments.md", "claims", (), lambda: claims.claims("docs/experiments.md", shown())),
     Block("docs/calibration.md", "calibrated", ("fidelity",), bits.calibrated),
+    Block("docs/calibration.md", "limit", ("limit",), bits.limit),
     Block("docs/calibration.md", "cost", ("calibration",), accuracy.calibration),
     Block("docs/condense.md", "condense-recovery", ("condense_recovery",), condense.recovery),
     Block("docs/condense.md", "condense-search", ("condense_search",), condense.search),
