@@ -167,8 +167,8 @@ def limit(result: Row) -> str:
     head = ["update", "divergence", "calibrated", *_LIMITS.values(), "gap to training batches", "gap to held-out data"]
     return "\n\n".join(
         [
-            "Bits per parameter at measured divergences: of archives, whole files; of limits, where samples of their test "
-            "channel are measured to diverge as much. The gap is in bits per parameter.",
+            "Bits per parameter at measured divergences: of archives, whole files; of limits, where samples of their "
+            "test channel are measured to diverge as much. The gap is in bits per parameter.",
             table(head, rows),
             "Measured over estimated divergence of the samples, and of the base alone; processor seconds of the limit:",
             table(["update", "limit", "samples", "base", "seconds"], checks),
