@@ -97,7 +97,7 @@ CLAIMS = {
         "claims.accuracy.behaviour", ("behaviour",), _DATA,
     ),
     "objective": Claim(
-        "Training for limits keeps more of a pruned network's behaviour",
+        "What training for limits gives back of a pruned network's behaviour, beside plain fine-tuning",
         "claims.accuracy.objective", ("objective",), _DATA,
     ),
     "condense_speed": Claim(
@@ -166,7 +166,7 @@ CLAIMS = {
     ),
     "handovers": Claim(
         "Recipes are made once, not at every step of the way",
-        "claims.structure.handovers", ("handovers",), "[--tree NAME=FOLDER]",
+        "claims.structure.handovers", ("handovers",), "[--tree NAME=FOLDER] [--keep]",
     ),
     "delta_dnn": Claim(
         "Delta-DNN's tables and figures",
@@ -204,6 +204,10 @@ CLAIMS = {
     "dataset_speed": Claim(
         "Images are decoded no slower than Pillow decodes JPEG files; ZFP's coefficients are the library's",
         "claims.datasets.speed", ("dataset_speed",), f"{_DATA} --images 400",
+    ),
+    "dataset_subsets": Claim(
+        "A subset of the training images, well chosen, trains as well as all of them",
+        "claims.datasets.subsets", ("dataset_subsets",), _DATA,
     ),
     "trace_times": Claim("How long the sets of traces take", "lab.trace_times", ("trace_times",), _DATA),
 }  # fmt: skip

@@ -160,6 +160,26 @@ def test_inspect_needs_no_base(files: Path):
     assert document["bytes"] == os.path.getsize("update.nz")
 
 
+def test_inspect_shows_how_each_tensor_is_coded(files: Path):
+    nz.compress(NEW, bound={"layer.weight": "abs:0.01"}).save("own.nz")
+    text = good("inspect", "own.nz").stdout
+    assert re.search(r"^1: nearzip, abs:0\.01: .*uniform-step", text, re.MULTILINE)
+    assert re.search(r"^2: nearzip, lossless: ", text, re.MULTILINE)
+    tensors = json.loads(good("inspect", "own.nz", "--json").stdout)["tensors"]
+    bounds = {tensor["name"]: tensor["coding"]["bound"] for tensor in tensors}
+    assert bounds == {"layer.weight": {"kind": "abs", "value": 0.01}, "layer.bias": {"kind": "lossless"}}
+    assert {tensor["coding"]["method"] for tensor in tensors} == {"nearzip"}
+
+
+def test_inspect_shows_archives_of_unknown_codings(files: Path, monkeypatch: pytest.MonkeyPatch):
+    def unknown(index):
+        raise nz.errors.CorruptError("a bound of a later release")
+
+    monkeypatch.setattr("nearzip.reading.codings_in", unknown)
+    assert "1: " in good("inspect", "update.nz").stdout
+    assert all(row["coding"] is None for row in json.loads(good("inspect", "update.nz", "--json").stdout)["tensors"])
+
+
 def test_inspect_lists_as_many_tensors_as_asked_for(files: Path):
     tensors = {f"t{i}": np.full(3, i, np.float32) for i in range(7)}
     nz.compress({**tensors, "tied": tensors["t0"]}).save("m.nz")
@@ -527,3 +547,34 @@ def test_a_group_without_a_command_prints_its_help(words):
     assert "Commands:" in text
     assert "\\n" not in text
     assert "error:" not in text
+
+
+def test_help_says_of_each_command_what_the_command_says():
+    from nearzip.cli.commands import _COMMANDS, _SUMMARIES, _found
+
+    assert set(_SUMMARIES) == set(_COMMANDS)
+    for name, place in _COMMANDS.items():
+        assert _SUMMARIES[name] == _found(*place).get_short_help_str(62), name
+
+
+_STARTED = """
+import sys
+from nearzip.cli.commands import cli
+try:
+    cli(sys.argv[1:], standalone_mode=False)
+except SystemExit:
+    pass
+print(*sorted(sys.modules), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "absent"), [(["--help"], ["numpy", "fsspec"]), (["inspect"], ["fsspec", "nearzip.budget"])]
+)
+def test_commands_load_what_they_need(tmp_path, arguments, absent):
+    archive = tmp_path / "a.nz"
+    nz.compress({"w": np.zeros(3)}).save(archive)
+    given = [*arguments, str(archive)] if arguments == ["inspect"] else arguments
+    run = subprocess.run([sys.executable, "-c", _STARTED, *given], capture_output=True, text=True, check=True)
+    assert run.stdout
+    assert not set(absent) & set(run.stderr.split("\n")[-2].split())

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import nearzip as nz
-from nearzip import comparison, similarity
+from nearzip import figures, similarity
 from nearzip.errors import CorruptError, NotFoundError, UsageError
 from nearzip.similarity import ssim, ssim_within
 
@@ -110,7 +110,7 @@ def test_pieces_give_what_the_whole_gives(monkeypatch):
     a = {"w": rng.normal(size=5000).astype(np.float32)}
     b = {"w": a["w"] + rng.normal(0, 0.01, 5000).astype(np.float32)}
     whole = nz.compare(a, b).total
-    monkeypatch.setattr(comparison, "_PIECE", 128)
+    monkeypatch.setattr(figures, "_PIECE", 128)
     parts = nz.compare(a, b).total
     assert parts.fit is not None
     assert whole.fit is not None

@@ -524,7 +524,7 @@ class _Counting:
 
 
 def test_one_tensor_is_read_alone():
-    from nearzip.archive import Reader
+    from nearzip.reading import Reader
 
     rng = np.random.default_rng(0)
     tensors = {f"t{i}": rng.normal(size=600_000) for i in range(6)}

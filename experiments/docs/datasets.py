@@ -1,4 +1,4 @@
-"""Data sets: codecs at equal divergence, Table I, and decoding."""
+"""Data sets: codecs at equal divergence, Table I, decoding, and subsets."""
 
 from __future__ import annotations
 
@@ -162,3 +162,28 @@ def speed(result: Row) -> str:
         "to 24).",
         f"{circumstances(result)}.",
     ])  # fmt: skip
+
+
+def subsets(result: Row) -> str:
+    """Accuracy by ranking and size."""
+    found = {(row["share"], row["ranking"]): 100 * statistics.mean(row["accuracy"]) for row in result["rows"]}
+    shares, rankings = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
+    lines = []
+    for share in shares:
+        best = max(found[share, name] for name in rankings)
+        cells = [_marked(found[share, name], best) for name in rankings]
+        lines.append([f"{share:.0%}", *cells])
+    whole = 100 * statistics.mean(result["all"])
+    (share, name), best = max(((key, x) for key, x in found.items() if key[0] <= 0.2), key=lambda pair: pair[1])
+    worse = sum(max(found[s, n] for n in rankings) < found[s, "random"] for s in shares)
+    said = (
+        f"All {result['n']:,} images: {whole:.1f} %. The best at 20 % or less is {best:.1f} % ({name}, {share:.0%}): "
+        f"{best - whole:+.1f} points. The best ranking is worse than random at {worse} of {len(shares)} sizes."
+    )
+    return (
+        f"{table(['kept', *rankings], lines)}\n\n{said} Means of {len(result['all'])} seeds. {circumstances(result)}."
+    )
+
+
+def _marked(value: float, best: float) -> str:
+    return f"**{value:.1f}**" if value == best else f"{value:.1f}"

@@ -150,15 +150,7 @@ def repeated(result: Row) -> str:
 
 
 def context(
-    result: Row,
-    throughput: Row,
-    tiled: Row,
-    twice: Row,
-    size: Row,
-    speed: Row,
-    memory: Row,
-    checked: Row,
-    turns: Row,
+    result: Row, throughput: Row, tiled: Row, twice: Row, size: Row, speed: Row, memory: Row, checked: Row
 ) -> Row:
     """Figures of the page."""
     pairs = result["pairs"]
@@ -177,7 +169,7 @@ def context(
         "keeping": keeping(pairs), "headline": headline(pairs), "plots": plots, "lossless": lossless(pairs),
         "missing": missing(pairs), "points": points,
         "repeated": repeated(twice), "sizes": bits.sizes(size), "speed": of_speed.speeds(speed),
-        "memory": of_speed.memory(memory), "before_after": of_speed.before_after(turns), "bounds": trust.bounds(checked),
+        "memory": of_speed.memory(memory), "bounds": trust.bounds(checked),
         "speeds": speeds(throughput), "speed_pair": throughput["pair"], "cores": throughput["machine"]["cores"],
         "speed_commit": commits(throughput["commit"]), "tiled": speeds(tiled), "tiled_pair": tiled["pair"],
         "tiled_commit": commits(tiled["commit"]),

@@ -83,6 +83,7 @@ def before_after(result: Row) -> str:
             table(head, rows),
             f"Slower by more than {100 * (_NOISE - 1):.0f} %: {', '.join(slower) or 'nothing'}. "
             f"Larger: {', '.join(larger) or 'nothing'}. Most memory from file to file: {memory['after']:.0f} MB, "
-            f"before {memory['before']:.0f} MB. Load of the machine: {result['load_average']}. {circumstances(result)}.",
+            f"before {memory['before']:.0f} MB. Load of the machine: {result['load_average']}. "
+            f"{circumstances(result)}.",
         ]
     )

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import builtins
-import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from nearzip.archive import Archive, Progress, WriteReport
-from nearzip.attached import attached_names, described, without_attached
+from nearzip.attached import attached_names, without_attached
 from nearzip.buffers import WriteBuffer
 from nearzip.changes import UpdateKept
-from nearzip.checkpoints import open_checkpoint, write_checkpoint
+from nearzip.checkpoints import write_checkpoint
 from nearzip.coding import BoundLike, Codings, PlanLike, check_plan, codings_of_plan
-from nearzip.container import is_archive
 from nearzip.digests import checkpoint_id
 from nearzip.errors import CorruptError, Error, UpdateLostWarning, UsageError
-from nearzip.fileio import Output, atomic_file, check_outputs, is_stream, naming_errors, naming_memory, spooled_input
+from nearzip.fileio import Output, atomic_file, check_outputs, naming_errors, naming_memory
 from nearzip.frameworks import to_framework
+from nearzip.inputs import checkpoint_of, checkpoints_of, open, open_input
 from nearzip.limits import Limits
-from nearzip.reading import Reader
 from nearzip.recipes import Retrain, broken_recipes, recipe_types
-from nearzip.sources import open_source
 from nearzip.tensors import Array, Checkpoint, check_text, keeping_last
 from nearzip.writing import write_archive
 
@@ -124,35 +120,6 @@ def warn_of_lost_update(kept: UpdateKept | None, stacklevel: int = 2) -> None:
         warnings.warn(text, UpdateLostWarning, stacklevel=stacklevel + 1)
 
 
-def _checkpoint(tensors: Any, metadata: Mapping[str, str] | None = None) -> Checkpoint:
-    """Tensors as they are given: a mapping, a checkpoint, or a file's path, which whoever asked closes."""
-    if isinstance(tensors, Checkpoint):
-        return tensors
-    for pair in (metadata or {}).items():
-        for text in pair:
-            check_text("metadata's keys and values", text)
-    if isinstance(tensors, (str, os.PathLike)):
-        opened = open_input(tensors)
-        return dataclasses.replace(opened, metadata={**opened.metadata, **(metadata or {})})
-    return Checkpoint.of(tensors, metadata)
-
-
-@contextlib.contextmanager
-def _checkpoints(
-    tensors: Any, base: Any, metadata: Mapping[str, str] | None = None
-) -> Iterator[tuple[Checkpoint, Checkpoint | None]]:
-    """What is compressed and its base; files are closed at the end."""
-    with contextlib.ExitStack() as stack:
-
-        def opened(given: Any, own: Mapping[str, str] | None = None) -> Checkpoint:
-            checkpoint = _checkpoint(given, own)
-            if isinstance(given, (str, os.PathLike)):
-                stack.callback(checkpoint.close)
-            return checkpoint
-
-        yield opened(tensors, metadata), None if base is None else opened(base)
-
-
 def compress(
     tensors: Mapping[str, Any] | Path,
     base: Mapping[str, Any] | Path | None = None,
@@ -228,7 +195,7 @@ def compress(
     """
     request = _Request.of(method, bound, plan, options, retrain)
     _check_rename(rename, base)
-    with _checkpoints(tensors, base, metadata) as (opened, reference):
+    with checkpoints_of(tensors, base, metadata) as (opened, reference):
         source = request.prepared(opened, retrain)
         archive = archive_of(source, reference, request.codings_for(source), threads, progress, rename)
         _warn_of_another_archive(plan, source, reference, archive.report)
@@ -245,9 +212,9 @@ def compress_quietly(
     options: Mapping[str, Any] | None = None,
 ) -> Archive:
     """`compress` without its warnings, for searches and training loops that try settings out."""
-    source = _checkpoint(tensors)
+    source = checkpoint_of(tensors)
     codings = _Request.of(method, bound, plan, options).codings_for(source)
-    return archive_of(source, None if base is None else _checkpoint(base), codings)
+    return archive_of(source, None if base is None else checkpoint_of(base), codings)
 
 
 def archive_of(
@@ -271,34 +238,6 @@ def _separate(tensors: dict[str, Array], aliases: Mapping[str, str]) -> None:
     for name in aliases:
         if name in tensors:
             tensors[name] = tensors[name].copy()
-
-
-def open(
-    archive: Archive | bytes | Path | BinaryIO,
-    base: Mapping[str, Any] | Checkpoint | Path | None = None,
-    limits: Limits | None = None,
-    *,
-    framework: str = "np",
-    threads: int | None = None,
-) -> Reader:
-    """Open an archive without decoding it: a mapping of lazy tensors.
-
-    `archive` is bytes, a path, a binary stream, or a URL that fsspec reads. `base`: also the path of a checkpoint.
-    `framework`: "np" for NumPy arrays, "pt" for PyTorch tensors on the CPU.
-
-    Raises CorruptError, NewerFormatError or LimitError if its index cannot be trusted, NotFoundError if it is not
-    there. Use as a context manager.
-    """
-    source = open_source(archive.data if isinstance(archive, Archive) else archive)
-    try:
-        reference = None if base is None else _checkpoint(base)
-        reader = Reader(source, reference, limits, threads, framework, list_attached=False)
-    except BaseException:
-        source.close()
-        raise
-    if reference is not None and isinstance(base, (str, os.PathLike)):
-        reader.closing(reference.close)
-    return reader
 
 
 def decompress(
@@ -352,35 +291,6 @@ class FileReport:
     @property
     def ratio(self) -> float:
         return self.n_bytes_in / self.n_bytes
-
-
-def open_input(path: Path | BinaryIO, limits: Limits | None = None) -> Checkpoint:
-    """A checkpoint of any format, or an archive that needs no base: a path, or an open binary stream.
-
-    A stream is copied to a temporary file first: tensors are read in any order.
-    """
-    if not isinstance(path, (str, os.PathLike)):
-        return _open_stream(path, limits)
-    if is_stream(path):
-        with naming_errors("read", path), builtins.open(path, "rb") as stream:
-            return _open_stream(stream, limits)
-    if not is_archive(path):
-        return open_checkpoint(path)
-    reader = open(path, limits=limits)
-    specs = {spec.name: spec for spec in reader.index.tensors}
-    if reader.index.base_id is not None:
-        reader.close()
-        raise UsageError(f"{os.fspath(path)}: is an update; decompress it with its base first")
-    read = keeping_last(reader.__getitem__)
-    return described(Checkpoint(specs, read, reader.metadata(), reader.index.tree, close=reader.close))
-
-
-def _open_stream(stream: BinaryIO, limits: Limits | None) -> Checkpoint:
-    with contextlib.ExitStack() as stack:
-        name = spooled_input(stream, stack)
-        opened = open_input(name, limits)
-        stack.callback(opened.close)
-        return dataclasses.replace(opened, close=stack.pop_all().close)
 
 
 def compress_file(

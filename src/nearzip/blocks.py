@@ -15,7 +15,7 @@ from nearzip.buffers import borrowed_buffer, buffer_for
 from nearzip.caching import cached_property
 from nearzip.choice import LEAST_APART, exact_pipeline, is_far, stands_out
 from nearzip.coding import Coding, Codings
-from nearzip.digests import PIECE_BYTES, join_pieces, part_digests
+from nearzip.digests import PIECE_BYTES, join_all, part_digests
 from nearzip.errors import UsageError
 from nearzip.parallel import ordered_map
 from nearzip.recipes import Fallback, TensorPlan, TensorView
@@ -68,7 +68,7 @@ class Block:
             return (self.stop - self.start,)
         return tuple(spec.n_elements for spec in self.tensors)
 
-    @cached_property
+    @property
     def grids(self) -> tuple[Grid, ...]:
         """Where each part lies in its tensor."""
         return tuple(Grid.of(spec.shape, self.start) for spec in self.tensors)
@@ -133,7 +133,8 @@ class Assembler:
             mine.extend(more)
 
     def digests(self) -> list[bytes]:
-        return [join_pieces(pieces) for pieces in self._pieces]
+        """Of the tensors, once all blocks are there."""
+        return join_all(self._pieces)
 
     def _add_values(self, values: Array) -> None:
         n = sum(spec.n_elements for spec in self._tensors)
@@ -145,13 +146,16 @@ class Assembler:
         self._values[self._n_values : self._n_values + values.size] = values
         self._n_values += values.size
 
-    def tensors(self) -> Iterator[tuple[str, Array]]:
+    def tensors(self) -> list[tuple[str, Array]]:
         """The tensors, once all blocks are there."""
         assert self._values is not None
+        found: list[tuple[str, Array]] = []
         at = 0
         for spec in self._tensors:
-            yield spec.name, self._values[at : at + spec.n_elements].reshape(spec.shape)
-            at += spec.n_elements
+            end = at + spec.n_elements
+            found.append((spec.name, self._values[at:end].reshape(spec.shape)))
+            at = end
+        return found
 
 
 def _survey(source: Checkpoint, names: list[str], bound: Bound, threads: int) -> dict[str, Statistics]:
@@ -242,39 +246,38 @@ def _plans(
 ) -> Iterator[tuple[TensorSpec, bool, TensorPlan]]:
     """Each tensor, whether a base takes part, and how it is coded."""
     recipe, bound = coding.recipe, coding.promise
-    rounded = [name for name in names if source.spec(name).is_float]
+    specs = source.specs
+    rounded = [name for name in names if specs[name].is_float]
     statistics = _survey(source, rounded, bound, threads)
     none = Statistics()
     whole = Statistics.sum(statistics.values())
-    far = _far(source, base, rounded, coding)
-    near = {name for name in names if name not in far and _has_base(source.specs[name], base)}
+    near = set()
+    if base is not None:
+        near = {name for name in names if specs[name].same_kind(base.specs.get(name))}
+        near -= _far(source, base, [name for name in rounded if name in near], coding)
     views = (_view(source, base if name in near else None, name, statistics.get(name, none), whole) for name in rounded)
     plans = recipe.plan_all(views, bound)
+    is_rounded = frozenset(rounded)
     for name in names:
-        spec, with_base = source.specs[name], name in near
-        if spec.is_float:
-            steps = source.steps.get(spec.name, ())
-            yield spec, with_base, with_known_step(next(plans), steps)
+        spec, with_base = specs[name], name in near
+        if name in is_rounded:
+            plan, steps = next(plans), source.steps.get(name)
+            yield spec, with_base, with_known_step(plan, steps) if steps else plan
         else:
             yield spec, with_base, TensorPlan(recipe.exact_pipeline(with_base) or exact_pipeline(with_base), EXACT)
 
 
-def _far(source: Checkpoint, base: Checkpoint | None, names: list[str], coding: Coding) -> set[str]:
+def _far(source: Checkpoint, base: Checkpoint, names: list[str], coding: Coding) -> set[str]:
     """Tensors that share blocks and whose bases are of no use. In a block of its own, both ways are tried."""
-    if base is None or coding.recipe.fallback == "restored" or isinstance(coding.promise, NoPromise):
+    if coding.recipe.fallback == "restored" or isinstance(coding.promise, NoPromise):
         return set()
     sizes = range(LEAST_APART, coding.recipe.group_bytes)
-    specs = source.specs
-    shared = [name for name in names if specs[name].n_bytes in sizes and _has_base(specs[name], base)]
+    shared = [name for name in names if source.specs[name].n_bytes in sizes]
     return {name for name in shared if is_far(source.read(name), base.read(name))}
 
 
 def _stands_out(source: Checkpoint, spec: TensorSpec) -> bool:
     return spec.n_bytes >= LEAST_APART and stands_out(source.read(spec.name))
-
-
-def _has_base(spec: TensorSpec, base: Checkpoint | None) -> bool:
-    return base is not None and spec.same_kind(base.specs.get(spec.name))
 
 
 def _view(source: Checkpoint, base: Checkpoint | None, name: str, own: Statistics, whole: Statistics) -> TensorView:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nearzip.bounds import Update
+from nearzip.bounds import Bound, Update
 from nearzip.coding import Coding, Codings, bound_from_json
 from nearzip.container import Index
 from nearzip.errors import CorruptError
@@ -23,16 +23,23 @@ def codings_json(
 
     Readers show it and stores go by it; decoding needs none of it.
     """
+    default = codings.default
+    if not codings.by_name:
+        names = [spec.name for spec in specs]
+        return _named(default), _bound_json(default.promise, resolved, names)
     number = {spec.name: i for i, spec in enumerate(specs)}
     groups = codings.distinct(number)
-    default = codings.default
     others = [
-        {**_named(coding), "bound": resolved.to_json(coding.promise, names), "tensors": [number[n] for n in names]}
+        {**_named(coding), "bound": _bound_json(coding.promise, resolved, names), "tensors": [number[n] for n in names]}
         for coding, names in groups.items()
         if coding != default
     ]
     method = {**_named(default), **({"others": others} if others else {})}
-    return method, resolved.to_json(default.promise, groups.get(default, []))
+    return method, _bound_json(default.promise, resolved, groups.get(default, []))
+
+
+def _bound_json(bound: Bound, resolved: Resolved, names: Sequence[str]) -> dict[str, Any]:
+    return resolved.to_json(bound, names) if isinstance(bound, Update) else bound.to_json()
 
 
 def _named(coding: Coding) -> dict[str, Any]:

@@ -73,6 +73,11 @@ def join_pieces(pieces: list[bytes]) -> bytes:
     return pieces[0] if len(pieces) == 1 else digest(b"".join(pieces))
 
 
+def join_all(pieces: list[list[bytes]]) -> list[bytes]:
+    """The digests of several tensors from those of their pieces."""
+    return [own[0] if len(own) == 1 else join_pieces(own) for own in pieces]
+
+
 def tensor_digest(array: Array) -> bytes:
     """Digest of a contiguous array's bytes: of its pieces' digests if there are several."""
     return join_pieces(piece_digests(array))

@@ -25,6 +25,7 @@ __all__ = [
     "check_free",
     "check_outputs",
     "is_stream",
+    "memory_error",
     "naming_errors",
     "naming_memory",
     "refuse_terminal",
@@ -33,6 +34,7 @@ __all__ = [
     "size_on_disk",
     "spooled_input",
     "sync_folder",
+    "system_error",
     "through_links",
 ]
 
@@ -47,8 +49,13 @@ def naming_memory(where: str) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        said = f" ({str(error)[:200]})" if str(error) else ""
-        raise LimitError(f"{where}: too little memory{said}; give the process more, or use fewer threads") from None
+        raise memory_error(where, error) from None
+
+
+def memory_error(where: str, error: MemoryError) -> LimitError:
+    """What to raise in place of a MemoryError."""
+    said = f" ({str(error)[:200]})" if str(error) else ""
+    return LimitError(f"{where}: too little memory{said}; give the process more, or use fewer threads")
 
 
 @contextlib.contextmanager
@@ -56,17 +63,26 @@ def naming_errors(verb: str, path: Path_) -> Iterator[None]:
     """Turn the operating system's errors into ours, with the path and what was attempted."""
     try:
         yield
-    except Error:
-        raise
-    except FileNotFoundError:
-        raise MissingFileError(f"{os.fspath(path)}: no such file or directory") from None
-    except IsADirectoryError:
-        raise UsageError(f"{os.fspath(path)}: is a directory, not a file") from None
-    except BrokenPipeError:
-        raise  # the reader has gone away, which is no fault of the path's
     except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
-        raise Error(f"{os.fspath(path)}: cannot {verb}: {reason}") from None
+        ours = system_error(verb, path, error)
+        if ours is error:
+            raise
+        raise ours from None
+
+
+def system_error(verb: str, path: Path_, error: OSError) -> Exception:
+    """What to raise in place of an error of the operating system; the error itself if it is no fault of the path's.
+
+    For what is called too often for a context manager.
+    """
+    if isinstance(error, (Error, BrokenPipeError)):
+        return error  # ours already, or the reader of a pipe has gone away
+    if isinstance(error, FileNotFoundError):
+        return MissingFileError(f"{os.fspath(path)}: no such file or directory")
+    if isinstance(error, IsADirectoryError):
+        return UsageError(f"{os.fspath(path)}: is a directory, not a file")
+    reason = error.strerror or str(error) or type(error).__name__
+    return Error(f"{os.fspath(path)}: cannot {verb}: {reason}")
 
 
 #: Errors of file systems that cannot sync folders (SMB, some FUSE); their renames are as durable as they get.

@@ -215,13 +215,16 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) ->
 
     The work must release the GIL to gain. Closing the iterator early abandons what has not begun, and does not wait for
     what has. However many iterators are abandoned, few threads exist at a time. Where the system or a limit of
-    addresses allows no more of them, the calling thread does the work.
+    addresses allows no more of them, the calling thread does the work, as it does with `threads=1`.
     """
-    items = iter(items)
+    return _on_pool(function, iter(items), threads) if threads > 1 else map(function, items)
+
+
+def _on_pool(function: Callable[[T], R], items: Iterator[T], threads: int) -> Iterator[R]:
     begin = list(itertools.islice(items, 2))
     items = itertools.chain(begin, items)
     # Only now: what prepared the first items may have used the same pool.
-    executor = _take(threads) if threads > 1 and len(begin) > 1 else None
+    executor = _take(threads) if len(begin) > 1 else None
     if executor is None:
         yield from map(function, items)
         return

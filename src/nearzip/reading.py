@@ -20,7 +20,7 @@ from nearzip.container import BlockEntry, Segment, Source, read_index
 from nearzip.digests import digest
 from nearzip.display import html_table
 from nearzip.errors import CorruptError, LimitError, NotFoundError, WrongBaseError
-from nearzip.fileio import naming_memory
+from nearzip.fileio import memory_error, naming_memory
 from nearzip.frameworks import check_framework, to_framework
 from nearzip.limits import Limits
 from nearzip.matching import matched, n_new_bytes
@@ -192,7 +192,7 @@ class Reader(Mapping[str, Any]):
         wanted = [s for s in self.index.segments if names is None or any(spec.name in names for spec in s.tensors)]
         total = sum(spec.n_bytes for s in wanted for spec in s.tensors)
         done = 0
-        tied_to = names_by_target(self.index.aliases)
+        tied_to = names_by_target(self.index.aliases) if self.index.aliases else {}
         for pairs in self._decode(wanted, digests):
             for name, array in pairs:
                 for each in (name, *tied_to.get(name, ())):
@@ -254,8 +254,11 @@ class Reader(Mapping[str, Any]):
     # inside
 
     def _check_size(self, limits: Limits) -> None:
-        alone = sum(n_new_bytes(self.index.tensors, self._base, self.index.matches or {}).values())
-        needed = alone if limits.output_bytes is None else self.index.n_bytes
+        needed = self.index.n_bytes
+        if limits.output_bytes is None:
+            if needed <= limits.FREE_BYTES:
+                return
+            needed = sum(n_new_bytes(self.index.tensors, self._base, self.index.matches or {}).values())
         if needed > limits.allowed_output(self._source.size):
             raise LimitError(
                 f"{self._source.name}: declares {needed} bytes of tensors; the limit is "
@@ -314,18 +317,23 @@ class Reader(Mapping[str, Any]):
         """What `decode` makes of a block's bytes."""
         segment, entry, block, number = work
         payload = self._source.read(entry.offset, entry.length)
-        where = f"{self._source.name}: {segment.label}, block {number}"
         if digest(payload) != entry.digest:
-            raise CorruptError(f"{where}: the file is damaged here (checksum differs)")
+            raise CorruptError(f"{self._where(segment, number)}: the file is damaged here (checksum differs)")
         base = self._base_for(segment) if segment.base_digest is not None else None
-        with naming_memory(where), block_context(block, base) as context:
-            try:
+        try:
+            with block_context(block, base) as context:
                 return decode(payload, context, entry.pipeline)
-            except CorruptError as error:
-                if base is not None:
-                    # The bytes are those written: another base may have misled a stage.
-                    self._check_base(segment, base)
-                raise CorruptError(f"{where}: {error}") from None
+        except MemoryError as error:
+            raise memory_error(self._where(segment, number), error) from None
+        except CorruptError as error:
+            if base is not None:
+                # The bytes are those written: another base may have misled a stage.
+                self._check_base(segment, base)
+            raise CorruptError(f"{self._where(segment, number)}: {error}") from None
+
+    def _where(self, segment: Segment, number: int) -> str:
+        """A block's name in messages."""
+        return f"{self._source.name}: {segment.label}, block {number}"
 
     def _decode_block(self, work: tuple[Segment, BlockEntry, Block, int]) -> tuple[Array, Any, Any]:
         block = work[2]
@@ -351,23 +359,26 @@ class Reader(Mapping[str, Any]):
         n_bytes = sum(spec.n_bytes for segment in segments for spec in segment.tensors)
         results = ordered_map(self._decode_block, work, 1 if n_bytes < _THREADS_FROM else self._threads)
         for segment in segments:
-            with naming_memory(f"{self._source.name}: {segment.label}"):
+            try:
                 assembler = self._assemble(segment, results)
                 own = assembler.digests()
+            except MemoryError as error:
+                raise memory_error(f"{self._source.name}: {segment.label}", error) from None
             if digest(b"".join(own)) != segment.digest:
                 raise CorruptError(f"{self._source.name}: {segment.label}: decoded values differ from what was written")
             if digests is not None:
                 digests.update(zip((spec.name for spec in segment.tensors), own, strict=True))
-            yield list(assembler.tensors())
+            yield assembler.tensors()
 
     def _assemble(self, segment: Segment, results: Iterator[tuple[Array, Any, Any]]) -> Assembler:
         """The tensors of a segment from its decoded blocks. Raises WrongBaseError."""
-        assembler, base_assembler = Assembler(segment.tensors), Assembler(segment.tensors)
+        assembler = Assembler(segment.tensors)
+        base_assembler = None if segment.base_digest is None else Assembler(segment.tensors)
         for _ in segment.blocks:
             values, pieces, base_pieces = next(results)
             assembler.add(values, pieces)
-            if segment.base_digest is not None:
+            if base_assembler is not None:
                 base_assembler.add(None, base_pieces)
-        if segment.base_digest is not None:
+        if base_assembler is not None:
             self._compare_base(segment, base_assembler)
         return assembler

@@ -6,10 +6,8 @@ import os
 import threading
 from typing import Any
 
-import fsspec
-
 from nearzip.errors import Error, MissingExtraError, TruncatedError, UsageError, missing_extra
-from nearzip.fileio import Path_, is_stream, naming_errors
+from nearzip.fileio import Path_, is_stream, naming_errors, system_error
 
 __all__ = [
     "BytesSource",
@@ -62,14 +60,16 @@ class FileSource:
     def read(self, offset: int, length: int) -> bytes:
         """Exactly these bytes. Raises TruncatedError if the file has become shorter."""
         pieces = []
-        with naming_errors("read", self.name):
-            while length:
+        while length:
+            try:
                 piece = self._read_some(offset, length)
-                if not piece:
-                    raise TruncatedError(f"{self.name}: ends early; it was cut short while it was being read")
-                pieces.append(piece)
-                offset += len(piece)
-                length -= len(piece)
+            except OSError as error:
+                raise system_error("read", self.name, error) from None
+            if not piece:
+                raise TruncatedError(f"{self.name}: ends early; it was cut short while it was being read")
+            pieces.append(piece)
+            offset += len(piece)
+            length -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _read_some(self, offset: int, length: int) -> bytes:
@@ -87,6 +87,8 @@ class RemoteSource:
     """An archive at a URL that fsspec opens; only what is read is fetched."""
 
     def __init__(self, url: str):
+        import fsspec  # here, because it takes a tenth of the time until a command begins
+
         self.name = url
         with naming_errors("read", url):
             try:

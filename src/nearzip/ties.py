@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,8 +66,10 @@ def _bytes(source: Checkpoint, name: str) -> Array:
 def _equal(source: Checkpoint) -> Iterator[list[str]]:
     """Names of tensors of one dtype and shape that are equal bit for bit, several at a time, each in order."""
     groups: dict[tuple[object, ...], list[list[str]]] = {}
+    counts = Counter((spec.dtype, spec.shape) for spec in source.specs.values())
     for spec in source.specs.values():
-        if not spec.n_elements:
+        # Most large tensors have a shape of their own and need not be read.
+        if counts[spec.dtype, spec.shape] < 2 or not spec.n_elements:
             continue
         values = source.read(spec.name).ravel()
         # Cheap first: few equal tensors share their first and last bytes.

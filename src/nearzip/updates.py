@@ -31,10 +31,8 @@ class Resolved:
     codings: Codings
     bounds: Mapping[str, float] = field(default_factory=dict)
 
-    def to_json(self, bound: Bound, names: Iterable[str]) -> dict[str, Any]:
-        """A bound as it stands in an archive's index, with what it came to for the tensors of these names."""
-        if not isinstance(bound, Update):
-            return bound.to_json()
+    def to_json(self, bound: Update, names: Iterable[str]) -> dict[str, Any]:
+        """A bound as an archive's index has it, with what it came to for the tensors of these names."""
         values = [self.bounds.get(name, 0.0) for name in names]
         if bound.per == "network":
             return {**bound.to_json(), "resolved": max(values, default=0.0)}

@@ -137,7 +137,8 @@ class _Work:
         self._n_patched = 0
         # Of the segment whose blocks are being taken.
         self._entries: list[BlockEntry] = []
-        self._assembler = self._base_assembler = Assembler(())
+        self._assembler: Assembler | None = None
+        self._base_assembler: Assembler | None = None
 
     def encode_all(self, threads: int, progress: Progress | None) -> None:
         names = [name for name in self._source.specs if name not in self._ties]
@@ -203,7 +204,7 @@ class _Work:
                 encoded.n_patched,
                 encoded.n_false,
                 block_pieces(block, encoded.restored),
-                block_pieces(block, context.require_base()) if draft.with_base else [],
+                [] if context.base is None else block_pieces(block, context.base),
                 encoded.changes,
             )
 
@@ -212,14 +213,17 @@ class _Work:
         draft = done.task.draft
         if done.task.first:
             self._entries = []
-            self._assembler, self._base_assembler = Assembler(draft.tensors), Assembler(draft.tensors)
+            self._assembler = Assembler(draft.tensors)
+            self._base_assembler = Assembler(draft.tensors) if draft.with_base else None
         payload, pipeline = done.payload, done.pipeline
-        n_written = self._writer.n_bytes + sum(map(len, payload))
-        if not draft.with_base and self._floor.is_too_small(done.restored.nbytes, n_written):
-            payload, pipeline = _stored(done)
+        if self._floor.needed and not draft.with_base:
+            n_written = self._writer.n_bytes + sum(map(len, payload))
+            if self._floor.is_too_small(done.restored.nbytes, n_written):
+                payload, pipeline = _stored(done)
         self._entries.append(self._writer.add_block(payload, pipeline))
+        assert self._assembler is not None
         self._assembler.add(done.restored if self._keep else None, done.pieces)
-        if draft.with_base:
+        if self._base_assembler is not None:
             self._base_assembler.add(None, done.base_pieces)
         self._n_patched += done.n_patched
         if any(done.changes):
@@ -231,11 +235,12 @@ class _Work:
 
     def _end_segment(self, draft: Draft) -> None:
         """Digests of a segment, once all of its blocks are written; its tensors go to `keep`."""
+        assert self._assembler is not None
         own = self._assembler.digests()
         self._contents.update(zip((spec.name for spec in draft.tensors), own, strict=True))
         base_digest = None
         # A base that no block needs is not asked for.
-        if draft.with_base and any(entry.pipeline.needs_base for entry in self._entries):
+        if self._base_assembler is not None and any(entry.pipeline.needs_base for entry in self._entries):
             theirs = self._base_assembler.digests()
             self._base_contents.update(zip((spec.name for spec in draft.tensors), theirs, strict=True))
             base_digest = digest(b"".join(theirs))
@@ -262,6 +267,9 @@ def _tasks(drafts: Iterator[Draft]) -> Iterator[_Task]:
 
 def _choices(draft: Draft, entries: Sequence[BlockEntry], base: Checkpoint | None) -> dict[str, str]:
     """The choice for each tensor of a segment, if most of its blocks were coded otherwise than drafted."""
+    as_drafted = draft.with_base or not draft.uses_base or base is None
+    if as_drafted and all(entry.pipeline is draft.pipeline for entry in entries):
+        return {}  # as most are; comparing pipelines takes longer
     taken = {draft.without: "no-base", REPEATS: "repeats", STORED: "stored", draft.pipeline: ""}
     choice = Counter(taken.get(entry.pipeline, "exact") for entry in entries).most_common(1)[0][0]
     far = not choice and not draft.with_base and draft.uses_base and base is not None
@@ -324,6 +332,8 @@ class _Floor:
     def check(self, n_bytes: int, index: Index) -> None:
         """Warn of what readers will refuse all the same."""
         needed = self.needed if index.base_id is not None else index.n_bytes
+        if needed <= Limits.FREE_BYTES:
+            return
         if needed > Limits().allowed_output(n_bytes):
             warnings.warn(
                 f"{needed} bytes of tensors take {n_bytes}: readers refuse that unless they are told to trust it "
@@ -401,7 +411,7 @@ def _without_base(
     source: Checkpoint, base: Checkpoint | None, ties: Mapping[str, str], codings: Codings
 ) -> dict[str, str]:
     """Tensors that could not be coded against the base, and why."""
-    if base is None:
+    if base is None or base.specs == source.specs:
         return {}
     reasons = {}
     for name, spec in source.specs.items():

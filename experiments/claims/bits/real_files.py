@@ -47,7 +47,8 @@ PAIRS = (
     ("chgnet_0.3.0_e29f68s314m37.pth.tar", "chgnet_r2scan_transfer_learning_e15f36s161m23.pth.tar"),
 )
 _ENDINGS = (".pt", ".pth", ".pth.tar", ".jit", ".onnx", ".safetensors", ".h5", ".npz")
-_LEAST = 4 << 10
+#: Smaller files say little, larger ones take zstd and xz minutes each.
+_SIZES = range(4 << 10, 20 << 20)
 
 
 def wheel(package: str, release: str) -> Path:
@@ -66,7 +67,7 @@ def extracted(package: str, release: str) -> Iterator[Path]:
     folder.mkdir(exist_ok=True)
     with zipfile.ZipFile(packed_at) as packed:
         for entry in sorted(packed.infolist(), key=lambda entry: entry.filename):
-            if entry.filename.endswith(_ENDINGS) and entry.file_size >= _LEAST:
+            if entry.filename.endswith(_ENDINGS) and entry.file_size in _SIZES:
                 parts = Path(entry.filename).parts
                 same = [each for each in packed.namelist() if Path(each).name == parts[-1]]
                 target = folder / ("-".join(parts[-2:]) if len(same) > 1 else parts[-1])

@@ -15,7 +15,7 @@ from nearzip.condense.flops import count_flops
 
 #: Budget, share of the channels, epochs of the recovery, images of an epoch. The share is given: a search takes five
 #: trainings, as many times the time.
-SETTINGS = {"vgg-small": (0.02, 0.5, 5, 5_000)}
+SETTINGS = {"vgg-small": (0.02, 0.5, 8, 10_000)}
 ALIGN = 8
 
 
@@ -31,12 +31,13 @@ def measured(network: str, folder: str | None) -> dict[str, Any]:
     small = condense.compress(
         case.module, case.train_epoch, keep=keep, evaluate=case.evaluator(), max_loss=max_loss,
         scheme=condense.Structure(align=ALIGN), objective="throughput", inputs=case.inputs,
-        recover=condense.LC(epochs), evaluations=3,
+        recover=condense.Direct(epochs), evaluations=3,
     )  # fmt: skip
     print(small, flush=True)
     before, after = count_flops(case.module, case.inputs), count_flops(small.module, case.inputs)
     return {
         "max_loss": max_loss, "epochs": epochs, "per_epoch": per_epoch, "batch": len(case.inputs), "keep": small.keep,
+        "recovery": "fine-tuning alone",
         "speed": small.objective["details"], "flops": before / after, "ratio": small.ratio,
         "widths": widths(small.module), "original_widths": widths(case.module), "reference": case.test(case.module),
         "test": case.test(small.module), "losses": dict(small.losses), "notes": list(small.notes),

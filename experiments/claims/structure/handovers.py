@@ -1,6 +1,7 @@
 """What a job passes through: modules, calls, and how often control goes from one module to another.
 
-`--tree NAME=FOLDER` also traces the package of another commit: a folder with `nearzip`, its built core inside.
+`--tree NAME=FOLDER` also traces the package of another commit: a folder with `nearzip`, its built core inside. `--keep`
+keeps what was counted for other commits, which does not change, and the last measured commit's under its own name.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import nearzip._core as _core
 from experiments.claims.structure import jobs
 from experiments.lab import record
 
+_THIS = "this commit"
+
 
 def _own_tree(folder: Path) -> Path:
     """This commit's package with its core, as `jobs` imports it."""
@@ -35,12 +38,19 @@ def _traced(name: str, tree: Path) -> dict[str, Any]:
     return counted
 
 
+def _counted_before() -> dict[str, Any]:
+    last = record.load("handovers")
+    return {last["commit"] if name == _THIS else name: counted for name, counted in last.get("trees", {}).items()}
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="handovers", description=__doc__)
     parser.add_argument("--tree", action="append", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--keep", action="store_true")
     given = parser.parse_args(arguments)
     trees = {name: Path(folder) for name, _, folder in (text.partition("=") for text in given.tree)}
     with tempfile.TemporaryDirectory() as folder:
-        trees["this commit"] = _own_tree(Path(folder))
-        found = {tree: {name: _traced(name, path) for name in jobs.JOBS} for tree, path in trees.items()}
+        trees[_THIS] = _own_tree(Path(folder))
+        found = _counted_before() if given.keep else {}
+        found |= {tree: {name: _traced(name, path) for name in jobs.JOBS} for tree, path in trees.items()}
     print(record.save("handovers", {"trees": found}, ("nearzip", "numpy", "torch")))

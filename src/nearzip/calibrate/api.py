@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from nearzip import api
-from nearzip.api import FileReport, archive_of, open_input
+from nearzip.api import FileReport, archive_of
 from nearzip.archive import Archive, Progress, WriteReport
 from nearzip.bounds import Bound, NoPromise, Statistics, parse_bound
 from nearzip.budget import Plan
@@ -26,6 +26,7 @@ from nearzip.digests import checkpoint_id
 from nearzip.errors import UsageError
 from nearzip.fileio import Output as Destination
 from nearzip.fileio import atomic_file, check_outputs, naming_errors
+from nearzip.inputs import open_input
 from nearzip.parallel import number_of_threads
 from nearzip.tensors import Checkpoint
 from nearzip.writing import write_archive

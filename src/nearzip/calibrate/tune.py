@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nearzip.api import archive_of, open_input
+from nearzip.api import archive_of
 from nearzip.bounds import Bound, Lossless, NoPromise, parse_bound
 from nearzip.budget import CalibratedRounding, Plan, Trial
 from nearzip.budget.budgets import MaxLoss
@@ -28,6 +28,7 @@ from nearzip.calibrate.settings import Calibration, check_kept
 from nearzip.coding import Coding, Codings, codings_of_plan
 from nearzip.digests import digest
 from nearzip.fileio import Path_
+from nearzip.inputs import open_input
 from nearzip.network.arrays import digest_of
 from nearzip.parallel import number_of_threads
 from nearzip.tensors import Checkpoint

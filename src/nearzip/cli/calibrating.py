@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 
-from nearzip.api import FileReport, open_input
-from nearzip.budget import Plan
+from nearzip.api import FileReport
 from nearzip.cli.functions import load_function
 from nearzip.errors import Error, UsageError
 from nearzip.fileio import Output
+from nearzip.inputs import open_input
+
+if TYPE_CHECKING:  # most commands need none of the search for plans
+    from nearzip.budget import Plan
 
 __all__ = ["calibrated_file", "calibrated_plan", "calibration_options"]
 

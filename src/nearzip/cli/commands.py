@@ -31,6 +31,21 @@ _COMMANDS = {
     "average": ("federated", "average"),
     "demo": ("demo", "demo"),
 }
+#: What `nearzip --help` says of each, so that it loads none of them.
+_SUMMARIES = {
+    "compress": "Compress the network NEW, or the update that leads from OLD...",
+    "decompress": "Restore an archive to a file of the format that it was made...",
+    "tune": "Find the settings that make the smallest archive of NEW...",
+    "condense": "Find how much of the trained network in NEW can go, retrain...",
+    "inspect": "Show what an archive holds and how it is coded.",
+    "compare": "Compare two networks: differences, linear fit, structural...",
+    "certify": "Compare a network with its compressed self, sample by...",
+    "methods": "List the methods, their options and defaults.",
+    "store": "Keep versions of a network: small, verified, and restored...",
+    "dataset": "Store image data sets in as few bytes as the accuracy of a...",
+    "average": "Make the next model of a federated round: the weighted mean...",
+    "demo": "Train a small network on real data, compress every epoch,...",
+}
 #: Commands of groups that have modules of their own.
 _MORE = {
     "store": (("pulling", "pull"), ("reporting", "report")),
@@ -43,6 +58,10 @@ class _LazyGroup(OneLineGroup):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*_COMMANDS, *self.commands})
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _SUMMARIES[name]) for name in self.list_commands(ctx)])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.commands and cmd_name in _COMMANDS:

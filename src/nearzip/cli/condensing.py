@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearzip.api import open_input
 from nearzip.attached import without_attached
 from nearzip.cli.console import (
     Bar,
@@ -29,6 +28,7 @@ from nearzip.cli.transfer import force_option, options_of
 from nearzip.cli.tuning import max_loss_of, workers
 from nearzip.errors import UsageError
 from nearzip.fileio import check_outputs
+from nearzip.inputs import open_input
 
 if TYPE_CHECKING:
     from nearzip.condense.result import Condensed

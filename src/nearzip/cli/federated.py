@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from nearzip.api import FileReport, open_input
+from nearzip.api import FileReport
 from nearzip.attached import without_attached
 from nearzip.checkpoints import write_checkpoint
 from nearzip.cli.console import facts, human_bytes, print_json, safe, show, warn
@@ -18,6 +18,7 @@ from nearzip.cli.running import common_options
 from nearzip.errors import UsageError
 from nearzip.federated import average_updates, compress_update
 from nearzip.fileio import atomic_file, check_outputs
+from nearzip.inputs import open_input
 
 __all__ = ["average", "update_with_residual"]
 

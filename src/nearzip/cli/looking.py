@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import click
 
 import nearzip
-from nearzip.api import open_input
 from nearzip.archive import TensorReport
 from nearzip.cli.console import (
     check_streams,
@@ -27,9 +26,12 @@ from nearzip.cli.console import (
 )
 from nearzip.cli.running import common_options
 from nearzip.cli.transfer import bound_text, others_text, share_text, some, threads_option
-from nearzip.comparison import Comparison, Figures
+from nearzip.coding import Codings
+from nearzip.comparison import Comparison
 from nearzip.errors import CorruptError, Error, WrongBaseError
+from nearzip.figures import Figures
 from nearzip.fileio import spooled_input
+from nearzip.inputs import open_input
 from nearzip.matching import matches_text
 from nearzip.plots import check_plot, draw_comparison
 from nearzip.reading import Reader
@@ -100,7 +102,7 @@ def _bits(report: TensorReport) -> float:
 def _inspect_document(
     archive: str, reader: Reader, reports: list[TensorReport], damage: Mapping[str, Error] | None
 ) -> dict[str, Any]:
-    index = reader.index
+    index, codings = reader.index, _codings(reader)
     return {
         "archive": archive,
         "writer": index.writer,
@@ -123,6 +125,7 @@ def _inspect_document(
                 "name": report.spec.name,
                 "dtype": report.spec.dtype,
                 "shape": report.spec.shape,
+                "coding": None if codings is None else codings[report.spec.name].to_json(),
                 "stages": report.stages,
                 "with_base": report.with_base,
                 "bytes": report.n_bytes,
@@ -132,6 +135,14 @@ def _inspect_document(
             for report in reports
         ],
     }
+
+
+def _codings(reader: Reader) -> Codings | None:
+    """How the tensors were coded; None if the index has that in a way that this release cannot read."""
+    try:
+        return reader.codings
+    except CorruptError:
+        return None  # decoding needs none of it
 
 
 def _n_values(reader: Reader) -> int:
@@ -160,17 +171,33 @@ def _inspect_text(
         ("verified", None if damage is None else _verdict(damage)),
     ])  # fmt: skip
     shown = reports[: limit or None]
-    codings = list(dict.fromkeys(report.stages for report in shown if report.alias_of is None))
-    legend = [f"{i}: {' > '.join(map(safe, stages))}" for i, stages in enumerate(codings, 1)]
+    words = _coding_words(reader, shown)
+    ways = list(dict.fromkeys(words.values()))
+    legend = [f"{i}: {safe(way)}" for i, way in enumerate(ways, 1)]
     rest = _rest(len(reports), len(shown))
-    return [head, "", _inspect_table(shown, codings), *([rest] if rest else []), "", *legend]
+    return [head, "", _inspect_table(shown, words, ways), *([rest] if rest else []), "", *legend]
+
+
+def _coding_words(reader: Reader, reports: list[TensorReport]) -> dict[str, str]:
+    """How each tensor that is stored is coded: its stages, and method and bound unless all have the same."""
+    codings = _codings(reader)
+    various = codings is not None and bool(codings.by_name)
+    words = {}
+    for report in reports:
+        if report.alias_of is not None:
+            continue
+        stages = " > ".join(report.stages)
+        coding = codings[report.spec.name] if codings is not None and various else None
+        words[report.spec.name] = stages if coding is None else f"{coding.method}, {coding.bound}: {stages}"
+    return words
 
 
 def _verdict(damage: Mapping[str, Error]) -> str:
     return f"{len(damage)} tensors cannot be read" if damage else "every tensor decodes to what was written"
 
 
-def _inspect_table(reports: list[TensorReport], codings: list[tuple[str, ...]]) -> Any:
+def _inspect_table(reports: list[TensorReport], words: Mapping[str, str], ways: list[str]) -> Any:
+    number = {way: str(i) for i, way in enumerate(ways, 1)}
     columns = {"tensor": "left", "dtype": "left", "shape": "left", "bytes": "right", "bits/value": "right",
                "base": "left", "coding": "left"}  # fmt: skip
     rows = []
@@ -181,9 +208,7 @@ def _inspect_table(reports: list[TensorReport], codings: list[tuple[str, ...]]) 
             rows.append((*head, "0", "0", "", f"same as {report.alias_of}"))
         else:
             base = "yes" if report.with_base else "no"
-            rows.append(
-                (*head, f"{report.n_bytes:,.0f}", f"{_bits(report):.3f}", base, str(codings.index(report.stages) + 1))
-            )
+            rows.append((*head, f"{report.n_bytes:,.0f}", f"{_bits(report):.3f}", base, number[words[spec.name]]))
     return rows_table(columns, rows)
 
 

@@ -11,9 +11,8 @@ from typing import Any
 
 import click
 
-from nearzip.api import FileReport, compress_file, decompress_file, open_input
+from nearzip.api import FileReport, PlanLike, compress_file, decompress_file
 from nearzip.bounds import Rms, Update
-from nearzip.budget import Plan
 from nearzip.changes import UpdateKept
 from nearzip.cli.calibrating import calibrated_file, calibration_options
 from nearzip.cli.console import (
@@ -34,6 +33,7 @@ from nearzip.cli.running import common_options, showing_warnings
 from nearzip.errors import Error
 from nearzip.estimates import estimate
 from nearzip.fileio import check_outputs, is_stream, size_on_disk, spooled_input
+from nearzip.inputs import open_input
 from nearzip.limits import Limits
 from nearzip.matching import renamed
 
@@ -212,7 +212,9 @@ def compress(
     return 1 if warned else 0
 
 
-def _load_plan(path: str) -> Plan:
+def _load_plan(path: str) -> PlanLike:
+    from nearzip.budget.plan import Plan  # here: most commands need none of the search for plans
+
     with contextlib.ExitStack() as stack:
         given = input_of(path)
         return Plan.load(given if isinstance(given, str) else spooled_input(given, stack))

@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from nearzip.api import open_input
 from nearzip.attached import without_attached
 from nearzip.budget import STRATEGIES, Plan, Status, Trial
 from nearzip.budget import tune as find_plan
@@ -33,6 +32,7 @@ from nearzip.cli.running import common_options, showing_warnings
 from nearzip.cli.transfer import force_option, options_of
 from nearzip.errors import missing_extra
 from nearzip.fileio import check_outputs
+from nearzip.inputs import open_input
 from nearzip.tensors import Array
 
 __all__ = ["max_loss_of", "tune", "workers"]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import nearzip
-from nearzip.api import decompress, open_input
+from nearzip.api import decompress
 from nearzip.api import open as open_archive
 from nearzip.archive import Archive
 from nearzip.budget.budgets import Budgets, MaxLoss, check_budgets
@@ -27,6 +27,7 @@ from nearzip.correctness.evidence import Show, Witness
 from nearzip.correctness.limited import measures_for
 from nearzip.correctness.samples import digest_of_list, sample_digests, tensors_digest
 from nearzip.errors import UsageError
+from nearzip.inputs import open_input
 from nearzip.measures.measure import Measure
 from nearzip.torch.evaluator import Evaluator, Predict, predict_classes
 from nearzip.torch.observing import Documents, Loader

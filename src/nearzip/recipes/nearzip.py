@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from nearzip.bounds import Bound, Lossless, NoPromise, Tolerance
+from nearzip.bounds import EXACT, Bound, Lossless, NoPromise, Statistics, Tolerance
 from nearzip.codec import exact_pipeline
 from nearzip.errors import UsageError
 from nearzip.recipes.base import Recipe, TensorPlan, TensorView
@@ -82,8 +82,12 @@ class Nearzip(Recipe):
     def plan_all(self, tensors: Iterable[TensorView], bound: Bound) -> Iterator[TensorPlan]:
         views = list(tensors)
         parts = self._parts(views, bound)
+        whole: Statistics | None = None
+        shared = EXACT
         for tensor in views:
-            yield self._planned(tensor, bound, parts.get(tensor.shape, 1.0))
+            if tensor.whole is not whole:  # one object for all tensors of a network
+                whole, shared = tensor.whole, bound.tolerance(tensor.whole)
+            yield self._planned(tensor, bound, shared, parts.get(tensor.shape, 1.0))
 
     def without_base(self, pipeline: Pipeline) -> Pipeline | None:
         # A gain belongs to the difference that it was found for.
@@ -98,7 +102,7 @@ class Nearzip(Recipe):
         rounded = shared.kind == "absolute" or (self.step is not None and shared.kind == "finite")
         return finer_parts(tensors, step, self.finer) if rounded else {}
 
-    def _planned(self, tensor: TensorView, bound: Bound, part: float) -> TensorPlan:
+    def _planned(self, tensor: TensorView, bound: Bound, shared: Tolerance, part: float) -> TensorPlan:
         tolerance = bound.tolerance(tensor.own)
         if self.step is not None and tolerance.kind != "exact":
             step = max(part * self.step, min(self.step, _finest(tensor)))
@@ -112,7 +116,7 @@ class Nearzip(Recipe):
             return TensorPlan(Pipeline((LogStep(eps, delta=tensor.with_base), Rans())), tolerance)
         rounding = half_spacing(tensor.dtype, tensor.own.largest)
         is_small = tensor.own.finite < _SMALL
-        return _rounded(tolerance, bound.tolerance(tensor.whole), rounding, is_small, part, tensor.with_base)
+        return _rounded(tolerance, shared, rounding, is_small, part, tensor.with_base)
 
 
 #: Halves of the distance between neighbouring values of the dtype: a finer step would code its noise.

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nearzip.api import open_input
 from nearzip.bounds import NoPromise, Statistics, Tolerance
 from nearzip.errors import Error, UsageError
+from nearzip.inputs import open_input
 from nearzip.limits import Limits
 from nearzip.store import Store, Version
 from nearzip.store.backends.backend import Backend

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nearzip.api import open_input
 from nearzip.bounds import bound_spelling
 from nearzip.container import Index
 from nearzip.digests import checkpoint_id, content_id, tensor_digest
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, WrongBaseError
+from nearzip.inputs import open_input
 from nearzip.limits import Limits
 from nearzip.store.backends import open_backend
 from nearzip.store.backends.backend import Backend

@@ -1,4 +1,8 @@
-"""`nearzip.Store`: versions of a network, each small, verified, and restored bit for bit. docs/store.md."""
+"""`nearzip.Store`: versions of a network, each small, verified, and restored bit for bit. docs/store.md.
+
+One class in one file, though a long one: what users call, half of it documentation. The work is done by the modules
+that it imports.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from nearzip.api import open_input, warn_of_lost_update
+from nearzip.api import warn_of_lost_update
 from nearzip.attached import attached_names, without_attached
 from nearzip.changes import UpdateKept
 from nearzip.coding import Codings, PlanLike, codings_of_plan
@@ -18,6 +22,7 @@ from nearzip.display import html_table
 from nearzip.errors import CorruptError, UsageError
 from nearzip.fileio import Output
 from nearzip.frameworks import check_framework, to_framework
+from nearzip.inputs import open_input
 from nearzip.limits import Limits
 from nearzip.store.backends import open_backend
 from nearzip.store.backends.backend import Backend

@@ -19,6 +19,7 @@ from nearzip.bounds import NoPromise, Statistics, Update, violations
 from nearzip.checkpoints import write_checkpoint
 from nearzip.coding import Codings
 from nearzip.errors import UpdateLostWarning
+from nearzip.inputs import open_input
 from nearzip.matching import match_tensors, matched
 from nearzip.recipes import recipe_type
 from nearzip.stages import Context, Pipeline
@@ -71,7 +72,7 @@ def _by_files(pair: Pair) -> Compressed:
         report = api.compress_file(paths["new"], archive, base, restored=paths["restored"], threads=1, **pair.how)
         api.decompress_file(archive, paths["out"], base)
         assert paths["out"].read_bytes() == paths["restored"].read_bytes(), "the file is restored otherwise than said"
-        restored = dict(api.open_input(paths["out"]).arrays())
+        restored = dict(open_input(paths["out"]).arrays())
         assert report.n_bytes == archive.stat().st_size
         return restored, pair.base, report.n_bytes
 

@@ -15,6 +15,7 @@ from nearzip.archive import Archive
 from nearzip.attached import without_attached
 from nearzip.container import MAGIC, is_archive
 from nearzip.errors import NotFoundError, UsageError
+from nearzip.inputs import open_input
 from nearzip.limits import Limits
 from nearzip.network.arrays import to_torch
 from nearzip.tensors import Array, Checkpoint, as_array
@@ -227,7 +228,7 @@ class safe_open:  # noqa: N801 - safetensors' name
             self._names, self._metadata = list(reader), reader.metadata()
             self._read, self._close = reader.__getitem__, reader.close
         else:
-            found: Checkpoint = without_attached(api.open_input(filename))
+            found: Checkpoint = without_attached(open_input(filename))
             self._names, self._metadata = list(found.specs), dict(found.metadata)
             self._read, self._close = found.read, found.close
         self._filename = filename

@@ -7,7 +7,6 @@ document names it: only those are used that this process has declared safe to lo
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -102,12 +101,11 @@ def read_member(name: Any, member: Any) -> enum.Enum:
 
 def read_record(name: Any, values: Mapping[str, Any]) -> Any:
     """An instance of a dataclass that is safe to load. Raises CorruptError, UsageError."""
-    kind: Any = _safe(name)
-    if not dataclasses.is_dataclass(kind):
+    kind = _safe(name)
+    if not hasattr(kind, "__dataclass_fields__"):
         raise CorruptError(f"training state: {str(name)[:80]} is not a record")
-    make: Callable[..., Any] = kind
     try:
-        return make(**values)
+        return kind(**values)
     except (TypeError, ValueError) as error:
         raise CorruptError(f"training state: a {class_name(kind)} cannot be made of its fields: {error}") from error
 
