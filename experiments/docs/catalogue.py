@@ -123,7 +123,17 @@ BLOCKS = (
 PAGES = (
     Page(
         "docs/results.md",
-        ("fidelity", "throughput", "throughput_tiled", "repeat", "size", "speed", "memory", "bound_truth"),
+        (
+            "fidelity",
+            "throughput",
+            "throughput_tiled",
+            "repeat",
+            "size",
+            "speed",
+            "memory",
+            "bound_truth",
+            "speed_before_after",
+        ),
         results.context,
     ),
     Page("docs/resume.md", ("resume", "save_cost"), resume.context),

@@ -150,7 +150,15 @@ def repeated(result: Row) -> str:
 
 
 def context(
-    result: Row, throughput: Row, tiled: Row, twice: Row, size: Row, speed: Row, memory: Row, checked: Row
+    result: Row,
+    throughput: Row,
+    tiled: Row,
+    twice: Row,
+    size: Row,
+    speed: Row,
+    memory: Row,
+    checked: Row,
+    turns: Row,
 ) -> Row:
     """Figures of the page."""
     pairs = result["pairs"]
@@ -170,6 +178,7 @@ def context(
         "missing": missing(pairs), "points": points,
         "repeated": repeated(twice), "sizes": bits.sizes(size), "speed": of_speed.speeds(speed),
         "memory": of_speed.memory(memory), "bounds": trust.bounds(checked),
+        "before_after": of_speed.before_after(turns),
         "speeds": speeds(throughput), "speed_pair": throughput["pair"], "cores": throughput["machine"]["cores"],
         "speed_commit": commits(throughput["commit"]), "tiled": speeds(tiled), "tiled_pair": tiled["pair"],
         "tiled_commit": commits(tiled["commit"]),
