@@ -72,6 +72,10 @@ CLAIMS = {
         "Memory does not grow with the size of a checkpoint",
         "claims.speed.memory", ("memory",),
     ),
+    "cost_model": Claim(
+        "Costs are a constant and an amount for each parameter",
+        "claims.speed.cost_model", ("cost_model",),
+    ),
     "budget": Claim(
         "Plans keep their accuracy budget, and are smaller than those of the papers' searches",
         "claims.accuracy.budget", ("budget",), _DATA,
