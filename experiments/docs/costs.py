@@ -30,8 +30,8 @@ def measured(result: Row) -> str:
     head = ["step", "M parameters", "seconds", "ns a parameter", "middle / line", "memory (MB)", "bytes a parameter",
             "bits a parameter", "middle / line"]  # fmt: skip
     return (
-        "Processor seconds of one thread and the most anonymous memory beyond what the process had before, at the largest "
-        "of three sizes; amounts for each parameter from the smallest and the largest, and the middle size over that "
+        "Processor seconds of one thread and the most anonymous memory beyond what the process had before, at the "
+        "largest of three sizes; amounts for each parameter from the smallest and the largest, and the middle size over that "
         f"line. Bound {result['bound']}, updates of spread 1e-3; bits are those read or written besides tensors.\n\n"
         + table(head, rows)
         + f"\n\n{circumstances(result)}."

@@ -144,13 +144,14 @@ def _calibrate(layers: int) -> Callable[[], int]:
 def child(step: str, folder: str, size: int) -> dict[str, Any]:
     """One step, with a small round of it before that loads what it needs."""
     work = _calibrate(size) if step == "calibrate" else _WORK[step](Path(folder))
+    # What the small round leaves for reuse belongs to the step.
+    before, found = anonymous(), list[int]()
     if step == "calibrate":
         _calibrate(1)()
     else:
         with tempfile.TemporaryDirectory() as name:
             prepare(Path(name), _SIDE**2)
             _WORK[step](Path(name))()
-    before, found = anonymous(), list[int]()
     begin = time.process_time()
     peak = peak_of(lambda: found.append(work()))
     return {"seconds": time.process_time() - begin, "memory_bytes": peak - before, "bytes": found[0]}
