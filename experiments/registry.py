@@ -80,6 +80,10 @@ CLAIMS = {
         "Plans keep their accuracy budget, and are smaller than those of the papers' searches",
         "claims.accuracy.budget", ("budget",), _DATA,
     ),
+    "roundings": Claim(
+        "Searches that ask the network how to round find smaller files than those of a bound",
+        "claims.accuracy.roundings", ("roundings",), _DATA,
+    ),
     "gates": Claim(
         "With a confidence, plans keep their accuracy budget on data never seen",
         "claims.accuracy.gates", ("gates",),

@@ -31,8 +31,8 @@ def measured(result: Row) -> str:
             "bits a parameter", "middle / line"]  # fmt: skip
     return (
         "Processor seconds of one thread and the most anonymous memory beyond what the process had before, at the "
-        "largest of three sizes; amounts for each parameter from the smallest and the largest, and the middle size over that "
-        f"line. Bound {result['bound']}, updates of spread 1e-3; bits are those read or written besides tensors.\n\n"
+        "largest of three sizes; amounts for each parameter from the smallest and the largest, and the middle size over "
+        f"that line. Bound {result['bound']}, updates of spread 1e-3; bits are those read or written besides tensors.\n\n"
         + table(head, rows)
         + f"\n\n{circumstances(result)}."
     )
