@@ -23,18 +23,18 @@ def measured(result: Row) -> str:
             [
                 step, f"{largest['parameters'] / 1e6:.1f}", f"{largest['seconds']:.2f}",
                 f"{1e9 * of['seconds']['each']:.2f}", f"{of['seconds']['middle_over_line']:.2f}",
-                f"{largest['memory_bytes'] / 1e6:.0f}", f"{of['memory_bytes']['each']:.2f}",
+                f"{largest['memory_bytes'] / 1e6:.0f}", f"{abs(of['memory_bytes']['each']):.2f}",
+                f"{of['memory_bytes']['middle_over_line']:.2f}",
                 f"{8 * of['bytes']['each']:.2f}", f"{of['bytes']['middle_over_line']:.3f}",
             ]
         )  # fmt: skip
     head = ["step", "M parameters", "seconds", "ns a parameter", "middle / line", "memory (MB)", "bytes a parameter",
-            "bits a parameter", "middle / line"]  # fmt: skip
+            "middle / line", "bits a parameter", "middle / line"]  # fmt: skip
     return (
         "Processor seconds of one thread and the most anonymous memory beyond what the process had before, at the "
-        "largest of three sizes; amounts for each parameter from the smallest and the largest, and the middle size over "
-        f"that line. Bound {result['bound']}, updates of spread 1e-3; bits are those read or written besides tensors.\n\n"
-        + table(head, rows)
-        + f"\n\n{circumstances(result)}."
+        "largest of three sizes; amounts for each parameter from the smallest and the largest, and the middle size "
+        f"over that line. Bound {result['bound']}, updates of spread 1e-3; bits are those of the archives that a step "
+        "reads or writes.\n\n" + table(head, rows) + f"\n\n{circumstances(result)}."
     )
 
 
