@@ -136,8 +136,8 @@ def roundings(result: Row) -> str:
     over = [row["kl"] for found in result["pairs"].values() for row in found.values()]
     return (
         f"Bits per parameter within a divergence of {result['max_kl']:g} on {100 * result['share']:g} % of the "
-        f"held-out data, by knob, in brackets the trials; processor seconds of the three searches. Decoded and measured "
-        f"again, {sum(kl <= result['max_kl'] for kl in over)} of {len(over)} are within it.\n\n"
+        f"held-out data, by knob, in brackets the trials; processor seconds of the three searches. Decoded and "
+        f"measured again, {sum(kl <= result['max_kl'] for kl in over)} of {len(over)} are within it.\n\n"
         + table(head, rows)
         + f"\n\n{circumstances(result)}."
     )

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims.resume.save_memory import anonymous, peak_of
 from experiments.lab import record
+from experiments.lab.anonymous import anonymous, peak_of
 
 #: Parameters, float32 matrices of 1024 x 1024.
 _SIZES = (2 << 20, 8 << 20, 32 << 20)
