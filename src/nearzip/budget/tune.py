@@ -72,6 +72,8 @@ def tune(
     knob : str
         What to turn: a kind of bound ("abs", "rel", "pwrel", "rms", "upd") or an option of the method that trades size
         for accuracy ("bits", "keep"). Default: the first kind of bound that the method promises, else such an option.
+        "step": of the method "nearzip", without a bound; what `evaluations` leaves over five is spent on its options
+        `unbiased` and `lattice`, at coarser steps, as long as they keep the budget.
     strategy : str
         "nearzip": ours. "delta-dnn": Algorithm 1 of Hu et al., ICPP 2020. "deepsz": Algorithms 1 and 2 of Jin et al.,
         HPDC 2019.
