@@ -94,7 +94,7 @@ def test_every_method_can_be_tuned(method):
     options = {"deep-compression": {"bits": 8}, "weightless": {"clusters": 256, "bits": 16}}.get(method)
     knob = "keep" if "keep" in recipe_types()[method].knobs else None
     # Those that code updates only.
-    base = BASE if method in ("lc-checkpoint", "sbc", "stc", "topk") else None
+    base = BASE if method in ("deepreduce", "lc-checkpoint", "sbc", "skcompress", "stc", "topk") else None
     # One value for all changes of a tensor is not made for updates as large as these.
     max_loss = 0.6 if method == "sbc" else 0.05
     plan = nz.tune(
