@@ -77,7 +77,7 @@ def _unseen(rows: list[Row]) -> str:
         over = [loss / most for loss, most in found if loss > most * (1 + 1e-12)]
         worst = f", the worst by {max(over):.1f} times" if over else ""
         parts.append(f"{metric}: {len(found) - len(over)} of {len(found)} plans within the budget{worst}")
-    return f"On data that no search saw, {'; '.join(parts)}. The budget is a promise about the search's data alone."
+    return f"On data that no search saw, {'; '.join(parts)}. The budget is a promise only about the search's data."
 
 
 def gates(result: Row) -> str:

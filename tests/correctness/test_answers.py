@@ -163,7 +163,7 @@ def test_a_limit_is_a_positive_number(tmp_path, limit):
 def test_logs_of_different_samples(tmp_path):
     before, after = pair(tmp_path, n=20)
     write(after, "arc", [line(i, True) for i in range(19)])
-    with pytest.raises(UsageError, match="different samples: 1 documents are in one alone, the first is 19"):
+    with pytest.raises(UsageError, match="different samples: 1 documents are in only one, the first is 19"):
         compare_answers(before, after)
     write(after, "arc", [line(i, True, doc_hash="other" if i == 7 else f"d{i}") for i in range(20)])
     with pytest.raises(UsageError, match="document 7 is not the same question"):

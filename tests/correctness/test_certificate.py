@@ -400,7 +400,7 @@ def test_from_the_command_line(tmp_path, monkeypatch, run):
     assert "nothing was measured" in err
     code, out, err = run("model.nz", "--check", "c.json", "--judge", "mine:make")
     assert code == 0, err
-    assert "measured again, it says the same" in out
+    assert "measured again with the same result" in out
     other = nz.compress(noisy(NET, 3.0), bound=nz.Absolute(1e-4))
     other.save("other.nz")
     assert run("other.nz", "--judge", "mine:make", "--limit", "top1=0.01")[0] == 15

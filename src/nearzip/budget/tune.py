@@ -193,7 +193,7 @@ def parameters_of(strategy: str, texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _parsed(name: str, default: Any, text: str) -> Any:
-    """As what the parameter is by default; None stands for a whole number."""
+    """The value converted to the type of the parameter's default; None: an int."""
     try:
         if isinstance(default, tuple):
             return [float(item) for item in text.split(",")]

@@ -167,7 +167,7 @@ def _checked(path: str, archive: str, judge: str | None, base: str | None, as_js
                     "notes": notes}  # fmt: skip
         print_json("certify", document)
     else:
-        again = "; measured again, it says the same" if judge is not None else ""
+        again = "; measured again with the same result" if judge is not None else ""
         show(f"{path}: is of {archive}, no byte was changed{again}.", certificate.summary)
         if judge is None:
             hint("nothing was measured; --judge PACKAGE.MODULE:FUNCTION measures again")

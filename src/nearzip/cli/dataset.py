@@ -74,7 +74,7 @@ def compress(
     force: bool,
     as_json: bool,
 ) -> int:
-    """Write SOURCE as one .nzd file: any sample is read alone, and checked."""
+    """Write SOURCE as one .nzd file: single samples can be read, and are checked."""
     from nearzip.datasets import Plan, load, write
     from nearzip.datasets.workers import processes
 

@@ -1,4 +1,4 @@
-"""One trial of a search: a network condensed to one share, recovered, stored, restored and judged."""
+"""One trial of a search: a network condensed to one share, recovered, stored, restored and evaluated."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def compress(
     keep : float
         The share that is kept, above 0 and at most 1: of weights, or of channels.
     evaluate, max_loss
-        As for `tune`; without both, nothing is judged.
+        As for `tune`. Without both, accuracy is not measured.
     bound : Bound, str or None
         How the tensors are stored, as for `nearzip.compress`. None: within what is left of `max_loss`, or lossless
         without it.

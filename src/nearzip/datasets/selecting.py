@@ -25,7 +25,7 @@ class Train(Protocol):
     """Trains a network from scratch."""
 
     def __call__(self, indices: Array, seed: int, watch: Callable[[Any], None] | None) -> Any:
-        """On the training samples `indices`, with the same number of steps however few they are.
+        """Train on the samples `indices`, with the same number of steps for every size of subset.
 
         With `watch` the training may be short, and `watch(network)` is called after every epoch. Returns the network.
         """
@@ -33,7 +33,7 @@ class Train(Protocol):
 
 @dataclass(frozen=True)
 class Tried:
-    """One ranking at one size: the mean metric over the seeds, and of each."""
+    """One ranking at one subset size: the metric for each seed, and its mean."""
 
     ranking: str
     share: float
@@ -44,7 +44,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Selection:
-    """What `select` found.
+    """The result of `select`.
 
     Attributes
     ----------
@@ -172,12 +172,12 @@ def statistics_of(
     predict: Callable[[Any], Array],
     features: Callable[[Any], Array] | None,
 ) -> Statistics:
-    """What short trainings on all samples say of each, for rankings; the arguments are those of `select`."""
+    """Train briefly on all samples and record how each is learned, for rankings. Arguments as for `select`."""
     runs: list[list[Array]] = []
     network: Any = None
     for run in range(_RUNS):
         epochs: list[Array] = []
-        # Seeds of their own: what ranks is not what is judged.
+        # Separate seeds: the runs that rank samples are not those that are evaluated.
         network = train(everything, 1000 + run, _Watch(predict, epochs))
         if not epochs:
             epochs.append(np.asarray(predict(network)))

@@ -48,7 +48,7 @@ def tune(
     confidence: float | None = None,
     progress: Callable[[Status], None] | None = None,
 ) -> Plan:
-    """Find the codec and the setting that make the smallest file within an accuracy budget.
+    """Find the codec and parameters that give the smallest file within an accuracy budget.
 
     Every trial is written, read back from its bytes and evaluated. Within a codec settings are bisected, so that some
     six of them are measured; a setting that cannot be smaller than what was found is not.
@@ -83,7 +83,7 @@ def tune(
     >>> import numpy as np
     >>> from nearzip import datasets
     >>> images = np.random.default_rng(0).integers(0, 255, (20, 16, 16, 1), dtype=np.uint8)
-    >>> def evaluate(restored):  # stands for the accuracy of your network
+    >>> def evaluate(restored):  # put your network's accuracy here
     ...     return -float(np.mean([np.abs(a.astype(float) - b).mean() for a, b in zip(restored, images)]))
     >>> plan = datasets.tune(images, evaluate=evaluate, max_loss=4, codecs=["nearzip", "lossless"])
     >>> plan.losses["score"] <= 4, str(plan.codec).split(":")[0]
@@ -139,7 +139,7 @@ class _Search:
         return min((t for t in self.trials if t.fits), key=lambda t: t.n_bytes, default=None)
 
     def bisect(self, family: Sequence[SampleCodec]) -> None:
-        """Find the coarsest setting that fits, taking what is finer to fit as well."""
+        """Find the coarsest setting within the budget by bisection, assuming that all finer ones are within it too."""
         low, high = 0, len(family) - 1
         while low <= high:
             middle = (low + high) // 2

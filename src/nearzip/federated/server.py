@@ -146,7 +146,7 @@ class Server:
 
     @property
     def model(self) -> dict[str, Array]:
-        """The model that clients hold once they received the last broadcast: evaluate this one."""
+        """The current model, as clients hold it after the last broadcast. Evaluate this one."""
         return {name: np.array(self._held.read(name)) for name in self._held.specs}
 
     # ---- down ----------------------------------------------------------------------------------------------------
@@ -163,16 +163,16 @@ class Server:
         return put_downlink(known if not parts or not parts[0].is_keyframe else b"", parts, self._acks, self._held_id)
 
     def forget(self, node: Node) -> None:
-        """A client lost what it held: it gets a keyframe next."""
+        """Record that a client lost its model: the next broadcast sends it a keyframe."""
         self._confirmed.pop(node, None)
 
     def confirm(self, node: Node) -> None:
-        """A client answered what it was sent last: it holds that model. `accept` does this by itself."""
+        """Record that a client holds the model of the last broadcast. `accept` does this by itself."""
         if self._sent.get(node) == self._held_id:
             self._confirmed[node] = self._held_id
 
     def _route(self, known: bytes) -> list[Part]:
-        """The fewest bytes from a model to the newest."""
+        """The smallest list of messages from a model to the newest."""
         chain = self._chain(known)
         # An exact difference or keyframe is never much smaller than this; making them takes longer than all else.
         if chain is not None and _size(chain) * self._catch_up <= self._held.n_bytes:
@@ -210,24 +210,24 @@ class Server:
     # ---- up ------------------------------------------------------------------------------------------------------
 
     def accept(self, node: Node, data: bytes) -> Update:
-        """Check a reply and keep it for `average`. Nothing changes if an error is raised.
+        """Check a reply and keep it for `average`. If it raises, the server's state is unchanged.
 
         Raises
         ------
         UsageError
             The node was sent nothing, or replied already.
         WrongBaseError
-            Made against another model than the node was sent this round (an old reply, or a replayed one).
+            The reply was made against another model than the node was sent this round (an old or replayed one).
         CorruptError, TruncatedError, NewerFormatError, LimitError
-            Not what a client sent.
+            The bytes were not written by `Client.send`, or were damaged.
         BoundError
-            Holds NaN or infinities.
+            The reply holds NaN or infinities.
         """
         if self._sent.get(node) != self._held_id:
             raise UsageError(f"node {node!r} was sent no model in this round; broadcast to it first")
         if node in self._replies:
             raise UsageError(f"node {node!r} replied already in this round")
-        # A lossless update is hardly larger than the model; nobody needs more.
+        # A lossless update is hardly larger than the model: no valid reply is longer.
         allowed = 2 * self._held.n_bytes + 65536
         if len(data) > allowed:
             raise LimitError(f"the update of node {node!r} has {len(data)} bytes; the limit is {allowed}")
@@ -240,7 +240,7 @@ class Server:
         return update
 
     def average(self, weights: Mapping[Node, float]) -> dict[str, Array]:
-        """The next model: the mean of the accepted replies, by these weights. Clients get it with the next broadcast.
+        """Make the next model: the weighted mean of the accepted replies. Clients get it with the next broadcast.
 
         Summed in the order of the nodes' names, in float64: the result does not depend on who replied first. Updates of
         outlying norm are left out and named in `rejected`.
@@ -264,7 +264,7 @@ class Server:
         return self._advance(sums, values)
 
     def update(self, model: Mapping[str, Any]) -> dict[str, Array]:
-        """The next model, made by somebody else's aggregation. Clients get it with the next broadcast.
+        """Set the next model from another aggregation than `average`. Clients get it with the next broadcast.
 
         Raises UsageError for other names, shapes or dtypes than the model's, or values that are not finite.
         """
@@ -317,7 +317,7 @@ class Server:
         return (np.rint(mean) if dtype.kind in "biu" else mean).astype(dtype)
 
     def _advance(self, wanted: dict[str, Array], exact: dict[str, Array]) -> dict[str, Array]:
-        """Code the step to the next model, and hold what clients will hold."""
+        """Encode the step to the next model, and keep that model as clients will restore it."""
         rounded: dict[str, Array] = {}
         for name in list(wanted):
             update = wanted.pop(name)
@@ -359,8 +359,10 @@ class Server:
     # ---- state ---------------------------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
-        """Everything a server needs to go on after a restart, as an archive. Replies of an unfinished round are lost:
-        clients send them again with their next update."""
+        """The server's state as an archive, to continue from after a restart.
+
+        Replies of an unfinished round are not part of it: clients send them again with their next update.
+        """
         tensors = {f"model/{name}": self._held.read(name) for name in self._held.specs}
         tensors.update({f"left/{name}": value for name, value in self._left.items()})
         if self._history:
@@ -377,7 +379,7 @@ class Server:
 
     @staticmethod
     def from_bytes(data: bytes, limits: Limits | None = None) -> Server:
-        """A server as `to_bytes` wrote it. Raises CorruptError and the like."""
+        """A server from the bytes of `to_bytes`. Raises CorruptError and the like."""
         state, tensors = read_state(data, "server state", _STATE, limits)
         try:
             server = Server(below(tensors, "model/"))
@@ -428,7 +430,7 @@ def _square(group: Group, block: Block, values: Array, held: Checkpoint) -> floa
 
 
 def _checked_norm(message: Message, held: Checkpoint) -> float:
-    """Decode a reply block by block and keep nothing: its norm. Raises CorruptError, BoundError."""
+    """The norm of a reply, decoded block by block without keeping the values. Raises CorruptError, BoundError."""
     total = 0.0
     for group, block, values in message.decoded():
         if not is_float(values.dtype):

@@ -16,7 +16,7 @@ _LABELS = ("labels", "y", "y_train", "targets", "label", "arr_1")
 
 
 def recognizes(path: Path) -> bool:
-    """By the ending."""
+    """Whether the file name has a known ending."""
     return path.is_file() and path.suffix.lower() in (".npy", ".npz")
 
 
