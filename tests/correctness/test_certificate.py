@@ -401,6 +401,9 @@ def test_from_the_command_line(tmp_path, monkeypatch, run):
     code, out, err = run("model.nz", "--check", "c.json", "--judge", "mine:make")
     assert code == 0, err
     assert "measured again, it says the same" in out
+    (tmp_path / "renamed.nz").write_bytes((tmp_path / "model.nz").read_bytes())
+    code, out, err = run("renamed.nz", "--check", "c.json", "--judge", "mine:make")
+    assert (code, "measured again, it says the same" in out) == (0, True), err
     other = nz.compress(noisy(NET, 3.0), bound=nz.Absolute(1e-4))
     other.save("other.nz")
     assert run("other.nz", "--judge", "mine:make", "--limit", "top1=0.01")[0] == 15
