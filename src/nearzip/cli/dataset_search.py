@@ -13,7 +13,7 @@ import click
 
 from nearzip.cli.console import Bar, facts, hint, print_json, print_json_line, rows_table, show
 from nearzip.cli.dataset import source_options, table_of_trials
-from nearzip.cli.functions import load_function
+from nearzip.cli.functions import call_function, load_function
 from nearzip.cli.running import common_options, showing_warnings
 from nearzip.cli.transfer import force_option
 from nearzip.cli.tuning import max_loss_of
@@ -142,7 +142,7 @@ def select(
     samples = load(source, split=split, mode=mode, images=images, labels=labels)
     if "label" not in samples.columns:
         raise UsageError(f"{source}: has no labels; a subset is chosen class by class")
-    parts = load_function("--experiment", experiment)(samples)
+    parts = call_function("--experiment", experiment, samples)
     if not isinstance(parts, dict) or not {"train", "predict", "evaluate"} <= set(parts):
         raise UsageError(f"--experiment {experiment}: returns no dict of train, predict and evaluate")
     more: dict[str, Any] = {
