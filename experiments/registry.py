@@ -44,7 +44,7 @@ CLAIMS = {
         "claims.bits.lossless", ("lossless",), _DATA,
     ),
     "real_files": Claim(
-        "Weights that ship in public packages, as they are on disk, are smallest as nearzip's files",
+        "Weights that ship in public packages, as they are on disk, take fewer bytes than by other lossless programs",
         "claims.bits.real_files", ("real_files",),
     ),
     "rates": Claim(
@@ -91,10 +91,6 @@ CLAIMS = {
     "behaviour": Claim(
         "Methods of equal size and accuracy differ in what they change",
         "claims.accuracy.behaviour", ("behaviour",), _DATA,
-    ),
-    "objective": Claim(
-        "What training for limits gives back of a pruned network's behaviour, beside plain fine-tuning",
-        "claims.accuracy.objective", ("objective",), _DATA,
     ),
     "condense_speed": Claim(
         "Thinned networks are faster within an accuracy budget, measured",

@@ -41,10 +41,17 @@ def _seconds(rows: list[Row], programs: list[str]) -> str:
     return table(["program", "compresses, MB/s", "restores, MB/s"], cells)
 
 
+def _absent(rows: list[Row], programs: list[str]) -> str:
+    """Programs without a single result, and what they said."""
+    absent = [name for name in rows[0]["programs"] if name not in programs]
+    said = {name: rows[0]["programs"][name]["error"].split("...")[-1].strip() for name in absent}
+    return "Not measured: " + "; ".join(f"{name} (`{text}`)" for name, text in said.items()) + "." if said else ""
+
+
 def real_files(result: Row) -> str:
     """Bytes of every file, and speeds over all of them."""
     rows = result["rows"]
-    programs = list(rows[0]["programs"])
+    programs = [name for name in rows[0]["programs"] if any("bytes" in row["programs"][name] for row in rows)]
     alone, updates = ([row for row in rows if (row["base"] is None) == first] for first in (True, False))
     first = sum(row["nearzip"]["bytes"] < _smallest(row)[1] for row in rows)
     head = ["file", "kB", "nearzip", *programs, "best other / nearzip"]
@@ -60,6 +67,7 @@ def real_files(result: Row) -> str:
             _seconds(alone, programs),
             f"nearzip restored {exact} of {len(rows)} files byte for byte, the others, of `torch.save`, with the same "
             "values and types.",
+            _absent(rows, programs),
             f"{circumstances(result)}.",
         ]
     )

@@ -93,14 +93,14 @@ def block_values(source: Checkpoint, block: Block) -> Iterator[Array]:
 
 
 @contextlib.contextmanager
-def block_context(block: Block, base: Checkpoint | None) -> Iterator[Context]:
-    """What both directions know about a block, for as long as they work on it."""
+def block_context(block: Block, base: Checkpoint | None, out: Array | None = None) -> Iterator[Context]:
+    """What both directions know about a block, for as long as they work on it. `out`: where to decode it to."""
     dtype = dtype_of(block.tensors[0].dtype)
     if base is None:
-        yield Context(dtype, block.parts, None, block.grids)
+        yield Context(dtype, block.parts, None, block.grids, out)
         return
     with block_values(base, block) as values:
-        yield Context(dtype, block.parts, values, block.grids)
+        yield Context(dtype, block.parts, values, block.grids, out)
 
 
 def block_pieces(block: Block, values: Array) -> list[list[bytes]]:
@@ -114,11 +114,14 @@ def in_own_memory(values: Array, *others: Array | None) -> Array:
 
 
 class Assembler:
-    """Puts blocks of one segment together: its arrays and the digests of its tensors."""
+    """Puts blocks of one segment together: its arrays and the digests of its tensors.
 
-    def __init__(self, tensors: tuple[TensorSpec, ...]):
+    `values`: memory for all blocks, where a block's values may already be.
+    """
+
+    def __init__(self, tensors: tuple[TensorSpec, ...], values: Array | None = None):
         self._tensors = tensors
-        self._values: Array | None = None
+        self._values = values
         self._n_values = 0
         self._pieces: list[list[bytes]] = []
 
@@ -143,7 +146,9 @@ class Assembler:
             return
         if self._values is None:
             self._values = buffer_for(n, values.dtype)
-        self._values[self._n_values : self._n_values + values.size] = values
+        target = self._values[self._n_values : self._n_values + values.size]
+        if not np.may_share_memory(values, target):
+            target[:] = values
         self._n_values += values.size
 
     def tensors(self) -> list[tuple[str, Array]]:

@@ -91,6 +91,7 @@ def encode_block(
     target = pipeline.target(values, context)
     before = context.base if before is None else before
     first = _encode(target, context, pipeline, tolerances, substitute, before)
+    context = context.without_out()  # what `first` restores stays there
     if first.n_patched * _MANY_PATCHES > context.n:
         exact = _encode(target, context, exact_pipeline(pipeline.needs_base), _exact_parts(context))
         if exact.n_bytes < first.n_bytes:

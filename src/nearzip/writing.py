@@ -24,6 +24,7 @@ from nearzip.blocks import (
     segment_blocks,
 )
 from nearzip.bounds import EXACT, NoPromise, Update
+from nearzip.buffers import buffer_for
 from nearzip.changes import Change, Changes, UpdateKept
 from nearzip.choice import REPEATS, STORED
 from nearzip.codec import encode_block
@@ -36,7 +37,7 @@ from nearzip.limits import Limits
 from nearzip.matching import Reference, n_new_bytes
 from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.stages import Context, Pipeline
-from nearzip.tensors import Array, Checkpoint
+from nearzip.tensors import Array, Checkpoint, dtype_of
 from nearzip.ties import find_ties, names_by_target
 from nearzip.updates import Resolved, resolve_updates
 from nearzip.version import __version__
@@ -98,6 +99,12 @@ class _Task:
     block: Block
     first: bool
     last: bool
+    whole: Array | None = None  # memory for the values of all blocks of the draft
+
+    @property
+    def out(self) -> Array | None:
+        """Memory for the block's own values."""
+        return None if self.whole is None else self.whole[self.block.start : self.block.stop]
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,7 @@ class _Work:
         names = [name for name in self._source.specs if name not in self._ties]
         drafts = draft_segments(self._source, self._reference.base, names, self._codings, threads)
         n_done, n_bytes = 0, self._source.n_bytes
-        for done in ordered_map(self._encode, _tasks(drafts), threads):
+        for done in ordered_map(self._encode, _tasks(drafts, self._keep is not None), threads):
             self._take(done)
             n_done += done.restored.nbytes
             if progress:
@@ -186,7 +193,7 @@ class _Work:
         draft, block = task.draft, task.block
         reference, source = self._reference, self._source
         with contextlib.ExitStack() as stack:
-            context = stack.enter_context(block_context(block, reference.base if draft.with_base else None))
+            context = stack.enter_context(block_context(block, reference.base if draft.with_base else None, task.out))
             substitute = None
             if self._substitutes is not None:
                 substitute = stack.enter_context(block_values(self._substitutes, block))
@@ -213,7 +220,7 @@ class _Work:
         draft = done.task.draft
         if done.task.first:
             self._entries = []
-            self._assembler = Assembler(draft.tensors)
+            self._assembler = Assembler(draft.tensors, done.task.whole)
             self._base_assembler = Assembler(draft.tensors) if draft.with_base else None
         payload, pipeline = done.payload, done.pipeline
         if self._floor.needed and not draft.with_base:
@@ -258,11 +265,14 @@ def _format(reference: Reference) -> int:
     return MATCHED_FORMAT if reference.matches else PLAIN_FORMAT
 
 
-def _tasks(drafts: Iterator[Draft]) -> Iterator[_Task]:
+def _tasks(drafts: Iterator[Draft], keeps: bool) -> Iterator[_Task]:
     for draft in drafts:
         blocks = segment_blocks(draft.tensors, draft.block_bytes)
+        whole = None
+        if keeps and len(blocks) > 1:
+            whole = buffer_for(blocks[-1].stop, dtype_of(draft.tensors[0].dtype))
         for i, block in enumerate(blocks):
-            yield _Task(draft, block, i == 0, i + 1 == len(blocks))
+            yield _Task(draft, block, i == 0, i + 1 == len(blocks), whole)
 
 
 def _choices(draft: Draft, entries: Sequence[BlockEntry], base: Checkpoint | None) -> dict[str, str]:

@@ -15,12 +15,13 @@ import typing
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from nearzip.buffers import buffer_for
 from nearzip.caching import cached_property
 from nearzip.errors import CorruptError, UsageError
 from nearzip.tensors import Array
@@ -165,12 +166,16 @@ class Context:
         The receiver's values at the same positions, in the tensor's dtype.
     grids : tuple of Grid
         Where each part lies in its tensor, or nothing.
+    out : array, shape (n,), or None
+        Memory for the decoded values, which a stage may use (`buffer`): the part of a whole tensor's array, so that
+        blocks are not copied into it.
     """
 
     dtype: np.dtype[Any]
     parts: tuple[int, ...]
     base: Array | None = None
     grids: tuple[Grid, ...] = ()
+    out: Array | None = field(default=None, compare=False, repr=False)
 
     @staticmethod
     def of(values: Array, base: Array | None = None) -> Context:
@@ -198,6 +203,16 @@ class Context:
     def doubled_parts(self) -> tuple[int, ...]:
         """Parts in plain numbers: a complex one is two."""
         return tuple(2 * part for part in self.parts) if self.dtype.kind == "c" else self.parts
+
+    def buffer(self, dtype: np.dtype[Any] | type[np.generic]) -> Array:
+        """An uninitialised array for the block's decoded values, shape (n,); `out` if it is of this dtype."""
+        if self.out is not None and self.out.dtype == dtype:
+            return self.out
+        return buffer_for(self.n, dtype)
+
+    def without_out(self) -> Context:
+        """The same for a trial, whose values must not overwrite those in `out`."""
+        return self if self.out is None else replace(self, out=None)
 
     def require_base(self) -> Array:
         if self.base is None:

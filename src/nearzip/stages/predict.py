@@ -161,7 +161,7 @@ class ContextDelta(Stage):
 
     def decode(self, coded: Coded, context: Context) -> Array:
         base = bits_of(context.require_base())
-        out = buffer_for(base.size, base.dtype)
+        out = bits_of(context.buffer(context.dtype))
         data = np.frombuffer(coded.data, np.uint8)
         try:
             _core.decode_contexts(data, base, *_value_kind(context.dtype), context.doubled_parts, out)

@@ -195,7 +195,7 @@ class QuantizeAndCode(Stage):
         require_rounded(context)
         if coded.side != SIGNED:
             raise CorruptError("symbols of another type")
-        out = buffer_for(context.n, np.float64 if context.dtype.itemsize == 8 else np.float32)
+        out = context.buffer(np.float64 if context.dtype.itemsize == 8 else np.float32)
         try:
             _core.decode_quantized(
                 np.frombuffer(coded.data, np.uint8), self._base(context), self.step, context.laid_parts, out
@@ -207,7 +207,7 @@ class QuantizeAndCode(Stage):
     def decode_and_compare(self, coded: Coded, context: Context, values: Array, tolerance: float) -> Compared | None:
         if not self.delta or context.dtype.itemsize < 4:  # those are rounded again
             return None
-        out = buffer_for(context.n, context.dtype)
+        out = context.buffer(context.dtype)
         data, base = np.frombuffer(coded.data, np.uint8), context.require_base()
         outside, changes = _core.decode_and_compare(data, base, self.step, context.laid_parts, values, tolerance, out)
         return Compared(out, outside, changes)
