@@ -10,6 +10,7 @@ import pytest
 import nearzip as nz
 from nearzip import errors
 from nearzip.store.keep import kept, parse_rules
+from nearzip.store.versions import Versions
 from store.helpers import history, memory_url, network, same, updated
 
 POLICIES = ("forward", "backward", "hop:4")
@@ -186,3 +187,28 @@ def test_rules():
     for wrong in ("", " ", "last", "last:0", "last:-1", "every:x", "best:", "worst:5", "tag:a b", [3]):
         with pytest.raises(errors.UsageError):
             parse_rules(wrong)
+
+
+def test_what_is_committed_during_a_prune_of_days_stays(monkeypatch):
+    """Reading the manifests, and all else, takes longer than the grace period; others commit meanwhile."""
+    url = memory_url()
+    pruning, other = nz.Store(url, create=True), nz.Store(url)
+    for i in range(3):
+        pruning.commit(network(i))
+    backend = pruning._backend
+    backend.grace = 86400.0
+    snapshot = Versions.snapshot
+    committed = []
+
+    def slow_snapshot(versions):
+        found = snapshot(versions)
+        if not committed:
+            committed.append(other.commit(network(7)))
+            backend._clock_offset = 2 * backend.grace
+        return found
+
+    monkeypatch.setattr(Versions, "snapshot", slow_snapshot)
+    pruning.prune("last:1")
+    assert committed == [3]
+    assert same(nz.Store(url).checkout(3), network(7))
+    assert nz.Store(url).verify().ok

@@ -375,7 +375,8 @@ def _may_be_missing(error: str) -> bool:
 def _wrong_versions(store: nz.Store, events: list[dict[str, Any]]) -> list[str]:
     """Versions that are not what was promised when their commit returned."""
     rows = {row.number: row for row in store.log(pruned=True)}
-    wrong = [f"no version {number}, and later ones" for number in range(len(store)) if number not in rows]
+    newest = len(store)  # several requests each time it is asked
+    wrong = [f"no version {number}, and later ones" for number in range(newest) if number not in rows]
     rebuilt = {number for _, _, number in _intervals(events)}
     begun = {(event["who"], event["i"]) for event in events if event["what"] == "begun"}
     found: dict[tuple[int, int], int] = {}
@@ -400,7 +401,7 @@ def _wrong_versions(store: nz.Store, events: list[dict[str, Any]]) -> list[str]:
         elif rows[number].pruned is None:
             if arrays.get(number, (event["who"], event["i"])) != (event["who"], event["i"]):
                 wrong.append(f"version {number} is another's commit")
-        elif number % _EVERY == 0 or (event["tagged"] and number not in rebuilt) or number > len(store) - _LAST:
+        elif number % _EVERY == 0 or (event["tagged"] and number not in rebuilt) or number > newest - _LAST:
             wrong.append(f"version {number} was dropped against the rules")
     return wrong
 

@@ -117,6 +117,8 @@ class Maintenance:
     #: Every manifest, as it is or would be.
     manifests: dict[int, Manifest] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    #: When reading the manifests began, by the clock of the store's files.
+    _as_of: float = 0.0
     _held: Held | None = None
     _n_objects: int = 0
     _n_freed: int = 0
@@ -126,6 +128,7 @@ class Maintenance:
     def read(self) -> None:
         """Read all manifests again. Raises CorruptError: with a damaged one, it is unknown what is needed."""
         self.versions.forget()
+        self._as_of = self.backend.now()
         try:
             self.manifests = self.versions.snapshot()
             needed_objects(self.manifests)
@@ -393,7 +396,9 @@ class Maintenance:
         needed = set(needed_objects(self.manifests)[0]) | staged_objects(self.backend, clear=not self.dry_run)
         if not self.dry_run:
             self.backend.sweep_litter()
-        oldest = self.backend.now() - self.backend.grace
+        # Versions may have been committed since the manifests were read. Counted from now, the objects of those would be
+        # old enough to go once a run takes longer than the grace period.
+        oldest = self._as_of - self.backend.grace
         for entry in self.backend.list("objects"):
             if entry.name in needed or (self.backend.grace and entry.modified > oldest):
                 continue
