@@ -27,7 +27,7 @@ from nearzip.cli.functions import call_function, load_function
 from nearzip.cli.running import common_options, showing_warnings
 from nearzip.cli.transfer import force_option
 from nearzip.cli.tuning import max_loss_of
-from nearzip.errors import Error, UsageError
+from nearzip.errors import UsageError
 from nearzip.fileio import atomic_file, check_outputs
 
 __all__ = ["select", "tune"]
