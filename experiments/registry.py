@@ -47,6 +47,10 @@ CLAIMS = {
         "Bit-exact, files are smaller than those of other lossless programs, with a base and without",
         "claims.bits.lossless", ("lossless",), _DATA,
     ),
+    "hub": Claim(
+        "An update of all values takes fewer bytes than the chunks that a deduplicating store transfers for it",
+        "claims.bits.hub", ("hub",), _DATA,
+    ),
     "real_files": Claim(
         "Weights that ship in public packages, as they are on disk, take fewer bytes than by other lossless programs",
         "claims.bits.real_files", ("real_files",),

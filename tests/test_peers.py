@@ -10,7 +10,7 @@ import pytest
 
 import nearzip as nz
 from experiments.lab.curves import bits_at, gap
-from experiments.lab.peers import METHODS, PEERS, Peer
+from experiments.lab.peers import METHODS, PEERS, Peer, chunks
 from experiments.lab.peers.base import Flat
 from experiments.lab.peers.environments import is_here
 from experiments.lab.peers.excp import k_means
@@ -116,3 +116,21 @@ def test_divergence_of_a_network_from_itself_is_zero() -> None:
     assert (same.kl, same.agreement, same.loss_change, same.accuracy_change) == (0, 1, 0, 0)
     other = judge.compare(original | {"h.weight": original["h.weight"] + np.float32(0.1) * original["h.weight"]})
     assert other.kl > 0
+
+
+def test_chunks_are_found_again_behind_an_insertion() -> None:
+    base = np.random.default_rng(0).bytes(1 << 20)
+    new = base[:300_000] + b"more" + base[300_000:]
+    assert b"".join(chunks.chunks(new)) == new
+    sizes = np.diff([0, *chunks.ends(new)])
+    assert sizes.max() <= chunks.LONGEST
+    assert sizes[:-1].min() >= chunks.SHORTEST
+    moved = chunks.transfer(new, base)
+    assert 1 <= moved.n_new_chunks <= 2 < moved.n_chunks
+    assert moved.n_bytes <= moved.n_new_chunks * chunks.LONGEST
+    assert chunks.transfer(base, base).n_bytes == 0
+
+
+def test_chunks_of_whole_bytes_are_compressed() -> None:
+    values = np.random.default_rng(0).integers(0, 9, 1 << 16).astype(np.float32)
+    assert chunks.transfer(values.tobytes(), b"").n_bytes < values.nbytes / 2

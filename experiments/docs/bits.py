@@ -196,7 +196,7 @@ def largest_shares(result: Row, count: int = 2) -> str:
 _README_PAIR, _README_KL = "transformer late", 3e-4
 
 
-def readme(exact: Row, swept: Row) -> str:
+def readme(exact: Row, swept: Row, hub: Row) -> str:
     """One update, as bytes: beside zstd and the smallest of the other programs."""
     row = next(row for row in exact["rows"] if row["pair"] == f"{_README_PAIR}, float32")
     n_bytes, n_values = row["bytes"], row["bytes"] / 4
@@ -209,6 +209,7 @@ def readme(exact: Row, swept: Row) -> str:
         return min(bits for bits in found if bits is not None) * n_values / 8
 
     rows = [
+        ["deduplicated chunks, as on the Hugging Face Hub (imitated)", "every bit", hub["bytes"]],
         ["zstd -19", "every bit", row["programs"]["zstd -19"]["alone"]["bytes"]],
         [f"{best['alone']['program'].partition(',')[0]}, the smallest without the older version", "every bit",
          best["alone"]["bytes"]],
@@ -220,13 +221,14 @@ def readme(exact: Row, swept: Row) -> str:
         ["**nearzip**, option `unbiased`", outputs, at("nearzip unbiased")],
         ["**nearzip**, calibrated on a few batches", outputs, at("nearzip calibrated")],
     ]  # fmt: skip
-    commit = commits(exact["commit"], *sorted({entries[name]["commit"] for name in _README_ENTRIES}))
+    commit = commits(exact["commit"], hub["commit"], *sorted({entries[name]["commit"] for name in _README_ENTRIES}))
     cells = [[name, what, f"{size / 1e3:,.0f}", f"{n_bytes / size:,.1f}"] for name, what, size in rows]
     return (
         f"An update of a character transformer ({n_values / 1e6:.1f} M float32 parameters, {n_bytes / 1e6:.1f} MB), "
         "50 training steps after the version that the reader has:\n\n"
         + table(["program", "keeps", "kB", "times smaller"], cells)
-        + f"\n\nKL: divergence of the predictions, nats. {machine(exact)}; commits {commit}."
+        + f"\n\nKL: divergence of the predictions, nats. Chunks: {hub['n_new_chunks']} of {hub['n_chunks']} are new, "
+        f"each as it is or by LZ4, the smaller. {machine(exact)}; commits {commit}."
     )
 
 

@@ -69,7 +69,7 @@ class Picture:
 
 
 BLOCKS = (
-    Block("README.md", "figures", ("lossless", "fidelity"), bits.readme),
+    Block("README.md", "figures", ("lossless", "fidelity", "hub"), bits.readme),
     Block("experiments/README.md", "claims", (), lambda: claims.claims("experiments/README.md", shown())),
     Block("docs/experiments.md", "claims", (), lambda: claims.claims("docs/experiments.md", shown())),
     Block("docs/calibration.md", "calibrated", ("fidelity",), bits.calibrated),

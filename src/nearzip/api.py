@@ -90,7 +90,7 @@ class _Request:
         return dataclasses.replace(source, specs=made.specs, read=made.read)
 
 
-def _check_rename(rename: Mapping[str, str] | None, base: object) -> None:
+def check_rename(rename: Mapping[str, str] | None, base: object) -> None:
     """Refuse names for a base that is not given, and what are no names."""
     if rename is None:
         return
@@ -194,7 +194,7 @@ def compress(
     (True, True)
     """
     request = _Request.of(method, bound, plan, options, retrain)
-    _check_rename(rename, base)
+    check_rename(rename, base)
     with checkpoints_of(tensors, base, metadata) as (opened, reference):
         source = request.prepared(opened, retrain)
         archive = archive_of(source, reference, request.codings_for(source), threads, progress, rename)
@@ -328,7 +328,7 @@ def compress_file(
         As for `compress`, whose errors are raised. Outputs are written whole or not at all.
     """
     request = _Request.of(method, bound, plan, options, retrain)
-    _check_rename(rename, base)
+    check_rename(rename, base)
     check_outputs([dst], [src, base, restored], force)
     check_outputs([restored], [src, base, dst], force, folders=True)
     opened = open_input(src)

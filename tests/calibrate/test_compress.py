@@ -360,3 +360,26 @@ def test_a_calibration_is_one_value_and_its_fields_stay_accepted():
         calibrate.compress(network, batches, step=0.02, calibration={"n_batches": 3})
     with pytest.raises(TypeError, match=r"compress\(\) got an unexpected keyword argument 'batch'"):
         calibrate.compress(network, batches, step=0.02, batch=3)
+
+
+def test_rename_names_the_base_of_a_tensor_that_is_called_otherwise(tmp_path) -> None:
+    module, batches, _ = trained()
+    newer, old = moved(module), arrays(module)
+    # No name speaks for either, and both have the shape.
+    base = {"first" + name[1:] if name.startswith("2.") else name: array for name, array in old.items()}
+    base["second.weight"] = np.zeros_like(old["2.weight"])
+    rename = {"first.": "2."}
+    expected = calibrate.compress(newer, batches, old, step=0.001)
+    archive = calibrate.compress(newer, batches, base, step=0.001, rename=rename)
+    assert archive.nbytes < 1.05 * expected.nbytes + 500
+    tensors = nz.decompress(expected.to_bytes(), base=old)
+    found = nz.decompress(archive.to_bytes(), base=base)
+    assert all(found[name].tobytes() == array.tobytes() for name, array in tensors.items())
+    save_file(arrays(newer), tmp_path / "new.safetensors")
+    save_file(base, tmp_path / "old.safetensors")
+    files = [tmp_path / name for name in ("new.safetensors", "out.nz")]
+    calibrate.compress_file(*files, newer, batches, tmp_path / "old.safetensors", step=0.001, rename=rename)
+    restored = nz.decompress(tmp_path / "out.nz", base=base)
+    assert all(restored[name].tobytes() == array.tobytes() for name, array in tensors.items())
+    with pytest.raises(UsageError, match="give a base"):
+        calibrate.compress(newer, batches, step=0.001, rename=rename)

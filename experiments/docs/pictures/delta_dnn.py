@@ -29,25 +29,22 @@ def draw_likeness(result: Row) -> Figure:
 
 
 _MODES = {"relative": ("#30638e", "o"), "absolute": ("#d1495b", "s")}
-#: Panels show changes of accuracy, in percent of the original's, between these; what lies below is drawn on the edge.
-_PERCENT = (-2.5, 2.0)
+#: Changes of accuracy, percent: up to the first, axes are linear, beyond logarithmic, so that they hold every point.
+_LINEAR_PERCENT = 1.0
 
 
 def draw_accuracy(result: Row) -> Figure:
     """Figure 3: change of accuracy over the error bound, a panel for each network."""
     figure, panels = _panels(result["networks"])
-    low, high = _PERCENT
     for axes, row in zip(panels.flat, result["networks"].values(), strict=False):
         for mode, (colour, mark) in _MODES.items():
             eps = [100 * point["eps"] for point in row["sweeps"][mode]]
             changes = [percent_change(point) for point in row["sweeps"][mode]]
-            inside = [min(max(change, low), high) for change in changes]
-            axes.plot(eps, inside, marker=mark, markersize=3.5, linewidth=1.2, color=colour, label=f"{mode} reading")
-            off = [(x, low) for x, change in zip(eps, changes, strict=True) if change < low]
-            if off:
-                axes.plot(*zip(*off, strict=True), linestyle="", marker="v", markersize=6, color=colour, clip_on=False)
+            axes.plot(eps, changes, marker=mark, markersize=3.5, linewidth=1.2, color=colour, label=f"{mode} reading")
         axes.axhline(-result["rule"]["theta_percent"], color="#888888", linewidth=0.9, linestyle=":")
-        axes.set(ylim=_PERCENT)
+        axes.set_yscale("symlog", linthresh=_LINEAR_PERCENT, linscale=1.5)
+        axes.set(ylim=(-130, 5), yticks=(-100, -10, -1, 0, 1))
+        axes.yaxis.set_major_formatter("{x:g}")
     figure.supylabel("change of accuracy, % of the original's")
     return figure
 

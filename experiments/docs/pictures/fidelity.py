@@ -1,8 +1,8 @@
-"""Bits against divergence, one picture for each update: six series, and axes limited to useful updates."""
+"""Bits against divergence: a picture for each update, a panel for each other method, beside nearzip twice."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -13,47 +13,63 @@ from experiments.docs.markdown import Row
 from experiments.docs.results import measured
 from experiments.lab.curves import TARGETS, envelope
 
-#: Label: the entries whose best points it shows, colour, marker, line width.
-_SERIES = {
-    "nearzip calibrated": (("nearzip calibrated",), "#00798c", "D", 2.4),
-    "nearzip": (("nearzip",), "#000000", "o", 2.4),
-    "NNCodec": (("NNCodec trellis", "NNCodec plain"), "#d1495b", "v", 1.4),
-    "SZ3": (("SZ3", "SZ3 NOPRED"), "#c46210", "s", 1.4),
-    "delta-dnn": (("delta-dnn absolute", "delta-dnn relative"), "#30638e", "^", 1.4),
-    "qd-compressor": (("qd-compressor",), "#8d5a97", "P", 1.4),
+Curve = list[tuple[float, float]]
+#: In every panel: label, colour, marker.
+_OURS = (("nearzip calibrated", "#00798c", "D"), ("nearzip", "#000000", "o"))
+#: One in each panel: the entries whose best points it shows.
+_OTHERS = {
+    "NNCodec": ("NNCodec trellis", "NNCodec plain"),
+    "SZ3": ("SZ3", "SZ3 NOPRED"),
+    "delta-dnn": ("delta-dnn absolute", "delta-dnn relative"),
+    "qd-compressor": ("qd-compressor",),
 }
-#: Below this divergence no prediction changes.
-_LEAST_KL = 1e-6
-#: Beyond it, a network has become another; shown where our own sweep lies there.
-_USEFUL_KL = 3e-2
+_OTHER_COLOUR = "#d1495b"
 
 
 def draw(result: Row, pair: str) -> Figure:
-    """Bits against KL, both logarithmic, up to where keeping the old version would do."""
+    """Bits against KL, both logarithmic; the axes hold every point."""
     row = result["pairs"][pair]
     swept = dict(measured(row, lossless=False))
-    figure, axes = plt.subplots(figsize=(8.0, 4.4), layout="constrained")
-    kept = row["base"]["kl"]
-    ours = envelope(swept["nearzip"])
-    right = min(3 * kept, max(_USEFUL_KL, 1.5 * ours[len(ours) // 2][0]))
-    shown: list[float] = []
-    for label, (names, colour, mark, width) in _SERIES.items():
-        curve = envelope([point for name in names for point in swept.get(name, ())])
-        if not curve:
-            continue
-        axes.plot(*zip(*curve, strict=True), marker=mark, color=colour, label=label, linewidth=width,
-                  markersize=5, zorder=3 if label.startswith("nearzip") else 2)  # fmt: skip
-        shown += [bits for kl, bits in curve if _LEAST_KL <= kl <= right]
-    axes.set(xscale="log", yscale="log", xlim=(_LEAST_KL, right), ylim=(0.8 * max(min(shown), 0.01), 1.25 * max(shown)),
-             xlabel="KL(original || restored), nats per prediction: further left is better",
-             ylabel="bits per parameter: lower is better", title=pair)  # fmt: skip
-    _mark(axes, kept, right)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    ours = {label: _curve(swept, (label,)) for label, _, _ in _OURS}
+    others = {label: curve for label, names in _OTHERS.items() if (curve := _curve(swept, names))}
+    figure, panels = plt.subplots(2, 2, figsize=(8.4, 6.4), layout="constrained", sharey=True)
+    held = [point for curve in ours.values() for point in curve]
+    bits = _range(bits for curve in (held, *others.values()) for _, bits in curve)
+    for axes, (label, curve) in zip(panels.flat, others.items(), strict=False):
+        for name, colour, mark in _OURS:
+            axes.plot(*_columns(ours[name]), marker=mark, color=colour, label=name, linewidth=2.2, markersize=4.5)
+        axes.plot(*_columns(curve), marker="v", color=_OTHER_COLOUR, label=label, linewidth=1.5, markersize=4.5)
+        axes.set_title(label, color=_OTHER_COLOUR, fontsize=10)
+        axes.set(xscale="log", yscale="log", xlim=_range(kl for kl, _ in held + curve), ylim=bits)
+        _mark(axes, row["base"]["kl"])
+    for axes in panels.flat[len(others) :]:
+        axes.set_axis_off()
+    handles = [plt.Line2D([], [], color=colour, marker=mark, linewidth=2.2, label=name) for name, colour, mark in _OURS]
+    handles.append(plt.Line2D([], [], color=_OTHER_COLOUR, marker="v", label="the method above the panel"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, title=pair)
+    figure.supxlabel("KL(original || restored), nats per prediction: further left is better", fontsize=10)
+    figure.supylabel("bits per parameter: lower is better", fontsize=10)
     return figure
 
 
-def _mark(axes: Axes, kept: float, right: float) -> None:
+def _curve(swept: dict[str, list[Row]], names: tuple[str, ...]) -> Curve:
+    """The best points of some entries."""
+    return envelope([point for name in names for point in swept.get(name, ())])
+
+
+def _columns(curve: Curve) -> tuple[list[float], list[float]]:
+    return [kl for kl, _ in curve], [bits for _, bits in curve]
+
+
+def _range(values: Iterable[float]) -> tuple[float, float]:
+    """From below the least to above the largest, so that markers are whole."""
+    found = list(values)
+    return min(found) / 1.5, max(found) * 1.5
+
+
+def _mark(axes: Axes, kept: float) -> None:
     """Grid, plain numbers, the divergences of the table, and what keeping the old version costs."""
+    right = axes.get_xlim()[1]
     axes.grid(alpha=0.25, which="major", linewidth=0.6)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -62,5 +78,5 @@ def _mark(axes: Axes, kept: float, right: float) -> None:
         axes.axvline(kl, color="#bbbbbb", linewidth=0.9, linestyle=":", zorder=1)
     if kept < right:
         axes.axvspan(kept, right, color="#eeeeee", zorder=0)
-        axes.text(math.sqrt(kept * right), 0.97, "worse than\nkeeping the\nold version",
-                  transform=axes.get_xaxis_transform(), ha="center", va="top", color="#555555", fontsize=7)  # fmt: skip
+        axes.text(0.985, 0.97, "grey: worse than\nkeeping the old version", transform=axes.transAxes, ha="right",
+                  va="top", color="#555555", fontsize=7)  # fmt: skip

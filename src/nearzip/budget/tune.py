@@ -160,6 +160,8 @@ def check_tuned(max_loss: Any, seed: Any, confidence: Any = None) -> None:
         check_confidence(confidence)
     if type(seed) is not int:
         raise UsageError(f"a seed is an integer, not {seed!r}")
+    if not -(2**63) <= seed < 2**64:
+        raise UsageError(f"a seed lies between -2^63 and 2^64 - 1, not {seed}")
     check_budgets(max_loss)
 
 

@@ -112,11 +112,18 @@ class _Request:
         return _part(self.progress, n_bytes, _ROUNDED, 1.0)
 
     def rounded(
-        self, source: Checkpoint, base: Checkpoint | None, module: nn.Module, batches: Iterable[Any]
+        self,
+        source: Checkpoint,
+        base: Checkpoint | None,
+        module: nn.Module,
+        batches: Iterable[Any],
+        rename: Mapping[str, str] | None = None,
     ) -> tuple[Codings, Rounded]:
         """The codings that store the rounded tensors, and what is known of the rounding."""
         gathered = _part(self.progress, source.n_bytes, 0.0, _GATHERED)
-        prepared = Prepared.of(source, base, module, batches, self.calibration, self.bound, self.threads, gathered)
+        prepared = Prepared.of(
+            source, base, module, batches, self.calibration, self.bound, self.threads, gathered, rename
+        )
         step, rounded = self._found(prepared)
         return codings_of_plan(prepared.codings(step, rounded), source.specs), rounded
 
@@ -157,6 +164,7 @@ def compress(
     plan: Plan | None = None,
     calibration: Calibration | None = None,
     metadata: Mapping[str, str] | None = None,
+    rename: Mapping[str, str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
     **separate: Any,
@@ -191,7 +199,7 @@ def compress(
         How the network is called and its weights are rounded.
     **separate
         Its fields one by one, in its place: `forward`, `output`, `n_batches`, `damping`, `fit_biases`.
-    metadata, threads, progress
+    metadata, rename, threads, progress
         As in `nearzip.compress`.
 
     Raises
@@ -211,15 +219,18 @@ def compress(
     >>> sorted(nz.decompress(archive.to_bytes()))
     ['0.bias', '0.weight', '2.bias', '2.weight']
     """
+    api.check_rename(rename, base)
     calibration = Calibration.of(calibration, separate, "compress")
     if _is_ordinary(plan, step, kl, bound):
         state = dict(module.state_dict())
-        return api.compress(state, base, plan=plan, metadata=metadata, threads=threads, progress=progress)
+        return api.compress(
+            state, base, plan=plan, metadata=metadata, rename=rename, threads=threads, progress=progress
+        )
     request = _Request.of(plan, step, kl, bound, calibration, threads, progress)
     source = Checkpoint.of(dict(module.state_dict()), metadata)
     reference = None if base is None else base if isinstance(base, Checkpoint) else Checkpoint.of(base)
-    codings, rounded = request.rounded(source, reference, module, batches)
-    archive = archive_of(source, reference, codings, request.threads, request.written(source.n_bytes))
+    codings, rounded = request.rounded(source, reference, module, batches, rename)
+    archive = archive_of(source, reference, codings, request.threads, request.written(source.n_bytes), rename)
     _note(archive.report, rounded)
     request.check(source, reference, archive.report)
     api.warn_of_lost_update(archive.update_kept)
@@ -245,6 +256,7 @@ def compress_file(
     calibration: Calibration | None = None,
     restored: Destination | None = None,
     force: bool = False,
+    rename: Mapping[str, str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
     **separate: Any,
@@ -252,10 +264,11 @@ def compress_file(
     """Compress a checkpoint file of `module`'s weights, which are loaded into it. Tensors that the module does not have
     keep every bit. Parameters and errors are those of `compress` and `nearzip.compress_file`.
     """
+    api.check_rename(rename, base)
     calibration = Calibration.of(calibration, separate, "compress_file")
     if _is_ordinary(plan, step, kl, bound):
         return api.compress_file(
-            src, dst, base, plan=plan, restored=restored, force=force, threads=threads, progress=progress
+            src, dst, base, plan=plan, restored=restored, force=force, rename=rename, threads=threads, progress=progress
         )
     request = _Request.of(plan, step, kl, bound, calibration, threads, progress)
     check_outputs([dst, restored], [src, base], force)
@@ -263,17 +276,21 @@ def compress_file(
     reference = None if base is None else open_input(base)
     try:
         load(module, source, src)
-        codings, rounded = request.rounded(source, reference, module, batches)
+        codings, rounded = request.rounded(source, reference, module, batches, rename)
         written = request.written(source.n_bytes)
         with atomic_file(dst, force=force) as stream:
             if restored is None:
-                report = write_archive(source, reference, codings, stream, None, request.threads, written)
+                report = write_archive(
+                    source, reference, codings, stream, None, request.threads, written, rename=rename
+                )
             else:
                 with write_checkpoint(
                     restored, source.specs, source.metadata, source.tree, force, source.read
                 ) as writer:
                     keep = writer.write
-                    report = write_archive(source, reference, codings, stream, keep, request.threads, written)
+                    report = write_archive(
+                        source, reference, codings, stream, keep, request.threads, written, rename=rename
+                    )
                     with naming_errors("write", str(dst)):
                         stream.flush()
                         os.fsync(stream.fileno())

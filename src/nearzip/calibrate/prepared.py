@@ -58,14 +58,21 @@ class Prepared:
         bound: Bound,
         threads: int,
         progress: Progress | None = None,
+        rename: Mapping[str, str] | None = None,
     ) -> Prepared:
-        """One pass forward and one back. Raises UsageError for batches that the module cannot be calibrated with."""
+        """One pass forward and one back. `rename`: as for `compress`.
+
+        Raises
+        ------
+        UsageError
+            Batches that the module cannot be calibrated with.
+        """
         ties = tied(module)
         known = [name for name in module.state_dict() if name in source.specs and name not in ties]
         tensors = floats_of({name: source.read(name) for name in known})
         predictor = Predictor(module, batches, calibration.forward, calibration.output, calibration.n_batches)
         sensitivity = gather(predictor, progress=progress)
-        matches = {} if base is None else match_tensors(source, base)
+        matches = {} if base is None else match_tensors(source, base, rename)
         same = same_kind(None if base is None else matched(base, source.specs, matches), tensors)
         before = None if base is None else matched(base, source.specs, matches, source.read)
         bounds = absolute_bounds(source, before, bound, list(tensors), threads)

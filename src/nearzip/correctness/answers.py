@@ -134,6 +134,7 @@ def compare_answers(
         raise UsageError(f"confidence is at least 0.5 and below 1, not {confidence!r}")
     pairs, notes = _paired_logs(Path(original), Path(compressed), progress)
     limits = _Limits.of(max_loss, list(pairs))
+    _check_metrics(metric, pairs)
     chosen = [_Chosen.of(task, before, after, metric) for task, (before, after) in pairs.items()]
     tests, equivalences = _tests([row.paired for row in chosen], [limits[row.task] for row in chosen], confidence)
     rows = tuple(
@@ -161,6 +162,21 @@ def _paired_logs(
         if progress is not None:
             progress(done, len(shared))
     return found, notes
+
+
+def _check_metrics(wanted: str | Mapping[str, str] | None, pairs: Mapping[str, tuple[Log, Log]]) -> None:
+    """Raise UsageError for a metric that no task logs, or a pattern that matches none: judging by another in silence
+    would answer another question."""
+    by_pattern = dict(wanted) if isinstance(wanted, Mapping) else {} if wanted is None else {"*": wanted}
+    for pattern, text in by_pattern.items():
+        tasks = [task for task in pairs if fnmatch.fnmatchcase(task, pattern)]
+        if not tasks:
+            raise UsageError(f"the metric for {pattern!r} matches no task; there are {', '.join(list(pairs)[:8])}")
+        name = text.partition(",")[0]
+        logged = {found for task in tasks for one in pairs[task][0].samples.values() for found in one.metrics}
+        if name not in logged:
+            there = ", ".join(sorted(logged)[:8]) or "none"
+            raise UsageError(f"metric {name!r} is logged by no task that {pattern!r} matches; there are {there}")
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,11 @@ class Certificate:
         """
         found: list[tuple[str, str, str]] = []
         notes: list[tuple[str, str, str]] = []
-        for where, stated, now in differences(self.statement, again.statement):
+        # A file's name is no part of what it holds.
+        renamed = again.statement["subject"][0]["name"]
+        first, *others = self.statement["subject"]
+        mine = {**self.statement, "subject": [{**first, "name": renamed}, *others]}
+        for where, stated, now in differences(mine, again.statement):
             (notes if any(f".{name}" in where for name in _CIRCUMSTANCES) else found).append((where, stated, now))
         if found:
             # Another network or other samples explain all that follows.

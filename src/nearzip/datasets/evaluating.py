@@ -120,10 +120,14 @@ class ImageEvaluator:
         how = getattr(self._prepare, "identity", getattr(self._prepare, "__qualname__", ""))
         return digest(*state, labels, str(how).encode()).hex()
 
+    def check(self, n_images: int) -> None:
+        """Raises UsageError unless there are as many labels as images."""
+        if self._labels is not None and len(self._labels) != n_images:
+            raise UsageError(f"there are {len(self._labels)} labels for {n_images} images")
+
     def original(self, images: Sequence[Array]) -> Evaluation:
         """Metrics of the original images, with which restored ones are then compared."""
-        if self._labels is not None and len(self._labels) != len(images):
-            raise UsageError(f"there are {len(self._labels)} labels for {len(images)} images")
+        self.check(len(images))
         self._evaluator = evaluator(self._module, self._batches(images), self._metric, confidence=self.confidence)
         return self._evaluator.evaluation({})
 

@@ -46,6 +46,8 @@ class Spec:
             raise UsageError(f"samples are of dtype {', '.join(DTYPES)}, not {dtype}")
         if sample.ndim > _MAX_RANK:
             raise UsageError(f"samples have at most {_MAX_RANK} dimensions, not {sample.ndim}")
+        if not sample.size:
+            raise UsageError(f"a sample of the shape {sample.shape} holds no value; leave such samples out")
         is_image = dtype == "uint8" and sample.ndim == 3 and 1 <= sample.shape[2] <= 4
         return Spec(dtype, sample.ndim, sample.shape[2] if is_image else None)
 

@@ -21,6 +21,9 @@ from nearzip.tensors import Array, Checkpoint
 
 __all__ = ["Averaged", "average_updates", "compress_update"]
 
+#: Of one update: a sum of weights must stay a number.
+_MAX_WEIGHT = 1e12
+
 
 def compress_update(
     new: Mapping[str, Any] | Checkpoint,
@@ -134,12 +137,14 @@ def average_updates(
     base : mapping of str to array
         The model that the updates were made against.
     weights : sequence of float
-        Finite and above 0; equal by default.
+        Finite, above 0 and up to 1e12; equal by default.
+    max_norm : float
+        At least 1; infinite: no limit.
 
     Raises
     ------
     UsageError
-        Invalid weights.
+        Invalid weights or `max_norm`.
     Error
         If no update is left.
     """
@@ -147,8 +152,10 @@ def average_updates(
     if len(shares) != len(updates):
         raise UsageError(f"{len(updates)} updates need as many weights, not {len(shares)}")
     for weight in shares:
-        if not (math.isfinite(weight) and weight > 0):
-            raise UsageError(f"a weight is {weight!r}; weights are finite and above 0")
+        if not 0 < weight <= _MAX_WEIGHT:
+            raise UsageError(f"a weight is {weight!r}; weights are finite, above 0 and up to {_MAX_WEIGHT:g}")
+    if not max_norm >= 1:
+        raise UsageError(f"max_norm is a factor of at least 1, not {max_norm!r}")
     held = _checkpoint(base)
     norms, rejected = [], {}
     for i, update in enumerate(updates):

@@ -138,9 +138,11 @@ class Server:
         self._confirmed: dict[Node, bytes] = {}
         self._sent: dict[Node, bytes] = {}
         self._replies: dict[Node, Update] = {}
-        #: Digests of the replies accepted in the last round (acknowledged with each broadcast) and in this one.
-        self._acks: list[bytes] = []
-        self._accepted: list[bytes] = []
+        #: Digests of the replies that went into a model, by the model that they were made against: a client hears of
+        #: its reply with its next broadcast, however many rounds later that is.
+        self._acks: dict[bytes, list[bytes]] = {}
+        #: Digests of the replies of this round.
+        self._accepted: dict[Node, bytes] = {}
         self.round = 0
         self.rejected: dict[Node, str] = {}
 
@@ -160,7 +162,10 @@ class Server:
         known = self._confirmed.get(node, b"")
         parts = self._route(known)
         self._sent[node] = self._held_id
-        return put_downlink(known if not parts or not parts[0].is_keyframe else b"", parts, self._acks, self._held_id)
+        # Of replies made against the model that the client holds: its own is one of them, or was not accepted.
+        acks = [*self._acks.get(known, ()), *(self._accepted.values() if known == self._held_id else ())]
+        takes = known if not parts or not parts[0].is_keyframe else b""
+        return put_downlink(takes, parts, acks, self._held_id)
 
     def forget(self, node: Node) -> None:
         """Record that a client lost its model: the next broadcast sends it a keyframe."""
@@ -236,7 +241,7 @@ class Server:
         update = Update(message, self._held, _checked_norm(message, self._held), len(data))
         self._replies[node] = update
         self._confirmed[node] = self._held_id
-        self._accepted.append(digest(data))
+        self._accepted[node] = digest(data)
         return update
 
     def average(self, weights: Mapping[Node, float]) -> dict[str, Array]:
@@ -258,6 +263,8 @@ class Server:
         chosen = self._within_norm(sorted(weights, key=str))
         if not chosen:
             raise Error("no update is left to average; see Server.rejected")
+        # Those that nobody asked for are not part of the model: their clients send them again.
+        self._accepted = {node: tag for node, tag in self._accepted.items() if node in weights}
         total = math.fsum(weights[node] for node in chosen)
         shares = {node: weights[node] / total for node in chosen}
         sums, values = self._summed(shares)
@@ -339,12 +346,15 @@ class Server:
         for name, update in rounded.items():
             np.subtract(update, decoded[name], out=update)
         self._left = rounded
+        self._acks.setdefault(self._held_id, []).extend(self._accepted.values())
         self._held = Checkpoint.of(applied(self._held, decoded, frozenset(exact), consume=True))
         self._held_id = model_id(self._held)
         self._keyframe, self._exact = None, {}
         self._history.append(Part(False, self._held_id, data))
         self._trim()
-        self._acks, self._accepted = self._accepted, []
+        confirmed = set(self._confirmed.values())
+        self._acks = {held: tags for held, tags in self._acks.items() if tags and held in confirmed}
+        self._accepted = {}
         self._replies, self._sent = {}, {}
         self.round += 1
         return self.model
@@ -371,8 +381,8 @@ class Server:
         state = {
             "kind": _STATE, "coding": self._coding.to_json(), "round": self.round, "held": self._held_id.hex(),
             "first": self._first.hex(), "gives": [part.gives.hex() for part in self._history],
-            "acks": [tag.hex() for tag in self._acks], "max_weight": self._max_weight, "max_norm": self._max_norm,
-            "max_history_bytes": self._max_history,
+            "acks": [[held.hex(), [tag.hex() for tag in tags]] for held, tags in self._acks.items()],
+            "max_weight": self._max_weight, "max_norm": self._max_norm, "max_history_bytes": self._max_history,
             "confirmed": [[node, held.hex()] for node, held in self._confirmed.items()],
         }  # fmt: skip
         return compress(tensors, metadata={"federated": json.dumps(state)}).to_bytes()
@@ -390,7 +400,7 @@ class Server:
                 Part(False, bytes.fromhex(gives), tensors[f"update/{i}"].tobytes())
                 for i, gives in enumerate(state["gives"])
             ]
-            server._acks = [bytes.fromhex(tag) for tag in state["acks"]]
+            server._acks = {bytes.fromhex(held): list(map(bytes.fromhex, tags)) for held, tags in state["acks"]}
             server._confirmed = {node: bytes.fromhex(held) for node, held in state["confirmed"]}
             server._max_weight, server._max_norm = float(state["max_weight"]), float(state["max_norm"])
             server._max_history = state["max_history_bytes"]

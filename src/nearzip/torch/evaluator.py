@@ -274,6 +274,8 @@ class Evaluator:
             yield batch, seen
             n += len(seen.logits)
             n_batches += 1
+        if not n and data.originals is None:
+            raise UsageError("the loader gave no samples; there is nothing to measure on")
         if not n or (data.originals is not None and n_batches != len(data.originals)):
             raise UsageError(f"the loader gave {n_batches} batches; the same ones are needed at every call")
 
