@@ -220,7 +220,10 @@ class Versions:
     # writing
 
     def create(self, manifest: Manifest) -> bool:
-        """The commit: whether the version is this one's now."""
+        """Create the manifest, which commits the version. Its objects must be durable (`Backend.settle`).
+
+        Returns False if another writer created this number first.
+        """
         created = self._backend.create(path_of(manifest.number), manifest.to_bytes())
         if created:
             self._known[manifest.number] = manifest
