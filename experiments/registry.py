@@ -35,6 +35,10 @@ CLAIMS = {
         "At the same divergence nearzip takes fewer bits than other methods; calibrated, several times fewer",
         "claims.bits.fidelity", ("fidelity",), f"{_DATA} --share 0.2",
     ),
+    "limit": Claim(
+        "How far calibrated archives are from the Gaussian rate-distortion limit",
+        "claims.bits.limit", ("limit",), _DATA,
+    ),
     "size": Claim(
         "At the same bound updates are smaller than Delta-DNN's",
         "claims.bits.size", ("size",), _DATA,
@@ -72,9 +76,17 @@ CLAIMS = {
         "Memory does not grow with the size of a checkpoint",
         "claims.speed.memory", ("memory",),
     ),
+    "cost_model": Claim(
+        "Costs are a constant and an amount for each parameter",
+        "claims.speed.cost_model", ("cost_model",),
+    ),
     "budget": Claim(
         "Plans keep their accuracy budget, and are smaller than those of the papers' searches",
         "claims.accuracy.budget", ("budget",), _DATA,
+    ),
+    "roundings": Claim(
+        "Searches that ask the network how to round find smaller files than those of a bound",
+        "claims.accuracy.roundings", ("roundings",), _DATA,
     ),
     "gates": Claim(
         "With a confidence, plans keep their accuracy budget on data never seen",

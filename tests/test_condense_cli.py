@@ -53,6 +53,12 @@ def make_lazy():
 
 def three():
     return 1, 2, 3
+
+def number():
+    return 3
+
+def no_module():
+    return 1, 2, 3, 4
 """
 
 
@@ -102,6 +108,8 @@ def test_structure_with_a_share_that_is_given(folder):
         (["--max-loss", "0.1", "--keep", "0.5", "--samples", "3"], 2, "there is no search for"),
         (["--max-loss", "x"], 2, "--max-loss takes a number"),
         (["--max-loss", "0.1", "--network", "mine:three"], 2, "it returned 3 values"),
+        (["--max-loss", "0.1", "--network", "mine:number"], 2, "it returned 'int'"),
+        (["--max-loss", "0.1", "--network", "mine:no_module"], 2, "the first is of type 'int'"),
         (["--max-loss", "0.1", "--network", "mine:none"], 2, "has no attribute 'none'"),
         (["--max-loss", "0.1", "--strategy-set", "gamma=1"], 2, "strategy 'nearzip' has no parameter 'gamma'"),
     ],

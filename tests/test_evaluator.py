@@ -207,7 +207,7 @@ class Shuffled:
         (lambda m: evaluator(m, BATCHES, "f1"), "a metric is one of top1"),
         (lambda m: evaluator(m, BATCHES, []), "a metric is one of"),
         (lambda m: evaluator(m, iter(BATCHES)), "not an iterator|read at every call"),
-        (lambda m: evaluator(m, [])({}), "0 batches"),
+        (lambda m: evaluator(m, [])({}), "gave no samples"),
         (lambda m: evaluator(m, BATCHES)({"nope": np.ones(3, np.float32)}), "'nope': the module has none"),
         (lambda m: evaluator(m, BATCHES)({"4.bias": np.ones(3, np.float32)}), r"'4\.bias' is \[3\]"),
         (lambda m: evaluator(m, [INPUTS], "top1")({}), "needs targets"),

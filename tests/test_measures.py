@@ -346,3 +346,46 @@ def test_regressors_have_a_distance():
     judge = evaluator(module, list(INPUTS.split(100)), "distance")
     plan = nz.tune(arrays(module), evaluate=judge, max_loss=0.01)
     assert 0 < plan.losses["distance"] <= 0.01
+
+
+class Bright(Measure):
+    """A measure as a user writes it: the mean of one output, beyond an option."""
+
+    def __init__(self, threshold):
+        self.threshold = threshold
+        self.reset()
+
+    def reset(self):
+        self._values = []
+
+    def update(self, batch):
+        self._values.append((batch.logits[:, 0] > self.threshold).double().mean().item())
+
+    def result(self):
+        return {"bright": float(np.mean(self._values))}
+
+
+def test_a_measure_without_repr_has_the_same_identity_in_every_process():
+    # Two objects stand in for two processes: the default repr of Python would show their addresses.
+    one, same, other = (evaluator(network(), BATCHES, [Bright(threshold)]) for threshold in (0.0, 0.0, 0.5))
+    assert repr(Bright(0.5)) == "Bright(threshold=0.5)"
+    assert one.identity == same.identity != other.identity
+
+
+def test_what_was_measured_is_not_part_of_a_measures_identity():
+    measure = Bright(0.0)
+    before = measure.identity
+    measure.update(evaluator(network(), BATCHES, "top1").observed(network(), BATCHES[0]))
+    assert measure._values
+    assert measure.identity == before
+    assert not measure.fresh()._values
+
+
+@pytest.mark.parametrize("name", correctness.MEASURES)
+def test_every_listed_name_makes_a_measure(name):
+    if name.startswith(("attribution", "robust")):
+        pytest.importorskip("captum")
+        pytest.importorskip("foolbox")
+    made = measures_of([name])
+    assert made
+    assert all(isinstance(measure, Measure) for measure in made)

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from nearzip import recipes
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -175,6 +177,12 @@ def test_contributing_names_what_is_there():
             source = path.read_text(encoding="utf-8")
             for name in re.findall(r"`([^`]+)`", names):
                 assert re.search(rf"\b{name}\b", source), f"CONTRIBUTING looks for {name} in {path.name}"
+
+
+def test_every_method_has_a_page():
+    titles = re.findall(r"- ([\w, -]+): methods/", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    documented = {name for title in titles for name in title.split(", ")}
+    assert documented == set(recipes._BUILT_IN_BY_NAME)
 
 
 def test_contributing_names_scripts_and_files():

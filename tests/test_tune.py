@@ -94,7 +94,7 @@ def test_every_method_can_be_tuned(method):
     options = {"deep-compression": {"bits": 8}, "weightless": {"clusters": 256, "bits": 16}}.get(method)
     knob = "keep" if "keep" in recipe_types()[method].knobs else None
     # Those that code updates only.
-    base = BASE if method in ("lc-checkpoint", "sbc", "stc", "topk") else None
+    base = BASE if method in ("deepreduce", "lc-checkpoint", "sbc", "skcompress", "stc", "topk") else None
     # One value for all changes of a tensor is not made for updates as large as these.
     max_loss = 0.6 if method == "sbc" else 0.05
     plan = nz.tune(
@@ -466,6 +466,11 @@ def test_an_evaluate_that_is_not_deterministic_is_named_with_its_spread():
     assert plan.original != plan.original_again
 
 
+def test_a_seed_may_be_negative():
+    plan = nz.tune(NETWORK, evaluate=agreement, max_loss=0.02, seed=-1)
+    assert agreement(NETWORK) - agreement(nz.compress(NETWORK, plan=plan).restored) <= 0.02
+
+
 def test_global_generators_are_seeded_and_put_back():
     def random(tensors):
         return agreement(tensors) + np.random.normal(0, 1e-3)  # noqa: NPY002
@@ -525,6 +530,7 @@ def test_what_is_no_metric_is_refused(value):
         ({"strategy": "delta-dnn", "max_bytes": 1000}, "no parameter 'max_bytes'"),
         ({"strategy": "deepsz", "max_bytes": 1000, "max_loss": None, "evaluate": both}, "says which one counts"),
         ({"seed": "a"}, "seed"),
+        ({"seed": 2**64}, "a seed lies between"),
         ({"knob": "l2"}, "no knob 'l2'"),
         ({"method": "delta-dnn", "knob": "rms"}, "cannot promise"),
         ({"method": "delta-dnn", "options": {"eps": 0.1, "nope": 1}}, "no option"),

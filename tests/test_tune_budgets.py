@@ -259,7 +259,7 @@ def test_where_nothing_is_shown_the_message_says_how_many_samples_would_do():
 
 
 def test_confidence_needs_samples():
-    with pytest.raises(errors.UsageError, match="confidence needs the samples behind 'score'"):
+    with pytest.raises(errors.UsageError, match="confidence needs per-sample values of 'score'"):
         nz.tune(NETWORK, evaluate=lambda tensors: 1.0, max_loss=0.1, confidence=0.95)
     with pytest.raises(errors.UsageError, match="needs the samples behind"):
         nz.tune(NETWORK, evaluate=Agreement(statistics=False), max_loss=0.1, confidence=0.95)

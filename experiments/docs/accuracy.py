@@ -77,7 +77,7 @@ def _unseen(rows: list[Row]) -> str:
         over = [loss / most for loss, most in found if loss > most * (1 + 1e-12)]
         worst = f", the worst by {max(over):.1f} times" if over else ""
         parts.append(f"{metric}: {len(found) - len(over)} of {len(found)} plans within the budget{worst}")
-    return f"On data that no search saw, {'; '.join(parts)}. The budget is a promise about the search's data alone."
+    return f"On data that no search saw, {'; '.join(parts)}. The budget is a promise only about the search's data."
 
 
 def gates(result: Row) -> str:
@@ -119,5 +119,25 @@ def calibration(result: Row) -> str:
         table(["update", "a pass (s)", "moments", "factors", "rounding", "biases and norms"], costs)
         + "\n\nOf one layer, seconds of one core, and memory beyond the data:\n\n"
         + table(["layer", "moments of 4,096 vectors (s)", "both factors (s)", "rounding (s)", "memory (MiB)"], sizes)
+        + f"\n\n{circumstances(result)}."
+    )
+
+
+def roundings(result: Row) -> str:
+    """Bits that each knob finds within one divergence, and the options found."""
+    rows = []
+    for pair, found in result["pairs"].items():
+        bits = [f"{row['bits_per_parameter']:.3f} ({row['trials']})" for row in found.values()]
+        chosen = [name for name in ("unbiased", "lattice") if found["step"]["options"].get(name)]
+        ratio = found["abs"]["bits_per_parameter"] / found["step"]["bits_per_parameter"]
+        seconds = " / ".join(f"{row['seconds']:.1f}" for row in found.values())
+        rows.append([pair, *bits, f"{ratio:.2f}", ", ".join(chosen) or "none", seconds])
+    head = ["update", "bound", "step, five trials", "step", "bound / step", "found", "seconds"]
+    over = [row["kl"] for found in result["pairs"].values() for row in found.values()]
+    return (
+        f"Bits per parameter within a divergence of {result['max_kl']:g} on {100 * result['share']:g} % of the "
+        f"held-out data, by knob, in brackets the trials; processor seconds of the three searches. Decoded and "
+        f"measured again, {sum(kl <= result['max_kl'] for kl in over)} of {len(over)} are within it.\n\n"
+        + table(head, rows)
         + f"\n\n{circumstances(result)}."
     )

@@ -93,7 +93,7 @@ def objective(result: Row) -> str:
                           f"{log_ratio:.2f}", f"{found['seconds']:.0f}"])  # fmt: skip
     head = (
         f"Networks pruned to {100 * result['kept']:.0f} % of their weights, fine-tuned on {result['images']:,} images "
-        f"for {result['epochs']} epochs, the same batches with cross entropy alone and with the objective (limits "
+        f"for {result['epochs']} epochs, the same batches with only cross entropy and with the objective (limits "
         + ", ".join(f"{name} {limit:g}" for name, limit in result["limits"].items())
         + f"). On {result['test_images']:,} test images, {result['measured']} for attributions and boundary:"
     )

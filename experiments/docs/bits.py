@@ -140,6 +140,41 @@ def calibrated(result: Row) -> str:
     )
 
 
+#: Limits whose variances are the update's own, and their heads: with one variance the bits are another source's.
+_LIMITS = {
+    "training batches": "limit, training batches",
+    "held-out data": "limit, held-out data",
+    "held-out data, undamped": "the same, undamped",
+}
+
+
+def limit(result: Row) -> str:
+    """Bits of calibrated archives and of the limit, and the gap, at measured divergences."""
+    rows, checks = [], []
+    for pair, row in result["pairs"].items():
+        for kl in TARGETS:
+            ours = bits_at(row["calibrated"], kl)
+            found = {name: bits_at(row["limits"][name]["points"], kl) for name in _LIMITS}
+            gaps = [ours - bits if ours and bits else None for bits in list(found.values())[:2]]
+            cells = [ours, *found.values(), *gaps]
+            rows.append([pair, f"{kl:g}", *("" if cell is None else f"{cell:.3f}" for cell in cells)])
+        for name, of in row["limits"].items():
+            ratios = [point["kl"] / point["estimated_kl"] for point in of["points"]]
+            whole = row["base_kl"] / of["base_estimated_kl"]
+            checks.append([pair, name, span(ratios, 2), f"{whole:.2f}", f"{of['seconds']:.1f}"])
+    head = ["update", "divergence", "calibrated", *_LIMITS.values(), "gap to training batches", "gap to held-out data"]
+    return "\n\n".join(
+        [
+            "Bits per parameter at measured divergences: of archives, whole files; of limits, where samples of their "
+            "test channel are measured to diverge as much. The gap is in bits per parameter.",
+            table(head, rows),
+            "Measured over estimated divergence of the samples, and of the base alone; processor seconds of the limit:",
+            table(["update", "limit", "samples", "base", "seconds"], checks),
+            f"{circumstances(result)}.",
+        ]
+    )
+
+
 def largest_shares(result: Row, count: int = 2) -> str:
     """Tensors that make most of the divergence, each rounded by itself."""
     rows = []

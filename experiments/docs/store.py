@@ -70,11 +70,11 @@ def transmission(result: Row) -> str:
             out.append(f"| {row['pair']} | {what} | {size} | {seconds} | {accuracy} |")
     out += [
         "",
-        "A client of a `forward` store that takes every version, and one that comes back for the last alone, and has "
+        "A client of a `forward` store that takes every version, and one that comes back only for the last, and has "
         "to fetch all deltas before it, MB:",
         "",
         "| network | updates | safetensors | zstd -19 | rms:0.01 | lossless "
-        "| last alone: zstd -19 | rms:0.01 | lossless |",
+        "| only the last: zstd -19 | rms:0.01 | lossless |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in result["chains"]:
@@ -121,7 +121,7 @@ def speed(result: Row) -> str:
     spent = f", with one core's work of {v['bytes'] / 1e6 / work['verify']:.0f} MB/s" if work else ""
     return (
         f"Speed on {n:.0f} MB ({result['source']}), local disk, medians of sides that took turns: commit "
-        f"{n / s['commit']:.0f} MB/s where compressing alone does {n / s['compress']:.0f} "
+        f"{n / s['commit']:.0f} MB/s where compressing without a store does {n / s['compress']:.0f} "
         f"{times('commit', 'compress')}; checkout of a keyframe "
         f"{n / s['checkout of a keyframe']:.0f} MB/s where decompressing does {n / s['decompress']:.0f} "
         f"{times('checkout of a keyframe', 'decompress')}. A full verify reads {verify:.0f} MB/s, "

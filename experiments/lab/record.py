@@ -90,7 +90,7 @@ def save(
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.json"
     part = path.with_suffix(".part")
-    # A result with NaN or an infinity is no JSON: whoever measures it says None.
+    # A result with NaN or an infinity is not JSON: measurements write None.
     part.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
     part.replace(path)
     print(f"wrote {os.path.relpath(path, _ROOT)}", file=sys.stderr)

@@ -52,7 +52,7 @@ class WriteReport:
     choices: dict[str, str] = field(default_factory=dict)
     #: Calibrated archives: tensors that were rounded without calibration, and why.
     plain: dict[str, str] = field(default_factory=dict)
-    #: Calibrated archives: of the answers on the batches held back, in nats per prediction.
+    #: Calibrated archives: of the outputs on the batches held back, in nats per prediction.
     divergence: float | None = None
     #: How much of the change against the base is kept; None if no base was used.
     update_kept: UpdateKept | None = None
@@ -71,7 +71,7 @@ class WriteReport:
 
 @dataclass(frozen=True)
 class TensorReport:
-    """What `inspect` shows of a tensor: how it is coded and, for one that stands alone, its bytes in the file."""
+    """What `inspect` shows of a tensor: how it is coded and, for one in a block of its own, its bytes in the file."""
 
     spec: TensorSpec
     stages: tuple[str, ...]

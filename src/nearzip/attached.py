@@ -56,7 +56,7 @@ def attached_names(tree: str | None) -> frozenset[str]:
 
 
 def without_attached(checkpoint: Checkpoint) -> Checkpoint:
-    """The tensors of the network alone. Raises CorruptError."""
+    """Only the tensors of the network. Raises CorruptError."""
     names = checkpoint.attached
     if not names:
         return checkpoint

@@ -40,7 +40,7 @@ __all__ = [
 
 
 class Statistics(NamedTuple):  # one a tensor: a frozen dataclass takes three times as long to make
-    """Of the finite values of one tensor or several, in float64: how many, smallest, largest, sum of squares."""
+    """Statistics of finite values, in float64: their number, minimum, maximum and sum of squares."""
 
     finite: int = 0
     low: float = 0.0
@@ -54,14 +54,14 @@ class Statistics(NamedTuple):  # one a tensor: a frozen dataclass takes three ti
 
     @staticmethod
     def of_difference(values: Array, base: Array) -> Statistics:
-        """Of values - base: how many are finite, and the sum of their squares; no smallest and largest."""
+        """Statistics of values - base: number of finite ones and sum of squares; minimum and maximum are 0."""
         one, other = _at_least_single(values.reshape(-1)), _at_least_single(base.reshape(-1))
         finite, sum_squares = _core.difference(one, other)
         return Statistics(finite, 0.0, 0.0, sum_squares)
 
     @staticmethod
     def sum(rows: Iterable[Statistics]) -> Statistics:
-        """Of several together, added in their order."""
+        """Statistics of several tensors together, added in order."""
         known = [row for row in rows if row.finite]
         sum_squares = 0.0
         for row in known:  # not by `sum`, whose roundings differ between releases of Python
@@ -247,8 +247,8 @@ class Rms(_Sized):
 
 
 def _of_rms(share: float, statistics: Statistics) -> Tolerance:
-    """|x - x'| <= share times the root mean square that the statistics say."""
-    # Each addition may be off by 2^-53 of the sum, and whoever sums in another order gets other digits. Squares
+    """|x - x'| <= share times the root mean square of the statistics."""
+    # Each addition may be off by 2^-53 of the sum, and a sum in another order has other digits. Squares
     # that are subnormal have lost theirs: exact, like squares beyond the largest double.
     if not _SMALLEST_SQUARES < statistics.sum_squares < math.inf:
         return EXACT
@@ -333,7 +333,7 @@ def parse_bound(text: str) -> Bound:
 
 
 def bound_spelling(bound: Bound) -> str:
-    """As `str`, with every digit: `parse_bound` of it is the same bound.
+    """The bound as text with all digits: `parse_bound` returns an equal bound. `str` rounds to six digits.
 
     Examples
     --------
@@ -408,7 +408,7 @@ def _in_pieces(original: Array, decoded: Array, base: Array, tolerance: Toleranc
 
 
 def broken(suspects: Sequence[int], original: Array, decoded: Array) -> Array:
-    """Those of the suspects whose bits differ."""
+    """The indices among `suspects` whose bits differ."""
     found = np.array(suspects, dtype=np.int64)
     if not found.size:
         return found

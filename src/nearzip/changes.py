@@ -48,7 +48,7 @@ class Change(NamedTuple):
 
     @staticmethod
     def sum(changes: Iterable[Change]) -> Change:
-        """Of several together."""
+        """The change of several tensors together."""
         rows = list(changes)
         return Change(*map(sum, zip(*rows, strict=True))) if rows else NO_CHANGE
 
@@ -92,7 +92,7 @@ class UpdateKept:
         Tensors rounded in a way that may move values farther than the update did (calibration, a step without a bound):
         they count as lost only if their values stay at the base's as well.
     tolerated : collection of str
-        Tensors whose loss the bound allows by design, `upd:E` over the whole network: only the network is judged.
+        Tensors whose loss the bound allows by design, `upd:E` over the whole network: only its total is checked.
     residues : mapping of str to Change
         Tensors left out of `tensors`: they differ from the base by no more than what rounding left in it, so that they
         seem not to have changed since it was made.
@@ -159,7 +159,7 @@ class UpdateKept:
         return replace(self, tensors=found, residues=left)
 
     def to_json(self) -> dict[str, Any]:
-        """As the command line prints it with --json."""
+        """The JSON that the command line prints."""
         network = self.network
         return {
             "share": network.share,

@@ -52,7 +52,7 @@ _OF_ENTROPY = 0.6
 _FEW_BITS = 2.0
 #: Values of which nearly all differ, and that are this much closer to the base than to zero, are coded against it.
 _DISTINCT, _CLOSE = 0.9, 0.25
-#: Share of zeros from which on their places are coded apart.
+#: Share of zeros from which on their indices are coded separately.
 _MANY_ZEROS = 0.25
 
 #: Repeats are looked for in all of a block up to `_WHOLE` bytes, else in runs from all over it.

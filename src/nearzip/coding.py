@@ -129,12 +129,12 @@ class Coding:
         return hash(self._key)
 
     def __str__(self) -> str:
-        """As the command line spells it."""
+        """The coding as the command line spells it."""
         options = [f"{name}={value}" for name, value in self.options.items()]
         return " ".join([self.method, *options] + ([] if self.bound is None else [str(self.bound)]))
 
     def to_json(self) -> dict[str, Any]:
-        """As it was given: plans and trials have it so."""
+        """The coding as it was given, for plans and trials."""
         bound = None if self.bound is None else self.bound.to_json()
         base = {} if self.with_base else {"with_base": False}
         return {"method": self.method, "options": dict(self.options), "bound": bound, **base}
@@ -228,7 +228,7 @@ class Codings:
         return replace(self, by_name=by_name, by_pattern={})
 
     def codings_for(self, names: Sequence[str]) -> Codings:
-        """As a plan for these tensors: all by name, the most frequent coding as the default."""
+        """Codings for a plan for these tensors: all by name, the most frequent coding as the default."""
         chosen = replace(self, by_name={name: self[name] for name in names})
         groups = chosen.distinct(names)
         return replace(chosen, default=max(groups, key=lambda coding: len(groups[coding]))) if groups else chosen
@@ -271,7 +271,7 @@ class Codings:
         return groups
 
     def to_json(self) -> dict[str, Any]:
-        """As trials have it, without the substitutes."""
+        """The codings as JSON for trials, without the substitutes."""
         return {
             "default": self.default.to_json(),
             "tensors": {name: coding.to_json() for name, coding in self.by_name.items()},

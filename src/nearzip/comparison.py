@@ -47,7 +47,7 @@ class Comparison:
     tensors : dict
         Name to Figures, of every tensor that has the same dtype and shape in both.
     total : Figures
-        Over all of them; errors, fit and similarity over the floating-point tensors alone if there are any (a counter
+        Over all of them; errors, fit and similarity over only the floating-point tensors if there are any (a counter
         of batches is no parameter).
     only_in_a, only_in_b : tuple of str
     mismatched : dict

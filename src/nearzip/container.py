@@ -95,7 +95,7 @@ class Index:
 
     @property
     def n_bytes(self) -> int:
-        """Of all tensors as a reader gets them."""
+        """Digest of all tensors as restored."""
         return sum(spec.n_bytes for spec in self.tensors)
 
 

@@ -68,7 +68,7 @@ def _estimated(
 
 
 def _share_kept(source: Checkpoint, sample: Checkpoint, kept: UpdateKept | None) -> float:
-    """Of the network's change; each tensor counts by how much of it was looked at."""
+    """The estimated share of the network's change; each tensor counts by how much of it was looked at."""
     squares = error = 0.0
     for name, change in {} if kept is None else kept.tensors.items():
         weight = source.spec(name).n_elements / sample.spec(name).n_elements

@@ -157,7 +157,7 @@ def check_free(path: Path_, force: bool, inputs: Iterable[Any] = (), folders: bo
 def check_outputs(
     outputs: Iterable[Output | None], inputs: Iterable[Any] = (), force: bool = False, folders: bool = False
 ) -> None:
-    """`check_free` for all outputs, which must also differ from each other. None stands for no output or input."""
+    """`check_free` for all outputs, which must also differ from each other. None: no output or input."""
     inputs, seen = list(inputs), set[str]()
     for output in outputs:
         if output is None:

@@ -83,7 +83,7 @@ def _open_stream(stream: BinaryIO, limits: Limits | None) -> Checkpoint:
 
 
 def checkpoint_of(tensors: Any, metadata: Mapping[str, str] | None = None) -> Checkpoint:
-    """Tensors as they are given: a mapping, a checkpoint, or a file's path, which whoever asked closes."""
+    """Tensors as they are given: a mapping, a checkpoint, or a file's path, which the caller closes."""
     if isinstance(tensors, Checkpoint):
         return tensors
     for pair in (metadata or {}).items():

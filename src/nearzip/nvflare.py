@@ -33,7 +33,7 @@ class Compress(DXOFilter):
     """Client side, a filter of task results: a weight difference becomes one array of compressed bytes.
 
     What the difference loses is kept in the filter and added to the client's next one. FLARE does not tell a filter
-    whether a result arrived, so all are taken to have arrived; a client that starts anew starts without a residual.
+    whether a result arrived, so all are taken to have arrived; a client that restarts has no residual.
     Only `WEIGHT_DIFF` is touched: other data would not stand a coarse step.
 
     Parameters

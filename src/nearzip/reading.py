@@ -162,7 +162,7 @@ class Reader(Mapping[str, Any]):
 
     @property
     def codings(self) -> Codings:
-        """How the tensors were coded, as the file says. Raises CorruptError if it says what cannot be."""
+        """The codings that the file records. Raises CorruptError if they are invalid."""
         return codings_in(self.index)
 
     def metadata(self) -> dict[str, str]:
@@ -205,7 +205,7 @@ class Reader(Mapping[str, Any]):
                 progress(done, total)
 
     def damage(self) -> dict[str, CorruptError | WrongBaseError]:
-        """Decode everything and keep nothing: the error of each tensor that cannot be read."""
+        """Decode all tensors without keeping them. Returns the errors of those that cannot be read, by name."""
         found: dict[str, CorruptError | WrongBaseError] = {}
         for segment in self.index.segments:
             error = self._error_of(segment)

@@ -279,7 +279,7 @@ class Checkpoint:
     #: Steps of quantization by which tensors were rounded when they were compressed, as far as that is known. Versions
     #: that were rounded by the same step can be coded exactly against each other at little cost.
     steps: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    #: Called when nobody reads any more.
+    #: Called when no reader is left.
     close: Callable[[], None] = lambda: None
 
     @staticmethod

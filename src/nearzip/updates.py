@@ -97,7 +97,7 @@ def _compact(codings: Codings, by_name: Mapping[str, Coding], source: Checkpoint
 
 
 def _changes(source: Checkpoint, base: Checkpoint, threads: int) -> dict[str, Statistics]:
-    """Of every floating-point tensor that the base has in the same dtype and shape."""
+    """Statistics of the change of every floating-point tensor that the base has with the same dtype and shape."""
     names = [name for name, spec in source.specs.items() if spec.is_float and spec.same_kind(base.specs.get(name))]
 
     def measure(some: list[str]) -> list[Statistics]:

@@ -365,7 +365,7 @@ def _step_of(pipeline: Pipeline) -> float:
 
 
 def _update_kept(changes: Changes, ties: Mapping[str, str], codings: Codings) -> UpdateKept:
-    """What became of the update, and which of its tensors are judged how."""
+    """What became of the update, and by which limit each of its tensors is checked."""
     tensors, residues = changes.found(ties)
     by_values: set[str] = set()
     tolerated: set[str] = set()

@@ -106,6 +106,25 @@ def test_texts_and_filters(tmp_path):
         compare_answers(tmp_path / "a", tmp_path / "b", metric="exact_match,loose")
 
 
+@pytest.mark.parametrize(
+    ("metric", "says"),
+    [
+        ("acc_nrom", "metric 'acc_nrom' is logged by no task"),
+        ({"arc": "bleu"}, "there are acc"),
+        ({"ark*": "acc"}, "the metric for 'ark\\*' matches no task; there are arc, mmlu"),
+    ],
+)
+def test_a_metric_that_nobody_logs_is_refused(tmp_path, metric, says):
+    """Judged by another metric, the answer would be to a question that nobody asked."""
+    for name in ("a", "b"):
+        write(tmp_path / name, "arc", [line(i, True) for i in range(9)])
+        write(tmp_path / name, "mmlu", [line(i, True, metric="acc_norm") for i in range(9)])
+    with pytest.raises(UsageError, match=says):
+        compare_answers(tmp_path / "a", tmp_path / "b", metric=metric)
+    found = compare_answers(tmp_path / "a", tmp_path / "b", metric="acc_norm")
+    assert [row.metric for row in found.tasks] == ["acc", "acc_norm"]
+
+
 def test_perplexities_are_weighed_by_length_and_rise_where_worse(tmp_path):
     lengths = [100 + 10 * i for i in range(40)]
     for name, factor in (("a", 2.0), ("b", 2.1)):
@@ -163,7 +182,7 @@ def test_a_limit_is_a_positive_number(tmp_path, limit):
 def test_logs_of_different_samples(tmp_path):
     before, after = pair(tmp_path, n=20)
     write(after, "arc", [line(i, True) for i in range(19)])
-    with pytest.raises(UsageError, match="different samples: 1 documents are in one alone, the first is 19"):
+    with pytest.raises(UsageError, match="different samples: 1 documents are in only one, the first is 19"):
         compare_answers(before, after)
     write(after, "arc", [line(i, True, doc_hash="other" if i == 7 else f"d{i}") for i in range(20)])
     with pytest.raises(UsageError, match="document 7 is not the same question"):

@@ -288,7 +288,7 @@ def one_hot(rows):
         ({"limits": {"top1": -1}}, "max_loss of top1 is a number from 0 on"),
         ({"limits": {"embedding/structure": 0.1}, "metrics": ["embedding"]}, "has no samples behind it"),
         ({"fresh_data": one_hot(9)}, r"targets lie between 9 and 9; the network has 5 classes"),
-        ({"fresh_data": []}, "gave 0 batches"),
+        ({"fresh_data": []}, "gave no samples"),
         ({"features": "no.such.layer", "metrics": ["embedding"], "limits": {"*": 1}}, "no layer 'no.such.layer'"),
         ({"metrics": [nz.correctness.Cost([[0, 1], [1, 0]])], "limits": {"cost": 1}}, r"the cost d is \[2, 2\]"),
         ({"tuned_on": ["nonsense"]}, "tuned_on= takes batches, or the digests"),
@@ -310,6 +310,14 @@ def test_nan_outputs_break_every_limit():
     assert found.verdicts["kl"] == "not shown"
     assert found.metrics["kl"]["restored"] is None
     assert found.measurement["counts"]["all"]["not_a_number"] == 200
+
+
+def test_an_original_that_gives_nan_is_refused():
+    """Two networks that are wrong everywhere would keep any limit on accuracy."""
+    some = [(x * float("nan"), y) if i == 0 else (x, y) for i, (x, y) in enumerate(FRESH)]
+    n = len(FRESH[0][1])
+    with pytest.raises(UsageError, match=f"the original gives NaN for {n} of 200 predictions"):
+        certify(ARCHIVE, NET, some, limits=LIMITS)
 
 
 def test_a_class_without_samples_has_no_verdict():
@@ -369,6 +377,8 @@ def wrong():
     return {"network": NET}
 def odd():
     return {"network": NET, "fresh_data": FRESH, "nonsense": 1}
+def raising():
+    raise ValueError("no such split")
 """
 
 
@@ -400,7 +410,10 @@ def test_from_the_command_line(tmp_path, monkeypatch, run):
     assert "nothing was measured" in err
     code, out, err = run("model.nz", "--check", "c.json", "--judge", "mine:make")
     assert code == 0, err
-    assert "measured again, it says the same" in out
+    assert "measured again with the same result" in out
+    (tmp_path / "renamed.nz").write_bytes((tmp_path / "model.nz").read_bytes())
+    code, out, err = run("renamed.nz", "--check", "c.json", "--judge", "mine:make")
+    assert (code, "measured again with the same result" in out) == (0, True), err
     other = nz.compress(noisy(NET, 3.0), bound=nz.Absolute(1e-4))
     other.save("other.nz")
     assert run("other.nz", "--judge", "mine:make", "--limit", "top1=0.01")[0] == 15
@@ -408,6 +421,8 @@ def test_from_the_command_line(tmp_path, monkeypatch, run):
     assert code == 12
     assert "of another archive" in err
     assert run("model.nz", "--judge", "mine:wrong", *limits)[0] == 2
+    code, _, err = run("model.nz", "--judge", "mine:raising", *limits)
+    assert (code, "--judge mine:raising raised ValueError: no such split" in err) == (2, True)
     assert "nonsense" in run("model.nz", "--judge", "mine:odd", *limits)[2]
     assert run("model.nz", "--judge", "mine:make", *limits, "-o", "c.json")[0] == 2
     assert run("missing.nz", "--judge", "mine:make", *limits)[0] == 10

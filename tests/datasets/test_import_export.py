@@ -210,6 +210,11 @@ def test_parquet(tmp_path):
 def test_what_is_no_data_set_is_refused(tmp_path):
     with pytest.raises(MissingFileError):
         datasets.load(tmp_path / "nothing")
+    for name, data in (("x.npz", b"PK"), ("y.npz", b"PK\x03\x04" + bytes(60)), ("x.npy", b"\x80\x04.")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(CorruptError, match=name) as caught:
+            datasets.load(tmp_path / name)
+        assert "pickle.load" not in str(caught.value)
     (tmp_path / "x.docx").write_bytes(b"")
     with pytest.raises(UsageError, match="no data set that is known here"):
         datasets.load(tmp_path / "x.docx")

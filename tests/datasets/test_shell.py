@@ -60,6 +60,7 @@ def test_what_fails_says_why_in_one_line(source, tmp_path):
         (("compress", "nothing", "-o", "x.nzd"), 10, "no such file"),
         (("compress", source, "-o", "x.npz"), 2, "is the input"),
         (("inspect", source), 12, "not a data set of nearzip"),
+        (("export", "y.nzd", "-o", "-"), 2, "not to stdout"),
     ):
         done = run(*arguments)
         assert done.exit_code == code, done.output
@@ -87,6 +88,10 @@ def test_tune_writes_a_plan_that_compress_applies(source, tmp_path):
     plan = datasets.Plan.load(tmp_path / "plan.json")
     assert document["plan"] == plan.to_json()
     assert plan.losses["error"] <= 3
+    shown = run("tune", source, "--evaluate", "judge_of_images:evaluate", "--max-loss", "error=3", "--codec", "nearzip",
+                "-o", "-")  # fmt: skip
+    assert json.loads(shown.stdout)["format"] == "nearzip-dataset-plan"
+    assert "bytes a sample" in shown.stderr
     written = printed("compress", source, "--plan", tmp_path / "plan.json", "-o", tmp_path / "x.nzd")
     assert written["bytes"] == plan.chosen.n_bytes
 

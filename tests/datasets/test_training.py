@@ -10,7 +10,7 @@ import pytest
 
 from nearzip import datasets
 from nearzip.datasets.rankings import RANKINGS, Statistics, chosen
-from nearzip.errors import BudgetError, CorruptError, NotShownError, UsageError
+from nearzip.errors import BudgetError, CorruptError, Error, NotShownError, UsageError
 from tests.datasets.pictures import pictures
 
 torch = pytest.importorskip("torch")
@@ -147,6 +147,30 @@ def test_a_mixture_of_steps_is_coded(tmp_path):
         assert np.abs(np.stack(list(reader)).astype(float) - pictures(20)).mean() < 6
 
 
+def fails_on(images, when):
+    """Raises on the originals, or on what was restored."""
+
+    def evaluate(restored):
+        if (when == "trial") != bool((np.stack(restored) == images).all()):
+            raise RuntimeError("no memory")
+        return 1.0
+
+    return evaluate
+
+
+def test_an_evaluator_that_fails_is_named():
+    images = pictures(8)
+    for when, what in (("original", "the original images"), ("trial", "the trial of jpeg:50")):
+        with pytest.raises(Error, match=f"evaluate raised RuntimeError on {what}: no memory"):
+            datasets.tune(images, evaluate=fails_on(images, when), max_loss=1, codecs=["jpeg"])
+    with pytest.raises(Error, match="evaluate returned nan as 'score' of the original images; there is nothing"):
+        datasets.tune(images, evaluate=lambda x: float("nan"), max_loss=1)
+    with pytest.raises(UsageError, match="evaluate returned no metric on the original images"):
+        datasets.tune(images, evaluate=lambda x: {}, max_loss=1)
+    with pytest.raises(UsageError, match="there are 7 labels for 8 images"):
+        datasets.tune(images, evaluate=datasets.image_evaluator(Net(), [0] * 7, "top1"), max_loss=1)
+
+
 # ---- subsets ---------------------------------------------------------------------------------------------------
 
 
@@ -197,6 +221,29 @@ def test_the_smallest_sufficient_subset_is_found():
         datasets.select(labels, max_loss=-1.0, shares=(0.1,), rankings=["random"], **parts)
     with pytest.raises(UsageError, match="rankings are some of"):
         datasets.select(labels, max_loss=0.1, rankings=["luck"], **parts)
+
+
+def out_of_memory(*_):
+    raise RuntimeError("no memory")
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"train": out_of_memory}, Error, "train raised RuntimeError: no memory"),
+        ({"predict": out_of_memory}, Error, "predict raised RuntimeError: no memory"),
+        ({"evaluate": out_of_memory}, Error, "evaluate raised RuntimeError: no memory"),
+        ({"features": out_of_memory}, Error, "features raised RuntimeError: no memory"),
+        ({"train": 3}, UsageError, "train is a function, not int"),
+        ({"evaluate": lambda w: float("nan")}, UsageError, "evaluate returned nan; it must return a finite number"),
+        ({"evaluate": lambda w: "good"}, UsageError, "evaluate returned 'good'"),
+        ({"max_loss": float("nan")}, UsageError, "max_loss is a finite number, not nan"),
+    ],
+)
+def test_functions_of_a_selection_that_fail_are_named(changes, kind, message):
+    labels, parts = experiment(60)
+    with pytest.raises(kind, match=message):
+        datasets.select(labels, **{"max_loss": 0.1, "shares": (0.5,), "seeds": (0,), **parts, **changes})
 
 
 def test_rankings_choose_what_they_say():

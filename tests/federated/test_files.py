@@ -148,7 +148,7 @@ def test_bad_updates_are_left_out_by_name():
         average_updates(bad[:1], base)
 
 
-@pytest.mark.parametrize("weights", [[0.0], [-1.0], [float("nan")], [1.0, 2.0]])
+@pytest.mark.parametrize("weights", [[0.0], [-1.0], [float("nan")], [1e308], [1.0, 2.0]])
 def test_weights_are_checked(weights):
     base = model()
     with pytest.raises(UsageError, match="weight"):
@@ -226,3 +226,39 @@ def test_mistakes_are_one_line(folder, arguments, says):
     assert says in result.output
     assert not (folder / "n.npz").exists()
     assert not (folder / "r.nz").exists()
+
+
+def test_the_residual_is_no_other_file(folder):
+    """A network taken for a residual would be added to the update, and then be lost."""
+    update = ["--base", "global.npz", "-o", "u.nz", "--force"]
+    run("compress", "client2.npz", "--base", "global.npz", "-o", "archive.nz")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for other, says in [
+        ("client1.npz", "is the input"),
+        ("global.npz", "is the input"),
+        ("u.nz", "is given for two outputs"),
+        ("client2.npz", "not a nearzip archive"),
+        ("archive.nz", "holds no residual"),
+    ]:
+        result = CliRunner().invoke(cli, ["compress", "client1.npz", *update, "--residual", other])
+        assert result.exit_code in (2, 12)
+        assert says in result.output
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    run("compress", "client1.npz", *update, "--residual", "r.nz")
+    run("compress", "client1.npz", *update, "--residual", "r.nz")
+
+
+def test_a_missing_update_is_left_out_and_one_given_twice_refused(folder):
+    run("compress", "client1.npz", "--base", "global.npz", "-o", "good.nz")
+    found = run("average", "good.nz", "none.nz", "--base", "global.npz", "-o", "next.npz", code=1)
+    assert [row["bytes"] for row in found["updates"]] == [(folder / "good.nz").stat().st_size, None]
+    result = CliRunner().invoke(cli, ["average", "good.nz", "./good.nz", "--base", "global.npz", "-o", "twice.npz"])
+    assert result.exit_code == 2
+    assert "is given 2 times" in result.output
+
+
+@pytest.mark.parametrize("max_norm", [0.5, float("nan"), -1.0])
+def test_the_norm_limit_is_checked(max_norm):
+    base = model()
+    with pytest.raises(UsageError, match="max_norm"):
+        average_updates([nz.compress(base, base=base)], base, max_norm=max_norm)

@@ -377,3 +377,44 @@ def test_wrong_tensors_are_named():
         client.send({**model, "fc2.bias": np.zeros(3, np.float32)})
     with pytest.raises(UsageError, match="is not finite"):
         client.send({**model, "fc2.weight": np.full((40, 40), np.nan, np.float32)})
+
+
+@pytest.mark.parametrize("away", [0, 1, 5])
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_reply_counts_once_however_late_its_client_comes_back(away, restart):
+    """Acknowledged with its next broadcast, not only with that of the next round: else it would be sent twice."""
+    start = {"w": np.zeros(4000, np.float32)}
+    rng = np.random.default_rng(away)
+    change = rng.laplace(0, 1e-2, 4000).astype(np.float32)
+    server = Server(start, "lossless")
+    client, others = Client("topk", options={"keep": 0.1}, residual="exact"), Client("lossless")
+    reply = client.send({"w": client.receive(server.broadcast("a"))["w"] + change})
+    server.accept("a", reply)
+    held = client.receive(server.broadcast("a"))  # in the same round: it was accepted
+    server.average({"a": 1})
+    for _ in range(away):
+        model = others.receive(server.broadcast("b"))
+        server.accept("b", others.send({"w": model["w"] + np.float32(1e-3)}))
+        server.average({"b": 1})
+    if restart:
+        server, client = Server.from_bytes(server.to_bytes()), Client.from_bytes(client.to_bytes())
+    # Nothing more is learned: what arrives from now on is what the first reply left out.
+    for _ in range(30):
+        held = client.receive(server.broadcast("a"))
+        server.accept("a", client.send(held))
+        server.average({"a": 1})
+    assert np.abs(server.model["w"] - change - np.float32(1e-3) * away).max() < 1e-6
+
+
+def test_a_reply_that_was_not_averaged_is_sent_again():
+    server = Server({"w": np.zeros(4000, np.float32)}, "lossless")
+    clients = {node: Client("topk", options={"keep": 0.5}, residual="exact") for node in "ab"}
+    for node, client in clients.items():
+        model = client.receive(server.broadcast(node))
+        server.accept(node, client.send({"w": model["w"] + np.float32(ord(node) - 96)}))
+    server.average({"a": 1})
+    before = server.model["w"].sum()
+    for _ in range(3):
+        server.accept("b", clients["b"].send(clients["b"].receive(server.broadcast("b"))))
+        server.average({"b": 1})
+    assert server.model["w"].sum() - before == pytest.approx(8000)

@@ -24,7 +24,7 @@ from experiments.lab.traces import Tensors
 from nearzip import calibrate
 from nearzip.stages.prune import largest
 
-#: Trials of a setting, and of the calibrated one, each of which rounds a network anew.
+#: Trials of a setting, and of the calibrated one, each of which rounds a network again.
 _TRIALS, _CALIBRATED_TRIALS = 7, 3
 
 #: From a setting, larger ones giving smaller archives, to bytes and restored tensors.

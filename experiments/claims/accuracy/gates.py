@@ -1,7 +1,7 @@
 """Gates: do plans that were tuned within a budget keep it on data never seen, with a confidence and without?
 
 Five networks on scikit-learn's digits, twenty evaluation sets each. The population is the held-out digits with noise
-drawn anew; an evaluation set is a sample of it, and the loss on fresh samples of it is what the budget should limit.
+drawn each time; an evaluation set is a sample of it, and the budget should limit the loss on fresh samples of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The networks that judge images, and CIFAR-10's images as they are stored.
+"""The networks that evaluate images, and CIFAR-10's images as they are stored.
 
 vgg-small is the shared trace; the others are the set `datasets` of the traces: with batch norm and without, as a
 matched pair, and one of depthwise convolutions.

@@ -81,7 +81,7 @@ def steps(network: nn.Module, optimizer: optim.Optimizer, schedule: Any, batches
 
 @torch.no_grad()
 def held_out_loss(network: nn.Module, split: data.Split, n_batches: int = 4) -> float:
-    """Mean loss on the first batches: 2 000 images, or 128 windows of text. It is compared with itself alone."""
+    """Mean loss on the first batches: 2 000 images, or 128 windows of text. It is compared only with itself."""
     network.eval()
     losses = [loss_of(network(x), y).item() for x, y in islice(evaluation_batches(split), n_batches)]
     return sum(losses) / len(losses)

@@ -41,7 +41,7 @@ def _pruning_or_bounds(network: Row) -> str:
     """The loss with the paper's shares, split into pruning and bounds."""
     pruned, free, paper = paper_step(network)["pruned"], network["no_margin"], network["paper_bounds"]
     more = [in_points(row["test_loss"] - pruned["test_loss"]) for row in (free, paper)]
-    return f"""* {TITLES[network["network"]]}, the paper's shares: pruning alone loses {in_points(pruned["test_loss"])}
+    return f"""* {TITLES[network["network"]]}, the paper's shares: pruning itself loses {in_points(pruned["test_loss"])}
   points on the test images. The bounds that the search takes without a margin ({bounds(free, network)})
   lose {more[0]} more there, and {in_points(free["validation_loss"] - pruned["validation_loss"])} on the held-out
   images where they were chosen; the paper's bounds ({bounds(paper, network)}) lose {more[1]}."""

@@ -1,4 +1,5 @@
-// The Python face of the native core. Every call releases the GIL while it works; damage becomes ValueError.
+// The Python functions of the native core. Every call releases the GIL while it works; damage becomes ValueError.
+// One file, though a long one: each function checks its arguments and calls the core, and nanobind is compiled once.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>

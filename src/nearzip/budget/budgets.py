@@ -115,7 +115,7 @@ def _parsed(name: object, value: Any) -> tuple[float, bool]:
 
 
 def losses_of(original: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
-    """By metric, original minus restored. What is no finite number lost everything. Raises UsageError."""
+    """Losses by metric, original minus restored. A metric that is not finite loses infinity. Raises UsageError."""
     if set(metrics) != set(original):
         raise UsageError(
             f"evaluate returned {', '.join(sorted(original))} for the original network, "

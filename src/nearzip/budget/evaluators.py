@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from nearzip.budget.intervals import Statistic
-from nearzip.errors import UsageError
+from nearzip.errors import Error, UsageError
 from nearzip.tensors import Array
 
-__all__ = ["ONE_METRIC", "Evaluate", "Evaluation", "Evaluator", "MetricError", "evaluator_of", "name_of"]
+__all__ = [
+    "ONE_METRIC",
+    "Evaluate",
+    "Evaluation",
+    "Evaluator",
+    "MetricError",
+    "check_original",
+    "evaluation_of",
+    "evaluator_of",
+    "name_of",
+]
 
 #: The name of the metric of a function that returns one number, unless the function has an attribute `metric`.
 ONE_METRIC = "score"
@@ -123,6 +134,30 @@ def evaluator_of(evaluate: Any) -> Evaluator:
     if not callable(evaluate):
         raise UsageError(f"evaluate is a function of a dict of arrays, not {type(evaluate).__name__}")
     return _Function(evaluate)
+
+
+def evaluation_of(evaluate: Callable[[], Evaluation], what: str) -> Evaluation:
+    """What `evaluate()` finds on `what`, with errors that say so.
+
+    Raises UsageError for what is no number or no metric, Error if it raised anything.
+    """
+    try:
+        found = evaluate()
+    except MetricError as error:
+        raise UsageError(f"{error}, for {what}") from None
+    except Exception as error:
+        raise Error(f"evaluate raised {type(error).__name__} on {what}: {error}") from error
+    if not found.metrics:
+        raise UsageError(f"evaluate returned no metric on {what}")
+    return found
+
+
+def check_original(found: Evaluation, what: str) -> Evaluation:
+    """The metrics of the original, all finite. Raises Error if there is nothing to compare with."""
+    for name, value in found.metrics.items():
+        if not math.isfinite(value):
+            raise Error(f"evaluate returned {value} as {name!r} of {what}; there is nothing to compare with")
+    return found
 
 
 def name_of(evaluate: Any) -> str:

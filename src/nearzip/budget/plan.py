@@ -141,17 +141,17 @@ class Plan:
 
     @property
     def losses(self) -> Mapping[str, float]:
-        """By metric, as measured on the stored archive."""
+        """Loss by metric: original minus restored, measured on the archive as stored."""
         return self.chosen.losses
 
     @property
     def intervals(self) -> Mapping[str, Interval]:
-        """By metric, confidence bounds of the loss. Empty without a confidence."""
+        """Upper confidence bound of the loss by metric. Empty without a confidence."""
         return self.chosen.intervals
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
-        """Of every limited metric, with a confidence: "kept", "broken" or "not shown"."""
+        """Verdict on every limited metric, with a confidence: "kept", "broken" or "not shown"."""
         return {name: self.intervals[name].verdict(x) for name, x in self.max_loss.items() if name in self.intervals}
 
     @property

@@ -122,7 +122,7 @@ def refine(runner: Runner, space: Bounds, shared: Mapping[float, Trial], evaluat
     by_group = None
     if not groups_of(space.subject.tensors):
         return
-    generator = np.random.default_rng(runner.subject.seed)
+    generator = np.random.default_rng(runner.subject.seed % 2**64)  # torch takes negative ones
     while len(runner.trials) < evaluations and runner.best is not None:
         if by_group is None:
             by_group = _ByGroup(runner, space, Curves.of(space.subject, space))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from nearzip.budget.jobs import n_workers
 from nearzip.budget.posterior import Posterior
 from nearzip.budget.refine import refine
-from nearzip.budget.spaces import Bounds, Space
+from nearzip.budget.spaces import Bounds, Space, Steps
 from nearzip.budget.trial import Trial
 from nearzip.budget.trials import Runner
 from nearzip.caching import cached_property
@@ -32,6 +33,8 @@ _CERTAIN = 0.95
 _LITTLE = 0.5
 #: Distance of the positions at which sizes are measured; they are interpolated between.
 _SURVEY = 0.5
+#: How much coarser a step other ways to round are tried at, each time: a quarter of an octave.
+_COARSER = 0.25
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def search(runner: Runner, space: Space, evaluations: int) -> Trial | None:
     sizes, tried = _Sizes(space), dict[float, Trial]()
     first = space.first[:evaluations]
     tried.update(zip(first, runner.run([space.at(x) for x in first], "search"), strict=True))
-    most = min(evaluations, max(EVALUATIONS, n_workers())) if isinstance(space, Bounds) else evaluations
+    most = min(evaluations, max(EVALUATIONS, n_workers())) if isinstance(space, (Bounds, Steps)) else evaluations
     while len(runner.trials) < most:
         positions = _proposals(_Around(space, tried), sizes, min(n_workers(), most - len(runner.trials)))
         if not positions:
@@ -96,7 +99,22 @@ def search(runner: Runner, space: Space, evaluations: int) -> Trial | None:
         runner.run([space.exact], "exact")
     elif isinstance(space, Bounds):
         refine(runner, space, tried, evaluations)
+    elif isinstance(space, Steps):
+        _try_roundings(runner, space, tried, evaluations)
     return runner.best
+
+
+def _try_roundings(runner: Runner, space: Steps, tried: Mapping[float, Trial], evaluations: int) -> None:
+    """Other ways to round, at steps ever coarser than the coarsest within the budget, until they exceed it."""
+    fits = [x for x, trial in tried.items() if trial.fits]
+    reached = [(rounding, max(fits)) for rounding in space.roundings] if fits else []
+    while reached and len(runner.trials) < evaluations:
+        coarser = [(rounding, min(x + _COARSER, space.high)) for rounding, x in reached]
+        coarser = coarser[: evaluations - len(runner.trials)]
+        trials = runner.run([rounding.at(x) for rounding, x in coarser], "search")
+        reached = [
+            each for each, trial in zip(coarser, trials, strict=True) if trial.fits and each[1] < space.high
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)

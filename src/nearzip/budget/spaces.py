@@ -23,7 +23,7 @@ from nearzip.errors import UsageError
 from nearzip.recipes import recipe_type
 from nearzip.tensors import Array, is_float
 
-__all__ = ["Bounds", "Only", "Options", "Space", "space_of"]
+__all__ = ["Bounds", "Only", "Options", "Space", "Steps", "space_of"]
 
 #: Kinds of bound, in the order in which a method is asked for them.
 KINDS: dict[str, type[Absolute | PointwiseRelative | Relative | Rms | Update]] = {
@@ -287,6 +287,53 @@ class Bounds(Space):
 
 
 @dataclass(frozen=True)
+class Steps(Space):
+    """Steps of the method "nearzip", which then promises nothing for single values; twice the bounds of `bounds`.
+
+    `options`: the method's others.
+    """
+
+    bounds: Bounds
+    options: Mapping[str, Any]
+    grid = Bounds.grid
+
+    @property
+    def low(self) -> float:  # type: ignore[override]
+        return self.bounds.low
+
+    @property
+    def high(self) -> float:  # type: ignore[override]
+        return self.bounds.high
+
+    @property
+    def start(self) -> float:  # type: ignore[override]
+        return self.bounds.start
+
+    @property
+    def droppable(self) -> bool:
+        return self.bounds.droppable
+
+    def at(self, position: float) -> Codings:
+        step = _within_range(float(f"{2 * self.bounds.unit * 2.0**position:.3g}"))
+        return Codings(Coding(self.bounds.coding.method, {**self.options, "step": step}))
+
+    def n_bytes(self, position: float) -> int:
+        return compress_quietly(self.bounds.subject.tensors, self.bounds.subject.base, plan=self.at(position)).nbytes
+
+    @cached_property
+    def exact(self) -> Codings | None:
+        return self.bounds.exact
+
+    @property
+    def roundings(self) -> list[Steps]:
+        """The same with other ways to round that promise nothing either, those that the options leave open."""
+        ways: list[dict[str, Any]] = [{"unbiased": True}, {"lattice": True}, {"unbiased": True, "lattice": True}]
+        found = [{**way, **self.options} for way in ways]
+        unlike = [each for i, each in enumerate(found) if each not in (self.options, *found[:i])]
+        return [Steps(self.bounds, options) for options in unlike]
+
+
+@dataclass(frozen=True)
 class _Facts:
     """Facts about the finite values of a tensor, or of its difference to a base."""
 
@@ -324,10 +371,13 @@ def _rounded_up(value: float) -> float:
 def space_of(subject: Network, method: str, options: Mapping[str, Any] | None, knob: str | None) -> Space:
     """The search space of a method.
 
-    `knob`: "abs", "rel", "pwrel", "rms" or "upd" to vary that bound, or an option in the recipe's `knobs`; None: the
-    first kind of bound that it promises, else its first knob that the options do not hold, else nothing. Raises
-    UsageError, UnknownMethodError.
+    `knob`: "abs", "rel", "pwrel", "rms" or "upd" to vary that bound, "step" of "nearzip" without a bound, or an option
+    in the recipe's `knobs`; None: the first kind of bound that it promises, else its first knob that the options do
+    not hold, else nothing. Raises UsageError, UnknownMethodError.
     """
+    if knob == "step" and method == "nearzip" and "step" not in (options or {}):
+        given = recipe_type(method).from_options({**(options or {}), "step": 1.0}).options()
+        return Steps(Bounds(Coding(method), "abs", subject), {name: given[name] for name in options or {}})
     recipe = recipe_type(method).from_options(options)
     # As plain data, whatever the caller gave.
     coding = Coding(method, {name: recipe.options()[name] for name in options or {}})

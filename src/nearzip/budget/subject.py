@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import random
 import sys
 import time
@@ -16,7 +15,7 @@ import numpy as np
 
 from nearzip.api import archive_of, decompress
 from nearzip.archive import Archive
-from nearzip.budget.evaluators import Evaluation, Evaluator, MetricError, evaluator_of
+from nearzip.budget.evaluators import Evaluation, Evaluator, check_original, evaluation_of, evaluator_of
 from nearzip.coding import Codings, codings_of_plan
 from nearzip.digests import checkpoint_id
 from nearzip.errors import Error, UsageError
@@ -114,13 +113,8 @@ class Subject(ABC):
 
     def evaluate_original(self, statistics: bool = False) -> Evaluation:
         """The original's metrics, all finite. Raises Error if there is none to compare with."""
-        found = self._evaluated(self.original(), "the original network", statistics)
-        for name, value in found.metrics.items():
-            if not math.isfinite(value):
-                raise Error(
-                    f"evaluate returned {value} as {name!r} of the original network; there is nothing to compare with"
-                )
-        return found
+        what = "the original network"
+        return check_original(self._evaluated(self.original(), what, statistics), what)
 
     def evaluator_identity(self) -> str:
         """The evaluator's `identity`; "" without one. Raises Error if reading it does.
@@ -134,15 +128,8 @@ class Subject(ABC):
             raise Error(f"the identity of evaluate raised {type(error).__name__}: {error}") from error
 
     def _evaluated(self, tensors: dict[str, Array], what: str, statistics: bool) -> Evaluation:
-        try:
-            with _seeded(self.seed):
-                found = self.evaluator.evaluation(tensors)
-        except MetricError as error:
-            raise UsageError(f"{error}, for {what}") from None
-        except Exception as error:
-            raise Error(f"evaluate raised {type(error).__name__} on {what}: {error}") from error
-        if not found.metrics:
-            raise UsageError(f"evaluate returned no metric on {what}")
+        with _seeded(self.seed):
+            found = evaluation_of(lambda: self.evaluator.evaluation(tensors), what)
         return found if statistics else found.without_statistics()
 
 

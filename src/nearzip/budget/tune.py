@@ -72,6 +72,8 @@ def tune(
     knob : str
         What to turn: a kind of bound ("abs", "rel", "pwrel", "rms", "upd") or an option of the method that trades size
         for accuracy ("bits", "keep"). Default: the first kind of bound that the method promises, else such an option.
+        "step": of the method "nearzip", without a bound; what `evaluations` leaves over five is spent on its options
+        `unbiased` and `lattice`, at coarser steps, as long as they keep the budget.
     strategy : str
         "nearzip": ours. "delta-dnn": Algorithm 1 of Hu et al., ICPP 2020. "deepsz": Algorithms 1 and 2 of Jin et al.,
         HPDC 2019.
@@ -158,6 +160,8 @@ def check_tuned(max_loss: Any, seed: Any, confidence: Any = None) -> None:
         check_confidence(confidence)
     if type(seed) is not int:
         raise UsageError(f"a seed is an integer, not {seed!r}")
+    if not -(2**63) <= seed < 2**64:
+        raise UsageError(f"a seed lies between -2^63 and 2^64 - 1, not {seed}")
     check_budgets(max_loss)
 
 
@@ -191,7 +195,7 @@ def parameters_of(strategy: str, texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _parsed(name: str, default: Any, text: str) -> Any:
-    """As what the parameter is by default; None stands for a whole number."""
+    """The value converted to the type of the parameter's default; None: an int."""
     try:
         if isinstance(default, tuple):
             return [float(item) for item in text.split(",")]

@@ -19,7 +19,8 @@ except ImportError:
     raise missing_extra("PyTorch", "torch", "nearzip.calibrate") from None
 
 from nearzip.calibrate.api import compress, compress_file
+from nearzip.calibrate.limit import RateLimit, rate_limit
 from nearzip.calibrate.settings import Calibration, Damping
 from nearzip.calibrate.tune import tune
 
-__all__ = ["Calibration", "Damping", "compress", "compress_file", "tune"]
+__all__ = ["Calibration", "Damping", "RateLimit", "compress", "compress_file", "rate_limit", "tune"]

@@ -20,7 +20,7 @@ from nearzip.matching import match_tensors, matched
 from nearzip.tensors import Array, Checkpoint
 from nearzip.updates import absolute_bounds
 
-__all__ = ["Prepared"]
+__all__ = ["Prepared", "same_kind", "tied"]
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class Prepared:
         UsageError
             Batches that the module cannot be calibrated with.
         """
-        ties = _tied(module)
+        ties = tied(module)
         known = [name for name in module.state_dict() if name in source.specs and name not in ties]
         tensors = floats_of({name: source.read(name) for name in known})
         predictor = Predictor(module, batches, calibration.forward, calibration.output, calibration.n_batches)
         sensitivity = gather(predictor, progress=progress)
         matches = {} if base is None else match_tensors(source, base, rename)
-        same = _same_kind(None if base is None else matched(base, source.specs, matches), tensors)
+        same = same_kind(None if base is None else matched(base, source.specs, matches), tensors)
         before = None if base is None else matched(base, source.specs, matches, source.read)
         bounds = absolute_bounds(source, before, bound, list(tensors), threads)
         rounder = Rounder(predictor, sensitivity, tensors, same, bounds, calibration.damping, threads)
@@ -121,7 +121,7 @@ class Prepared:
         return Codings(coding(step), by_name, substitutes=substitutes)
 
 
-def _tied(module: nn.Module) -> dict[str, str]:
+def tied(module: nn.Module) -> dict[str, str]:
     """Names of parameters in the state that are another one's: to the first of them."""
     first: dict[int, str] = {}
     ties = {}
@@ -130,7 +130,8 @@ def _tied(module: nn.Module) -> dict[str, str]:
     return {name: to for name, to in ties.items() if name != to}
 
 
-def _same_kind(base: Checkpoint | None, tensors: Mapping[str, Array]) -> dict[str, Array]:
+def same_kind(base: Checkpoint | None, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """The base's tensors of the same dtype and shape, which differences are taken to."""
     if base is None:
         return {}
     found = {name: base.read(name) for name in tensors if name in base.specs}

@@ -45,7 +45,7 @@ class Factor:
 
     @property
     def log_cost(self) -> float:
-        """Logarithm of what a unit of error costs, mean over the places, those before it already rounded."""
+        """Logarithm of what a unit of error costs, mean over the columns, those before it already rounded."""
         return float(-2 * np.log(self.diagonal.astype(np.float64)).mean())
 
     def tile(self, start: int, stop: int) -> Array:
@@ -54,7 +54,7 @@ class Factor:
 
 
 def triangular(gram: Gram, damping: float) -> list[Factor]:
-    """The factor of each group. Least energy comes first: it is the most that later places can make good."""
+    """The factor of each group. Least energy comes first: it is the most that later columns can compensate."""
     return [_factor(values, damping) for values in gram.values]
 
 

@@ -41,7 +41,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Checksum:
-    """A CRC-32 of `n` bytes from `start`, written at `places` as four bytes, little-endian."""
+    """A CRC-32 of `n` bytes from `start`, written at the offsets `places` as four bytes, little-endian."""
 
     start: int
     n: int

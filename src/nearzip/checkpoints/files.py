@@ -107,7 +107,7 @@ def _choose_format(plan: _Plan, name: str, metadata: Mapping[str, str]) -> None:
 
 
 def _leave_out_files(plan: _Plan, kind: str | None) -> None:
-    """Keep the network's tensors alone."""
+    """Keep only the network's tensors."""
     content = files_of(plan.tree)
     if content:
         attached = set(content["attached"])

@@ -30,7 +30,7 @@ _MAPS = {0xDE: 2, 0xDF: 4}
 
 
 class _Cursor:
-    """Reads MessagePack's values between two places of a file. Raises CorruptError where they end early."""
+    """Reads MessagePack's values between two offsets of a file. Raises CorruptError where they end early."""
 
     def __init__(self, file: Array, at: int, end: int):
         self._file = file

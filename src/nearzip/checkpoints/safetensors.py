@@ -85,7 +85,7 @@ class Safetensors:
 
 
 def _entry(name: str, entry: Mapping[str, Any], start: int) -> tuple[Embedded, bool]:
-    """A tensor's place, and whether its type is known; otherwise it stands for its bytes."""
+    """A tensor's place, and whether its type is known; otherwise it is kept as raw bytes."""
     begin, end = entry["data_offsets"]
     dtype, shape = _DTYPES.get(entry["dtype"]), tuple(entry["shape"])
     if dtype == "float4_e2m1fn_x2":  # counted in numbers, of which a byte holds two

@@ -94,7 +94,7 @@ class Tree:
         )
         return (
             f"{self._path}: {name!r} is a {kind}{more}: loading such objects could run code, so they are not kept. "
-            "Save the file without them (the state_dict alone), or as dicts, lists, numbers and strings"
+            "Save the file without them (only the state_dict), or as dicts, lists, numbers and strings"
         )
 
     def node(self, value: Any, name: str, depth: int = 0) -> Node:
@@ -102,7 +102,7 @@ class Tree:
         self._n_nodes += 1
         if depth > MAX_DEPTH or self._n_nodes > MAX_NODES:
             what = f"is nested more than {MAX_DEPTH} deep" if depth > MAX_DEPTH else f"has over {MAX_NODES} values"
-            raise UsageError(f"{self._path}: {name[:80]!r} {what}; save the state_dict alone")
+            raise UsageError(f"{self._path}: {name[:80]!r} {what}; save only the state_dict")
         self._count(value)
         if self._is_leaf(value):
             return self._tensor(value, name)
@@ -125,7 +125,7 @@ class Tree:
         self._n_containers += 1
         self._containers.add(id(value))
         if self._n_containers > _MAX_REFERENCES + _REFERENCES_EACH * len(self._containers):
-            raise UsageError(f"{self._path}: its values refer to each other over and over; save the state_dict alone")
+            raise UsageError(f"{self._path}: its values refer to each other over and over; save only the state_dict")
 
     def _dict(self, value: Any, name: str, depth: int) -> Node:
         pairs = self._pairs(value, name, depth)
@@ -352,7 +352,7 @@ _READERS: dict[str, Callable[[_Builder, Any, int], Any]] = {
 
 
 def other_values(node: Any, name: str = "", depth: int = 0) -> list[str]:
-    """The places of all values that are no tensors: what is lost where a format holds tensors only."""
+    """The paths of all values that are not tensors: what is lost where a format holds tensors only."""
     if type(node) is not dict or len(node) != 1 or depth > MAX_DEPTH + 1:
         return []
     ((kind, content),) = node.items()

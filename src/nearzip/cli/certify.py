@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from nearzip.cli.console import hint, print_json, progress, rows_table, show
-from nearzip.cli.functions import load_function
+from nearzip.cli.functions import call_function
 from nearzip.cli.running import common_options
 from nearzip.cli.transfer import force_option
 from nearzip.correctness import AnswersReport, Certificate, TaskComparison, compare_answers
@@ -130,7 +130,7 @@ def _measured(archive: str, judge: str, given: Mapping[str, Any], as_json: bool)
     """The judge's arguments, those of the command line in their place."""
     from nearzip.correctness import certify as measure
 
-    arguments = load_function("--judge", judge)()
+    arguments = call_function("--judge", judge)
     if not isinstance(arguments, Mapping) or not {"network", "fresh_data"} <= set(arguments):
         raise UsageError(
             f"--judge {judge}: returns the arguments of nearzip.correctness.certify as a dict, network and fresh_data "
@@ -167,7 +167,7 @@ def _checked(path: str, archive: str, judge: str | None, base: str | None, as_js
                     "notes": notes}  # fmt: skip
         print_json("certify", document)
     else:
-        again = "; measured again, it says the same" if judge is not None else ""
+        again = "; measured again with the same result" if judge is not None else ""
         show(f"{path}: is of {archive}, no byte was changed{again}.", certificate.summary)
         if judge is None:
             hint("nothing was measured; --judge PACKAGE.MODULE:FUNCTION measures again")

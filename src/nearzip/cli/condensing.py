@@ -152,13 +152,17 @@ def condense(
 
 def _network(spelled: str) -> tuple[Any, Any, Any, Any]:
     try:
-        parts = tuple(load_function("--network", spelled)())
+        found = load_function("--network", spelled)()
     except (UsageError, click.UsageError):
         raise
     except Exception as error:
         raise UsageError(f"--network {spelled}: raised {type(error).__name__}: {error}") from error
-    if len(parts) != 4:
-        raise UsageError(f"--network {spelled}: {_MAKES}; it returned {len(parts)} values")
+    if not isinstance(found, (tuple, list)) or len(found) != 4:
+        what = f"{len(found)} values" if isinstance(found, (tuple, list)) else repr(type(found).__name__)
+        raise UsageError(f"--network {spelled}: {_MAKES}; it returned {what}")
+    parts = tuple(found)
+    if not hasattr(parts[0], "load_state_dict"):
+        raise UsageError(f"--network {spelled}: {_MAKES}; the first is of type {type(parts[0]).__name__!r}")
     return parts
 
 

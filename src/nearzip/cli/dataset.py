@@ -21,6 +21,7 @@ from nearzip.cli.console import (
 )
 from nearzip.cli.running import OneLineGroup, common_options, showing_warnings
 from nearzip.cli.transfer import force_option
+from nearzip.errors import UsageError
 from nearzip.fileio import check_outputs
 
 __all__ = ["compress", "dataset", "export", "inspect"]
@@ -74,7 +75,7 @@ def compress(
     force: bool,
     as_json: bool,
 ) -> int:
-    """Write SOURCE as one .nzd file: any sample is read alone, and checked."""
+    """Write SOURCE as one .nzd file: single samples can be read, and are checked."""
     from nearzip.datasets import Plan, load, write
     from nearzip.datasets.workers import processes
 
@@ -170,6 +171,8 @@ def export(file: str, output: str, form: str, quality: int, force: bool, as_json
     from nearzip.datasets import export as write_out
     from nearzip.datasets import open as open_dataset
 
+    if output == "-":
+        raise UsageError("samples are exported to a folder, a .tar or an .npz, not to stdout; give -o a name")
     started = time.perf_counter()
     check_outputs([output], [file], force, folders=True)
     with open_dataset(file) as reader, progress("dataset export", as_json, "samples") as watch:

@@ -11,9 +11,19 @@ from typing import Any
 
 import click
 
-from nearzip.cli.console import Bar, facts, hint, print_json, print_json_line, rows_table, show
+from nearzip.cli.console import (
+    Bar,
+    check_streams,
+    facts,
+    hint,
+    output_of,
+    print_json,
+    print_json_line,
+    rows_table,
+    show,
+)
 from nearzip.cli.dataset import source_options, table_of_trials
-from nearzip.cli.functions import load_function
+from nearzip.cli.functions import call_function, load_function
 from nearzip.cli.running import common_options, showing_warnings
 from nearzip.cli.transfer import force_option
 from nearzip.cli.tuning import max_loss_of
@@ -36,7 +46,7 @@ _FILE = click.Path(path_type=str)
 @click.option("--codec", "codecs", multiple=True, metavar="NAME[:KNOB][,KEY=VALUE]",
               help="A codec to try, such as nearzip, jpeg,chroma=4:4:4 or zfp:rate,values=int32. "
                    "Repeatable.")  # fmt: skip
-@click.option("-o", "--output", required=True, type=_FILE, metavar="PLAN.json", help="The plan to write.")
+@click.option("-o", "--output", required=True, type=_FILE, metavar="PLAN.json", help="The plan to write; - is stdout.")
 @click.option("--confidence", type=click.FloatRange(0.5, 1, max_open=True), metavar="P",
               help="0.95: the loss must be shown to be within its budget.")  # fmt: skip
 @source_options
@@ -63,7 +73,8 @@ def tune(
     from nearzip.datasets import load
     from nearzip.datasets import tune as find
 
-    check_outputs([output], [source], force)
+    on_stdout = check_streams(outputs=[output])
+    check_outputs([output_of(output)], [source], force)
     started = time.perf_counter()
     function, max_loss = load_function("--evaluate", evaluate), max_loss_of(max_losses)
     samples = load(source, split=split, mode=mode, images=images, labels=labels)
@@ -71,10 +82,11 @@ def tune(
         plan = find(
             samples, evaluate=function, max_loss=max_loss, codecs=codecs or None, confidence=confidence, progress=watch
         )
-    plan.save(output, force=force)
+    plan.save(output_of(output), force=force)
     seconds = time.perf_counter() - started
     if as_json:
-        print_json("dataset tune", {"output": output, "seconds": seconds, "warnings": warned, "plan": plan.to_json()})
+        print_json("dataset tune", {"output": output, "seconds": seconds, "warnings": warned, "plan": plan.to_json()},
+                   err=on_stdout)  # fmt: skip
     else:
         share = 100 * plan.chosen.n_bytes / plan.raw_bytes
         show(table_of_trials(plan.trials, plan.chosen, plan.n_samples), "", facts([
@@ -83,7 +95,7 @@ def tune(
             ("size", f"{plan.bytes_per_sample:.1f} bytes a sample with index, {share:.2f} % of the values"),
             ("loss", ", ".join(f"{name} {loss:.6g}" for name, loss in plan.losses.items())),
             ("time", f"{seconds:.2f} s"),
-        ]))  # fmt: skip
+        ]), err=on_stdout)  # fmt: skip
     return 1 if warned else 0
 
 
@@ -115,7 +127,9 @@ def _watching(command: str, as_json: bool) -> Iterator[Callable[[Any], None] | N
 @click.option("--share", "shares", multiple=True, type=click.FloatRange(0, 1, min_open=True, max_open=True),
               help="Shares of every class to try. Repeatable.")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Trainings of each trial.")
-@click.option("-o", "--output", required=True, type=_FILE, metavar="CHOSEN.json", help="Indices of what to keep.")
+@click.option(
+    "-o", "--output", required=True, type=_FILE, metavar="CHOSEN.json", help="Indices of what to keep; - is stdout."
+)
 @source_options
 @force_option
 @common_options
@@ -138,11 +152,12 @@ def select(
     from nearzip.datasets import load
     from nearzip.datasets import select as find
 
-    check_outputs([output], [source], force)
+    on_stdout = check_streams(outputs=[output])
+    check_outputs([output_of(output)], [source], force)
     samples = load(source, split=split, mode=mode, images=images, labels=labels)
     if "label" not in samples.columns:
         raise UsageError(f"{source}: has no labels; a subset is chosen class by class")
-    parts = load_function("--experiment", experiment)(samples)
+    parts = call_function("--experiment", experiment, samples)
     if not isinstance(parts, dict) or not {"train", "predict", "evaluate"} <= set(parts):
         raise UsageError(f"--experiment {experiment}: returns no dict of train, predict and evaluate")
     more: dict[str, Any] = {
@@ -160,15 +175,15 @@ def select(
         "samples": len(samples.columns["label"]), "kept": len(found), "ranking": found.ranking, "metric": found.metric,
         "original": found.original, "tried": tried,
     }  # fmt: skip
-    with atomic_file(output, force=force, text=True) as stream:
+    with atomic_file(output_of(output), force=force, text=True) as stream:
         stream.write(json.dumps({**document, "indices": found.indices.tolist()}).encode() + b"\n")
     if as_json:
-        print_json("dataset select", {"output": output, **document})
+        print_json("dataset select", {"output": output, **document}, err=on_stdout)
     else:
         rows = [[t.ranking, f"{t.share:.0%}", t.n_samples, f"{t.metric:.4f}"] for t in found.tried]
         show(rows_table({"ranking": "left", "share": "right", "samples": "right", "metric": "right"}, rows), "", facts([
             ("wrote", output),
             ("kept", f"{len(found)} of {document['samples']} by {found.ranking}"),
             ("metric", f"{found.metric:.4f}; all samples {found.original:.4f}"),
-        ]))  # fmt: skip
+        ]), err=on_stdout)  # fmt: skip
     return 0

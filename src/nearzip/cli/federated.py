@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from nearzip.api import FileReport
+from nearzip.api import open as open_archive
 from nearzip.attached import without_attached
 from nearzip.checkpoints import write_checkpoint
 from nearzip.cli.console import facts, human_bytes, print_json, safe, show, warn
 from nearzip.cli.running import common_options
 from nearzip.errors import UsageError
 from nearzip.federated import average_updates, compress_update
+from nearzip.federated.residual import is_residual
 from nearzip.fileio import atomic_file, check_outputs
 from nearzip.inputs import open_input
 
@@ -37,13 +40,15 @@ def update_with_residual(
 ) -> FileReport:
     """Write the update of NEW plus the residual, and then the new residual in the old one's place."""
     check_outputs([output], [new, base, residual], force)
+    # The residual is written over, but only its own file: never a network, nor the update.
+    check_outputs([residual, output], [new, base], True)
     with contextlib.ExitStack() as stack:
 
         def opened(path: str) -> Any:
             return without_attached(stack.enter_context(contextlib.closing(open_input(path))))
 
         source, held = opened(new), opened(base)
-        left = dict(opened(residual).arrays()) if os.path.exists(residual) else None
+        left = _residual(residual) if os.path.exists(residual) else None
         archive, kept = compress_update(source, held, left, method or "nearzip", bound=bound, options=options)
     # The update is safe before the residual says that it was sent.
     with atomic_file(output, force=force) as stream:
@@ -51,6 +56,17 @@ def update_with_residual(
     with atomic_file(residual, force=True) as stream:
         stream.write(kept.data)
     return FileReport(source.n_bytes, archive.nbytes, archive.report)
+
+
+def _residual(path: str) -> Mapping[str, Any]:
+    """What the last call left out. Raises UsageError for another file: a network would be added, and written over."""
+    with open_archive(path) as reader:
+        if not is_residual(reader.metadata()):
+            raise UsageError(
+                f"{path}: holds no residual; --residual names the file that 'nearzip compress --residual' wrote, or a "
+                "new one"
+            )
+        return dict(reader.stream())
 
 
 def _weights(ctx: click.Context, param: click.Parameter, value: str | None) -> list[float] | None:
@@ -94,6 +110,9 @@ def average(
     """
     started = time.perf_counter()
     check_outputs([output], [base, *updates], force, folders=True)
+    for path, count in Counter(map(os.path.realpath, updates)).items():
+        if count > 1:
+            raise UsageError(f"{path}: is given {count} times; give each update once, and its share by --weights")
     if weights is not None and len(weights) != len(updates):
         raise UsageError(f"{len(updates)} updates need as many weights, not {len(weights)}: --weights 100,50,..")
     with contextlib.closing(open_input(base)) as opened:
@@ -107,7 +126,7 @@ def average(
     seconds = time.perf_counter() - started
     rows = [
         {
-            "update": path, "bytes": os.path.getsize(path), "norm": found.norms[i],
+            "update": path, "bytes": _size(path), "norm": found.norms[i],
             "weight": 1.0 if weights is None else weights[i], "left_out": found.rejected.get(i),
         }
         for i, path in enumerate(updates)
@@ -117,6 +136,13 @@ def average(
     else:
         show(_text(output, rows, seconds))
     return 1 if found.rejected else 0
+
+
+def _size(path: str) -> int | None:
+    """Bytes, unless the update is missing: it was left out and named."""
+    with contextlib.suppress(OSError):
+        return os.path.getsize(path)
+    return None
 
 
 def _text(output: str, rows: Sequence[Mapping[str, Any]], seconds: float) -> str:

@@ -12,7 +12,7 @@ import click
 
 from nearzip.errors import Error, UsageError
 
-__all__ = ["load_function"]
+__all__ = ["call_function", "load_function"]
 
 
 def load_function(option: str, spelled: str) -> Callable[..., Any]:
@@ -38,3 +38,14 @@ def load_function(option: str, spelled: str) -> Callable[..., Any]:
     if not callable(found) and not callable(getattr(type(found), "evaluation", None)):
         raise UsageError(f"{option} {spelled}: is a {type(found).__name__}, not a function")
     return found  # type: ignore[no-any-return]
+
+
+def call_function(option: str, spelled: str, *arguments: Any) -> Any:
+    """What the function returns. What it raises is named as its own, not taken for a fault of nearzip."""
+    function = load_function(option, spelled)
+    try:
+        return function(*arguments)
+    except (Error, MemoryError):
+        raise
+    except Exception as error:
+        raise UsageError(f"{option} {spelled} raised {type(error).__name__}: {error}; --debug shows where") from error

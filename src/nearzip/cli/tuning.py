@@ -61,7 +61,7 @@ _FILE = click.Path(path_type=str)
 @click.option("-o", "--output", required=True, type=_FILE, metavar="PLAN.json", help="The plan to write.")
 @click.option("--method", default="nearzip", show_default=True, help="See 'nearzip methods'.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A fixed option of the method. Repeatable.")
-@click.option("--knob", metavar="NAME", help="What to turn: abs, rel, pwrel, rms, or an option such as bits or keep.")
+@click.option("--knob", metavar="NAME", help="What to turn: abs, rel, pwrel, rms, step, or an option such as bits.")
 @click.option(
     "--calibrate",
     metavar="PACKAGE.MODULE:FUNCTION",

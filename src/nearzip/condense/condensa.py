@@ -84,20 +84,20 @@ class Condensa:
         return runner.best
 
     def keep_at(self, x: float) -> float:
-        """The share kept at a place of the axis from 0, all, to 1, nothing (or the least share)."""
+        """The share kept at a point of the axis, which runs from 0 (all) to 1 (nothing, or the smallest share)."""
         return 1.0 - x if self.coordinate == "linear" else float(_LEAST**x)
 
     def _at(self, keep: float) -> float:
         return 1.0 - keep if self.coordinate == "linear" else math.log(keep) / math.log(_LEAST)
 
     def _run(self, runner: Runner, x: float, stage: str) -> bool:
-        """Whether it was a new share."""
+        """Run a trial; returns whether its share was a new one."""
         before = len(runner.trials)
         runner.run([runner.prepared.snap(max(self.keep_at(x), _LEAST))], stage)
         return len(runner.trials) > before
 
     def _first_phase(self, runner: Runner, axis: Any) -> float | None:
-        """The place with the largest (1 - gamma) sigma - gamma |mu - limit|, beyond all places that are within."""
+        """The point with the largest (1 - gamma) sigma - gamma |mu - limit|, beyond all points within the budget."""
         trials = runner.trials
         within = max((self._at(trial.keep) for trial in runner.feasible), default=0.0)
         tried = {self._at(trial.keep) for trial in trials}
@@ -120,7 +120,7 @@ class Condensa:
         return min(max(usage, -_CLIP), _CLIP) if self.coordinate == "log2" else usage
 
     def _second_phase(self, runner: Runner, free: Any) -> float:
-        """The place with the largest upper confidence bound of the objective (GP-UCB)."""
+        """The point with the largest upper confidence bound of the objective (GP-UCB)."""
         objective = runner.work.objective
         known = [trial for trial in runner.trials if trial.objective is not None]
         sign = -1.0 if objective.lower_is_better else 1.0
@@ -161,7 +161,7 @@ class Posterior:
         return Posterior(x, weights, factor, length, mean, size)
 
     def __call__(self, at: Any) -> tuple[Any, Any]:
-        """Mean and standard deviation at places, shape (n,) each."""
+        """Mean and standard deviation at the points, shape (n,) each."""
         cross = _kernel(np.asarray(at, np.float64), self.points, self.length)
         solved = np.linalg.solve(self.factor, cross.T)
         variance = np.maximum(1.0 - (solved**2).sum(0), 0.0)

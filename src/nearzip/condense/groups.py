@@ -169,7 +169,7 @@ def _problem(module: nn.Module, inputs: Any, group: Group) -> str | None:
 
 
 def _traced(module: nn.Module, inputs: Any) -> list[tuple[str, Group | str]]:
-    """Name and group for each set of channels, or what stands against it."""
+    """For each set of channels its name and group, or the reason why it cannot be thinned."""
     try:
         import torch_pruning
     except ImportError:
@@ -201,7 +201,7 @@ def _traced(module: nn.Module, inputs: Any) -> list[tuple[str, Group | str]]:
 
 
 def _group(graph: Any, name: str, layer: nn.Module, names: Mapping[Any, str]) -> tuple[Group | str, set[str]]:
-    """The group of a layer's outputs, or what stands against it; and the layers that make its channels."""
+    """The group of a layer's outputs, or why it cannot be thinned; and the layers that compute its channels."""
     pruner = graph.get_pruner_of_module(layer)
     width = pruner.get_out_channels(layer)
     try:

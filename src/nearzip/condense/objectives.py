@@ -25,7 +25,7 @@ _NOISE = {"throughput": 0.02}
 
 @dataclass(frozen=True)
 class Measured:
-    """An objective of one network.
+    """The value of an objective for one network.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def tensors_of(module: nn.Module) -> dict[str, Array]:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is optimized.
+    """The quantity that a search optimizes.
 
     Parameters
     ----------
@@ -88,21 +88,21 @@ class Objective:
 
     @property
     def noise(self) -> float:
-        """Relative differences below it mean nothing."""
+        """The relative difference below which two values count as equal."""
         return _NOISE.get(self.name, 0.0)
 
     def better(self, a: float, b: float) -> bool:
-        """Whether a is better than b by more than the noise."""
+        """Whether value `a` is better than value `b` by more than the noise of measurement."""
         margin = self.noise * abs(b)
         return a < b - margin if self.lower_is_better else a > b + margin
 
     def gain(self, before: float, after: float) -> float:
-        """How many times better: from 1 on for what got better."""
+        """The factor of improvement from `before` to `after`; above 1 where it is better."""
         over, under = (before, after) if self.lower_is_better else (after, before)
         return over / under if under else math.inf
 
     def original(self, module: nn.Module) -> Measured:
-        """Of the original network, uncompressed."""
+        """The value for the original, uncompressed network."""
         if self.function == "bytes":
             return Measured(float(sum(a.nbytes for a in tensors_of(module).values())), {})
         if self.function == "nonzeros16":
@@ -112,7 +112,7 @@ class Objective:
         return self.measure(module, module)
 
     def measure(self, module: nn.Module, original: nn.Module, n_bytes: int | None = None) -> Measured:
-        """Of a network beside the original.
+        """The value for a network, relative to the original where the objective is.
 
         `n_bytes`: of its archive; without it, the bytes are those of a lossless one.
 

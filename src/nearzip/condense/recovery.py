@@ -1,4 +1,4 @@
-"""Training that brings back what removing cost: the L-C optimizer, a gradual schedule, or fine-tuning alone."""
+"""Training that recovers accuracy after weights are removed: the L-C optimizer, a gradual schedule, or fine-tuning."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Job:
         load_values(self.module, self.projected())
 
     def finished(self, epochs: int, factors: list[float]) -> nn.Module:
-        """Thin the projected network, train it so that it stays within the scheme, and put right what moved."""
+        """Thin the projected network, train it within the scheme, and correct values that training moved."""
         module = self.prepared.thin(self.module, self.keep)
         with holding(module, self.prepared.hold(module)):
             for factor in factors[len(factors) - epochs :]:
@@ -106,7 +106,7 @@ class Recovery(ABC):
 
     @property
     def n_epochs(self) -> int:
-        """Epochs that one recovery takes in all."""
+        """Total epochs of one recovery."""
         return self.epochs
 
     @property
@@ -131,7 +131,7 @@ def falling(n: int, end: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Direct(Recovery):
-    """Remove at once, then fine-tune with the zeros held ("direct compression" and fine-tuning; Han et al. 2015)."""
+    """Remove everything at once, then fine-tune; removed weights stay zero ("direct compression"; Han et al. 2015)."""
 
     def run(self, job: Job) -> nn.Module:
         job.cut()
@@ -140,7 +140,7 @@ class Direct(Recovery):
 
 @dataclass(frozen=True)
 class Gradual(Recovery):
-    """Remove little by little: the share removed rises as ``s (1 - (1 - t) ** 3)`` (Zhu and Gupta 2017, equation 1).
+    """Remove gradually: the share removed rises as ``s (1 - (1 - t) ** 3)`` (Zhu and Gupta 2017, equation 1).
 
     Parameters
     ----------
@@ -203,7 +203,7 @@ class LC(Recovery):
     epochs : int
         In all: L steps of `epochs_per_step` epochs, the rest fine-tuning.
     finetune : float
-        Share of the epochs for fine-tuning. 0: none, and the theta that is judged best is returned, as published.
+        Share of the epochs for fine-tuning. 0: none; the theta with the best evaluation is returned, as published.
     kappa, kappa_end : float
     mu, growth, mu_max : float or None
         In place of kappa: mu of the second L step (the first has none), its factor from step to step, and its largest
@@ -313,7 +313,7 @@ _PUBLISHED = {"alexnet": (34, 8, 77, 1e-3), "lenet-5": (39, 17, 85, 9.77e-5), "l
 
 
 class _Best:
-    """The theta that is judged best, with the statistics of batch norm of its own."""
+    """The theta with the best evaluation, and its batch-norm statistics."""
 
     def __init__(self, job: Job):
         self._job, self._score = job, -float("inf")

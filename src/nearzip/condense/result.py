@@ -30,7 +30,7 @@ class Archived:
 
     @property
     def restored(self) -> dict[str, Array]:
-        """The arrays that a reader gets; decoded at every call."""
+        """The restored arrays. Every call decodes them again."""
         return decompress(self._data)
 
     def to_bytes(self) -> bytes:
@@ -92,7 +92,7 @@ class Condensed:
         return self.original_bytes / self.archive.nbytes
 
     def to_json(self) -> dict[str, Any]:
-        """The evidence: everything but the networks."""
+        """The result as plain JSON, without the networks."""
         return {
             "keep": self.keep,
             "n_bytes": self.archive.nbytes,
@@ -118,7 +118,8 @@ class Condensed:
         gain = f", {self.objective['gain']:.3g}x {self.objective['name']}" if self.objective["name"] != "bytes" else ""
         lost = ", ".join(f"{name} {loss:.4g} of {self.max_loss[name]:.4g}" for name, loss in self.losses.items()
                          if name in self.max_loss)  # fmt: skip
+        lost = f"lost {lost}" if lost else "accuracy not measured"
         return (
             f"kept {100 * self.keep:.3g} %: {human_bytes(self.original_bytes)} -> {human_bytes(self.archive.nbytes)}, "
-            f"{self.ratio:.4g}x smaller{gain}; lost {lost or 'what nobody measured'}; {len(self.trials)} trainings"
+            f"{self.ratio:.4g}x smaller{gain}; {lost}; {len(self.trials)} trainings"
         )

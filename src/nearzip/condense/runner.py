@@ -123,7 +123,7 @@ class Runner:
 
     @cached_property
     def _identity(self) -> str:
-        """Of all that decides what a trial gives, besides its share and seed."""
+        """Digest of everything but share and seed that determines a trial's result."""
         work = self.work
         assert work.evaluator is not None
         network = checkpoint_id(Checkpoint.of(tensors_of(work.module)))

@@ -51,18 +51,18 @@ class Prepared(ABC):
         """The nearest values within the scheme: tensors by marked name, those given are not changed."""
 
     def hold(self, module: nn.Module) -> Hold:
-        """What training must keep of a network that was projected."""
+        """The values that training must not change in a projected network."""
         return Hold()
 
     def thin(self, module: nn.Module, keep: float) -> nn.Module:
-        """The projected network without what is zero, as far as it changes shapes."""
+        """The projected network with zeroed channels cut out, where the scheme changes shapes."""
         return module
 
     def settle(self, module: nn.Module) -> None:  # noqa: B027
-        """Put right, in place, what training has moved and `hold` cannot keep."""
+        """Correct, in place, values that training moved out of the scheme and `hold` cannot fix."""
 
     def key(self, keep: float) -> object:
-        """Two shares with the same key give networks of the same shapes and zeros."""
+        """A key of the share: shares with equal keys give networks of the same shapes and zeros."""
         return keep
 
     def snap(self, keep: float) -> float:
@@ -71,16 +71,16 @@ class Prepared(ABC):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What could not be thinned, and why."""
+        """One line for each group of channels that could not be thinned, with the reason."""
         return ()
 
 
 class Scheme(ABC):
-    """What is removed: `Prune`, `Structure`, `Quantize`, or a tuple of them."""
+    """What to remove from a network: `Prune`, `Structure`, `Quantize`, or a tuple of them."""
 
     @abstractmethod
     def prepare(self, module: nn.Module, inputs: Any = None, size: int | None = None) -> Prepared:
-        """For one network.
+        """The scheme prepared for one network.
 
         Parameters
         ----------
@@ -181,7 +181,7 @@ _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 class Quantize(Scheme):
     """Few values in place of many: shared ones by k-means for each layer, or those of a narrower dtype.
 
-    Zeros stay zero. For storage alone the error bound that `tune` finds afterwards does better.
+    Zeros stay zero. To make files smaller, the error bound that `tune` finds afterwards works better.
 
     Parameters
     ----------

@@ -136,7 +136,7 @@ def _scale(state: Any) -> float:
 
 @torch.no_grad()
 def restimate(module: nn.Module, batches: Any) -> None:
-    """Estimate the running statistics of batch norm anew, in place, from batches of inputs.
+    """Re-estimate the running statistics of batch norm, in place, from batches of inputs.
 
     A network whose weights were exchanged has the statistics of other activations. `batches`: one batch, or a list of
     them; None does nothing.

@@ -1,4 +1,4 @@
-"""One trial of a search: a network condensed to one share, recovered, stored, restored and judged."""
+"""One trial of a search: a network condensed to one share, recovered, stored, restored and evaluated."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from torch import nn
 from nearzip.api import compress_quietly, decompress
 from nearzip.budget import tune as find_plan
 from nearzip.budget.budgets import losses_of, usage_of
-from nearzip.budget.evaluators import Evaluation, Evaluator, MetricError
+from nearzip.budget.evaluators import Evaluation, Evaluator, evaluation_of
 from nearzip.budget.intervals import interval
 from nearzip.condense.objectives import Objective, tensors_of
 from nearzip.condense.recovery import Job, Recovery, load_values, marked
 from nearzip.condense.schemes import Prepared, Scheme
 from nearzip.condense.training import TrainEpoch, Training, restimate
 from nearzip.digests import checkpoint_id
-from nearzip.errors import BudgetError, CorruptError, Error, UsageError
+from nearzip.errors import BudgetError, CorruptError
 from nearzip.network.fitting import fit
 from nearzip.strictjson import Kinds, fields, number
 from nearzip.tensors import Array, Checkpoint
@@ -273,15 +273,7 @@ def _first(inputs: Any) -> Any:
 
 def evaluated(evaluator: Evaluator, tensors: Mapping[str, Array], what: str) -> Evaluation:
     """Metrics of named tensors. Raises UsageError for what is no number, Error if the evaluator raises."""
-    try:
-        found = evaluator.evaluation({name: array.copy() for name, array in tensors.items()})
-    except MetricError as error:
-        raise UsageError(f"{error}, for {what}") from None
-    except Exception as error:
-        raise Error(f"evaluate raised {type(error).__name__} on {what}: {error}") from error
-    if not found.metrics:
-        raise UsageError(f"evaluate returned no metric on {what}")
-    return found
+    return evaluation_of(lambda: evaluator.evaluation({name: array.copy() for name, array in tensors.items()}), what)
 
 
 @contextlib.contextmanager

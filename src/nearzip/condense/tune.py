@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import math
 import platform
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from torch import nn
 
 from nearzip.api import decompress
 from nearzip.budget.budgets import Budgets, MaxLoss, losses_of, usage_of
-from nearzip.budget.evaluators import Evaluate, Evaluation, Evaluator, evaluator_of
+from nearzip.budget.evaluators import Evaluate, Evaluation, Evaluator, check_original, evaluator_of
 from nearzip.budget.tune import check_tuned
 from nearzip.condense.objectives import Objective, tensors_of
 from nearzip.condense.recovery import LC, Recovery
@@ -25,7 +24,7 @@ from nearzip.condense.schemes import Prepared, Prune, check_keep, scheme_of
 from nearzip.condense.search import SAMPLES, candidates, search
 from nearzip.condense.training import TrainEpoch, Training
 from nearzip.condense.trial import Outcome, Trial, Work, evaluated, seeded
-from nearzip.errors import BudgetError, Error, UsageError
+from nearzip.errors import BudgetError, UsageError
 from nearzip.fileio import Path_
 from nearzip.network.fitting import fit
 from nearzip.version import __version__
@@ -158,7 +157,7 @@ def compress(
     keep : float
         The share that is kept, above 0 and at most 1: of weights, or of channels.
     evaluate, max_loss
-        As for `tune`; without both, nothing is judged.
+        As for `tune`. Without both, accuracy is not measured.
     bound : Bound, str or None
         How the tensors are stored, as for `nearzip.compress`. None: within what is left of `max_loss`, or lossless
         without it.
@@ -263,13 +262,8 @@ def _work(
 
 def _original(evaluator: Evaluator, module: nn.Module, seed: int) -> Evaluation:
     with seeded(seed):
-        found = evaluated(evaluator, tensors_of(module), "the original network")
-    for name, value in found.metrics.items():
-        if not math.isfinite(value):
-            raise Error(
-                f"evaluate returned {value} as {name!r} of the original network; there is nothing to compare with"
-            )
-    return found
+        what = "the original network"
+        return check_original(evaluated(evaluator, tensors_of(module), what), what)
 
 
 def _loses(trial: Trial, work: Work) -> str:

@@ -112,7 +112,7 @@ def compare_answers(
         What may be lost, in the metric's units: 0.02 is two points of accuracy, or 0.02 nats of log perplexity. A
         task's own name comes first, then the first pattern that matches (`fnmatch`), then "*".
     metric : str or mapping of pattern to str, optional
-        The metric to judge, such as "acc_norm", or "exact_match,flexible-extract" for one filter of several. Default,
+        The metric to compare, such as "acc_norm", or "exact_match,flexible-extract" for one filter of several. Default,
         and where a task does not log it: the first that the task logs.
     confidence : float
         Of every verdict, and of the family of tasks as a whole: p-values are adjusted by Holm's method.
@@ -134,6 +134,7 @@ def compare_answers(
         raise UsageError(f"confidence is at least 0.5 and below 1, not {confidence!r}")
     pairs, notes = _paired_logs(Path(original), Path(compressed), progress)
     limits = _Limits.of(max_loss, list(pairs))
+    _check_metrics(metric, pairs)
     chosen = [_Chosen.of(task, before, after, metric) for task, (before, after) in pairs.items()]
     tests, equivalences = _tests([row.paired for row in chosen], [limits[row.task] for row in chosen], confidence)
     rows = tuple(
@@ -153,14 +154,29 @@ def _paired_logs(
     shared = [task for task in before if task in after]
     if not shared:
         raise UsageError(f"{original} and {compressed} have no task in common")
-    notes = [f"task {task!r} is logged for the original alone" for task in before if task not in after]
-    notes += [f"task {task!r} is logged for the compressed network alone" for task in after if task not in before]
+    notes = [f"task {task!r} is logged for the original only" for task in before if task not in after]
+    notes += [f"task {task!r} is logged for the compressed network only" for task in after if task not in before]
     found: dict[str, tuple[Log, Log]] = {}
     for done, task in enumerate(shared, 1):
         found[task] = (read_log(task, before[task]), read_log(task, after[task]))
         if progress is not None:
             progress(done, len(shared))
     return found, notes
+
+
+def _check_metrics(wanted: str | Mapping[str, str] | None, pairs: Mapping[str, tuple[Log, Log]]) -> None:
+    """Raise UsageError for a metric that no task logs, or a pattern that matches none: judging by another in silence
+    would answer another question."""
+    by_pattern = dict(wanted) if isinstance(wanted, Mapping) else {} if wanted is None else {"*": wanted}
+    for pattern, text in by_pattern.items():
+        tasks = [task for task in pairs if fnmatch.fnmatchcase(task, pattern)]
+        if not tasks:
+            raise UsageError(f"the metric for {pattern!r} matches no task; there are {', '.join(list(pairs)[:8])}")
+        name = text.partition(",")[0]
+        logged = {found for task in tasks for one in pairs[task][0].samples.values() for found in one.metrics}
+        if name not in logged:
+            there = ", ".join(sorted(logged)[:8]) or "none"
+            raise UsageError(f"metric {name!r} is logged by no task that {pattern!r} matches; there are {there}")
 
 
 @dataclass(frozen=True)
@@ -196,7 +212,7 @@ def _matching(by_pattern: Mapping[str, Any], name: str) -> Any:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The metric of a task that is judged, with its paired outcomes."""
+    """The metric to compare of a task, with its paired outcomes."""
 
     task: str
     filter: str
@@ -229,7 +245,7 @@ def _aligned(before: Log, after: Log, chosen: str) -> tuple[list[tuple[Sample, S
     theirs = {key: sample for key, sample in after.samples.items() if key[1] == chosen}
     if missing := [key[0] for key in [*ours, *theirs] if key not in ours or key not in theirs]:
         raise UsageError(
-            f"{before.path} and {after.path}: logs of different samples: {len(missing)} documents are in one alone, "
+            f"{before.path} and {after.path}: logs of different samples: {len(missing)} documents are in only one, "
             f"the first is {missing[0]}; evaluate both networks with the same --limit and filters"
         )
     pairs = [(ours[key], theirs[key]) for key in ours]

@@ -96,7 +96,7 @@ class Certificate:
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """Of every limited metric."""
+        """The verdict on every limited metric, by name."""
         return {name: row["verdict"] for name, row in self.metrics.items() if row["verdict"] is not None}
 
     @property
@@ -115,7 +115,7 @@ class Certificate:
         return self.part("samples")["annotations"]["sha256"]  # type: ignore[no-any-return]
 
     def part(self, name: str) -> Mapping[str, Any]:
-        """A descriptor of the configuration: "original", "base", "samples", "tuned-on", "plan", "measurement"."""
+        """An entry of the configuration by name: "original", "base", "samples", "tuned-on", "plan", "measurement"."""
         return next(each for each in self.statement["predicate"]["configuration"] if each["name"] == name)
 
     def has_part(self, name: str) -> bool:
@@ -138,7 +138,7 @@ class Certificate:
     # ---- files -------------------------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON. Its own SHA-256, over the same bytes with zeros in its place, is part of it."""
+        """The certificate as canonical JSON, its own SHA-256 included: computed with zeros in place of the digest."""
         return canonical(self.statement)
 
     def save(self, path: Output, *, force: bool = False) -> None:
@@ -156,7 +156,7 @@ class Certificate:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Certificate:
-        """Read a certificate, believing nothing. Raises CorruptError, NewerFormatError, LimitError, NotFoundError."""
+        """Read a certificate from untrusted bytes. Raises CorruptError, NewerFormatError, LimitError, NotFoundError."""
         place = Path(path)
         with naming_errors("read", path):
             if place.stat().st_size > _MAX_BYTES:
@@ -193,7 +193,7 @@ class Certificate:
     # ---- checks ------------------------------------------------------------------------------------------------
 
     def check_archive(self, archive: ArchiveLike) -> None:
-        """Raises CorruptError unless the certificate is of this archive, byte for byte."""
+        """Check that the certificate belongs to this archive, byte for byte. Raises CorruptError if not."""
         found, stated = archive_digest(archive), self.statement["subject"][0]["digest"]["sha256"]
         if found != stated:
             raise CorruptError(
@@ -201,14 +201,18 @@ class Certificate:
             )
 
     def check_again(self, again: Certificate) -> list[str]:
-        """Raises CorruptError unless a second measurement says the same; returns circumstances that differ.
+        """Compare with a second measurement. Raises CorruptError if it differs; returns differing circumstances.
 
         Counts, verdicts and digests must be equal, floats to a thousandth. Another machine, another number of threads
         or another release of PyTorch rounds sums differently.
         """
         found: list[tuple[str, str, str]] = []
         notes: list[tuple[str, str, str]] = []
-        for where, stated, now in differences(self.statement, again.statement):
+        # A file's name is no part of what it holds.
+        renamed = again.statement["subject"][0]["name"]
+        first, *others = self.statement["subject"]
+        mine = {**self.statement, "subject": [{**first, "name": renamed}, *others]}
+        for where, stated, now in differences(mine, again.statement):
             (notes if any(f".{name}" in where for name in _CIRCUMSTANCES) else found).append((where, stated, now))
         if found:
             # Another network or other samples explain all that follows.

@@ -121,6 +121,12 @@ def certify(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         before, after = evaluator.compared(subject.restored, witness)
+    if witness.n_undefined:
+        total = sum(counts["n"] for counts in witness.counts.values())
+        raise UsageError(
+            f"the original gives NaN for {witness.n_undefined} of {total} predictions, so that nothing can be kept; "
+            "check its weights and the samples"
+        )
     tuned = None if tuned_on is None else _digests(tuned_on)
     _check_fresh(witness.digests, tuned)
     rows = _rows(before, after, Budgets.of(limits, before.metrics), confidence)

@@ -74,6 +74,8 @@ class Witness:
     progress: Callable[[int], None] | None = None
     digests: list[str] = field(default_factory=list)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    #: Predictions for which the original itself gives no number.
+    n_undefined: int = 0
     _changes: dict[str, Array] = field(default_factory=dict)
     _changed: list[_Seen] = field(default_factory=list)
     _targets: Any = field(default_factory=hashlib.sha256)
@@ -96,6 +98,7 @@ class Witness:
         counts = self.counts.setdefault(name.rstrip("/"), {"n": 0, "agree": 0, "not_a_number": 0})
         before, after = seen.original_classes, seen.classes
         counts["n"] += len(after)
+        self.n_undefined += int((before < 0).sum())
         counts["agree"] += int(((before == after) & (after >= 0)).sum())
         counts["not_a_number"] += int((after < 0).sum())
         if seen.targets is not None and not seen.targets.is_floating_point():

@@ -22,7 +22,7 @@ from nearzip.errors import CorruptError, LimitError, NotFoundError, UsageError
 
 __all__ = ["Log", "Sample", "find_logs", "read_log"]
 
-#: A line holds a prompt and its answers: megabytes for the longest contexts in use.
+#: A line holds a prompt and the model's responses: megabytes for the longest contexts in use.
 _MAX_LINE = 64 << 20
 #: Samples of one file.
 _MAX_SAMPLES = 10_000_000

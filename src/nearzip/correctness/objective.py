@@ -37,8 +37,8 @@ class Objective:
     """A loss for your training loop that keeps a network's behaviour within limits of the original's.
 
     ``objective(student, batch)`` is the loss of the task plus, for every measure, a multiplier times its differentiable
-    loss. The multipliers are not guessed: ``objective.update(student)``, after every epoch, measures what the limits
-    are about and raises those whose limit is missed, in proportion to how far; it lowers those with room to spare.
+    loss. After every epoch ``objective.update(student)`` measures the limited metrics and adapts the multipliers: it
+    raises those whose limit is missed, in proportion to the excess, and lowers those whose limit is kept by a margin.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Objective:
     measures : sequence of str or Measure
         Measures with options of their own, such as ``Cost(d)``, in place of those that the limits name.
     data : iterable of batches
-        What the limits are checked on by `update`. Default: the last eight batches that were trained on.
+        The data on which `update` checks the limits. Default: the last eight batches that were trained on.
     task : "cross-entropy", "none" or callable
         The loss of the task; a callable takes `Predictions`. "cross-entropy" takes squared errors where targets are
         real numbers.
@@ -72,7 +72,7 @@ class Objective:
     Raises
     ------
     UsageError
-        A limit that names no measure, or one that cannot be trained on.
+        A limit without a measure of that name, or whose measure cannot be trained on.
 
     Notes
     -----

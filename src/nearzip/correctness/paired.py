@@ -1,4 +1,4 @@
-"""Statistics of paired outcomes: the same samples judged before and after compression.
+"""Statistics of paired outcomes: the same samples evaluated before and after compression.
 
 A loss is what the compressed network scores less than the original: `original - compressed`. Three verdicts compare it
 with a limit at a given confidence: `kept` (an upper confidence bound of the loss is at most the limit), `broken` (a
@@ -43,7 +43,7 @@ class Paired(Protocol):
         """Two-sided confidence interval of the loss."""
 
     def samples_needed(self, limit: float, confidence: float) -> int | None:
-        """Samples that would show the limit to be kept, at the rates seen here. None: no number of them would."""
+        """The number of samples that would show the limit to be kept, at the observed rates. None: no number would."""
 
 
 @dataclass(frozen=True)

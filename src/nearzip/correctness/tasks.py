@@ -38,7 +38,7 @@ class TaskComparison:
 
     @property
     def flips(self) -> Flips | None:
-        """Counts, of a right-or-wrong metric."""
+        """Counts of samples that changed, for a right-or-wrong metric; None for other metrics."""
         return self.paired if isinstance(self.paired, Flips) else None
 
     @property
@@ -57,7 +57,7 @@ class TaskComparison:
 
     @property
     def samples_needed(self) -> int | None:
-        """Samples that would show the limit to be kept, for this task by itself at the rates seen here."""
+        """The number of samples that would show this task's limit to be kept, at the observed rates."""
         return self.paired.samples_needed(self.test.limit, self.test.confidence)
 
     def to_json(self) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def fit(samples: Iterable[Fit], steps: Array, color: bool) -> Parts:
 
 
 def with_tables(parts: Parts, counts: Array) -> Parts:
-    """With tables for tokens that were counted by context."""
+    """The model with tables for tokens that were counted by context."""
     groups = group_contexts(counts)
     tables = np.stack([frequencies_of(counts[groups == i].sum(0)) for i in range(int(groups.max()) + 1)])
     return _with(parts, map=groups.astype(np.uint8), freqs=tables)

@@ -36,7 +36,7 @@ def image_evaluator(
     confidence: float | None = None,
     norms: Any = None,
 ) -> ImageEvaluator:
-    """An evaluator for `datasets.tune`: how well a network does on restored images.
+    """An evaluator for `datasets.tune`: measures a network's predictions on restored images.
 
     Parameters
     ----------
@@ -54,8 +54,8 @@ def image_evaluator(
     confidence : float
         `tune` then bounds losses with this confidence.
     norms : images
-        Before every evaluation, statistics of batch norms are estimated anew on these training images, coded as the
-        candidate codes.
+        Before every evaluation, batch-norm statistics are estimated again on these training images, compressed by
+        the candidate codec.
     """
     chosen = prepare or _Scaled(tuple(mean or ()), tuple(std or ()))
     return ImageEvaluator(module, labels, metric, chosen, batch, confidence, norms)
@@ -93,7 +93,7 @@ class _Batches:
 
 
 class ImageEvaluator:
-    """What `image_evaluator` returns. The first images that it gets are the original ones."""
+    """An evaluator of images, as `image_evaluator` makes it. Its first call must be with the original images."""
 
     def __init__(
         self,
@@ -114,21 +114,25 @@ class ImageEvaluator:
 
     @property
     def identity(self) -> str:
-        """Of the network, the labels and how images are prepared."""
+        """Digest of the network, the labels and the preparation of images."""
         state = [digest(n.encode(), t.detach().cpu().numpy().tobytes()) for n, t in self._module.state_dict().items()]
         labels = b"" if self._labels is None else self._labels.numpy().tobytes()
         how = getattr(self._prepare, "identity", getattr(self._prepare, "__qualname__", ""))
         return digest(*state, labels, str(how).encode()).hex()
 
+    def check(self, n_images: int) -> None:
+        """Raises UsageError unless there are as many labels as images."""
+        if self._labels is not None and len(self._labels) != n_images:
+            raise UsageError(f"there are {len(self._labels)} labels for {n_images} images")
+
     def original(self, images: Sequence[Array]) -> Evaluation:
-        """Metrics of the original images, to which others will be compared."""
-        if self._labels is not None and len(self._labels) != len(images):
-            raise UsageError(f"there are {len(self._labels)} labels for {len(images)} images")
+        """Metrics of the original images, with which restored ones are then compared."""
+        self.check(len(images))
         self._evaluator = evaluator(self._module, self._batches(images), self._metric, confidence=self.confidence)
         return self._evaluator.evaluation({})
 
     def restored(self, images: Sequence[Array], restore: Restore) -> Evaluation:
-        """Metrics of restored images; `restore` codes other images alike."""
+        """Metrics of restored images. `restore` codes and restores other images with the same codec."""
         if self._evaluator is None:
             raise UsageError("the evaluator has not seen the original images yet")
         found = self._evaluator.on(self._batches(images))

@@ -19,7 +19,7 @@ __all__ = ["Dataset"]
 class Dataset(torch.utils.data.Dataset[Any]):
     """A `.nzd` file as a map-style dataset.
 
-    An item is the sample alone, or (sample, columns..) with the columns asked for. Batches are fetched with
+    An item is the sample itself, or (sample, columns..) with the columns asked for. Batches are fetched with
     `__getitems__`, which reads each group once.
 
     Parameters

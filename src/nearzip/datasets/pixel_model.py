@@ -105,7 +105,7 @@ def fit(stacks: Iterable[Array], channels: int, color: bool) -> PixelParts:
 
 
 def with_tables(parts: PixelParts, counts: Array) -> PixelParts:
-    """With tables for tokens that were counted by context."""
+    """The model with tables for tokens that were counted by context."""
     groups = group_contexts(counts)
     tables = np.stack([frequencies_of(counts[groups == i].sum(0)) for i in range(int(groups.max()) + 1)])
     return PixelParts(**{**vars(parts), "map": groups.astype(np.uint8), "freqs": tables})

@@ -109,12 +109,12 @@ class Plan:
 
     @property
     def losses(self) -> Mapping[str, float]:
-        """By metric, as measured on the stored images."""
+        """Loss by metric: original minus restored, measured on the images as stored."""
         return self.chosen.losses
 
     @property
     def bytes_per_sample(self) -> float:
-        """With container and index."""
+        """Bytes for each sample, index and checksums included."""
         return self.chosen.n_bytes / self.n_samples
 
     def __repr__(self) -> str:
@@ -136,7 +136,7 @@ class Plan:
 
     @staticmethod
     def load(path: Path_) -> Plan:
-        """Read a plan, believing nothing. Raises CorruptError, NewerFormatError, NotFoundError."""
+        """Read a plan from an untrusted file. Raises CorruptError, NewerFormatError, NotFoundError."""
         document = read_document(path)
         try:
             return Plan.from_json(document)

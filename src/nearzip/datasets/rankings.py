@@ -17,7 +17,7 @@ __all__ = ["RANKINGS", "Statistics", "chosen"]
 
 @dataclass(frozen=True)
 class Statistics:
-    """What short trainings on all samples say of each sample.
+    """How each sample was learned in short trainings on all samples.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Reading a data set: any sample alone, checked; in memory, in a file, behind a URL."""
+"""Reading a data set: any single sample, checked; in memory, in a file, behind a URL."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _ZSTD_COLUMN, _NUMBERS_COLUMN = 0, 1
 class Reader(Samples):
     """An open data set: a sequence of arrays.
 
-    Threads may share it. It can be pickled where its file has a name; a forked process opens the file anew.
+    Threads may share it. It can be pickled where its file has a name; a forked process reopens the file.
 
     Attributes
     ----------
@@ -118,12 +118,12 @@ class Reader(Samples):
 
     @property
     def index_bytes(self) -> int:
-        """Of everything but the samples' own bytes."""
+        """Bytes of everything but the samples themselves: header, index, checksums, tables, columns."""
         return self._layout.index_bytes
 
     @cached_property
     def raw_bytes(self) -> int:
-        """Of all samples as arrays."""
+        """Bytes of all samples as uncompressed arrays."""
         values = sum(int(np.prod(self.shape(i))) for i in range(len(self))) if self._shapes is not None else (
             len(self) * int(np.prod(self._layout.document.shape or ())))  # fmt: skip
         return values * np.dtype(self.spec.dtype).itemsize
@@ -137,7 +137,7 @@ class Reader(Samples):
         return self._layout.document.group_samples
 
     def shape(self, i: int) -> Shape:
-        """Of one sample."""
+        """The shape of sample `i`."""
         if self._shapes is None:
             shape = self._layout.document.shape
             assert shape is not None
@@ -146,7 +146,7 @@ class Reader(Samples):
 
     @property
     def same_shape(self) -> Shape | None:
-        """Of every sample; None if they differ."""
+        """The shape that all samples share; None if they differ."""
         return self._layout.document.shape
 
     def _read_shapes(self) -> Array | None:
@@ -170,13 +170,13 @@ class Reader(Samples):
         return self.many(range(begin, end))
 
     def many(self, indices: Sequence[int]) -> list[Array]:
-        """Samples in the order asked for. Groups are read once each."""
+        """The samples `numbers`, in that order. Each group of samples is read only once."""
         return self._each(indices, "decode")
 
     def coefficients(self, indices: Sequence[int]) -> list[Array]:
-        """Of images: 8x8 cosine coefficients, (rows, columns, channels, 8, 8) float32 in grey levels.
+        """8x8 cosine coefficients of images: (rows, columns, channels, 8, 8) float32 in grey levels.
 
-        Of files of our codec they are what stands in the file, without a way through pixels.
+        Of files of our codec they are read from the file, without decoding pixels.
         """
         if not self.spec.is_image:
             raise UsageError(f"{self.name}: holds {self.spec}; only images have cosine coefficients")
@@ -190,7 +190,7 @@ class Reader(Samples):
 
     @property
     def _coder(self) -> Any:
-        """One for each thread: decoding must not wait for others."""
+        """A decoder of this thread: threads must not wait for each other."""
         coder = getattr(self._local, "coder", None)
         if coder is None:
             shared = self._layout.part(self._source, "shared")
@@ -280,7 +280,7 @@ class Reader(Samples):
         return data
 
     def verify(self) -> list[str]:
-        """Read everything; what is wrong, one line each."""
+        """Read and check the whole file. Returns one line for each fault; an empty list if there is none."""
         size = self.group_samples
         columns = (_failure(self.columns.__getitem__, name) for name in self.columns)
         groups = (_failure(self.some, at, min(at + size, len(self))) for at in range(0, len(self), size))
@@ -296,7 +296,7 @@ def _failure(read: Callable[..., Any], *arguments: Any) -> str | None:
 
 
 class _Columns(Mapping[str, Any]):
-    """Columns by name, read when asked for."""
+    """Columns by name. Each is read at its first access."""
 
     def __init__(self, reader: Reader):
         self._reader = reader

@@ -40,12 +40,14 @@ class Spec:
 
     @staticmethod
     def of(sample: Array) -> Spec:
-        """Raises UsageError for what no file can hold."""
+        """The specification of a sample. Raises UsageError for dtypes and shapes that no file can hold."""
         dtype = sample.dtype.newbyteorder("=").name
         if dtype not in DTYPES:
             raise UsageError(f"samples are of dtype {', '.join(DTYPES)}, not {dtype}")
         if sample.ndim > _MAX_RANK:
             raise UsageError(f"samples have at most {_MAX_RANK} dimensions, not {sample.ndim}")
+        if not sample.size:
+            raise UsageError(f"a sample of the shape {sample.shape} holds no value; leave such samples out")
         is_image = dtype == "uint8" and sample.ndim == 3 and 1 <= sample.shape[2] <= 4
         return Spec(dtype, sample.ndim, sample.shape[2] if is_image else None)
 
@@ -54,7 +56,7 @@ class Spec:
         return self.channels is not None
 
     def check(self, sample: Array, number: int) -> None:
-        """Raises UsageError for a sample of another kind."""
+        """Check a sample. Raises UsageError if its dtype or dimensions differ from these."""
         own = Spec.of(sample)
         if own != self:
             raise UsageError(
@@ -171,7 +173,7 @@ def samples_of(
     classes: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Samples:
-    """Samples from what a caller has in memory; more columns for `Samples`.
+    """Samples from arrays in memory, or `Samples` with further columns.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nearzip.datasets.rankings import RANKINGS, Statistics, chosen
-from nearzip.errors import BudgetError, UsageError
+from nearzip.errors import BudgetError, Error, UsageError
 from nearzip.tensors import Array
 
 __all__ = ["Selection", "Tried", "select", "statistics_of"]
@@ -25,7 +26,7 @@ class Train(Protocol):
     """Trains a network from scratch."""
 
     def __call__(self, indices: Array, seed: int, watch: Callable[[Any], None] | None) -> Any:
-        """On the training samples `indices`, with the same number of steps however few they are.
+        """Train on the samples `indices`, with the same number of steps for every size of subset.
 
         With `watch` the training may be short, and `watch(network)` is called after every epoch. Returns the network.
         """
@@ -33,7 +34,7 @@ class Train(Protocol):
 
 @dataclass(frozen=True)
 class Tried:
-    """One ranking at one size: the mean metric over the seeds, and of each."""
+    """One ranking at one subset size: the metric for each seed, and its mean."""
 
     ranking: str
     share: float
@@ -44,7 +45,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Selection:
-    """What `select` found.
+    """The result of `select`.
 
     Attributes
     ----------
@@ -112,6 +113,10 @@ def select(
     ------
     BudgetError
         No size is enough; the message says the best one.
+    UsageError
+        Invalid argument; `evaluate` returned no finite number.
+    Error
+        A function of yours raised; the message says which.
 
     Notes
     -----
@@ -127,6 +132,10 @@ def select(
         raise UsageError("labels are whole numbers, one for each training sample")
     if not all(0 < share < 1 for share in shares) or not seeds:
         raise UsageError("shares lie between 0 and 1, and there is at least one seed")
+    if not max_loss < math.inf:  # NaN as well
+        raise UsageError(f"max_loss is a finite number, not {max_loss!r}")
+    train, predict, evaluate = _named("train", train), _named("predict", predict), _score(_named("evaluate", evaluate))
+    features = None if features is None else _named("features", features)
     everything = np.arange(len(given))
     original = float(np.mean([evaluate(train(everything, seed, None)) for seed in seeds]))
     statistics = statistics_of(given, everything, train, predict, features)
@@ -138,7 +147,7 @@ def select(
             for seed in seeds:
                 values = RANKINGS[name](statistics, share, np.random.default_rng(seed))
                 indices = chosen(values, given, share)
-                metrics.append(float(evaluate(train(indices, seed, None))))
+                metrics.append(evaluate(train(indices, seed, None)))
             found = Tried(name, share, len(indices), float(np.mean(metrics)), tuple(metrics))
             at_size.append((found, indices))
             tried.append(found)
@@ -152,6 +161,38 @@ def select(
         f"no subset tried loses at most {max_loss:g}: the best, {best.share:.0%} by {best.ranking}, reaches "
         f"{best.metric:.4f} of {original:.4f}; give larger shares, or allow more"
     )
+
+
+def _named(name: str, function: Any) -> Any:
+    """A function of the caller's; what it raises says which one it was."""
+    if not callable(function):
+        raise UsageError(f"{name} is a function, not {type(function).__name__}")
+
+    def called(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except Error:
+            raise
+        except Exception as error:
+            raise Error(f"{name} raised {type(error).__name__}: {error}") from error
+
+    return called
+
+
+def _score(evaluate: Callable[[Any], Any]) -> Callable[[Any], float]:
+    """As a number that can be compared."""
+
+    def scored(network: Any) -> float:
+        value = evaluate(network)
+        try:
+            found = float(value)
+        except (TypeError, ValueError):
+            found = math.nan
+        if not math.isfinite(found):
+            raise UsageError(f"evaluate returned {value!r}; it must return a finite number, higher is better")
+        return found
+
+    return scored
 
 
 @dataclass(frozen=True)
@@ -172,12 +213,12 @@ def statistics_of(
     predict: Callable[[Any], Array],
     features: Callable[[Any], Array] | None,
 ) -> Statistics:
-    """What short trainings on all samples say of each, for rankings; the arguments are those of `select`."""
+    """Train briefly on all samples and record how each is learned, for rankings. Arguments as for `select`."""
     runs: list[list[Array]] = []
     network: Any = None
     for run in range(_RUNS):
         epochs: list[Array] = []
-        # Seeds of their own: what ranks is not what is judged.
+        # Separate seeds: the runs that rank samples are not those that are evaluated.
         network = train(everything, 1000 + run, _Watch(predict, epochs))
         if not epochs:
             epochs.append(np.asarray(predict(network)))

@@ -35,13 +35,13 @@ def coefficients(
     Parameters
     ----------
     images : (n, height, width[, channels]) array
-        uint8, which stands for values from 0 to 1; or float32 as they are.
+        uint8, scaled to values from 0 to 1; or float32, used as they are.
     kind : str
         "zfp": of 4x4 blocks of each channel. "dct": of 8x8 blocks of luma and chroma, orthonormal, in units of 1.
     precision : int
         Of "zfp": bit planes of each coefficient that are kept, 1 to 32, as the library's mode of that name keeps them.
     layout : str
-        "in-place": a coefficient stands where a pixel of its block stood; "stacked": one channel for each frequency.
+        "in-place": each coefficient replaces one pixel of its block; "stacked": one channel for each frequency.
     values : str
         Of "zfp": "float32", as in the paper, with an exponent for every block; "int32" without one, for uint8 images:
         coefficients are in units of the same.
@@ -141,7 +141,7 @@ def _check_layout(layout: str) -> None:
 
 
 def mirrored(found: Array, kind: Kind = "zfp", layout: Layout = "in-place") -> Array:
-    """Coefficients of the mirrored images (left and right exchanged): odd frequencies change their sign.
+    """Coefficients of the images mirrored left to right: coefficients of odd horizontal frequency change sign.
 
     Exact for cosines. Of ZFP's, whose lifting and planes round in one direction, most coefficients are equal to those
     of the mirrored image, and the others differ by units of their lowest plane.
@@ -159,7 +159,7 @@ def mirrored(found: Array, kind: Kind = "zfp", layout: Layout = "in-place") -> A
 
 
 def shifted(found: Array, down: int, right: int, kind: Kind = "zfp", layout: Layout = "in-place") -> Array:
-    """Coefficients of images shifted by whole blocks; what comes in is 0: the middle of the values of cosines."""
+    """Coefficients of images shifted by whole blocks. Blocks that enter are 0, which is mid-grey for cosines."""
     unit = _side(kind) if layout == "in-place" else 1
     if layout != "in-place":
         _check_layout(layout)

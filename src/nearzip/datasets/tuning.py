@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nearzip.budget.budgets import Budgets, MaxLoss, check_budgets, losses_of, usage_of
-from nearzip.budget.evaluators import Evaluation, evaluator_of, name_of
+from nearzip.budget.evaluators import Evaluation, check_original, evaluation_of, evaluator_of, name_of
 from nearzip.budget.intervals import Interval, check_confidence, interval
 from nearzip.datasets.codecs.base import SampleCodec
 from nearzip.datasets.codecs.ladders import ladder
@@ -48,7 +48,7 @@ def tune(
     confidence: float | None = None,
     progress: Callable[[Status], None] | None = None,
 ) -> Plan:
-    """Find the codec and the setting that make the smallest file within an accuracy budget.
+    """Find the codec and parameters that give the smallest file within an accuracy budget.
 
     Every trial is written, read back from its bytes and evaluated. Within a codec settings are bisected, so that some
     six of them are measured; a setting that cannot be smaller than what was found is not.
@@ -75,6 +75,8 @@ def tune(
     ------
     BudgetError
         No setting is within the budget.
+    Error
+        `evaluate` raised, or gave no number for the original images.
     NotShownError
         With a confidence: none is shown to be.
 
@@ -83,7 +85,7 @@ def tune(
     >>> import numpy as np
     >>> from nearzip import datasets
     >>> images = np.random.default_rng(0).integers(0, 255, (20, 16, 16, 1), dtype=np.uint8)
-    >>> def evaluate(restored):  # stands for the accuracy of your network
+    >>> def evaluate(restored):  # put your network's accuracy here
     ...     return -float(np.mean([np.abs(a.astype(float) - b).mean() for a, b in zip(restored, images)]))
     >>> plan = datasets.tune(images, evaluate=evaluate, max_loss=4, codecs=["nearzip", "lossless"])
     >>> plan.losses["score"] <= 4, str(plan.codec).split(":")[0]
@@ -129,9 +131,9 @@ class _Search:
         self._confidence = None if found is None else check_confidence(found)
         self._progress, self._most = progress, most
         self.trials: list[Trial] = []
-        self._own = self._judge.original(self._images)
-        if not self._own.metrics:
-            raise UsageError("evaluate returned no metric for the original images")
+        self._judge.check(len(self._images))
+        what = "the original images"
+        self._own = check_original(evaluation_of(lambda: self._judge.original(self._images), what), what)
         self._budgets = Budgets.of(max_loss, self._own.metrics)
 
     @property
@@ -139,7 +141,7 @@ class _Search:
         return min((t for t in self.trials if t.fits), key=lambda t: t.n_bytes, default=None)
 
     def bisect(self, family: Sequence[SampleCodec]) -> None:
-        """Find the coarsest setting that fits, taking what is finer to fit as well."""
+        """Find the coarsest setting within the budget by bisection, assuming that all finer ones are within it too."""
         low, high = 0, len(family) - 1
         while low <= high:
             middle = (low + high) // 2
@@ -162,7 +164,9 @@ class _Search:
     def _measured(self, codec: SampleCodec, data: bytes) -> Trial:
         with open_dataset(data) as reader:
             restored = reader.some(0, len(reader))
-        found = self._judge.restored(restored, lambda images: _restored(codec, images))
+        found = evaluation_of(
+            lambda: self._judge.restored(restored, lambda images: _restored(codec, images)), f"the trial of {codec}"
+        )
         losses = losses_of(self._own.metrics, found.metrics)
         intervals = self._intervals(found)
         bounds = {**losses, **{name: each.upper for name, each in intervals.items()}}
@@ -208,6 +212,9 @@ class _Plain:
         self._evaluator = evaluator_of(evaluate)
         self.name = name_of(evaluate)
         self.confidence = self._evaluator.confidence
+
+    def check(self, n_images: int) -> None:
+        """Nothing is known of a function."""
 
     def original(self, images: Sequence[Array]) -> Evaluation:
         return self._evaluator.evaluation([image.copy() for image in images])  # type: ignore[arg-type]

@@ -52,11 +52,11 @@ class Written:
 
     @property
     def bytes_per_sample(self) -> float:
-        """With container and index."""
+        """Bytes for each sample, index and checksums included."""
         return self.n_bytes / self.n_samples
 
     def shares(self) -> dict[str, float]:
-        """The file's length as a share of the values as uint8, float32 and float64 (of images), or as they are."""
+        """The file's size over that of the raw values: as uint8, float32 and float64 for images, else as they are."""
         if self.codec.split(":")[0] == "bounded":
             return {"raw": self.n_bytes / self.raw_bytes}
         return {name: self.n_bytes / (self.raw_bytes * k) for name, k in (("uint8", 1), ("float32", 4), ("float64", 8))}
@@ -208,7 +208,7 @@ def _group_size(lengths: list[int]) -> int:
 def _encode_part(
     codec: SampleCodec, shared: bytes, spec: Spec, part: Samples, first: int
 ) -> tuple[list[bytes], list[tuple[int, ...]]]:
-    """What a worker does: the bytes of some samples, and their shapes."""
+    """Code some samples in a worker: their bytes and shapes."""
     arrays = part.some(0, len(part))
     for i, array in enumerate(arrays):
         spec.check(array, first + i)

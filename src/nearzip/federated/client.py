@@ -113,12 +113,12 @@ class Client:
 
     @property
     def residual_bytes(self) -> int:
-        """Bytes that the residual takes between rounds, once it is stored."""
+        """Bytes of the stored residual between rounds."""
         self._join()
         return self._residual.n_bytes
 
     def receive(self, data: bytes, limits: Limits | None = None) -> dict[str, Array]:
-        """Take what the server broadcast: the model as a dict of arrays, bit for bit what the server records.
+        """Apply a broadcast of the server. Returns the model as a dict of arrays, bit for bit as the server records it.
 
         Nothing changes if an error is raised.
 
@@ -176,7 +176,7 @@ class Client:
         return data
 
     def to_bytes(self) -> bytes:
-        """Everything a client needs to go on after a restart, as an archive: model, residual, pending update."""
+        """The client's state as an archive, to continue from after a restart: model, residual, pending update."""
         self._join()
         held = self._held
         tensors: dict[str, Array] = {} if held is None else {f"model/{n}": held.read(n) for n in held.specs}
@@ -193,7 +193,7 @@ class Client:
 
     @staticmethod
     def from_bytes(data: bytes, limits: Limits | None = None) -> Client:
-        """A client as `to_bytes` wrote it. Raises CorruptError and the like: a client's disk is not trusted either."""
+        """A client from the bytes of `to_bytes`, which are not trusted. Raises CorruptError and the like."""
         state, tensors = read_state(data, "client state", _STATE, limits)
         client = Client(residual=None)
         try:
@@ -225,7 +225,7 @@ class Client:
             self._residual.check()
 
     def _settle(self, acknowledges: Any) -> None:
-        """Decide what became of the last update: acknowledged, or to be sent again with the next."""
+        """Drop the last update if it was acknowledged; else add it to the residual, to be sent again."""
         self._join()
         pending, held = self._pending, self._held
         if pending is None:

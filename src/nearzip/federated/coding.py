@@ -151,7 +151,7 @@ def _runs(specs: Sequence[TensorSpec]) -> list[list[TensorSpec]]:
 
 
 def as_model(tensors: Mapping[str, Any]) -> Checkpoint:
-    """A model that is held: contiguous arrays of its own, that nobody else writes to."""
+    """A private copy of a model, in contiguous arrays."""
     source = Checkpoint.of(tensors)
     for name, spec in source.specs.items():
         if not spec.is_float and source.read(name).dtype.kind not in "fiubc":

@@ -79,7 +79,7 @@ def put_downlink(takes: bytes, parts: Sequence[Part], acks: Iterable[bytes], giv
 
 
 def read_downlink(data: bytes | memoryview) -> Downlink:
-    """Check what somebody sent. Raises CorruptError, TruncatedError, NewerFormatError, LimitError."""
+    """Parse and check a downlink message. Raises CorruptError, TruncatedError, NewerFormatError, LimitError."""
     view = memoryview(data)
     if len(view) < len(MAGIC) + 1 + DIGEST_BYTES + 2 * _TAG + 2:
         raise TruncatedError(f"downlink: ends after {len(view)} bytes, shorter than any")

@@ -21,6 +21,9 @@ from nearzip.tensors import Array, Checkpoint
 
 __all__ = ["Averaged", "average_updates", "compress_update"]
 
+#: Of one update: a sum of weights must stay a number.
+_MAX_WEIGHT = 1e12
+
 
 def compress_update(
     new: Mapping[str, Any] | Checkpoint,
@@ -32,14 +35,14 @@ def compress_update(
     options: Mapping[str, Any] | None = None,
     residual_method: str = "nearzip",
 ) -> tuple[Archive, Archive]:
-    """The update from `base` to `new` plus what earlier ones left out, and what this one leaves out.
+    """Compress the update from `base` to `new` plus the residual of earlier ones; returns it and the new residual.
 
     Parameters
     ----------
     new, base : mapping of str to array
         The trained model, and the one that the server sent.
     residual : mapping of str to array, optional
-        What the last call left out, float32; without it nothing was.
+        The residual of the last call, float32. Default: none.
     method, bound, options
         As for `nearzip.compress`. "nearzip" without a bound: `upd:2`, twice the root mean square of the update, with
         batch norm's running statistics exact.
@@ -121,7 +124,7 @@ def average_updates(
     *,
     max_norm: float = 10.0,
 ) -> Averaged:
-    """The next model: the weighted mean of what updates make of `base`, summed in float64 in the order given.
+    """Average updates into the next model: the weighted mean of the models they restore, summed in float64 in order.
 
     Updates that are damaged, made against another base, of other names, shapes or dtypes, not finite, or whose norm is
     more than `max_norm` times the median of three or more are left out and named. One tensor of one update is in memory
@@ -132,14 +135,16 @@ def average_updates(
     updates : sequence of archives
         As `nearzip.open` takes them: paths, bytes, Archive.
     base : mapping of str to array
-        What they were made against.
+        The model that the updates were made against.
     weights : sequence of float
-        Finite and above 0; equal by default.
+        Finite, above 0 and up to 1e12; equal by default.
+    max_norm : float
+        At least 1; infinite: no limit.
 
     Raises
     ------
     UsageError
-        For weights.
+        Invalid weights or `max_norm`.
     Error
         If no update is left.
     """
@@ -147,8 +152,10 @@ def average_updates(
     if len(shares) != len(updates):
         raise UsageError(f"{len(updates)} updates need as many weights, not {len(shares)}")
     for weight in shares:
-        if not (math.isfinite(weight) and weight > 0):
-            raise UsageError(f"a weight is {weight!r}; weights are finite and above 0")
+        if not 0 < weight <= _MAX_WEIGHT:
+            raise UsageError(f"a weight is {weight!r}; weights are finite, above 0 and up to {_MAX_WEIGHT:g}")
+    if not max_norm >= 1:
+        raise UsageError(f"max_norm is a factor of at least 1, not {max_norm!r}")
     held = _checkpoint(base)
     norms, rejected = [], {}
     for i, update in enumerate(updates):
@@ -175,7 +182,7 @@ def _opened(update: Any, held: Checkpoint) -> Any:
 
 
 def _norm(update: Any, held: Checkpoint) -> float | Error:
-    """Of the update over all floats, or what is wrong with it."""
+    """The norm of the update over all floats, or the error that it has."""
     try:
         with _opened(update, held) as reader:
             check_same(Checkpoint({spec.name: spec for spec in reader.index.tensors}, reader.__getitem__), held)

@@ -37,7 +37,7 @@ from nearzip.tensors import Array, Checkpoint, TensorSpec
 __all__ = ["BLOCK_BYTES", "Group", "Message", "as_update", "pack", "read_message", "whole_block"]
 
 MAGIC = b"NU"
-#: Both sides cut one large tensor at the same places. Several tensors of a group share one block.
+#: Both sides split one large tensor at the same indices. Several tensors of a group share one block.
 BLOCK_BYTES = 4 << 20
 VERSION = 1
 _TAG, _CONTENT = 2, 4

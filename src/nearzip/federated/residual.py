@@ -12,14 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from nearzip.api import compress_quietly
+from nearzip.api import compress, compress_quietly
 from nearzip.archive import Archive
 from nearzip.bounds import Absolute, Bound, Rms, Statistics, parse_bound
 from nearzip.errors import CorruptError, UsageError
 from nearzip.recipes import recipe_type
 from nearzip.tensors import Array
 
-__all__ = ["Residual"]
+__all__ = ["Residual", "is_residual"]
+
+#: What marks an archive as a residual, so that no network is taken for one.
+_KEY, _MARK = "federated", "nearzip federated residual 1"
 
 #: By method: the bound where none is given.
 _BOUNDS = {"nearzip": "rms:0.5"}
@@ -96,14 +99,14 @@ class Residual:
         }
 
     def archive(self, values: Mapping[str, Array]) -> Archive:
-        """An archive of these values that needs no base."""
+        """An archive of these values that needs no base, marked as a residual."""
         if self.method in (None, "exact") or not values:
-            return compress_quietly(values)
+            return _marked(values, "nearzip", None, {})
         bound: Bound | None = self._bound
         if self.method == "nearzip" and isinstance(bound, (Rms, Absolute)):
             bound = Absolute(_half_step(bound, values))
             values = self._dithered(values, 2 * bound.value)
-        return compress_quietly(values, None, self.method, bound, options=self._options)
+        return _marked(values, str(self.method), bound, self._options)
 
     def parts(self) -> dict[str, Array]:
         """Arrays for the state of a client."""
@@ -129,6 +132,15 @@ class Residual:
                 raise CorruptError(f"client state: the residual of {name!r} is not finite float32")
         found._values = {name: np.array(value) for name, value in values.items()}
         return found
+
+
+def _marked(values: Mapping[str, Array], method: str, bound: Bound | None, options: Mapping[str, Any]) -> Archive:
+    return compress(values, None, method, bound, options=options, metadata={_KEY: _MARK})
+
+
+def is_residual(metadata: Mapping[str, str]) -> bool:
+    """Whether an archive's metadata say that `Residual.archive` made it."""
+    return metadata.get(_KEY) == _MARK
 
 
 def _half_step(bound: Rms | Absolute, values: Mapping[str, Array]) -> float:

@@ -138,15 +138,17 @@ class Server:
         self._confirmed: dict[Node, bytes] = {}
         self._sent: dict[Node, bytes] = {}
         self._replies: dict[Node, Update] = {}
-        #: Digests of the replies accepted in the last round (acknowledged with each broadcast) and in this one.
-        self._acks: list[bytes] = []
-        self._accepted: list[bytes] = []
+        #: Digests of the replies that went into a model, by the model that they were made against: a client hears of
+        #: its reply with its next broadcast, however many rounds later that is.
+        self._acks: dict[bytes, list[bytes]] = {}
+        #: Digests of the replies of this round.
+        self._accepted: dict[Node, bytes] = {}
         self.round = 0
         self.rejected: dict[Node, str] = {}
 
     @property
     def model(self) -> dict[str, Array]:
-        """The model that clients hold once they received the last broadcast: evaluate this one."""
+        """The current model, as clients hold it after the last broadcast. Evaluate this one."""
         return {name: np.array(self._held.read(name)) for name in self._held.specs}
 
     # ---- down ----------------------------------------------------------------------------------------------------
@@ -160,19 +162,22 @@ class Server:
         known = self._confirmed.get(node, b"")
         parts = self._route(known)
         self._sent[node] = self._held_id
-        return put_downlink(known if not parts or not parts[0].is_keyframe else b"", parts, self._acks, self._held_id)
+        # Of replies made against the model that the client holds: its own is one of them, or was not accepted.
+        acks = [*self._acks.get(known, ()), *(self._accepted.values() if known == self._held_id else ())]
+        takes = known if not parts or not parts[0].is_keyframe else b""
+        return put_downlink(takes, parts, acks, self._held_id)
 
     def forget(self, node: Node) -> None:
-        """A client lost what it held: it gets a keyframe next."""
+        """Record that a client lost its model: the next broadcast sends it a keyframe."""
         self._confirmed.pop(node, None)
 
     def confirm(self, node: Node) -> None:
-        """A client answered what it was sent last: it holds that model. `accept` does this by itself."""
+        """Record that a client holds the model of the last broadcast. `accept` does this by itself."""
         if self._sent.get(node) == self._held_id:
             self._confirmed[node] = self._held_id
 
     def _route(self, known: bytes) -> list[Part]:
-        """The fewest bytes from a model to the newest."""
+        """The smallest list of messages from a model to the newest."""
         chain = self._chain(known)
         # An exact difference or keyframe is never much smaller than this; making them takes longer than all else.
         if chain is not None and _size(chain) * self._catch_up <= self._held.n_bytes:
@@ -210,24 +215,24 @@ class Server:
     # ---- up ------------------------------------------------------------------------------------------------------
 
     def accept(self, node: Node, data: bytes) -> Update:
-        """Check a reply and keep it for `average`. Nothing changes if an error is raised.
+        """Check a reply and keep it for `average`. If it raises, the server's state is unchanged.
 
         Raises
         ------
         UsageError
             The node was sent nothing, or replied already.
         WrongBaseError
-            Made against another model than the node was sent this round (an old reply, or a replayed one).
+            The reply was made against another model than the node was sent this round (an old or replayed one).
         CorruptError, TruncatedError, NewerFormatError, LimitError
-            Not what a client sent.
+            The bytes were not written by `Client.send`, or were damaged.
         BoundError
-            Holds NaN or infinities.
+            The reply holds NaN or infinities.
         """
         if self._sent.get(node) != self._held_id:
             raise UsageError(f"node {node!r} was sent no model in this round; broadcast to it first")
         if node in self._replies:
             raise UsageError(f"node {node!r} replied already in this round")
-        # A lossless update is hardly larger than the model; nobody needs more.
+        # A lossless update is hardly larger than the model: no valid reply is longer.
         allowed = 2 * self._held.n_bytes + 65536
         if len(data) > allowed:
             raise LimitError(f"the update of node {node!r} has {len(data)} bytes; the limit is {allowed}")
@@ -236,11 +241,11 @@ class Server:
         update = Update(message, self._held, _checked_norm(message, self._held), len(data))
         self._replies[node] = update
         self._confirmed[node] = self._held_id
-        self._accepted.append(digest(data))
+        self._accepted[node] = digest(data)
         return update
 
     def average(self, weights: Mapping[Node, float]) -> dict[str, Array]:
-        """The next model: the mean of the accepted replies, by these weights. Clients get it with the next broadcast.
+        """Make the next model: the weighted mean of the accepted replies. Clients get it with the next broadcast.
 
         Summed in the order of the nodes' names, in float64: the result does not depend on who replied first. Updates of
         outlying norm are left out and named in `rejected`.
@@ -258,13 +263,15 @@ class Server:
         chosen = self._within_norm(sorted(weights, key=str))
         if not chosen:
             raise Error("no update is left to average; see Server.rejected")
+        # Those that nobody asked for are not part of the model: their clients send them again.
+        self._accepted = {node: tag for node, tag in self._accepted.items() if node in weights}
         total = math.fsum(weights[node] for node in chosen)
         shares = {node: weights[node] / total for node in chosen}
         sums, values = self._summed(shares)
         return self._advance(sums, values)
 
     def update(self, model: Mapping[str, Any]) -> dict[str, Array]:
-        """The next model, made by somebody else's aggregation. Clients get it with the next broadcast.
+        """Set the next model from another aggregation than `average`. Clients get it with the next broadcast.
 
         Raises UsageError for other names, shapes or dtypes than the model's, or values that are not finite.
         """
@@ -317,7 +324,7 @@ class Server:
         return (np.rint(mean) if dtype.kind in "biu" else mean).astype(dtype)
 
     def _advance(self, wanted: dict[str, Array], exact: dict[str, Array]) -> dict[str, Array]:
-        """Code the step to the next model, and hold what clients will hold."""
+        """Encode the step to the next model, and keep that model as clients will restore it."""
         rounded: dict[str, Array] = {}
         for name in list(wanted):
             update = wanted.pop(name)
@@ -339,12 +346,15 @@ class Server:
         for name, update in rounded.items():
             np.subtract(update, decoded[name], out=update)
         self._left = rounded
+        self._acks.setdefault(self._held_id, []).extend(self._accepted.values())
         self._held = Checkpoint.of(applied(self._held, decoded, frozenset(exact), consume=True))
         self._held_id = model_id(self._held)
         self._keyframe, self._exact = None, {}
         self._history.append(Part(False, self._held_id, data))
         self._trim()
-        self._acks, self._accepted = self._accepted, []
+        confirmed = set(self._confirmed.values())
+        self._acks = {held: tags for held, tags in self._acks.items() if tags and held in confirmed}
+        self._accepted = {}
         self._replies, self._sent = {}, {}
         self.round += 1
         return self.model
@@ -359,8 +369,10 @@ class Server:
     # ---- state ---------------------------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
-        """Everything a server needs to go on after a restart, as an archive. Replies of an unfinished round are lost:
-        clients send them again with their next update."""
+        """The server's state as an archive, to continue from after a restart.
+
+        Replies of an unfinished round are not part of it: clients send them again with their next update.
+        """
         tensors = {f"model/{name}": self._held.read(name) for name in self._held.specs}
         tensors.update({f"left/{name}": value for name, value in self._left.items()})
         if self._history:
@@ -369,15 +381,15 @@ class Server:
         state = {
             "kind": _STATE, "coding": self._coding.to_json(), "round": self.round, "held": self._held_id.hex(),
             "first": self._first.hex(), "gives": [part.gives.hex() for part in self._history],
-            "acks": [tag.hex() for tag in self._acks], "max_weight": self._max_weight, "max_norm": self._max_norm,
-            "max_history_bytes": self._max_history,
+            "acks": [[held.hex(), [tag.hex() for tag in tags]] for held, tags in self._acks.items()],
+            "max_weight": self._max_weight, "max_norm": self._max_norm, "max_history_bytes": self._max_history,
             "confirmed": [[node, held.hex()] for node, held in self._confirmed.items()],
         }  # fmt: skip
         return compress(tensors, metadata={"federated": json.dumps(state)}).to_bytes()
 
     @staticmethod
     def from_bytes(data: bytes, limits: Limits | None = None) -> Server:
-        """A server as `to_bytes` wrote it. Raises CorruptError and the like."""
+        """A server from the bytes of `to_bytes`. Raises CorruptError and the like."""
         state, tensors = read_state(data, "server state", _STATE, limits)
         try:
             server = Server(below(tensors, "model/"))
@@ -388,7 +400,7 @@ class Server:
                 Part(False, bytes.fromhex(gives), tensors[f"update/{i}"].tobytes())
                 for i, gives in enumerate(state["gives"])
             ]
-            server._acks = [bytes.fromhex(tag) for tag in state["acks"]]
+            server._acks = {bytes.fromhex(held): list(map(bytes.fromhex, tags)) for held, tags in state["acks"]}
             server._confirmed = {node: bytes.fromhex(held) for node, held in state["confirmed"]}
             server._max_weight, server._max_norm = float(state["max_weight"]), float(state["max_norm"])
             server._max_history = state["max_history_bytes"]
@@ -428,7 +440,7 @@ def _square(group: Group, block: Block, values: Array, held: Checkpoint) -> floa
 
 
 def _checked_norm(message: Message, held: Checkpoint) -> float:
-    """Decode a reply block by block and keep nothing: its norm. Raises CorruptError, BoundError."""
+    """The norm of a reply, decoded block by block without keeping the values. Raises CorruptError, BoundError."""
     total = 0.0
     for group, block, values in message.decoded():
         if not is_float(values.dtype):

@@ -168,7 +168,10 @@ class Attribution(Measure):
         return found
 
     def loss(self, batch: Predictions) -> Tensor:
-        """One minus the similarity of saliency maps, differentiable twice: it is a function of input gradients."""
+        """One minus the similarity of saliency maps.
+
+        Saliency maps are input gradients, so the gradient of this loss takes second derivatives.
+        """
         assert batch.network is not None
         assert batch.reference is not None
         rows = min(self.n, len(inputs_of(batch.batch)))

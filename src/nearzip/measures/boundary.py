@@ -118,7 +118,7 @@ class Boundary(Measure):
         return theirs, own
 
     def distances(self, network: Network, batch: Any, first: int = 0) -> Tensor:
-        """(rows,) distances; infinity where no other class was found, 0 for a sample whose output is NaN.
+        """Distance of each sample to another class, (rows,): infinity where none was found, 0 where the output is NaN.
 
         `first`: the number of the first row, which random directions are drawn by.
         """

@@ -120,7 +120,7 @@ class Cost(Measure):
         return {self.name: self._units.mean(largest=self._largest)}
 
     def loss(self, batch: Predictions) -> Tensor:
-        """The expected cost of a class drawn from the network's own distribution."""
+        """The expected cost under the network's predicted class probabilities."""
         columns = self._matrix(batch).to(batch.logits.dtype)[:, self._reference(batch).clamp(min=0)]
         expected = (functional.softmax(batch.logits, dim=-1) * columns.T).sum(-1)
         weights = self._weights(batch).to(expected.dtype)

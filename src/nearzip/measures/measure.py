@@ -56,7 +56,7 @@ class Predictions:
     memory: dict[str, Any] = field(default_factory=dict)
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
-        """What `make` returns about the original, computed once for this batch and evaluator."""
+        """The value of `make()`, which describes the original: computed once for this batch and evaluator."""
         if key not in self.memory:
             self.memory[key] = make()
         return self.memory[key]
@@ -91,8 +91,9 @@ def _classes(logits: Tensor) -> Tensor:
 class Measure(ABC):
     """Compares a network with the original one, batch by batch.
 
-    A measure is configured when it is made, gets every batch by `update` and returns metrics by `result`. `fresh` gives
-    an empty one of the same configuration: an evaluator takes one for every evaluation.
+    A measure is configured when it is made, gets every batch by `update` and returns metrics by `result`. For every
+    evaluation, an evaluator takes a copy of it and calls `reset`. Attributes that start with an underscore hold what
+    was measured so far, all others the configuration: the default `repr` is made of them.
 
     Attributes
     ----------
@@ -112,40 +113,50 @@ class Measure(ABC):
 
     @abstractmethod
     def update(self, batch: Predictions) -> None:
-        """Take in one batch."""
+        """Add one batch to what was measured."""
 
     @abstractmethod
     def result(self) -> dict[str, Statistic | float]:
         """Metrics by name, higher is better: a statistic where confidence bounds exist, else a number."""
 
     def yardsticks(self) -> dict[str, float]:
-        """Figures beside the metrics that are no scores: what chance would give, counts, quantiles."""
+        """Figures that help to read the metrics: what chance would give, counts, quantiles."""
         return {}
 
     def details(self) -> dict[str, tuple[Array, Array]]:
-        """By metric, a value of each sample under the original and under the measured network; for pages."""
+        """For HTML pages: by metric, a value for each sample with the original network and with the measured one."""
         return {}
 
     def fresh(self) -> Measure:
-        """An empty measure of the same configuration."""
+        """A copy with the same configuration that has seen no batches."""
         found = copy.copy(self)
         found.reset()
         return found
 
     @abstractmethod
     def reset(self) -> None:
-        """Forget all batches."""
+        """Forget all batches. Assign new containers here: `fresh` makes a shallow copy, which shares the old ones."""
 
     def loss(self, batch: Predictions) -> Tensor:
-        """What to minimise so that the metric grows, mean over the batch; differentiable in `logits` and `features`.
+        """The loss that training minimises to improve the metric: a scalar, mean over the batch.
+
+        Differentiable in `logits` and `features`.
 
         Raises UsageError if the measure cannot be trained on.
         """
         raise UsageError(f"{type(self).__name__} cannot be trained on; take one of those with trainable=True")
 
+    def __repr__(self) -> str:
+        # No address: two processes must agree on the identity, by which finished trials are found again.
+        options = (f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({', '.join(options)})"
+
     @property
     def identity(self) -> str:
-        """Distinguishes configurations; part of an evaluator's identity."""
+        """Text that differs between configurations and is the same in every process. Default: `repr(self)`.
+
+        It is part of an evaluator's identity, by which finished trials are found again.
+        """
         return repr(self)
 
     def check(self, batch: Predictions) -> None:
@@ -183,7 +194,10 @@ class Units:
 
 
 class PerPrediction(Measure):
-    """A measure whose metric is a mean of one value for every prediction."""
+    """A measure whose metric is the mean of one value for every prediction.
+
+    Its `repr` is its name: a subclass with options puts them into the name, or overrides `identity`.
+    """
 
     name: ClassVar[str]
 

@@ -104,7 +104,7 @@ class Agreement(PerPrediction):
 
 
 class Flips(Measure):
-    """What changed against the targets.
+    """Predictions that became wrong, and predictions that became right.
 
     "flips/worse" is minus the share of predictions that went from right to wrong (negative flips), "flips/better" the
     share that went from wrong to right. Accuracy can stay the same while both are large.
@@ -131,7 +131,7 @@ class Flips(Measure):
         return {"flips/worse": self._kept.mean(offset=-1.0), "flips/better": self._gained.mean()}
 
     def loss(self, batch: Predictions) -> Tensor:
-        """Cross entropy of the predictions that the original has right."""
+        """Cross entropy over the predictions that are right in the original."""
         right = batch.original_classes.eq(_targets(batch))
         losses: Tensor = functional.cross_entropy(batch.logits, _targets(batch), reduction="none")
         return (losses * right).sum() / right.sum().clamp(min=1)
@@ -176,7 +176,7 @@ class ClassAccuracy(Measure):
         return {f"class/{self.names[k] if self.names else k}": self._units[k].mean() for k in sorted(self._units)}
 
     def loss(self, batch: Predictions) -> Tensor:
-        """Cross entropy, each class of the batch with the same weight."""
+        """Cross entropy in which all classes of the batch have the same weight."""
         targets = _targets(batch)
         counts = targets.bincount(minlength=batch.logits.shape[-1])
         weights = counts.clamp(min=1).reciprocal()[targets].to(batch.logits.dtype)

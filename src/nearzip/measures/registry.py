@@ -58,7 +58,9 @@ _GROUPS = {"boundary": ("boundary/random", "boundary/worst"), "boundary/*": ("bo
 
 
 def measures_of(metrics: Iterable[str | Measure]) -> list[Measure]:
-    """Measures by name, or as they are. All of "kl", "kl/p99", .. are one measure. Raises UsageError.
+    """Measures from names; those given as objects are returned as they are. Raises UsageError.
+
+    "kl", "kl/p99" and the like become one measure.
 
     Examples
     --------
@@ -80,7 +82,7 @@ def measures_of(metrics: Iterable[str | Measure]) -> list[Measure]:
 
 
 def _ungrouped(metrics: Iterable[str | Measure]) -> Iterator[str | Measure]:
-    """With the members of groups in their place, and perturbations of one data set together."""
+    """The metrics with groups replaced by their members, and all perturbations in one measure."""
     perturbed = []
     for metric in metrics:
         if isinstance(metric, str) and metric.startswith("robust/") and metric != "robust/*":

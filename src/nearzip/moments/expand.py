@@ -14,7 +14,7 @@ from nearzip.tensors import Array, dtype_of, round_to
 
 __all__ = ["FINE", "ZERO", "by_rows", "expand_moments", "fits", "of_units", "predicted", "scaled", "variance", "zeros"]
 
-#: A level that stands for zero.
+#: The level of zero.
 ZERO = {np.dtype(np.int8): -128, np.dtype(np.int16): -(1 << 15)}
 #: Predictions are in fractions of a level: so many binary digits.
 FINE = 4
@@ -87,7 +87,7 @@ def _powers_of_two(levels: Array, step: float) -> Array:
 
 
 def _second(node: Mapping[str, Any], tensors: Mapping[str, Any]) -> Array:
-    """A second moment, from levels or from rows and columns alone."""
+    """A second moment, from levels, or from rows and columns only."""
     ((kind, content),) = node.items()
     return variance(content, tensors) if kind == "v" else by_rows(content, tensors)
 

@@ -27,7 +27,7 @@ class Moments:
         `inf`: first moments are not stored and begin again at zero.
     variance : float
         Step of log2 v: a whole number, or 1/2, 1/4, .. 1/16. v is off by a factor of at most 2^(step / 2). `inf`: what
-        has two axes or more is kept as the prediction by row and column alone, which promises nothing.
+        has two axes or more is kept as the prediction by row and column, without a promise.
     momentum : float
         Step of SGD's momentum buffer in units of its root mean square. `inf`: not stored.
     unbiased : bool

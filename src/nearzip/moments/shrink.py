@@ -172,7 +172,7 @@ def _gain(values: Array, levels: Array, step: float) -> float:
     values = np.where(np.abs(values) < _USUAL, values, 0)
     along = step * float(np.vdot(levels.astype(np.float64), values))
     gain = float(np.vdot(values, values)) / along if along > 0 else 1.0
-    # A few values that alone reach a level are not to stand for all the others.
+    # A few values that reach a level must not decide the coding of all others.
     return min(gain, _MOST_GAIN) if gain > 0 else 1.0
 
 
@@ -203,7 +203,7 @@ def bits(values: Array) -> Array:
 
 
 def _levels(values: Array) -> Array | None:
-    """As the smallest integers that hold them with room for the zero; None if there are none."""
+    """As the smallest integers that hold them with a level for zero; None if there are none."""
     largest = float(np.abs(values).max(initial=0))
     if largest < 127:
         return np.asarray(values, np.int8)

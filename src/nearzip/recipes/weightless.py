@@ -23,7 +23,7 @@ LARGEST = "largest"
 
 @dataclass(frozen=True)
 class Weightless(Unpromised, PruningRecipe):
-    """Weightless (ICML 2018): prune, cluster; places and cluster numbers in a Bloomier filter with four hash functions.
+    """Weightless (ICML 2018): prune, cluster; positions and clusters in a Bloomier filter with four hash functions.
 
     `layers`: which go into filters, "largest" or patterns with spaces between; the other tensors are kept as they are.
     `clusters` and slot `bits`: about clusters / 2^bits of the zeros come back as weights. With retraining, the layers

@@ -176,7 +176,7 @@ def _usual_rules(live: Sequence[Manifest]) -> list[str]:
 
 
 def _is_loss(metric: str) -> bool:
-    """As far as its name tells."""
+    """Whether smaller values are better, guessed from the name."""
     return any(word in metric.lower() for word in ("loss", "error", "perplexity"))
 
 

@@ -23,7 +23,7 @@ class StepThenBits(Stage):
 
     Versions that were quantized with one step differ from each other by multiples of it but for the rounding of each
     addition. So the difference of any two of them costs little more than the lossy one, where differences of the
-    values' bits alone would have to carry whole mantissas. The side data has the multiples.
+    values' bits would have to carry whole mantissas on their own. The side data has the multiples.
 
     Parameters
     ----------

@@ -181,7 +181,7 @@ def restore(
 
 
 def _generous(limits: Limits | None) -> Limits:
-    """For looking at an index alone."""
+    """For reading only an index."""
     return Limits(output_bytes=1 << 62, index_bytes=None if limits is None else limits.index_bytes)
 
 

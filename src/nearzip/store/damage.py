@@ -13,7 +13,7 @@ LEVELS = ("quick", "full", "deep")
 
 @dataclass(frozen=True)
 class Damage:
-    """Something that is not as it was written.
+    """A file of the store that is damaged or missing.
 
     Parameters
     ----------
@@ -33,22 +33,22 @@ class Damage:
 
 @dataclass
 class VerifyReport:
-    """What `verify` found.
+    """The result of `verify`.
 
     Parameters
     ----------
     level : {"quick", "full", "deep"}
     damages : list of Damage
     readable, unreadable : tuple of int
-        Versions that can and cannot be restored, as far as was looked.
+        Versions that can and cannot be restored, of those that were checked.
     notes : list of str
         Findings that are not damage: unreferenced files, a stale hint.
     n_versions, n_objects : int
-        What there is.
+        Versions and objects in the store.
     n_checked, n_bytes : int
         Objects whose content was read (deep: versions decoded), and bytes read.
     complete : bool
-        Whether everything was looked at; else a subset, or the time was over.
+        Whether everything was checked; False for a subset, or if the time ran out.
     repaired, lost : list of str
         What `repair` restored, and what it could not.
     """

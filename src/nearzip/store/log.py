@@ -53,7 +53,7 @@ class Version:
 
     @property
     def ratio(self) -> float:
-        """Bytes restored over bytes stored; infinite for a version that points to objects of others alone."""
+        """Bytes restored over bytes stored; infinite for a version that only points to objects of others."""
         if self.n_stored:
             return self.n_bytes / self.n_stored
         return math.inf if self.n_bytes else 0.0

@@ -396,7 +396,7 @@ class Maintenance:
         needed = set(needed_objects(self.manifests)[0]) | staged_objects(self.backend, clear=not self.dry_run)
         if not self.dry_run:
             self.backend.sweep_litter()
-        # Versions may have been committed since the manifests were read. Counted from now, the objects of those would be
+        # Versions may have been committed since the manifests were read. Counted from now, their objects would be
         # old enough to go once a run takes longer than the grace period.
         oldest = self._as_of - self.backend.grace
         for entry in self.backend.list("objects"):

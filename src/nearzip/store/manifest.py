@@ -1,6 +1,6 @@
 """One version: what it is, and where its bytes are. docs/store.md is the specification.
 
-Manifests are untrusted: every field is checked, paths are made from checked numbers and names alone.
+Manifests are untrusted: every field is checked, paths are made only from checked numbers and names.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Policy:
 
     @property
     def longest(self) -> int:
-        """Most deltas between a version and its keyframe."""
+        """The largest number of deltas between a version and its keyframe."""
         return min(self.depth, self.every - 1) if self.kind == "hop" else self.depth
 
     def wants_keyframe(self, depth_of_latest: int) -> bool:

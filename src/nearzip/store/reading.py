@@ -163,7 +163,7 @@ class VersionReader:
         return [] if is_url(self.url) else [self.url]
 
     def specs(self, selector: Selector) -> dict[str, TensorSpec]:
-        """Names, dtypes and shapes of a version's tensors, from its indexes alone."""
+        """Names, dtypes and shapes of a version's tensors, read from its indexes only."""
 
         def read(number: int) -> dict[str, TensorSpec]:
             with self.stream(number) as version:

@@ -69,7 +69,7 @@ class Store:
     storage_options : dict
         For fsspec's driver.
     exclusive : {"create", "single-writer"}
-        "single-writer" promises that only one process writes, for places that cannot create files exclusively.
+        "single-writer" promises that only one process writes, for storage that cannot create files exclusively.
     hold : bool
         Keep the latest version's arrays in memory, so that the next commit need not decode them.
 
@@ -124,18 +124,18 @@ class Store:
 
     @property
     def bound(self) -> str | Mapping[str, str] | None:
-        """As the command line spells it."""
+        """The bound as the command line spells it."""
         return self.settings.bound
 
     def with_policy(self, policy: Policy | str) -> Store:
-        """The same store, whose versions the returned object chains by another policy; the store's own stays."""
+        """The same store, with another policy for commits through the returned object. The stored policy stays."""
         other = copy.copy(self)
         other.settings = dataclasses.replace(self.settings, policy=parse_policy(policy))
         return other
 
     @property
     def update_kept(self) -> UpdateKept | None:
-        """How much of its change the latest version that was committed here keeps; None if it was the first."""
+        """The share of the update that the latest version committed by this object keeps; None for a first version."""
         return self._committer.update_kept
 
     def __repr__(self) -> str:
@@ -177,7 +177,7 @@ class Store:
         options: Mapping[str, Any] | None = None,
         timeout: float = 60.0,
     ) -> None:
-        """Change the settings given, for versions yet to come. Versions that are there stay as they are."""
+        """Change the given settings for versions committed from now on. Existing versions are unchanged."""
         self._check_writable()
         wanted = requested(bound, policy, method, options, None)
         with self._backend.maintaining(timeout):
@@ -250,7 +250,7 @@ class Store:
         return manifest.number
 
     def commit_file(self, path: str | os.PathLike[str], message: str = "", **said: Any) -> int:
-        """As `commit`, from a checkpoint file, tensor by tensor: memory does not grow with the file."""
+        """Commit a checkpoint file, tensor by tensor: memory does not grow with the file. Otherwise as `commit`."""
         source = open_input(path)
         try:
             metadata = {**source.metadata, **(said.pop("metadata", None) or {})}
@@ -312,14 +312,14 @@ class Store:
         metadata: Mapping[str, str] | None = None,
         timeout: float = 300.0,
     ) -> int:
-        """Make the next version of a session's shards, once all are written. One process does it.
+        """Commit a session's shards as the next version, after all are written. Called by one process.
 
         Raises
         ------
         NotFoundError
             A shard is missing.
         BusyError
-            Somebody else committed since the shards were written, which follow another version now: write them again.
+            Another process committed since the shards were written, so their base is out of date: write them again.
         """
         self._check_writable()
         description = described(message, metrics, tags, step, metadata)
@@ -339,7 +339,7 @@ class Store:
         timeout: float = 60.0,
         progress: Progress | None = None,
     ) -> PruneReport:
-        """Drop versions that no rule keeps. Those that stay are restored bit for bit as before.
+        """Drop versions that no rule keeps. The others are still restored bit for bit.
 
         Parameters
         ----------
@@ -354,9 +354,9 @@ class Store:
         Raises
         ------
         UsageError, BusyError
-            Rules that cannot be read; somebody else is pruning.
+            A rule that cannot be parsed; another process is pruning.
         CorruptError
-            A manifest is damaged, so that nobody knows what is needed; nothing was dropped.
+            A manifest is damaged, so that the versions it needs are unknown; nothing was dropped.
         """
         self._check_writable()
         rules = parse_rules(keep)
@@ -503,7 +503,7 @@ class Store:
         return self.reader.write_file(selector, path, force, progress)
 
     def specs(self, selector: Selector = "latest") -> dict[str, TensorSpec]:
-        """Names, dtypes and shapes of a version's tensors, from its indexes alone. Raises as `checkout` does."""
+        """Names, dtypes and shapes of a version's tensors, read from its indexes only. Raises as `checkout` does."""
         return self.reader.specs(selector)
 
     def info(self, selector: Selector = "latest") -> Version:

@@ -26,7 +26,7 @@ __all__ = ["Pair", "random_pair", "usable_methods"]
 
 @dataclass(frozen=True)
 class Pair:
-    """What a random number stands for: tensors, a base or None, a method, its options, a bound or bounds by name."""
+    """What a random number generates: tensors, a base or None, a method, its options, a bound or bounds by name."""
 
     seed: int
     tensors: dict[str, Array]

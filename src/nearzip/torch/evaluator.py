@@ -55,7 +55,7 @@ def evaluator(
     documents: Documents | None = None,
     features: str | None = None,
 ) -> Evaluator:
-    """An evaluator: how well `module` does with other tensors in place of its own.
+    """An evaluator: measures the predictions of `module` with other tensors in place of its own.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def evaluator(
     loader : iterable of batches, or mapping of str to iterables
         Read from the start at every call, so it must give the same batches every time (`shuffle=False`, no generator).
         A batch is (inputs, targets); or a dict as Hugging Face models take it, with `labels` (if they have the shape of
-        `input_ids`, predictions are compared with the next token); or inputs alone where no targets are needed. Several
+        `input_ids`, predictions are compared with the next token); or inputs only where no targets are needed. Several
         data sets have names, which their metrics begin with: ``{"code": a, "chat": b}`` gives "code/kl" and "chat/kl".
     metric : str, Measure, or a sequence of them
         Higher is always better:
@@ -200,7 +200,7 @@ class Evaluator:
     def compared(self, tensors: Mapping[str, Any], watch: Watch | None = None) -> tuple[Evaluation, Evaluation]:
         """The original's evaluation and that with these tensors, in one pass over the data.
 
-        Each network runs once for each batch, or the restored one alone where the original's outputs are kept.
+        Each network runs once for each batch, or only the restored one where the original's outputs are kept.
 
         Parameters
         ----------
@@ -274,6 +274,8 @@ class Evaluator:
             yield batch, seen
             n += len(seen.logits)
             n_batches += 1
+        if not n and data.originals is None:
+            raise UsageError("the loader gave no samples; there is nothing to measure on")
         if not n or (data.originals is not None and n_batches != len(data.originals)):
             raise UsageError(f"the loader gave {n_batches} batches; the same ones are needed at every call")
 
@@ -302,7 +304,7 @@ class Evaluator:
 
     @cached_property
     def identity(self) -> str:
-        """Of module, batches, metrics and `predict`, as hexadecimal digits. Reads the loader, unless that was done.
+        """Digest of module, batches, metrics and `predict`, in hexadecimal. Reads the loader once.
 
         The module: its layers as it prints them, and all of its tensors. `predict` by its name, and its own `identity`
         if it has one.
@@ -355,7 +357,7 @@ class Evaluator:
         return logits, targets, features
 
     def _callable(self, seen: Predictions, batch: Any, tensors: Mapping[str, Tensor]) -> Predictions:
-        """With the networks to call, for measures that need gradients."""
+        """The predictions with the networks to call, for measures that need gradients."""
         there = moved(batch, device_of(self._module))
         return replace(seen, batch=there, network=self._borrowing(tensors), reference=self._borrowing({}))
 
@@ -393,7 +395,7 @@ def _update(measures: Sequence[Measure], seen: Predictions) -> None:
 
 
 def predict_classes(module: Callable[..., Any], batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Logits and targets of a batch: (inputs, targets), a dict with `labels`, or inputs alone.
+    """Logits and targets of a batch: (inputs, targets), a dict with `labels`, or inputs only.
 
     Dicts go to the module by keyword, and with `input_ids` and labels of their shape the prediction of each token is
     compared with the next one, as for causal language models.

@@ -54,7 +54,7 @@ def from_pretrained(
     Parameters
     ----------
     source : archive, bytes, path, URL or Store
-        An archive, or a store; of a folder that `save_pretrained` or transformers' Trainer wrote, or of tensors alone,
+        An archive, or a store; of a folder that `save_pretrained` or transformers' Trainer wrote, or of tensors only,
         where `config=` must say which network it is.
     cls : class
         Of transformers (`AutoModelForCausalLM`, a class of models, `AutoTokenizer`, ..), PEFT (`PeftModel`, with the
@@ -77,7 +77,7 @@ def from_pretrained(
     NotFoundError
         No such archive, store, version or subfolder.
     UsageError
-        Tensors alone without `config=`; a class that is not one of these libraries'.
+        Only tensors, without `config=`; a class that is not one of these libraries'.
     WrongBaseError, CorruptError, ...
         As `nearzip.decompress` and `Store.checkout`.
     """
@@ -221,7 +221,7 @@ class _Loader:
         config = kwargs.pop("config", None)
         if config is None:
             if not (place / "config.json").exists():
-                raise UsageError("holds tensors alone, no config.json; give config= (a configuration of transformers)")
+                raise UsageError("holds only tensors, no config.json; give config= (a configuration of transformers)")
             config = transformers.AutoConfig.from_pretrained(os.fspath(place))
         mapping = getattr(cls, "_model_mapping", None)
         if mapping is not None:  # an Auto class, which asks for a folder even where it needs none

@@ -28,7 +28,7 @@ _LOG = logging.getLogger("nearzip")
 
 @dataclass(frozen=True)
 class Restored:
-    """What came back besides the objects that were restored in place.
+    """The restored state, besides the objects that were restored in place.
 
     Parameters
     ----------

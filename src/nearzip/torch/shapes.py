@@ -47,7 +47,7 @@ class Shapes:
         self._known = shapes
 
     def _latest(self) -> _Shapes:
-        """Of the version that the next one would be coded against; empty if there is none that can be read."""
+        """Shapes of the version that the next one would be coded against; empty if there is none that can be read."""
         try:
             specs = self._store.specs()
         except (NotFoundError, CorruptError, LimitError):

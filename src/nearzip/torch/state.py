@@ -41,12 +41,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Tensors by name and what else there is to say, as plain JSON.
+    """The state of a training: tensors by name, and everything else as plain JSON.
 
     Parameters
     ----------
     tensors : dict
-        Name to torch tensor or array. As `capture` gives it they are live: the training goes on changing them.
+        Name to torch tensor or array. After `capture` they are the live tensors, which further training changes.
     document : dict
         Step, metrics, the optimizer's groups, and so on; `trees` describes how it holds nested values.
     """
@@ -77,9 +77,9 @@ class TrainingState:
         return TrainingState(tensors, {**self.document, "rng": pack(generators, "rng", tensors)})
 
     def shrunk(self, moments: Moments | None, predictions: dict[str, tuple[Array, Array]]) -> TrainingState:
-        """With the optimizer's moments as `moments` says; None leaves them exact.
+        """The state with the optimizer's moments quantized by `moments`; None leaves them exact.
 
-        `predictions` is empty at first and to be given again with the next state.
+        Pass the same `predictions`, empty at first, with every state of a training.
         """
         if moments is None or "optimizers" not in self.document:
             return self
@@ -121,7 +121,7 @@ class TrainingState:
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, Array]) -> TrainingState:
-        """What `to_arrays` gave, from an untrusted source. Raises CorruptError, NewerFormatError."""
+        """The inverse of `to_arrays`, for arrays from an untrusted source. Raises CorruptError, NewerFormatError."""
         if DOCUMENT not in arrays:
             raise CorruptError(f"no tensor {DOCUMENT!r}: this is not a training state but plain tensors")
         document = read_document(arrays[DOCUMENT])
@@ -143,7 +143,7 @@ def capture(
     extra: Any = None,
     rng: bool = True,
 ) -> TrainingState:
-    """The state of a training, without copying a tensor.
+    """Collect the state of a training without copying tensors.
 
     Parameters
     ----------
@@ -288,7 +288,7 @@ def random_state() -> dict[str, Any]:
     """The states of random, numpy.random, torch and its CUDA devices. They are copies: nothing changes them later."""
     state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": np.random.get_state(),  # noqa: NPY002 - whoever uses the global generator has it restored
+        "numpy": np.random.get_state(),  # noqa: NPY002 - programs that use the global generator get it back
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

@@ -168,7 +168,7 @@ def _without_weights(folder: Path) -> NotFoundError | UsageError:
 
 
 def _prefixes(shards: list[str]) -> dict[str, str]:
-    """What stands before the names of each file's tensors: nothing for the network, or else for the adapter."""
+    """The prefix of the names of each file's tensors: nothing for the network, or else for the adapter."""
     groups = {name: _SHARD.sub("", name.removesuffix(".safetensors")) for name in shards}
     network = next((name for name in _NETWORKS if name in groups.values()), None)
     return {name: "model/" if group == network else f"model/{group}/" for name, group in groups.items()}

@@ -114,7 +114,7 @@ def pack(value: Any, name: str, tensors: MutableMapping[str, Any], where: str | 
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it stands for itself in the document and needs no second look; most of a state's values do."""
+    """Whether the document holds it as it is, without a conversion; most of a state's values do."""
     kind = type(value)
     if kind is float:
         return math.isfinite(value)

@@ -72,7 +72,7 @@ class Equivalence:
 
     @property
     def recovery_epochs(self) -> tuple[int | None, ...]:
-        """By seed: the first epoch after which the restored training is where the original one was at the crash.
+        """For each seed, the first epoch after which the restored training reaches the original's loss at the crash.
 
         0: right away; None: not within the epochs trained.
         """

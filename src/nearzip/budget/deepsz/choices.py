@@ -27,9 +27,9 @@ Chosen = dict[str, Option]
 def finer_and_finer(options: Layers, allowed: float) -> Iterator[Chosen]:
     """Choices to measure while the combined network loses too much, each once, with ever finer bounds.
 
-    First the knapsack's, with the expected loss cut by a quarter each time. Options that lost nothing alone are free to
-    it whatever is expected, so it comes to an end before the network is within the budget; from there on losses are
-    those that the layer's other options make likely, and half of what the choice before was believed to lose.
+    First the knapsack's, with the expected loss cut by a quarter each time. Options that lost nothing on their own cost
+    it nothing, so it may end before the network is within the budget. From there on, the losses are those that the
+    layer's other options make likely, and half of the expected loss of the choice before.
     """
     chosen = smallest(options, allowed)
     yield chosen

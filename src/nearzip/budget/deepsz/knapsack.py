@@ -23,7 +23,7 @@ _SIZE_GRID = 4096
 
 @dataclass(frozen=True)
 class Option:
-    """One way to store a layer, as assessed: its error bound, what it loses alone, and its bytes.
+    """One way to store a layer, as assessed: its error bound, what it loses on its own, and its bytes.
 
     Parameters
     ----------

@@ -150,7 +150,7 @@ class DeepSzSearch:
     def _small(
         self, runner: Runner, space: Bounds, options: Mapping[str, Sequence[Option]], max_bytes: int
     ) -> Trial | None:
-        """Of all trials that are small enough, the one that loses least."""
+        """The trial that loses least, of all that are small enough."""
         subject = space.subject
         likely = believed(options, _allowed(runner) if runner.max_loss else None)
 
@@ -187,7 +187,7 @@ def _metric(runner: Runner) -> str | None:
 
 
 def _loss(runner: Runner, trial: Trial) -> float:
-    """In evaluate's units if one metric counts, else the largest share of a budget."""
+    """The loss in the metric's units if only one is limited, else the largest share of a budget."""
     metric = _metric(runner)
     return trial.usage if metric is None else trial.losses[metric]
 

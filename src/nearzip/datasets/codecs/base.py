@@ -47,25 +47,29 @@ class Coder(ABC):
 
 @dataclass(frozen=True)
 class SampleCodec(ABC):
-    """A codec with its parameters, which are its JSON."""
+    """A codec of samples and its parameters. The dataclass fields are the parameters; `to_json` stores them."""
 
     name: ClassVar[str]
     #: One line for people.
     says: ClassVar[str]
-    #: The parameter that stands for quality when a codec is written "jpeg:75".
+    #: The parameter that sets the quality when a codec is written "jpeg:75".
     knob: ClassVar[str | None] = None
 
     @abstractmethod
     def check(self, spec: Spec) -> None:
-        """Raises UsageError for samples that it cannot code, MissingExtraError if it is not installed."""
+        """Check that the codec can be used. Raises UsageError for samples that it cannot code, MissingExtraError if a
+        package that it needs is not installed."""
 
     def learn(self, chunks: Iterable[Sequence[Array]], spec: Spec) -> bytes:
-        """What all samples share, as bytes for the file. `chunks` can be iterated several times."""
+        """Fit what all samples share, such as tables, and return it as bytes for the file.
+
+        `chunks` can be iterated several times.
+        """
         return b""
 
     @abstractmethod
     def coder(self, shared: bytes, spec: Spec) -> Coder:
-        """Raises CorruptError for shared bytes that `learn` did not write."""
+        """The encoder and decoder of samples, given the bytes of `learn`. Raises CorruptError for other bytes."""
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, **{each.name: _plain(getattr(self, each.name)) for each in fields(self)}}

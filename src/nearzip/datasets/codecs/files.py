@@ -38,7 +38,7 @@ class _Files(Coder):
 class _FileCodec(SampleCodec):
     format: ClassVar[str]
     channels: ClassVar[tuple[int, ...]] = (1, 3)
-    #: What installs it where Pillow alone does not have it.
+    #: The package to install where Pillow lacks the codec.
     package: ClassVar[str] = "Pillow"
 
     def check(self, spec: Spec) -> None:
@@ -55,7 +55,7 @@ class _FileCodec(SampleCodec):
         return _Files(self.format, self.options())
 
     def options(self) -> dict[str, Any]:
-        """Of Pillow's `save`."""
+        """Arguments for Pillow's `save`."""
         return {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ _LABELS = ("labels", "y", "y_train", "targets", "label", "arr_1")
 
 
 def recognizes(path: Path) -> bool:
-    """By the ending."""
+    """Whether the file name has a known ending."""
     return path.is_file() and path.suffix.lower() in (".npy", ".npz")
 
 
 def read(path: Path, *, images: str | None, labels: str | None, **_: Any) -> ArraySamples:
     """Arrays are mapped, not read, where they are in a `.npy`."""
     try:
+        _check_kind(path)
         if path.suffix.lower() == ".npy":
             return _samples(path, np.load(path, mmap_mode="r", allow_pickle=False), None)
         with np.load(path, allow_pickle=False) as found:
@@ -30,10 +32,21 @@ def read(path: Path, *, images: str | None, labels: str | None, **_: Any) -> Arr
             if x is None:
                 raise UsageError(f"{path}: has no array named {' or '.join(_IMAGES)}; give images=NAME")
             return _samples(path, x, _named(path, found, labels, _LABELS))
-    except (ValueError, OSError, EOFError, KeyError) as error:
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         if isinstance(error, UsageError):
             raise
         raise CorruptError(f"{path}: cannot be read: {str(error)[:200]}") from None
+
+
+def _check_kind(path: Path) -> None:
+    """NumPy takes what it does not know for a pickle, and says how to load one. Raises CorruptError."""
+    if path.suffix.lower() == ".npz":
+        known = zipfile.is_zipfile(path)
+    else:
+        with path.open("rb") as file:
+            known = file.read(6) == b"\x93NUMPY"
+    if not known:
+        raise CorruptError(f"{path}: is no {path.suffix.lower()} file of NumPy, or is cut short")
 
 
 def _named(path: Path, found: Any, wanted: str | None, usual: tuple[str, ...]) -> Array | None:

@@ -16,7 +16,7 @@ _LABELS = ("label", "labels", "fine_label")
 
 
 def recognizes(path: Path) -> bool:
-    """By the ending."""
+    """Whether the file name has a known ending."""
     return path.is_file() and path.suffix.lower() == ".parquet"
 
 

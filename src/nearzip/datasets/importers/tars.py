@@ -21,13 +21,13 @@ _MAX_LABEL = 1 << 20
 
 
 def recognizes(path: Path) -> bool:
-    """By the ending. Compressed ones have no random access: unpack them first."""
+    """Whether the name ends in .tar. Compressed archives have no random access: unpack them first."""
     return path.is_file() and path.suffix.lower() == ".tar"
 
 
 @dataclass(frozen=True)
 class TarSamples(Samples):
-    """Images of a tar file; `places` are offsets and lengths in it."""
+    """Images of a tar file; `places` are their offsets and lengths."""
 
     path: Path
     names: Sequence[str]

@@ -1,6 +1,6 @@
 """What a store asks of the place that holds it. `local` and `remote` give it.
 
-Paths are relative, with slashes, made by us alone: never from a tensor's name or from what a document says.
+Paths are relative, with slashes, made only by this package: never from a tensor's name or from what a document says.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ObjectSink(Protocol):
 class Backend(Protocol):
     """Files of one store.
 
-    Every method raises errors of `nearzip.errors` alone: NotFoundError for what is not there, Error for a place that
+    Every method raises only errors of `nearzip.errors`: NotFoundError for what is not there, Error for a place that
     fails, NoSpaceError for a full one.
     """
 

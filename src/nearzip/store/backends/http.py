@@ -67,7 +67,7 @@ class HttpBackend:
     url : str
         May hold a name and a password, and a query that is sent with every request.
     storage_options : mapping
-        `headers` (sent to this host alone), `timeout` in seconds, `retries` of a request that failed.
+        `headers` (sent only to this host), `timeout` in seconds, `retries` of a request that failed.
     """
 
     can_write = False

@@ -1,4 +1,4 @@
-"""A lock made of files, for places that have no other: a lease that its holder renews until the work is done.
+"""A lock made of files, for storage without another one: a lease that its holder renews until the work is done.
 
 Lock files are numbered. A process holds the lock if it created the file with the highest number, exclusively, when the
 one before was given back or had run out. A thread renews the lease by writing the file again. Whether a lease ran out

@@ -97,7 +97,7 @@ class LocalBackend:
     can_list = True
     commits_alone = True
     renames = True
-    #: Whoever holds the lock knows that nothing is in the making; a lease can be lost.
+    #: While the lock is held, no other commit is in progress; a lease can be lost.
     grace = 0.0
 
     def __init__(self, root: str, disk: Disk | None = None):
@@ -354,7 +354,7 @@ class LocalBackend:
     def sweep_litter(self) -> int:
         n = 0
         for entry in self.list("tmp"):
-            # Whoever holds the lock is alone, but for the writers of shards and those who lost a lease.
+            # The lock excludes all others, except writers of shards and processes that lost a lease.
             longest = _LONGEST if entry.name.startswith("staged-") else self.grace
             if not longest or entry.modified < self.now() - longest:
                 self.delete(f"tmp/{entry.name}")

@@ -48,11 +48,11 @@ class PullReport:
     version : int
         What the file holds now.
     held : int or None
-        What it held before; None: nothing that the store knows.
+        The version it held before; None: no version of this store.
     route : tuple of int
-        The versions whose objects lead there, in the order of decoding.
+        The versions whose objects are decoded, in that order.
     n_objects, n_needed : int
-        Objects on the way, and their bytes.
+        Objects of the route, and their bytes.
     n_moved, n_resumed : int
         Bytes of objects that were fetched by this pull, and that an earlier one had left.
     n_described : int
@@ -78,11 +78,11 @@ class PullReport:
 
     @property
     def ratio(self) -> float:
-        """Bytes of the tensors over the bytes that the way takes; infinite if there is nothing to fetch."""
+        """Bytes of the tensors over bytes of the objects needed; infinite if there is nothing to fetch."""
         return self.n_full / self.n_needed if self.n_needed else float("inf")
 
     def seconds(self, megabits: float) -> tuple[float, float]:
-        """How long the objects on the way take at so many megabits per second, and the tensors as they are.
+        """Seconds to fetch the objects, and to fetch the uncompressed tensors, at so many megabits per second.
 
         Raises UsageError for a bandwidth that is not positive.
         """
@@ -107,11 +107,11 @@ def pull(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> PullReport:
-    """Bring the file `to` to a version of the store at `url`, by the fewest bytes from what it holds.
+    """Update the file `to` to a version of the store at `url`, fetching as few bytes as possible.
 
-    The file says by its content which version it is. What is fetched is kept in a folder beside it until the update is
-    complete, so that a pull that was cut off goes on where it ended. The file is replaced at once, when all digests
-    have been found right; until then it stays as it is.
+    The version that the file holds is recognized by its content. Objects are fetched into a folder beside the file, so
+    that an interrupted pull continues where it stopped. The file is replaced in one step after all digests have been
+    checked; until then it is unchanged.
 
     Parameters
     ----------
@@ -122,22 +122,22 @@ def pull(
     selector : int or str
         As for `Store.checkout`.
     force : bool
-        Replace a file that holds no version of the store (of those looked at: on the way, and 64 about it).
+        Replace a file that holds no version of the store (compared with the versions on the route and 64 around it).
     dry_run : bool
-        Look only.
+        Report what would be fetched; fetch no objects.
     connections : int
-        Objects fetched at a time.
+        Number of objects fetched in parallel.
     max_download : int
-        Most bytes to fetch.
+        Largest number of bytes to fetch.
 
     Raises
     ------
     UsageError
         The file holds something else, and `force` was not given.
     LimitError, NoSpaceError
-        It takes more than `max_download`, `limits` or the disk allow.
+        The update needs more than `max_download`, `limits` or the disk allow.
     CorruptError
-        What the host sends is not what was committed. The file is as before.
+        The host's bytes differ from what was committed. The file is unchanged.
     BusyError
         Another pull to this file is under way.
     Error
