@@ -59,6 +59,10 @@ def number():
 
 def no_module():
     return 1, 2, 3, 4
+
+
+def few_columns(network):
+    return -sum((p != 0).any(0).sum().item() for p in network.parameters() if p.ndim == 2)
 """
 
 
@@ -99,9 +103,20 @@ def test_structure_with_a_share_that_is_given(folder):
     assert "flops" in found.stdout
 
 
+def test_an_objective_of_the_users(folder):
+    found = run("--max-loss", "0.5", "-o", "small.nz", "--keep", "0.25", "--objective", "mine:few_columns",
+                "--epochs", "2", "--json")  # fmt: skip
+    assert found.exit_code == 0, found.output
+    objective = json.loads(found.stdout)["objective"]
+    columns = sum((w != 0).any(0).sum() for w in nz.decompress("small.nz").values() if w.ndim == 2)
+    assert (objective["name"], objective["after"]) == ("few_columns", -columns)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["--max-loss", "0.1", "--keep", "0.5", "--objective", "mine:none"], 2, "has no attribute 'none'"),
+        (["--max-loss", "0.1", "--keep", "0.5", "--objective", "speed"], 2, "objective"),
         (["--max-loss", "0", "--network", "mine:make_lazy", "--samples", "1", "--scheme", "structure", "--align", "2",
           "--objective", "flops"], 15, "the best reached, keep"),
         (["--max-loss", "0.1", "--keep", "0"], 2, "keep is the share of a network"),

@@ -123,6 +123,11 @@ def test_mnist(tmp_path, packed):
     found = datasets.load(tmp_path, split="test")
     assert np.array_equal(found[2][..., 0], images[2])
     assert found.columns["label"].tolist() == [0, 1, 2, 3]
+    raw = tmp_path / "MNIST" / "raw"  # as torchvision has them
+    raw.mkdir(parents=True)
+    for name in ("images-idx3", "labels-idx1"):
+        (raw / f"t10k-{name}-ubyte{end}").write_bytes((tmp_path / f"t10k-{name}-ubyte{end}").read_bytes())
+    assert np.array_equal(datasets.load(raw.parent, split="test")[2], found[2])
     (tmp_path / f"t10k-images-idx3-ubyte{end}").write_bytes(pack(idx(images)[:-1]))
     with pytest.raises(CorruptError, match="holds 119 values where its header says 4 x 6 x 5"):
         datasets.load(tmp_path, split="test")

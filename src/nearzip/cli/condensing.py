@@ -64,10 +64,11 @@ _MAKES = "returns (module, train_epoch, inputs, evaluate): an untrained network,
 @click.option("--bits", type=click.IntRange(1, 16), help="Also share 2^BITS values in each layer.")
 @click.option(
     "--objective",
-    type=click.Choice(["bytes", "flops", "throughput"]),
     default="bytes",
     show_default=True,
-    help="What to make better.",
+    metavar="NAME",
+    help="What to make better: bytes, flops, throughput, nonzeros16, or MODULE:FUNCTION of yours, which gets the "
+    "network and returns a number, higher is better.",
 )
 @click.option(
     "--recover",
@@ -126,7 +127,7 @@ def condense(
     with contextlib.closing(open_input(new)) as checkpoint:
         condensing.fit(module, dict(without_attached(checkpoint).arrays()))
     how: dict[str, Any] = {
-        "evaluate": evaluate, "max_loss": max_loss_of(max_losses), "objective": objective, "inputs": inputs,
+        "evaluate": evaluate, "max_loss": max_loss_of(max_losses), "objective": _objective(objective), "inputs": inputs,
         "seed": seed, "scheme": _scheme(condensing, scheme, align, bits),
         "recover": {"lc": condensing.LC, "gradual": condensing.Gradual, "direct": condensing.Direct}[recover](epochs),
     }  # fmt: skip
@@ -164,6 +165,11 @@ def _network(spelled: str) -> tuple[Any, Any, Any, Any]:
     if not hasattr(parts[0], "load_state_dict"):
         raise UsageError(f"--network {spelled}: {_MAKES}; the first is of type {type(parts[0]).__name__!r}")
     return parts
+
+
+def _objective(spelled: str) -> Any:
+    """A name, or the user's function."""
+    return load_function("--objective", spelled) if ":" in spelled else spelled
 
 
 def _scheme(condensing: Any, scheme: str, align: int, bits: int | None) -> Any:

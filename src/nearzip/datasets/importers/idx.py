@@ -18,14 +18,20 @@ _MAX_BYTES = 4 << 30
 
 
 def recognizes(path: Path) -> bool:
-    """A file of images, or a folder with some."""
+    """A file of images, or a folder with some, also in a folder `raw` below it, as torchvision has them."""
     if path.is_dir():
-        return any(path.glob("*-images-idx3-ubyte*")) or any(path.glob("*-images.idx3-ubyte*"))
+        return any(_is_folder(each) for each in (path, path / "raw"))
     return path.is_file() and "idx3-ubyte" in path.name
+
+
+def _is_folder(path: Path) -> bool:
+    return any(path.glob("*-images-idx3-ubyte*")) or any(path.glob("*-images.idx3-ubyte*"))
 
 
 def read(path: Path, *, split: str, **_: Any) -> ArraySamples:
     """Images and the labels beside them. Raises CorruptError, MissingFileError."""
+    if path.is_dir() and not _is_folder(path):
+        path = path / "raw"
     images = _in_folder(path, _PREFIX[split]) if path.is_dir() else path
     labels = images.with_name(images.name.replace("images", "labels").replace("idx3", "idx1"))
     pixels = _array(images)
