@@ -516,7 +516,7 @@ def test_few_bytes_are_taken_of_an_answer_without_an_end(store, host, tmp_path):
                 sent.append(handler.connection.send(b"HTTP/1.1 100 Continue\r\n\r\n" * 400))
 
     host.answers["nearzip-store"] = answer
-    with pytest.raises(errors.LimitError, match="before its answer"):
+    with pytest.raises(errors.LimitError, match="before its response"):
         nz.pull(host.url, tmp_path / "m.npz", storage_options=AT_ONCE)
     assert sum(sent) < 16 << 20  # what the sockets hold, and no more
 
