@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from nearzip import datasets
 from nearzip.cli.commands import cli
-from tests.datasets.pictures import pictures
+from tests.nzd.pictures import pictures
 
 
 def run(*arguments: object):

@@ -14,7 +14,7 @@ from nearzip import datasets
 from nearzip.datasets.cosines import coefficients, pixels_of
 from nearzip.errors import LimitError, NotFoundError, UnknownMethodError, UsageError
 from nearzip.limits import Limits
-from tests.datasets.pictures import pictures
+from tests.nzd.pictures import pictures
 
 EXACT = ("lossless", "png", "bounded")
 LOSSY = (

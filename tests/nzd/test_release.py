@@ -1,6 +1,6 @@
 """`.nzd` files that a release wrote stay readable, to the last bit: the decoders' arithmetic is part of the format.
 
-`python -m tests.datasets.test_release` writes files that are not there yet.
+`python -m tests.nzd.test_release` writes files that are not there yet.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nearzip import datasets
-from tests.datasets.pictures import pictures
+from tests.nzd.pictures import pictures
 
 FILES = Path(__file__).parent / "files"
 #: SHA-256 of the restored samples, one after the other.

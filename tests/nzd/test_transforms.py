@@ -10,7 +10,7 @@ import pytest
 from nearzip import datasets
 from nearzip.datasets.transforms import coefficients, mirrored, shifted, zfp_field
 from nearzip.errors import UsageError
-from tests.datasets.pictures import pictures
+from tests.nzd.pictures import pictures
 
 
 def decoded(found: np.ndarray, dimensions: int) -> np.ndarray:

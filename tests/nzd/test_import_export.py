@@ -15,7 +15,7 @@ import pytest
 from nearzip import datasets
 from nearzip.datasets.images import encode_image, read_image
 from nearzip.errors import CorruptError, MissingFileError, UsageError
-from tests.datasets.pictures import pictures
+from tests.nzd.pictures import pictures
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -11,7 +11,7 @@ import pytest
 from nearzip import datasets
 from nearzip.datasets.rankings import RANKINGS, Statistics, chosen
 from nearzip.errors import BudgetError, CorruptError, Error, NotShownError, UsageError
-from tests.datasets.pictures import pictures
+from tests.nzd.pictures import pictures
 
 torch = pytest.importorskip("torch")
 

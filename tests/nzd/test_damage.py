@@ -17,7 +17,7 @@ from nearzip.datasets.format import _FOOTER, CLOSING, FOOTER_BYTES, HEADER_BYTES
 from nearzip.datasets.samples import Spec
 from nearzip.digests import DIGEST_BYTES, digest
 from nearzip.errors import CorruptError, Error, LimitError, NewerFormatError, TruncatedError
-from tests.datasets.pictures import pictures
+from tests.nzd.pictures import pictures
 
 CODECS = ("nearzip:20", "lossless", "jpeg:80", "jpeg:80,tables=shared", "webp:80", "png", "zfp:8", "bounded")
 
