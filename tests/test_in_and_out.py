@@ -160,6 +160,8 @@ def test_every_error_shows_its_message_as_it_is(name):
     error = getattr(errors, name)("a: 'b' \n c")
     assert str(error) == "a: 'b' \n c"
     assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301 (our own)
+    made = type(error).__new__(type(error), *error.args)  # as tblib does, which Dask pickles exceptions with
+    assert (type(made), made.args) == (type(error), error.args)
 
 
 # ---- notebooks -------------------------------------------------------------------------------------------------

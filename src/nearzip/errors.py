@@ -80,6 +80,10 @@ class MissingFileError(NotFoundError, FileNotFoundError):
 
     kind = "NotFoundError"
 
+    def __new__(cls, *args: object) -> MissingFileError:
+        # KeyError's comes first among the bases and cannot make an OSError: pickling as Dask does it calls it.
+        return FileNotFoundError.__new__(cls, *args)
+
 
 class BusyError(Error):
     """Another writer holds the lock or won the race; try again."""

@@ -109,7 +109,7 @@ class AdaptivePrefix(Stage):
     Examples
     --------
     >>> len(AdaptivePrefix().encode(np.array([5, 1, 70_000, 3], np.uint32)).data)
-    6
+    5
     """
 
     id = "adaptive-prefix"
