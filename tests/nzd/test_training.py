@@ -44,6 +44,17 @@ def test_forms_of_a_sample(place):
         datasets.Dataset(place, "wavelet")
 
 
+@pytest.mark.parametrize("codec", ["nearzip", "lossless", "webp:80", "jpeg:80", "png"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tensors_are_the_callers_to_write_to(tmp_path, codec, channels):
+    datasets.write(tmp_path / "x.nzd", pictures(3, channels=channels), codec=codec)
+    data = datasets.Dataset(tmp_path / "x.nzd")
+    first = data[0].clone()
+    data[0].zero_()
+    assert bool((data[0] == first).all())
+    assert data[0].is_contiguous()
+
+
 def test_data_sets_are_pickled_and_forked(place):
     data = datasets.Dataset(place)
     copy = pickle.loads(pickle.dumps(data))  # noqa: S301 - our own

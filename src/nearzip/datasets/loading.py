@@ -103,8 +103,9 @@ def _scalar(value: Any) -> Any:
 def _pixels(reader: Reader, indices: Sequence[int], precision: int) -> list[torch.Tensor]:
     samples = reader.many(indices)
     if reader.spec.is_image:
-        return [torch.from_numpy(sample).permute(2, 0, 1).contiguous() for sample in samples]
-    return [torch.from_numpy(np.ascontiguousarray(sample)) for sample in samples]
+        samples = [sample.transpose(2, 0, 1) for sample in samples]
+    # Copies: what a codec gives may be read-only, and tensors are the caller's to write to.
+    return [torch.from_numpy(np.array(sample, order="C")) for sample in samples]
 
 
 def _floats(reader: Reader, indices: Sequence[int], precision: int) -> list[torch.Tensor]:
