@@ -12,7 +12,7 @@ import numpy as np
 import nearzip._core as _core
 from nearzip.datasets import cosine_model
 from nearzip.datasets.codecs.base import Coder, Pieces, SampleCodec, Shape, check_range
-from nearzip.datasets.codecs.stacks import by_shape, decoded_stacks, spread
+from nearzip.datasets.codecs.stacks import by_shape, decoded_stacks, encoded_stacks, spread
 from nearzip.datasets.cosines import SIDE, coefficients, levels_of
 from nearzip.datasets.samples import Spec
 from nearzip.errors import CorruptError, UsageError
@@ -103,16 +103,12 @@ class CosineCoder(Coder):
         self._steps = (parts.steps / 16).reshape(-1, SIDE, SIDE)
 
     def encode(self, samples: Sequence[Array]) -> list[bytes]:
-        found = [b""] * len(samples)
-        for indices, images in by_shape(samples):
-            levels = levels_of(coefficients(images, self.parts.color), self._steps, self._rounding)
-            lengths = np.zeros(len(indices), np.uint32)
-            data = self._model.encode(*levels.shape[1:3], levels.reshape(-1), lengths)
-            at = 0
-            for i, length in zip(indices, lengths.tolist(), strict=True):
-                found[i] = data[at : at + length]
-                at += length
-        return found
+        return encoded_stacks(self._encode, samples)
+
+    def _encode(self, images: Array, lengths: Array) -> bytes:
+        levels = levels_of(coefficients(images, self.parts.color), self._steps, self._rounding)
+        data: bytes = self._model.encode(*levels.shape[1:3], levels.reshape(-1), lengths)
+        return data
 
     def decode(self, pieces: Pieces) -> list[Array]:
         return decoded_stacks(self._pixels, pieces)

@@ -11,7 +11,7 @@ import numpy as np
 import nearzip._core as _core
 from nearzip.datasets import pixel_model
 from nearzip.datasets.codecs.base import Coder, Pieces, SampleCodec, Shape
-from nearzip.datasets.codecs.stacks import by_shape, decoded_stacks, spread
+from nearzip.datasets.codecs.stacks import by_shape, decoded_stacks, encoded_stacks, spread
 from nearzip.datasets.samples import Spec
 from nearzip.errors import CorruptError, UsageError
 from nearzip.tensors import Array
@@ -57,15 +57,11 @@ class _PixelCoder(Coder):
         self._model = parts.model()
 
     def encode(self, samples: Sequence[Array]) -> list[bytes]:
-        found = [b""] * len(samples)
-        for indices, images in by_shape(samples):
-            lengths = np.zeros(len(indices), np.uint32)
-            data = self._model.encode(*images.shape[1:3], images.reshape(-1), lengths)
-            at = 0
-            for i, length in zip(indices, lengths.tolist(), strict=True):
-                found[i] = data[at : at + length]
-                at += length
-        return found
+        return encoded_stacks(self._encode, samples)
+
+    def _encode(self, images: Array, lengths: Array) -> bytes:
+        data: bytes = self._model.encode(*images.shape[1:3], images.reshape(-1), lengths)
+        return data
 
     def decode(self, pieces: Pieces) -> list[Array]:
         return decoded_stacks(self._decode, pieces)

@@ -11,7 +11,7 @@ from nearzip.datasets.codecs.base import Pieces, Shape
 from nearzip.errors import CorruptError
 from nearzip.tensors import Array
 
-__all__ = ["by_shape", "decoded_stacks", "spread"]
+__all__ = ["by_shape", "decoded_stacks", "encoded_stacks", "spread"]
 
 
 def by_shape(samples: Sequence[Array]) -> Iterable[tuple[list[int], Array]]:
@@ -40,8 +40,23 @@ def spread(chunks: Iterable[Sequence[Array]], most_values: int) -> list[Array]:
     return chosen
 
 
+#: Encodes samples of one shape, a stack, one after the other; their lengths go into the array that it gets.
+Encode = Callable[[Array, Array], bytes]
 #: Decodes several samples of one shape: (shape, data, starts, stops) -> stack.
 Decode = Callable[[Shape, Array, Array, Array], Array]
+
+
+def encoded_stacks(encode: Encode, samples: Sequence[Array]) -> list[bytes]:
+    """The bytes of each sample, in their order. Samples of one shape are encoded together."""
+    found = [b""] * len(samples)
+    for indices, images in by_shape(samples):
+        lengths = np.zeros(len(indices), np.uint32)
+        data = encode(images, lengths)
+        at = 0
+        for i, length in zip(indices, lengths.tolist(), strict=True):
+            found[i] = data[at : at + length]
+            at += length
+    return found
 
 
 def decoded_stacks(decode: Decode, pieces: Pieces) -> list[Array]:
