@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nearzip.attached import without_attached
 from nearzip.cli.console import (
-    Bar,
     check_streams,
     facts,
     human_bytes,
     output_of,
     print_json,
-    print_json_line,
     rows_table,
     show,
+    watching_trials,
 )
 from nearzip.cli.functions import load_function
 from nearzip.cli.running import common_options, showing_warnings
@@ -32,7 +30,7 @@ from nearzip.inputs import open_input
 
 if TYPE_CHECKING:
     from nearzip.condense.result import Condensed
-    from nearzip.condense.runner import Status
+    from nearzip.condense.trial import Trial
 
 __all__ = ["condense"]
 
@@ -131,7 +129,8 @@ def condense(
         "seed": seed, "scheme": _scheme(condensing, scheme, align, bits),
         "recover": {"lc": condensing.LC, "gradual": condensing.Gradual, "direct": condensing.Direct}[recover](epochs),
     }  # fmt: skip
-    with showing_warnings() as warned, _watching(as_json) as watch, workers(jobs):
+    watching = watching_trials("condense", as_json, "trainings", _best_so_far)
+    with showing_warnings() as warned, watching as watch, workers(jobs):
         if keep is not None:
             found = condensing.compress(module, train_epoch, keep=keep, **how)
         else:
@@ -186,32 +185,8 @@ def _parameters(texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-@contextlib.contextmanager
-def _watching(as_json: bool) -> Iterator[Callable[[Status], None] | None]:
-    """After every training: a line of JSON, or a bar with the best so far on a terminal."""
-    if as_json:
-        yield _status_line
-        return
-    if not sys.stderr.isatty():
-        yield None
-        return
-    bar = Bar("condense", "trainings")
-    try:
-        yield lambda status: bar(status.done, status.most, _best_so_far(status))
-    finally:
-        bar.stop()
-
-
-def _best_so_far(status: Status) -> str:
-    best = status.best
+def _best_so_far(best: Trial | None) -> str:
     return "condense: nothing within the budget yet" if best is None else f"condense: best keeps {best.keep:.3g}"
-
-
-def _status_line(status: Status) -> None:
-    print_json_line({
-        "message_type": "status", "command": "condense", "trials_done": status.done, "trials_most": status.most,
-        "latest": status.latest and status.latest.to_json(), "best": status.best and status.best.to_json(),
-    })  # fmt: skip
 
 
 def _table(found: Condensed) -> Any:

@@ -38,6 +38,7 @@ __all__ = [
     "safe",
     "show",
     "warn",
+    "watching_trials",
 ]  # fmt: skip
 
 #: Work that ends sooner shows no bar; also the least time between two status lines.
@@ -231,3 +232,26 @@ class Bar:
     def stop(self) -> None:
         if self._progress is not None:
             self._progress.stop()
+
+
+@contextlib.contextmanager
+def watching_trials(
+    command: str, as_json: bool, unit: str = "trials", best: Callable[[Any], str] | None = None
+) -> Iterator[Callable[[Any], None] | None]:
+    """What a search calls with its status after every trial: a line of JSON, or a bar on a terminal.
+
+    `best`: words for the best of a status so far, in place of the command's name before the bar.
+    """
+    if as_json:
+        yield lambda status: print_json_line({
+            "message_type": "status", "command": command, "trials_done": status.done, "trials_most": status.most,
+            "latest": status.latest and status.latest.to_json(), "best": status.best and status.best.to_json(),
+        })  # fmt: skip
+    elif not sys.stderr.isatty():
+        yield None
+    else:
+        bar = Bar(command, unit)
+        try:
+            yield lambda status: bar(status.done, status.most, *([] if best is None else [best(status.best)]))
+        finally:
+            bar.stop()

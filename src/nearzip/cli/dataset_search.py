@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from nearzip.cli.console import (
-    Bar,
     check_streams,
     facts,
     hint,
     output_of,
     print_json,
-    print_json_line,
     rows_table,
     show,
+    watching_trials,
 )
 from nearzip.cli.dataset import source_options, table_of_trials
 from nearzip.cli.functions import call_function, load_function
@@ -78,7 +75,7 @@ def tune(
     started = time.perf_counter()
     function, max_loss = load_function("--evaluate", evaluate), max_loss_of(max_losses)
     samples = load(source, split=split, mode=mode, images=images, labels=labels)
-    with showing_warnings() as warned, _watching("dataset tune", as_json) as watch:
+    with showing_warnings() as warned, watching_trials("dataset tune", as_json) as watch:
         plan = find(
             samples, evaluate=function, max_loss=max_loss, codecs=codecs or None, confidence=confidence, progress=watch
         )
@@ -97,24 +94,6 @@ def tune(
             ("time", f"{seconds:.2f} s"),
         ]), err=on_stdout)  # fmt: skip
     return 1 if warned else 0
-
-
-@contextlib.contextmanager
-def _watching(command: str, as_json: bool) -> Iterator[Callable[[Any], None] | None]:
-    """After every trial: a line of JSON, or a bar with the best so far on a terminal."""
-    if as_json:
-        yield lambda status: print_json_line({
-            "message_type": "status", "command": command, "trials_done": status.done, "trials_most": status.most,
-            "latest": status.latest.to_json(), "best": status.best and status.best.to_json(),
-        })  # fmt: skip
-    elif not sys.stderr.isatty():
-        yield None
-    else:
-        bar = Bar(command, "trials")
-        try:
-            yield lambda status: bar(status.done, status.most)
-        finally:
-            bar.stop()
 
 
 @click.command()

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
 from nearzip.attached import without_attached
-from nearzip.budget import STRATEGIES, Plan, Status, Trial
+from nearzip.budget import STRATEGIES, Plan, Trial
 from nearzip.budget import tune as find_plan
 from nearzip.budget.tune import parameters_of
 from nearzip.cli.calibrating import calibrated_plan
 from nearzip.cli.console import (
-    Bar,
     check_streams,
     facts,
     human_bytes,
     output_of,
     print_json,
-    print_json_line,
     rows_table,
     show,
+    watching_trials,
 )
 from nearzip.cli.functions import load_function
 from nearzip.cli.running import common_options, showing_warnings
@@ -128,7 +126,7 @@ def tune(
         )
     max_loss = max_loss_of(max_losses) if max_losses else None
     function = load_function("--evaluate", evaluate)
-    with showing_warnings() as warned, _watching(as_json) as watch, workers(jobs):
+    with showing_warnings() as warned, watching_trials("tune", as_json, best=_best_so_far) as watch, workers(jobs):
         search: dict[str, Any] = {
             "evaluations": evaluations, "trials": trials, "seed": seed, "confidence": confidence, "progress": watch,
         }  # fmt: skip
@@ -198,31 +196,8 @@ def workers(jobs: int | None) -> Iterator[None]:
 # ---- what is said ----------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _watching(as_json: bool) -> Iterator[Callable[[Status], None] | None]:
-    """After every trial: a line of JSON, or a bar with the best so far on a terminal."""
-    if as_json:
-        yield _status_line
-        return
-    if not sys.stderr.isatty():
-        yield None
-        return
-    bar = Bar("tune", "trials")
-    try:
-        yield lambda status: bar(status.done, status.most, _best_so_far(status.best))
-    finally:
-        bar.stop()
-
-
 def _best_so_far(best: Trial | None) -> str:
     return "tune: nothing within the budget yet" if best is None else f"tune: best {human_bytes(best.n_bytes)}"
-
-
-def _status_line(status: Status) -> None:
-    print_json_line({
-        "message_type": "status", "command": "tune", "trials_done": status.done, "trials_most": status.most,
-        "latest": status.latest and status.latest.to_json(), "best": status.best and status.best.to_json(),
-    })  # fmt: skip
 
 
 def _table(plan: Plan) -> Any:
