@@ -5,18 +5,16 @@ docs/dataset-format.md says what each part is for; the native core applies it.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import zstandard
 
 import nearzip._core as _core
+from nearzip.datasets.model_bytes import read_model, write_model
 from nearzip.datasets.tables import frequencies_of, group_contexts, solved
 from nearzip.errors import CorruptError
-from nearzip.stages.external import unpack_zstd
 from nearzip.tensors import Array
 
 __all__ = ["Fit", "Parts", "fit", "read", "with_tables", "write"]
@@ -27,8 +25,6 @@ _ONE = 1024  # weights are in units of 2^-10
 _GRAIN = 8
 #: Expected levels beyond the seventh diagonal are 0.
 _LAST_DIAGONAL = 6
-_HEADER = struct.Struct("<BBH")
-_MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -91,34 +87,14 @@ def _shapes(channels: int, n_tables: int) -> tuple[tuple[int, ...], ...]:
 
 def write(parts: Parts) -> bytes:
     """The bytes of a model."""
-    pieces = [_HEADER.pack(parts.channels, parts.color, len(parts.freqs))]
-    for name, dtype in _FIELDS:
-        array = np.ascontiguousarray(getattr(parts, name), dtype)
-        # Bytes of one significance together: the upper ones are nearly all alike.
-        pieces.append(array.reshape(-1).view(np.uint8).reshape(-1, array.itemsize).T.tobytes())
-    return zstandard.ZstdCompressor(level=19).compress(b"".join(pieces))
+    arrays = [np.ascontiguousarray(getattr(parts, name), dtype) for name, dtype in _FIELDS]
+    return write_model(parts.channels, parts.color, len(parts.freqs), arrays, planes=True)
 
 
 def read(data: bytes) -> Parts:
     """The inverse of `write`. Raises CorruptError."""
-    raw = unpack_zstd(data, _MAX_BYTES)
-    if len(raw) < _HEADER.size:
-        raise CorruptError("the model of the images ends early")
-    channels, color, n_tables = _HEADER.unpack(raw[: _HEADER.size])
-    if not 1 <= channels <= 4 or color > (channels > 2) or not 1 <= n_tables <= 256:
-        raise CorruptError("the model of the images is invalid")
-    found, at = {}, _HEADER.size
-    for (name, dtype), shape in zip(_FIELDS, _shapes(channels, n_tables), strict=True):
-        kind = np.dtype(dtype)
-        n = int(np.prod(shape)) * kind.itemsize
-        piece = np.frombuffer(raw[at : at + n], np.uint8)
-        if piece.size != n:
-            raise CorruptError("the model of the images ends early")
-        found[name] = np.ascontiguousarray(piece.reshape(kind.itemsize, -1).T).view(kind).reshape(shape)
-        at += n
-    if at != len(raw):
-        raise CorruptError("the model of the images is too long")
-    return Parts(channels, bool(color), **found)
+    channels, color, found = read_model(data, _FIELDS, _shapes, planes=True)
+    return Parts(channels, color, **found)
 
 
 # ---- fitting ---------------------------------------------------------------------------------------------------

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import zstandard
 
 import nearzip._core as _core
+from nearzip.datasets.model_bytes import read_model, write_model
 from nearzip.datasets.tables import frequencies_of, group_contexts, solved
 from nearzip.errors import CorruptError
-from nearzip.stages.external import unpack_zstd
 from nearzip.tensors import Array
 
 __all__ = ["PixelParts", "fit", "read", "with_tables", "write"]
@@ -22,8 +20,6 @@ _MEAN, _SCALE = 15, 12
 _ONE = 1024  # weights are in units of 2^-10
 #: Expected differences are used in eighths of their classes' unit (`kScaleShift` of the native core).
 _MOST = 1 << 14
-_HEADER = struct.Struct("<BBH")
-_MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -60,29 +56,14 @@ def _shapes(channels: int, n_tables: int) -> tuple[tuple[int, ...], ...]:
 
 def write(parts: PixelParts) -> bytes:
     """The bytes of a model."""
-    pieces = [_HEADER.pack(parts.channels, parts.color, len(parts.freqs))]
-    pieces += [np.ascontiguousarray(getattr(parts, name), dtype).tobytes() for name, dtype in _FIELDS]
-    return zstandard.ZstdCompressor(level=19).compress(b"".join(pieces))
+    arrays = [np.ascontiguousarray(getattr(parts, name), dtype) for name, dtype in _FIELDS]
+    return write_model(parts.channels, parts.color, len(parts.freqs), arrays, planes=False)
 
 
 def read(data: bytes) -> PixelParts:
     """The inverse of `write`. Raises CorruptError."""
-    raw = unpack_zstd(data, _MAX_BYTES)
-    if len(raw) < _HEADER.size:
-        raise CorruptError("the model of the images ends early")
-    channels, color, n_tables = _HEADER.unpack(raw[: _HEADER.size])
-    if not 1 <= channels <= 4 or color > (channels > 2) or not 1 <= n_tables <= 256:
-        raise CorruptError("the model of the images is invalid")
-    found, at = {}, _HEADER.size
-    for (name, dtype), shape in zip(_FIELDS, _shapes(channels, n_tables), strict=True):
-        n = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if len(raw) < at + n:
-            raise CorruptError("the model of the images ends early")
-        found[name] = np.frombuffer(raw[at : at + n], dtype).reshape(shape)
-        at += n
-    if at != len(raw):
-        raise CorruptError("the model of the images is too long")
-    return PixelParts(channels, bool(color), **found)
+    channels, color, found = read_model(data, _FIELDS, _shapes, planes=False)
+    return PixelParts(channels, color, **found)
 
 
 def fit(stacks: Iterable[Array], channels: int, color: bool) -> PixelParts:
