@@ -202,7 +202,13 @@ def _marked(value: float, best: float) -> str:
 def attributions(result: Row) -> str:
     """Occlusion maps of decoded images beside those of the original ones."""
     lines = [
-        [row["codec"], f"{row['bytes']:.0f}", f"{row['jaccard']:.2f}", f"{row['tenth']:.2f}", f"{100 * row['agreement']:.0f} %"]
+        [
+            row["codec"],
+            f"{row['bytes']:.0f}",
+            f"{row['jaccard']:.2f}",
+            f"{row['tenth']:.2f}",
+            f"{100 * row['agreement']:.0f} %",
+        ]
         for row in result["rows"]
     ]
     head = ["codec", "bytes an image", "maps alike, mean", "a tenth of images below", "same class"]
