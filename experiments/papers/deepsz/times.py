@@ -57,7 +57,7 @@ def _decoding(case: Case, tensors: Tensors, archives: Mapping[str, nz.Archive], 
     return rows | {"weightless": {"whole": _whole(filtered)}, "forward": _forward(case, tensors)}
 
 
-def median_ms(work: Callable[[], Any]) -> float:
+def _median(work: Callable[[], Any]) -> float:
     """Milliseconds, the first round left out."""
     return 1000 * float(np.median([seconds for seconds, _ in _repeated(work)][1:]))
 
@@ -72,7 +72,7 @@ def _repeated(work: Callable[[], Any]) -> list[tuple[float, Any]]:
 
 def _whole(archive: nz.Archive) -> float:
     with nz.open(archive, threads=1) as reader:
-        return median_ms(lambda: [reader[name] for name in reader])
+        return _median(lambda: [reader[name] for name in reader])
 
 
 def _parts(archive: nz.Archive) -> dict[str, float]:
@@ -92,4 +92,4 @@ def _forward(case: Case, tensors: Tensors) -> float:
 
     module, images = pruning.load(case.subject, tensors), torch.zeros(50, 1, 28, 28)
     with torch.no_grad():
-        return median_ms(lambda: module(images))
+        return _median(lambda: module(images))
