@@ -217,6 +217,10 @@ CLAIMS = {
         "A subset of the training images, well chosen, trains as well as all of them",
         "claims.datasets.subsets", ("dataset_subsets",), _DATA,
     ),
+    "dataset_attributions": Claim(
+        "What a network looks at on decoded images, by codec at equal size; Figure 8",
+        "claims.datasets.attributions", ("dataset_attributions",), _DATA,
+    ),
     "trace_times": Claim("How long the sets of traces take", "lab.trace_times", ("trace_times",), _DATA),
 }  # fmt: skip
 

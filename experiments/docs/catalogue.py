@@ -108,6 +108,7 @@ BLOCKS = (
     Block("docs/papers/datasets.md", "norms", ("dataset_codecs",), datasets.norms),
     Block("docs/papers/datasets.md", "speed", ("dataset_speed",), datasets.speed),
     Block("docs/papers/datasets.md", "subsets", ("dataset_subsets",), datasets.subsets),
+    Block("docs/papers/datasets.md", "attributions", ("dataset_attributions",), datasets.attributions),
     Block("docs/methods/nearzip.md", "lossless", ("lossless",), bits.lossless),
     Block("docs/real-files.md", "real-files", ("real_files",), files.real_files),
     Block("docs/methods/nearzip.md", "rates", ("rates",), bits.rates),

@@ -42,6 +42,16 @@ def bytes_at(rows: list[Row], network: str, kl: float) -> float | None:
     return None
 
 
+#: Its Table II: percent correct after training on ZFP's coefficients at a precision, and on pixels.
+_TABLE_II_NETWORKS = ("VGG19-BN", "ResNet-110", "PreResNet-110", "WRN-28-10-drop", "DenseNet-BC (100, 12)")
+_TABLE_II = {
+    2: "40.75 40.67 41.28 40.98 40.83", 3: "64.84 63.76 65.14 66.33 64.84", 4: "76.91 76.91 77.42 79.58 77.84",
+    5: "83.51 84.55 84.48 87.61 86.05", 6: "87.79 87.62 88.03 91.55 90.04", 7: "89.23 88.53 89.67 92.77 91.2",
+    8: "89.87 89.03 90.4 93.54 92.35", 9: "89.99 89.67 90.4 93.68 92.59", 10: "89.79 90.46 90.88 93.79 92.4",
+    11: "90.43 90.2 90.42 93.76 93.18", 12: "90.15 90.4 90.66 94.09 92.49", 0: "93.43 93.41 94.02 96.12 95.24",
+}  # fmt: skip
+
+
 def _by_codec(result: Row) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for row in result["rows"]:
@@ -187,3 +197,51 @@ def subsets(result: Row) -> str:
 
 def _marked(value: float, best: float) -> str:
     return f"**{value:.1f}**" if value == best else f"{value:.1f}"
+
+
+def attributions(result: Row) -> str:
+    """Occlusion maps of decoded images beside those of the original ones."""
+    lines = [
+        [
+            row["codec"],
+            f"{row['bytes']:.0f}",
+            f"{row['jaccard']:.2f}",
+            f"{row['tenth']:.2f}",
+            f"{100 * row['agreement']:.0f} %",
+        ]
+        for row in result["rows"]
+    ]
+    head = ["codec", "bytes an image", "maps alike, mean", "a tenth of images below", "same class"]
+    best = max(result["rows"], key=lambda row: row["jaccard"])
+    return (
+        f"{table(head, lines)}\n\n{result['n']} test images, vgg-small, the setting of each codec whose file comes "
+        f"nearest to {result['bytes']:.0f} bytes an image. Maps of different images are alike by "
+        f"{result['chance']:.2f}. Most alike: {best['codec']}. {circumstances(result)}."
+    )
+
+
+def coefficients(result: Row) -> str:
+    """Networks that learn from coefficients, beside the paper's Table II."""
+    lines = []
+    found = {(row["input"], row["precision"]): row["accuracy"] for row in result["rows"]}
+    for (name, precision), accuracy in found.items():
+        paper = _TABLE_II[precision].split() if not name.startswith("DCT") else [""] * len(_TABLE_II_NETWORKS)
+        lines.append([name, f"{precision or ''}", _spread(accuracy), f"{len(accuracy)}", *paper])
+    pixels = statistics.mean(found["pixels", 0])
+    below = {name: 100 * (pixels - statistics.mean(accuracy)) for name, accuracy in found.items()}
+    least = min((lost, *name) for name, lost in below.items() if name[0].startswith("ZFP"))
+    dct = next(lost for name, lost in below.items() if name[0].startswith("DCT"))
+    columns = list(zip(*(map(float, row.split()) for precision, row in _TABLE_II.items() if precision), strict=True))
+    paper_gaps = [float(raw) - max(of) for raw, of in zip(_TABLE_II[0].split(), columns, strict=True)]
+    head = ["input", "precision", "here, %", "seeds", *(f"{name} (paper)" for name in _TABLE_II_NETWORKS)]
+    return (
+        f"{table(head, lines)}\n\nOf ZFP's coefficients precision {least[2]} comes nearest to pixels: {least[0]:.1f} "
+        f"points below (the paper's networks: {min(paper_gaps):.1f} to {max(paper_gaps):.1f}). 8 x 8 cosines: "
+        f"{dct:.1f} points below. {result['n']:,} training images, {result['epochs']} epochs of strided-small, "
+        f"{result['n_test']:,} test images; after ± the standard deviation of the seeds. {circumstances(result)}."
+    )
+
+
+def _spread(accuracy: list[float]) -> str:
+    mean = f"{100 * statistics.mean(accuracy):.1f}"
+    return f"{mean} ± {100 * statistics.stdev(accuracy):.1f}" if len(accuracy) > 1 else mean

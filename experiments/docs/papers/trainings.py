@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from typing import TypeVar
 
 from experiments.docs.markdown import Row, circumstances, table
 from experiments.docs.papers.delta_dnn import TABLE_2 as VGG_16
 from experiments.docs.papers.delta_dnn import percent_change
-from experiments.docs.papers.qd import TABLE_5
+from experiments.docs.papers.qd import TABLE_4, TABLE_5
+
+T = TypeVar("T")
 
 #: Delta-DNN's section 5.3, Mbit/s: wired up, wired down, wireless down.
 BANDWIDTHS = {"wired, up": 40.83, "wired, down": 74.32, "wireless, down": 31.95}
@@ -29,6 +32,7 @@ TABLE_2 = {
     "resnet34": (21.80, 3.68),
 }  # fmt: skip
 _FULL = "full precision"
+_FIGURE_11 = (_FULL, "8 bits, M", "8 bits, M*")
 #: Of columns and rows.
 _ORDER = ("Zstd", "SZ", "Delta-DNN", "LC", "QD, 8 bits", "QD, 4-8 bits", "QD, 16 bits", "nearzip, abs 0.1 %")
 _SCALES = {"papers_small": "here", "papers_paper": "the papers' networks, here"}
@@ -67,6 +71,7 @@ def table_5(results: dict[str, Row]) -> str:
         rows.append([name, len(next(iter(chains.values()))), f"{total / 1e6:.1f} MB", *cells])
     for name, (_, total, zstd, sz, delta, lc, qd_8, qd_4_8) in TABLE_5.items():
         theirs = {"Zstd": zstd, "SZ": sz, "Delta-DNN": delta, "LC": lc, "QD, 8 bits": qd_8, "QD, 4-8 bits": qd_4_8}
+        theirs |= {"QD, 16 bits": TABLE_4[name][1]} if name in TABLE_4 else {}
         cells = [f"{theirs[label]:.2f}" if label in theirs else "" for label in labels]
         rows.append([f"*{name} (paper)*", 200, f"{total} GB", *cells])
     return table(["network", "versions", "all versions", *labels], rows)
@@ -120,6 +125,15 @@ def accuracies(results: dict[str, Row]) -> str:
                  for way in ways[1:]]  # fmt: skip
         rows.append([name, f"{100 * full:.2f}", *cells])
     return table(["network", *(way.replace("*", "\\*") for way in ways)], rows)
+
+
+def figure_11(results: dict[str, Row]) -> str:
+    """Accuracy after every epoch, of what would be restored."""
+    rows = []
+    for name, row in _networks(results, "qd"):
+        rows += [[name, way.replace("*", "\\*"), " ".join(f"{100 * one:.2f}" for one in _spread(found))]
+                 for way, found in row.get("accuracy", {}).items() if way in _FIGURE_11]  # fmt: skip
+    return table(["network", "training", "accuracy by epoch, %"], rows)
 
 
 def figure_1(results: dict[str, Row]) -> str:
@@ -220,7 +234,7 @@ def figure_9(results: dict[str, Row]) -> str:
     return table(["network", "training", "accuracy by epoch, %", "best"], rows)
 
 
-def _spread(epochs: list[Row], n: int = 10) -> list[Row]:
+def _spread(epochs: list[T], n: int = 10) -> list[T]:
     """At most `n` of the epochs, evenly, the last among them."""
     if len(epochs) <= n:
         return epochs
@@ -249,5 +263,6 @@ def context(*results: Row) -> Row:
         "circumstances": "; ".join(said), "qd": first["qd_training"], "delta": first["delta_training"],
         "lost": _lost(by_scale),
         **{make.__name__: make(by_scale) for make in (
-            table_5, verdicts, losses, figure_12, accuracies, figure_1, table_2, delta_1, delta_3, figure_8, figure_9)},
+            table_5, verdicts, losses, figure_12, accuracies, figure_11, figure_1, table_2, delta_1, delta_3, figure_8,
+            figure_9)},
     }  # fmt: skip
