@@ -145,16 +145,20 @@ def main(arguments: list[str]) -> None:
     if where is None:
         raise SystemExit("behaviour: the shared traces are not there; give --data DIR")
     files = {name: (file, what) for name, file, what in originals(where)}
-    rows: list[dict[str, Any]] = []
+    # Hours on two cores: networks that are not measured now keep their rows, with the commit of that time.
+    before = record.load("behaviour")
+    rows: list[dict[str, Any]] = [{"commit": before["commit"], **row} for row in before.get("rows", [])
+                                  if row["network"] not in options.networks]  # fmt: skip
     for name in options.networks:
         if name not in files:
             continue
         file, what = files[name]
         for row in measured(name, traces.load_file(file), folder, options.images, options.deep, options.bits):
-            rows.append({"network": name, "trained": what, **row})
+            rows.append({"network": name, "trained": what, "commit": record.commit(), **row})
             print(name, row["method"], row["bits"], row["bytes"], row["metrics"], flush=True)
             record.save("behaviour", {
-                "images": options.images, "deep_images": options.deep, "networks": options.networks,
+                "images": options.images, "deep_images": options.deep,
+                "networks": list(dict.fromkeys(row["network"] for row in rows)),
                 "perturbations": list(behaviour.PERTURBATIONS), "classes": {"cifar-10": list(behaviour.CIFAR)},
                 "rows": rows,
             }, ("nearzip", "numpy", "torch", "captum", "foolbox"))  # fmt: skip
