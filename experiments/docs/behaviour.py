@@ -45,7 +45,17 @@ def behaviour(result: Row) -> str:
         f"attributions, boundary and robustness. Costs, features and shares are losses against the original, 0 for the "
         f"same network; attributions and boundary are similarities, 1 for the same."
     )
-    return "\n\n".join([head, *parts, f"{circumstances(result)}."])
+    return "\n\n".join([head, *parts, f"{circumstances(result)}{_commits(result)}."])
+
+
+def _commits(result: Row) -> str:
+    """Networks that were measured before the last one, with their commits."""
+    earlier: dict[str, list[str]] = {}
+    for row in result["rows"]:
+        commit = row.get("commit", result["commit"])
+        if commit != result["commit"] and row["network"] not in earlier.setdefault(commit, []):
+            earlier[commit].append(row["network"])
+    return "".join(f"; {', '.join(names)}: commit {commit}" for commit, names in earlier.items() if names)
 
 
 def _cell(metric: str, original: Row, row: Row) -> str:

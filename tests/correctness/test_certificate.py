@@ -347,6 +347,8 @@ def test_the_page_has_everything_in_it_and_nothing_from_outside(tmp_path):
     for needed in ("Verdicts", "What these data could not show", "Accuracy by class", "Which class became which",
                    "What changed", "Distance to another class", 'name="viewport"', "prefers-color-scheme"):  # fmt: skip
         assert needed in text
+    # Charts are drawn for wide and for narrow pages, so that no end of a line is cut on a phone.
+    assert text.count('class="narrow"') == text.count('class="wide"') == 2
     headings = [int(level) for level in re.findall(r"<h(\d)", text)]
     assert headings[0] == 1
     assert set(headings[1:]) == {2}

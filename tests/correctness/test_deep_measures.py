@@ -201,7 +201,7 @@ def test_names_of_measures():
     ("make", "message"),
     [
         (lambda: Attribution("lime"), "an attribution is by saliency"),
-        (lambda: Attribution(window=0), "at least 1"),
+        (lambda: Attribution(window=0), "window of an attribution is a whole number from 1 on, not 0"),
         (lambda: Boundary("left"), "a direction is 'random' or 'worst'"),
         (lambda: Robustness(["linf:x"]), "a perturbation is one such as"),
         (lambda: evaluator(NET, [x for x, _ in BATCHES], "robust")(arrays(NET)), "needs targets"),

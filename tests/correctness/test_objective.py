@@ -179,7 +179,7 @@ def test_its_own_costs():
         (lambda: Objective(NET, {}), "has limits by metric"),
         (lambda: Objective(NET, {"churn": "x"}), "max_loss of churn"),
         (lambda: Objective(NET, {"churn": 0.1}, task="hinge"), "a task is"),
-        (lambda: Objective(NET, {"churn": 0.1}, rate=0), "rate is positive"),
+        (lambda: Objective(NET, {"churn": 0.1}, rate=0), "rate is a positive one"),
         (lambda: Objective(NET, {"nonsense": 0.1}), "name no measure"),
         (lambda: Objective(NET, {"churn": 0.1}).update(NET), "update comes after some batches"),
         (lambda: Objective(NET, {"robust/linf:2": 0.1})(NET, BATCHES[0]), "not attacks"),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nearzip.budget.evaluators import Evaluation
 from nearzip.correctness.samples import batch_digests
+from nearzip.errors import UsageError
 from nearzip.measures.attribution import Attribution, Network, jaccard
 from nearzip.measures.inputs import inputs_of, rows_of
 from nearzip.measures.measure import Predictions
@@ -82,6 +83,8 @@ class Witness:
     _has_targets: bool = False
 
     def __call__(self, prefix: str, batch: Any, seen: Predictions) -> None:
+        if self.classes is not None and len(self.classes) != seen.logits.shape[-1]:
+            raise UsageError(f"{len(self.classes)} names are given for {seen.logits.shape[-1]} classes")
         first = len(self.digests)
         self.digests += batch_digests(batch)
         self._count(prefix or "all", seen)
