@@ -121,9 +121,11 @@ class TensorSpec:
     is_float: bool = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        dtype = dtype_of(self.dtype)
-        n = math.prod(self.shape)
-        self.__dict__.update(n_elements=n, n_bytes=n * dtype.itemsize, numpy_dtype=dtype, is_float=self.dtype in FLOATS)
+        known = self.__dict__  # as the class is frozen
+        known["numpy_dtype"] = dtype = DTYPES.get(self.dtype) or dtype_of(self.dtype)
+        known["n_elements"] = n = math.prod(self.shape)
+        known["n_bytes"] = n * dtype.itemsize
+        known["is_float"] = self.dtype in FLOATS
 
     def same_kind(self, other: TensorSpec | None) -> bool:
         """Whether `other` can serve as a base: same dtype and shape."""
