@@ -10,14 +10,13 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import zstandard
 
 import nearzip._core as _core
-from nearzip.caching import cached_property
 from nearzip.stages import Chain, Context, ContextDelta, OrderedBits, Pipeline, Rans, RawBytes, Sparse, Zstd
 from nearzip.tensors import Array, bits_of, is_float
 
@@ -106,7 +105,7 @@ _EXACT = (exact_pipeline(False), exact_pipeline(True), _ZEROS)
 
 
 @functools.cache
-def exact_pipelines(with_base: bool, floats: bool) -> tuple[Pipeline, ...]:
+def exact_pipelines(with_base: bool, floats: bool) -> Sequence[Pipeline]:
     """Exact pipelines that a block may be coded by, besides `STORED` and `REPEATS`."""
     with_zeros = (_ZEROS,) if floats else ()
     return (exact_pipeline(False), *with_zeros, *([exact_pipeline(True)] if with_base else []))
@@ -125,12 +124,14 @@ def promising(
     n_bytes : int
     others : iterable of Pipeline
     """
-    if context.n <= 4 * _SAMPLE:
+    others = [other for other in others if other is not pipeline]
+    if values.size <= 4 * _SAMPLE:
         yield from (other for other in others if other is not _ZEROS or _zeros(values) >= _MANY_ZEROS)
         return
-    bits = 8 * n_bytes / context.n
+    bits = 8 * n_bytes / values.size
     few = bits < _FEW_BITS and isinstance(pipeline.stages[-1], Rans) and values.itemsize >= 4
-    others = [other for other in others if not (few and other in _EXACT)]
+    if few:
+        others = [other for other in others if other not in _EXACT]
     if not others:
         return
     sample = _Sample(values, context.base)
@@ -149,7 +150,10 @@ class _Sample:
 
     def __init__(self, values: Array, base: Array | None) -> None:
         self.values = _sampled(values)
-        self.context = Context.of(self.values, None if base is None else _sampled(base))
+        self.base = None if base is None else _sampled(base)
+        self.context = Context(values.dtype, (self.values.size,), self.base)
+        self.bits = bits_of(self.values)
+        self.entropy = _core.entropy(self.bits)
 
     def rules_out(self, other: Pipeline, bits: float) -> bool:
         """Whether a candidate surely takes more than so many bits a value."""
@@ -157,24 +161,21 @@ class _Sample:
             return _zeros(self.values) < _MANY_ZEROS
         if other is exact_pipeline(False):
             return _NEAR * bits < _OF_ENTROPY * self.entropy or _NEAR * bits < _entropy_by_byte(self.values)
+        assert self.base is not None  # neither of the rest is tried without one
         if other is exact_pipeline(True):
-            return bits < _OF_ENTROPY * _core.entropy(bits_of(self.values) - bits_of(self.context.require_base()))
+            return bits < _OF_ENTROPY * _core.entropy(self.bits - bits_of(self.base))
         # What is left does without the base.
-        return self.entropy > _DISTINCT * math.log2(_SAMPLE) and self.is_close
+        return self.entropy > _DISTINCT * math.log2(_SAMPLE) and _is_close(self.values, self.base)
 
-    @cached_property
-    def entropy(self) -> float:
-        return _core.entropy(bits_of(self.values))
 
-    @cached_property
-    def is_close(self) -> bool:
-        """Whether values are much closer to the base than to zero."""
-        if not is_float(self.values.dtype):
-            return False
-        with np.errstate(invalid="ignore", over="ignore"):
-            x = self.values.astype(np.float32, copy=False)
-            off = x - self.context.require_base().astype(np.float32, copy=False)
-            return bool(off @ off <= _CLOSE**2 * (x @ x))
+def _is_close(values: Array, base: Array) -> bool:
+    """Whether values are much closer to the base than to zero."""
+    if not is_float(values.dtype):
+        return False
+    with np.errstate(invalid="ignore", over="ignore"):
+        x = values.astype(np.float32, copy=False)
+        off = x - base.astype(np.float32, copy=False)
+        return bool(off @ off <= _CLOSE**2 * (x @ x))
 
 
 def _zeros(values: Array) -> float:
@@ -196,7 +197,7 @@ def _sampled(values: Array) -> Array:
 
 def _entropy_by_byte(values: Array) -> float:
     """Bits a value, if each of its bytes is coded by itself."""
-    planes = OrderedBits().encode(values).symbols.view(np.uint8).reshape(values.size, -1).T
+    planes = OrderedBits().encode(values).value.view(np.uint8).reshape(values.size, -1).T
     return sum(_core.entropy(plane) for plane in np.ascontiguousarray(planes))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import json
 import math
 import os
@@ -25,7 +26,7 @@ from nearzip.limits import Limits
 from nearzip.matching import can_serve
 from nearzip.stages import Pipeline, pipeline_from_json
 from nearzip.stages.external import unpack_zstd
-from nearzip.strictjson import Kinds, fields, pick, texts
+from nearzip.strictjson import Kinds, fields, pick, picks, texts
 from nearzip.tensors import DTYPES, TensorSpec
 
 __all__ = ["BlockEntry", "Index", "Segment", "Source", "Writable", "Writer", "is_archive", "read_index"]
@@ -168,6 +169,7 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+@functools.cache
 def header_bytes(version: int = PLAIN_FORMAT) -> bytes:
     head = _HEADER.pack(MAGIC, version, version, 0)
     return head + digest(head)[:8]
@@ -210,8 +212,7 @@ class Writer:
         stored = zstandard.ZstdCompressor(level=_INDEX_LEVEL).compress(document)
         total = self._offset + len(stored) + FOOTER_BYTES
         lengths = _FOOTER.pack(total, len(stored), len(document))
-        self._write(stored)
-        self._write(lengths + digest(self._header, stored, lengths) + CLOSING)
+        self._write(stored + lengths + digest(self._header, stored, lengths) + CLOSING)
         return self._offset
 
 
@@ -311,8 +312,7 @@ class _Parser:
         named = [spec.name for segment in segments for spec in segment.tensors] + list(aliases)
         if sorted(named) != sorted(spec.name for spec in tensors) or set(aliases.values()) & set(aliases):
             raise CorruptError("index: a tensor is in no segment, or in two")
-        texts(d["gone"], "index: gone")
-        texts(d["metadata"].values(), "index: metadata")
+        texts([*d["gone"], *d["metadata"].values()], "index: gone and metadata")
         base_id = d["base"]
         if base_id is None and any(s.base_digest is not None for s in segments):
             raise CorruptError("index: segments have a base, the archive has none")
@@ -378,7 +378,7 @@ class _Parser:
         for number, item in enumerate(items):
             where = f"index: segment {number}"
             d = fields(item, where, _SEGMENT_FIELDS)
-            specs = tuple(pick(tensors, i, f"{where}: tensors") for i in d["tensors"])
+            specs = picks(tensors, d["tensors"], f"{where}: tensors")
             blocks = []
             for block in d["blocks"]:
                 if type(block) is not list or len(block) != 3 or type(block[1]) is not int or block[1] < 0:

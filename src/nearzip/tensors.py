@@ -12,7 +12,6 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from nearzip.caching import cached_property
 from nearzip.errors import NotFoundError, UsageError
 from nearzip.parallel import ForkSafeLock
 
@@ -107,25 +106,26 @@ def round_to(dtype: np.dtype[Any], values: Array) -> Array:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, dtype (a key of `DTYPES`) and shape of one tensor."""
+    """Name, dtype (a key of `DTYPES`) and shape of one tensor, and what follows from them. Raises UsageError for
+    another dtype.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    # Computed at once: each is used some ten times a tensor, and `cached_property` would take longer for one.
+    n_elements: int = field(init=False, compare=False, repr=False)
+    n_bytes: int = field(init=False, compare=False, repr=False)
+    numpy_dtype: np.dtype[Any] = field(init=False, compare=False, repr=False)
+    #: As `is_float` of the dtype.
+    is_float: bool = field(init=False, compare=False, repr=False)
 
-    # Kept: both are asked for some ten times a tensor.
-    @cached_property
-    def n_elements(self) -> int:
-        return math.prod(self.shape)
-
-    @cached_property
-    def n_bytes(self) -> int:
-        return self.n_elements * dtype_of(self.dtype).itemsize
-
-    @property
-    def is_float(self) -> bool:
-        """As `is_float` of its dtype."""
-        return self.dtype in FLOATS
+    def __post_init__(self) -> None:
+        known = self.__dict__  # as the class is frozen
+        known["numpy_dtype"] = dtype = DTYPES.get(self.dtype) or dtype_of(self.dtype)
+        known["n_elements"] = n = math.prod(self.shape)
+        known["n_bytes"] = n * dtype.itemsize
+        known["is_float"] = self.dtype in FLOATS
 
     def same_kind(self, other: TensorSpec | None) -> bool:
         """Whether `other` can serve as a base: same dtype and shape."""

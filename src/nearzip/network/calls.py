@@ -14,7 +14,18 @@ from nearzip.errors import UsageError
 from nearzip.network.arrays import to_torch
 from nearzip.tensors import as_array
 
-__all__ = ["Caller", "Names", "call", "captured", "check_layer", "device_of", "last_linear", "moved", "output_of"]
+__all__ = [
+    "Caller",
+    "Names",
+    "call",
+    "captured",
+    "check_layer",
+    "device_of",
+    "last_linear",
+    "moved",
+    "output_of",
+    "predictions_of",
+]
 
 
 def moved(batch: Any, device: torch.device) -> Any:
@@ -63,6 +74,11 @@ def output_of(output: Any, option: str) -> Tensor:
     if not isinstance(output, Tensor):
         raise UsageError(f"the network returns no tensor, and nothing called logits; say how to call it with {option}=")
     return output
+
+
+def predictions_of(module: Callable[..., Any], batch: Any) -> Tensor:
+    """A network's predictions for a batch, called and read the usual way. Raises UsageError, as `output_of`."""
+    return output_of(call(module, batch), "forward")
 
 
 class Caller:

@@ -198,17 +198,18 @@ class QuantizeAndCode(Stage):
         out = context.buffer(np.float64 if context.dtype.itemsize == 8 else np.float32)
         try:
             _core.decode_quantized(
-                np.frombuffer(coded.data, np.uint8), self._base(context), self.step, context.laid_parts, out
+                np.frombuffer(coded.value, np.uint8), self._base(context), self.step, context.laid_parts, out
             )
         except ValueError as error:
             raise CorruptError(str(error)) from None
         return out
 
     def decode_and_compare(self, coded: Coded, context: Context, values: Array, tolerance: float) -> Compared | None:
-        if not self.delta or context.dtype.itemsize < 4:  # those are rounded again
+        base = context.base
+        if not self.delta or base is None or context.dtype.itemsize < 4:  # those are rounded again
             return None
         out = context.buffer(context.dtype)
-        data, base = np.frombuffer(coded.data, np.uint8), context.require_base()
+        data = np.frombuffer(coded.value, np.uint8)
         outside, changes = _core.decode_and_compare(data, base, self.step, context.laid_parts, values, tolerance, out)
         return Compared(out, outside, changes)
 

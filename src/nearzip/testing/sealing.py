@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -101,7 +102,8 @@ def _segment_digest(document: Any, segment: Any, payloads: list[tuple[int, bytes
         return str(segment["digest"])
     pieces: list[list[bytes]] = [[] for _ in specs]
     for block, (number, payload) in zip(segment_blocks(specs, segment["block_bytes"]), payloads, strict=True):
-        with block_context(block, base if segment["base"] is not None else None) as context:
+        with contextlib.ExitStack() as stack:
+            context = block_context(block, base if segment["base"] is not None else None, stack)
             values = decode_block(payload, context, pipeline_from_json(document["pipelines"][number]))
         for mine, part in zip(pieces, np.split(values, np.cumsum(block.parts)[:-1]), strict=True):
             mine.extend(piece_digests(part))
