@@ -20,7 +20,7 @@ from nearzip import errors
 from nearzip.attached import attached_tree
 from nearzip.checkpoints import open_checkpoint
 from nearzip.checkpoints.chunked import OCDBT, ZARR
-from nearzip.tensors import TensorSpec
+from nearzip.tensors import DTYPES, TensorSpec
 
 RNG = np.random.default_rng(0)
 
@@ -457,5 +457,38 @@ def test_arrays_and_trees_of_jax():
     assert found["params.layers.0.w"].dtype == jnp.bfloat16
     assert np.array_equal(found["params.layers.0.w"], np.asarray(moved["layers"][0]["w"]))
     assert {"opt_state.0.count", "opt_state.0.mu.layers.0.w"} <= set(found)
-    again = jax.tree.unflatten(jax.tree.structure(moved), [jnp.asarray(found[f"params.layers.{i}.w"]) for i in (0, 1)])
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), again, moved)))
+    with pytest.raises(errors.UsageError, match="float32 of float64"):
+        nz.decompress(nz.compress({"w": np.ones(3)}), framework="jax")
+    with pytest.raises(errors.UsageError, match="no dtype complex32"):
+        nz.decompress(nz.compress({"w": np.ones(3, DTYPES["complex32"])}), framework="jax")
+
+    found = nz.decompress(archive.to_bytes(), base={"params": params}, framework="jax")
+    assert all(isinstance(array, jax.Array) for array in found.values())
+
+    def of(path, _):
+        return found[jax.tree_util.keystr(path, simple=True, separator=".")]
+
+    again = jax.tree_util.tree_map_with_path(of, tree)
+    assert jax.tree.structure(again) == jax.tree.structure(tree)
+    assert bits_of_leaves(again) == bits_of_leaves(tree)
+    assert [leaf.dtype for leaf in jax.tree.leaves(again)] == [leaf.dtype for leaf in jax.tree.leaves(tree)]
+
+
+def test_a_store_and_a_file_give_arrays_of_jax(tmp_path):
+    jax = pytest.importorskip("jax")
+    tree = {"w": jax.numpy.ones((3, 4), jax.numpy.bfloat16), "n": jax.numpy.arange(3)}
+    with nz.Store(tmp_path / "store", create=True) as store:
+        store.commit(tree)
+        found = store.checkout(framework="jax")
+    nz.compress(tree).save(tmp_path / "a.nz")
+    with nz.open(tmp_path / "a.nz", framework="jax") as archive:
+        for name, array in tree.items():
+            assert found[name].dtype == archive[name].dtype == array.dtype
+            assert isinstance(archive[name], jax.Array)
+            assert (found[name] == array).all()
+
+
+def test_jax_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", None)
+    with pytest.raises(errors.MissingExtraError, match="pip install jax"):
+        nz.decompress(nz.compress({"w": np.ones(3)}), framework="jax")

@@ -258,8 +258,8 @@ def decompress(
         What the archive was made against, if anything; ignored if it needs none.
     limits : Limits
         What reading may take; see `Limits`.
-    framework : {"np", "pt"}
-        NumPy arrays, or PyTorch tensors on the CPU, for `load_state_dict`.
+    framework : {"np", "pt", "jax"}
+        NumPy arrays; PyTorch tensors on the CPU, for `load_state_dict`; or arrays of JAX on its default device.
 
     Raises
     ------

@@ -472,8 +472,8 @@ class Store:
             "latest", a number, "tag:best", "step=1200", "best:accuracy" (the largest), "min:loss".
         names : sequence of str
             Only these tensors.
-        framework : {"np", "pt"}
-            NumPy arrays, or PyTorch tensors on the CPU.
+        framework : {"np", "pt", "jax"}
+            NumPy arrays, PyTorch tensors on the CPU, or arrays of JAX on its default device.
 
         Raises
         ------
