@@ -11,6 +11,8 @@ from experiments.docs.markdown import Row, circumstances, table
 from experiments.docs.papers.delta_dnn import TABLE_2 as VGG_16
 from experiments.docs.papers.delta_dnn import percent_change
 from experiments.docs.papers.qd import TABLE_4, TABLE_5
+from experiments.papers.scale.chains import CODINGS
+from experiments.papers.scale.measure import SCALES
 
 T = TypeVar("T")
 
@@ -241,6 +243,22 @@ def _spread(epochs: list[T], n: int = 10) -> list[T]:
     return [epochs[round(i * (len(epochs) - 1) / (n - 1))] for i in range(n)]
 
 
+def _not_measured(results: dict[str, Row]) -> str:
+    """Networks of a scale that are not in its result yet, and the command that adds them."""
+    said = []
+    for name, result in results.items():
+        scale = name.removeprefix("papers_")
+        measured = result["tables"].get("qd", {})
+        chains = {network: set(measured.get(network, {}).get("chains", {})) for network in SCALES[scale].qd}
+        missing = [network for network, known in chains.items() if set(CODINGS) - known]
+        if missing:
+            said.append(
+                f"Not measured yet: {', '.join(missing)}; `scripts/bench papers --scale {scale} --networks "
+                f"{' '.join(missing)} --data DIR` goes on with what is missing."
+            )
+    return " ".join(said)
+
+
 def _lost(results: dict[str, Row]) -> str:
     """What the second trainings lose at their best epoch, in points."""
     found = []
@@ -261,7 +279,7 @@ def context(*results: Row) -> Row:
     first = next(iter(by_scale.values()))
     return {
         "circumstances": "; ".join(said), "qd": first["qd_training"], "delta": first["delta_training"],
-        "lost": _lost(by_scale),
+        "lost": _lost(by_scale), "not_measured": _not_measured(by_scale),
         **{make.__name__: make(by_scale) for make in (
             table_5, verdicts, losses, figure_12, accuracies, figure_11, figure_1, table_2, delta_1, delta_3, figure_8,
             figure_9)},
