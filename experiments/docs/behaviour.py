@@ -102,6 +102,11 @@ def seconds(result: Row) -> str:
         f"metrics {once['evaluation']:.2f} s, {found['ratio']:.2f} times as much; two bare passes, one of either "
         f"network, take {once['forward']:.2f} s."
     )
+    logs = result["answers"]
+    words += (
+        f" Logs of {logs['tasks']} tasks with {logs['lines']:,} samples are compared in {logs['seconds']:.1f} s, the "
+        f"start of Python included, {'with' if logs['imports_torch'] else 'without'} PyTorch."
+    )
     head = (
         f"The original and a compressed {result['network']}, {result['images']} test images, processor seconds with "
         "one thread:"
