@@ -90,6 +90,30 @@ def _said(others: list[Row], original: Row) -> str:
     return "\n".join(lines)
 
 
+def seconds(result: Row) -> str:
+    """What the measures take, and a certificate beside an evaluation."""
+    groups, found = result["groups"], result["certificate"]
+    total = sum(group["seconds"] for group in groups.values())
+    lines = [[name, group["metrics"], f"{group['seconds']:.1f}"] for name, group in groups.items()]
+    lines.append(["all", sum(group["metrics"] for group in groups.values()), f"{total:.0f}"])
+    once = found["seconds"]
+    words = (
+        f"A certificate of {found['images']:,} images takes {once['certificate']:.2f} s, an evaluation of the same "
+        f"metrics {once['evaluation']:.2f} s, {found['ratio']:.2f} times as much; two bare passes, one of either "
+        f"network, take {once['forward']:.2f} s."
+    )
+    logs = result["answers"]
+    words += (
+        f" Logs of {logs['tasks']} tasks with {logs['lines']:,} samples are compared in {logs['seconds']:.1f} s, the "
+        f"start of Python included, {'with' if logs['imports_torch'] else 'without'} PyTorch."
+    )
+    head = (
+        f"The original and a compressed {result['network']}, {result['images']} test images, processor seconds with "
+        "one thread:"
+    )
+    return "\n\n".join([head, table(["measures", "metrics", "seconds"], lines), words, f"{circumstances(result)}."])
+
+
 def objective(result: Row) -> str:
     """Plain fine-tuning beside the objective, seed by seed, and what of the aims was reached."""
     names = {"top-1": "top1", "wrong now": "flips/worse", "cost": "cost", "KL": "kl",

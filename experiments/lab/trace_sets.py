@@ -51,7 +51,12 @@ SETS: dict[str, tuple[Settings, ...]] = {
         ),
         preset("mobilenet-small", epochs=6),
     ),
-    "correctness": (preset("resnet-20", epochs=4, limit=20_000),),
+    "correctness": (
+        preset("resnet-20", epochs=4, limit=20_000),
+        preset(
+            "strided-small", epochs=5, limit=15_000, rule="all", schedule="cosine", lr=0.05, weight_decay=5e-4,
+        ),
+    ),
 }  # fmt: skip
 
 

@@ -257,8 +257,9 @@ def test_two_processes_and_one_and_two_threads_say_the_same(tmp_path):
     deep = []
     try:
         import captum  # noqa: F401
+        import foolbox  # noqa: F401
 
-        deep = ["attribution/saliency", "boundary/random", "boundary/worst"]
+        deep = ["attribution/*", "boundary/random", "boundary/worst", "robust/linf:2", "robust/gauss:0.08"]
     except ImportError:
         pass
     found = []
