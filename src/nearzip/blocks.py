@@ -37,6 +37,11 @@ __all__ = [
 ]
 
 
+#: Small tensors in one block, at most: none of them is read without the others. Of 10,000 tensors of 64 bytes, with a
+#: block for each 2,048, the first is there in a third of the time, for 0.1 to 1.2 % more bytes.
+_MOST_MEMBERS = 2048
+
+
 @dataclass(frozen=True)
 class Draft:
     """A segment before it is coded: its tensors, how, what is promised for each, and whether a base takes part.
@@ -223,7 +228,7 @@ def _draft(
         group = groups.get(key)
         if group is None:
             group = groups[key] = _Group()
-        elif group.n_bytes + n_bytes > recipe.group_bytes:
+        elif group.n_bytes + n_bytes > recipe.group_bytes or len(group.members) >= _MOST_MEMBERS:
             yield _gathered(group.members, plan.pipeline, with_base, recipe.group_bytes, coding)
             group.members, group.n_bytes = [], 0
         group.members.append(member)
