@@ -6,8 +6,9 @@ With a label, a folder of that label gets what no folder has yet: methods that w
 "coding", updates of tensors so large that every kind of stream comes up; with the label "scaled", layers whose rows,
 columns and kernels differ; with the label "lattice", updates at points of E8; with the label "matched", updates whose
 base has other names, dtypes and numbers of rows; with the labels "columns" and "columns-matched", small updates with
-an index in columns. They stay in the repository for good, and every later release reads them (`test_formats.py`). Existing files are never replaced: a release whose format changes after its golden files were
-made, but before it is out, removes its folder by hand first.
+an index in columns. They stay in the repository for good, and every later release reads them (`test_formats.py`).
+Existing files are never replaced: a release whose format changes after its golden files were made, but before it is
+out, removes its folder by hand first.
 """
 
 from __future__ import annotations

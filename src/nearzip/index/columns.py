@@ -219,15 +219,18 @@ class _Cursor:
             raise CorruptError("index: a column of unknown width")
         if is_constant:
             value = int.from_bytes(self.take(width), "little")
-            numbers = np.full(n, value, np.uint64)
-        else:
-            planes = np.frombuffer(self.take(n * width), np.uint8).reshape(width, n)
-            wide = np.zeros((n, 8), np.uint8)
-            wide[:, :width] = planes.T
-            numbers = wide.view("<u8").reshape(-1)
-        if n and int(numbers.max()) >= _MOST:
+            if value >= _MOST:
+                raise CorruptError("index: a number is out of range")
+            return np.full(n, value, np.int64)
+        raw = np.frombuffer(self.take(n * width), np.uint8)
+        if width == 1:
+            return raw.astype(np.int64)
+        wide = np.zeros((n, 8), np.uint8)
+        wide[:, :width] = raw.reshape(width, n).T
+        numbers = wide.view("<i8").reshape(-1).astype(np.int64, copy=False)
+        if width == 8 and n and not 0 <= int(numbers.min()) <= int(numbers.max()) < _MOST:
             raise CorruptError("index: a number is out of range")
-        return numbers.astype(np.int64)
+        return numbers
 
 
 _HEAD: Kinds = {"writer": str, "method": dict, "bound": dict, "pipelines": list}
