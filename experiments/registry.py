@@ -80,6 +80,10 @@ CLAIMS = {
         "Costs are a constant and an amount for each parameter",
         "claims.speed.cost_model", ("cost_model",),
     ),
+    "small": Claim(
+        "Archives of small tensors cost little before the first value",
+        "claims.speed.small", ("small",),
+    ),
     "budget": Claim(
         "Plans keep their accuracy budget, and are smaller than those of the papers' searches",
         "claims.accuracy.budget", ("budget",), _DATA,

@@ -44,6 +44,7 @@ ROWS = (
     "blocks",
     "fileio",
     "sources",
+    "index",
     "container",
     "updates",
     "coding_index",

@@ -77,6 +77,7 @@ BLOCKS = (
     Block("docs/calibration.md", "cost", ("calibration",), accuracy.calibration),
     Block("docs/cost-model.md", "cost-model", ("cost_model",), costs.measured),
     Block("docs/cost-model.md", "computed", ("cost_model",), costs.computed),
+    Block("docs/cost-model.md", "small", ("small",), costs.small),
     Block("docs/condense.md", "condense-recovery", ("condense_recovery",), condense.recovery),
     Block("docs/condense.md", "condense-search", ("condense_search",), condense.search),
     Block("docs/condense.md", "condense-files", ("condense_files",), condense.files),

@@ -29,7 +29,7 @@ from nearzip.choice import REPEATS, STORED
 from nearzip.codec import encode_block
 from nearzip.coding import Coding, Codings
 from nearzip.coding_index import codings_json
-from nearzip.container import MATCHED_FORMAT, PLAIN_FORMAT, BlockEntry, Index, Segment, Writable, Writer
+from nearzip.container import BlockEntry, Index, Segment, Writable, Writer
 from nearzip.digests import content_id, digest, part_digests
 from nearzip.errors import UsageError
 from nearzip.limits import Limits
@@ -82,7 +82,7 @@ def write_archive(
         resolved = resolve_updates(source, reference.before, codings, threads)
     else:
         resolved = Resolved(codings)
-    work = _Work(source, reference, resolved.codings, Writer(stream, _format(reference)), keep)
+    work = _Work(source, reference, resolved.codings, Writer(stream), keep)
     work.encode_all(threads, progress)
     return work.finish(codings, groups, resolved)
 
@@ -252,10 +252,6 @@ class _Work:
             for name, array in self._assembler.tensors():
                 for each in (name, *self._tied_to.get(name, ())):
                     self._keep(each, array)
-
-
-def _format(reference: Reference) -> int:
-    return MATCHED_FORMAT if reference.matches else PLAIN_FORMAT
 
 
 def _tasks(drafts: Iterator[Draft], keeps: bool) -> Iterator[_Task]:

@@ -250,7 +250,11 @@ class Store:
         return manifest.number
 
     def commit_file(self, path: str | os.PathLike[str], message: str = "", **said: Any) -> int:
-        """Commit a checkpoint file, tensor by tensor: memory does not grow with the file. Otherwise as `commit`."""
+        """Commit a checkpoint file, read tensor by tensor. Otherwise as `commit`.
+
+        Memory grows with the file only while `hold` keeps versions of up to 4 GiB: the one before and this one, both as
+        readers get them, are there at once.
+        """
         source = open_input(path)
         try:
             metadata = {**source.metadata, **(said.pop("metadata", None) or {})}

@@ -1,4 +1,7 @@
-"""Archives with valid checksums around any content, as a hostile writer would make them; for tests."""
+"""Archives with valid checksums around any content, as a hostile writer would make them; for tests.
+
+An index is changed as JSON, the form of formats 1 and 2: `seal` writes these. `seal_columns` writes format 3.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,18 @@ import zstandard
 from nearzip import container
 from nearzip.blocks import block_context, segment_blocks
 from nearzip.codec import decode_block
-from nearzip.container import FOOTER_BYTES, HEADER_BYTES
+from nearzip.container import FOOTER_BYTES, HEADER_BYTES, OLD_FOOTER_BYTES, read_index
 from nearzip.digests import digest, join_pieces, piece_digests
 from nearzip.errors import Error
+from nearzip.index.columns import pack_columns, unpack_columns
+from nearzip.index.document import to_document
+from nearzip.limits import Limits
+from nearzip.sources import BytesSource
 from nearzip.stages import pipeline_from_json
+from nearzip.stages.base import put_varint
 from nearzip.tensors import Checkpoint, TensorSpec
 
-__all__ = ["seal", "true_digests", "unseal"]
+__all__ = ["seal", "seal_columns", "true_digests", "unseal", "unseal_columns"]
 
 
 def seal(
@@ -54,8 +62,8 @@ def seal(
     has_matches = isinstance(document, dict) and "matches" in document
     version = container.MATCHED_FORMAT if has_matches else container.PLAIN_FORMAT
     head = container.header_bytes(version) if header is None else header + digest(header)[:8]
-    length = len(head) + len(blocks) + len(stored) + FOOTER_BYTES
-    lengths = container._FOOTER.pack(
+    length = len(head) + len(blocks) + len(stored) + OLD_FOOTER_BYTES
+    lengths = container._OLD_FOOTER.pack(
         length if total is None else total,
         len(stored) if n_stored is None else n_stored,
         len(text) if n_document is None else n_document,
@@ -63,12 +71,38 @@ def seal(
     return head + blocks + stored + lengths + digest(head, stored, lengths) + container.CLOSING
 
 
+def seal_columns(content: bytes, digests: bytes = b"", blocks: bytes = b"", stored: bytes | None = None) -> bytes:
+    """An archive of format 3 with a valid checksum around any index: its columns, and the digests behind them.
+
+    `stored`: the index as stored in the file, instead of these two.
+    """
+    if stored is None:
+        packed = pack_columns(content)
+        stored = put_varint(len(packed)) + packed + digests
+    head = container.header_bytes()
+    lengths = container._FOOTER.pack(len(stored), len(content))
+    return head + blocks + stored + lengths + digest(head, stored, lengths) + container.CLOSING
+
+
+def unseal_columns(archive: bytes) -> tuple[bytes, bytes, bytes]:
+    """Columns, digests and blocks of a good archive of format 3: `seal_columns` of these is `archive`."""
+    n_stored, n_content = container._FOOTER.unpack(archive[-FOOTER_BYTES:][: container._FOOTER.size])
+    start = len(archive) - FOOTER_BYTES - n_stored
+    return *unpack_columns(archive[start : start + n_stored], n_content), archive[HEADER_BYTES:start]
+
+
 def unseal(archive: bytes) -> tuple[dict[str, Any], bytes]:
     """The index of a good archive as JSON, and its blocks: `seal(*unseal(archive))` reads like `archive`."""
-    _, n_stored, _ = container._FOOTER.unpack(archive[-FOOTER_BYTES:][: container._FOOTER.size])
-    end = len(archive) - FOOTER_BYTES - n_stored
-    document: dict[str, Any] = json.loads(zstandard.ZstdDecompressor().decompress(archive[end : end + n_stored]))
-    return document, archive[HEADER_BYTES:end]
+    index = read_index(BytesSource(archive, "archive"), Limits(index_bytes=1 << 30))
+    n_blocks = sum(block.length for segment in index.segments for block in segment.blocks)
+    blocks = archive[HEADER_BYTES : HEADER_BYTES + n_blocks]
+    document: dict[str, Any] = json.loads(json.dumps(to_document(index)))
+    entries = [block for segment in document["segments"] for block in segment["blocks"]]
+    at = 0
+    for entry in entries:  # format 3 has the first bytes of these
+        entry[2] = _text(digest(blocks[at : at + entry[1]]))
+        at += entry[1]
+    return document, blocks
 
 
 def _text(raw: bytes) -> str:
