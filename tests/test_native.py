@@ -211,7 +211,7 @@ def test_decoding_and_comparing_at_once_are_both(dtype, seed, parts, scale):
 @example(seed=0, step=1e-3, spread=1, kind="halves")
 @example(seed=1, step=1e-3, spread=30, kind="halves")
 def test_symbols_are_those_of_double_precision(seed, step, spread, kind):
-    """Encoding looks at single precision first: what that leaves uncertain, near halves above all, is not taken from it."""
+    """Encoding looks at single precision first, but takes nothing uncertain from it, as near halves."""
     rng = np.random.default_rng(seed)
     n = 2000
     wide = rng.normal(0, 10.0 ** rng.uniform(-2, 4) * step, n).clip(-3e38, 3e38)
