@@ -23,9 +23,10 @@ import pytest
 import zstandard
 
 import nearzip as nz
-from nearzip.container import CLOSING, FOOTER_BYTES, HEADER_BYTES, MAGIC
+from nearzip.container import MAGIC
 from nearzip.digests import digest
 from nearzip.errors import CorruptError, Error, LimitError, NewerFormatError, TruncatedError, WrongBaseError
+from nearzip.framing import CLOSING, FOOTER_BYTES, HEADER_BYTES
 from nearzip.stages.base import put_varint
 from nearzip.stages.external import Gzip, Lzma, Zstd
 from nearzip.testing import seal, unseal

@@ -44,6 +44,7 @@ ROWS = (
     "blocks",
     "fileio",
     "sources",
+    "framing",
     "container",
     "updates",
     "coding_index",

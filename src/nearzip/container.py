@@ -8,41 +8,32 @@ from __future__ import annotations
 
 import base64
 import binascii
-import functools
 import json
 import math
 import os
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import zstandard
+from typing import Any
 
 from nearzip import strictjson
 from nearzip.digests import DIGEST_BYTES, PIECE_BYTES, digest
-from nearzip.errors import CorruptError, LimitError, NewerFormatError, TruncatedError, UsageError
+from nearzip.errors import CorruptError, LimitError, NewerFormatError
+from nearzip.framing import FOOTER_BYTES, HEADER_BYTES, Frame, Source, Writable
 from nearzip.limits import Limits
 from nearzip.matching import can_serve
 from nearzip.stages import Pipeline, pipeline_from_json
-from nearzip.stages.external import unpack_zstd
 from nearzip.strictjson import Kinds, fields, pick, picks, texts
 from nearzip.tensors import DTYPES, TensorSpec
 
-__all__ = ["BlockEntry", "Index", "Segment", "Source", "Writable", "Writer", "is_archive", "read_index"]
+__all__ = ["BlockEntry", "Index", "Segment", "Writer", "is_archive", "read_index"]
 
 MAGIC = b"\x89NZIP\r\n\x1a"
-CLOSING = b"\x1a\nNZEND\x89"
 #: The newest format that this release reads. It writes each file in the oldest that can express it.
 FORMAT_VERSION = 2
 #: The format of archives that need no field of a later one, and of those whose index says which tensors of the base are
 #: used under another name or in another dtype.
 PLAIN_FORMAT, MATCHED_FORMAT = 1, 2
-_HEADER = struct.Struct("<8sHHI")  # magic, version of the writer, oldest reader that will do, reserved (0)
-HEADER_BYTES = _HEADER.size + 8
-_FOOTER = struct.Struct("<QQQ")  # length of the file, length of the index as stored, as JSON
-FOOTER_BYTES = _FOOTER.size + DIGEST_BYTES + len(CLOSING)
-_INDEX_LEVEL = 12
+_FRAME = Frame(MAGIC, FORMAT_VERSION, "archive", "a nearzip archive")
 _MAX_BLOCK_BYTES = 64 << 20
 
 
@@ -100,20 +91,6 @@ class Index:
         return sum(spec.n_bytes for spec in self.tensors)
 
 
-# ---- sources ---------------------------------------------------------------------------------------
-
-
-class Source(Protocol):
-    """Random access to an archive's bytes."""
-
-    name: str
-    size: int
-
-    def read(self, offset: int, length: int) -> bytes | memoryview: ...
-
-    def close(self) -> None: ...
-
-
 # ---- writing ---------------------------------------------------------------------------------------------------
 
 
@@ -169,16 +146,8 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-@functools.cache
 def header_bytes(version: int = PLAIN_FORMAT) -> bytes:
-    head = _HEADER.pack(MAGIC, version, version, 0)
-    return head + digest(head)[:8]
-
-
-class Writable(Protocol):
-    """Where an archive goes."""
-
-    def write(self, data: bytes, /) -> object: ...
+    return _FRAME.header(version)
 
 
 class Writer:
@@ -208,11 +177,7 @@ class Writer:
 
     def finish(self, index: Index) -> int:
         """Write index and footer; returns the length of the archive in bytes."""
-        document = _to_json(index)
-        stored = zstandard.ZstdCompressor(level=_INDEX_LEVEL).compress(document)
-        total = self._offset + len(stored) + FOOTER_BYTES
-        lengths = _FOOTER.pack(total, len(stored), len(document))
-        self._write(stored + lengths + digest(self._header, stored, lengths) + CLOSING)
+        self._write(_FRAME.end(self._header, self._offset, _to_json(index)))
         return self._offset
 
 
@@ -231,66 +196,13 @@ def read_index(source: Source, limits: Limits) -> Index:
     LimitError
         It declares more than `limits` allow.
     """
-    header = _read_header(source)
-    stored, n_document = _read_footer(source, header, limits)
+    version, document, n_stored = _FRAME.read(source, limits)
     try:
-        document = unpack_zstd(stored, n_document)
-    except CorruptError as error:
-        raise CorruptError(f"{source.name}: index: {error}") from None
-    if len(document) != n_document:
-        raise CorruptError(f"{source.name}: index has another length than the footer says")
-    try:
-        _, version, _, _ = _HEADER.unpack(header[: _HEADER.size])
         return _Parser(limits, version).index(
-            strictjson.load(document, "index", limits.depth), source.size - FOOTER_BYTES - len(stored)
+            strictjson.load(document, "index", limits.depth), source.size - FOOTER_BYTES - n_stored
         )
     except (CorruptError, LimitError, NewerFormatError) as error:
         raise type(error)(f"{source.name}: {error}") from None
-
-
-def _read_header(source: Source) -> bytes:
-    name = source.name
-    header = bytes(source.read(0, min(source.size, HEADER_BYTES)))
-    if not header:
-        raise TruncatedError(f"{name}: the file is empty")
-    if not header.startswith(MAGIC[: len(header)]):
-        if header.startswith(b"version https://git-lfs"):
-            raise UsageError(f"{name}: is a git-lfs pointer, not the file itself; fetch it: git lfs pull")
-        raise CorruptError(f"{name}: not a nearzip archive")
-    if source.size < HEADER_BYTES + FOOTER_BYTES:
-        raise TruncatedError(f"{name}: ends after {source.size} bytes, shorter than any archive")
-    _, version, oldest_reader, reserved = _HEADER.unpack(header[: _HEADER.size])
-    if digest(header[: _HEADER.size])[:8] != header[_HEADER.size :]:
-        raise CorruptError(f"{name}: the header is damaged")
-    if oldest_reader > FORMAT_VERSION:
-        raise NewerFormatError(
-            f"{name}: needs a reader of format {oldest_reader} (written as {version}); this release reads up to "
-            f"{FORMAT_VERSION}: upgrade nearzip"
-        )
-    if reserved or version < oldest_reader or oldest_reader < 1:
-        raise CorruptError(f"{name}: the header is invalid")
-    return header
-
-
-def _read_footer(source: Source, header: bytes, limits: Limits) -> tuple[bytes, int]:
-    name = source.name
-    footer = bytes(source.read(source.size - FOOTER_BYTES, FOOTER_BYTES))
-    if not footer.endswith(CLOSING):
-        raise TruncatedError(f"{name}: does not end as an archive does; cut short, or its end is damaged")
-    lengths, expected = footer[: _FOOTER.size], footer[_FOOTER.size : -len(CLOSING)]
-    total, n_stored, n_document = _FOOTER.unpack(lengths)
-    if total != source.size or n_stored > source.size - HEADER_BYTES - FOOTER_BYTES:
-        raise CorruptError(f"{name}: the file is not as long as its footer says")
-    allowed = limits.allowed_index(source.size)
-    if max(n_document, n_stored) > allowed:
-        raise LimitError(
-            f"{name}: the index takes {max(n_document, n_stored)} bytes; the limit is {allowed}. "
-            "If you trust the file, raise Limits(index_bytes=...)"
-        )
-    stored = bytes(source.read(source.size - FOOTER_BYTES - n_stored, n_stored))
-    if digest(header, stored, lengths) != expected:
-        raise CorruptError(f"{name}: the index is damaged")
-    return stored, n_document
 
 
 class _Parser:

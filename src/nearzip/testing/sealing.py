@@ -14,9 +14,9 @@ import zstandard
 from nearzip import container
 from nearzip.blocks import block_context, segment_blocks
 from nearzip.codec import decode_block
-from nearzip.container import FOOTER_BYTES, HEADER_BYTES
 from nearzip.digests import digest, join_pieces, piece_digests
 from nearzip.errors import Error
+from nearzip.framing import CLOSING, FOOTER, FOOTER_BYTES, HEADER_BYTES
 from nearzip.stages import pipeline_from_json
 from nearzip.tensors import Checkpoint, TensorSpec
 
@@ -55,17 +55,17 @@ def seal(
     version = container.MATCHED_FORMAT if has_matches else container.PLAIN_FORMAT
     head = container.header_bytes(version) if header is None else header + digest(header)[:8]
     length = len(head) + len(blocks) + len(stored) + FOOTER_BYTES
-    lengths = container._FOOTER.pack(
+    lengths = FOOTER.pack(
         length if total is None else total,
         len(stored) if n_stored is None else n_stored,
         len(text) if n_document is None else n_document,
     )
-    return head + blocks + stored + lengths + digest(head, stored, lengths) + container.CLOSING
+    return head + blocks + stored + lengths + digest(head, stored, lengths) + CLOSING
 
 
 def unseal(archive: bytes) -> tuple[dict[str, Any], bytes]:
     """The index of a good archive as JSON, and its blocks: `seal(*unseal(archive))` reads like `archive`."""
-    _, n_stored, _ = container._FOOTER.unpack(archive[-FOOTER_BYTES:][: container._FOOTER.size])
+    _, n_stored, _ = FOOTER.unpack(archive[-FOOTER_BYTES:][: FOOTER.size])
     end = len(archive) - FOOTER_BYTES - n_stored
     document: dict[str, Any] = json.loads(zstandard.ZstdDecompressor().decompress(archive[end : end + n_stored]))
     return document, archive[HEADER_BYTES:end]
