@@ -23,9 +23,10 @@ import pytest
 import zstandard
 
 import nearzip as nz
-from nearzip.container import CLOSING, HEADER_BYTES, MAGIC, OLD_FOOTER_BYTES
+from nearzip.container import MAGIC
 from nearzip.digests import digest
 from nearzip.errors import CorruptError, Error, LimitError, NewerFormatError, TruncatedError, WrongBaseError
+from nearzip.framing import CLOSING, FOOTER_BYTES, HEADER_BYTES
 from nearzip.stages.base import put_varint
 from nearzip.stages.external import Gzip, Lzma, Zstd
 from nearzip.testing import seal, seal_columns, unseal
@@ -139,7 +140,7 @@ def footers() -> Iterator[Evil]:
     yield Evil("footer: 16 MiB of index in a small file", seal(DOCUMENT, BLOCKS, n_document=16 << 20), LimitError)
     yield Evil("footer: 256 KiB of index claimed", seal(DOCUMENT, BLOCKS, n_document=1 << 18))
     whole = seal(DOCUMENT, BLOCKS)
-    yield Evil("footer: twice", whole + whole[-OLD_FOOTER_BYTES:])
+    yield Evil("footer: twice", whole + whole[-FOOTER_BYTES:])
     yield Evil("file: twice", whole + whole)
     yield Evil("file: trailing zeros", whole + bytes(64), TruncatedError)
     yield Evil("file: closing twice", whole + CLOSING)

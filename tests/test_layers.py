@@ -44,6 +44,7 @@ ROWS = (
     "blocks",
     "fileio",
     "sources",
+    "framing",
     "index",
     "container",
     "updates",

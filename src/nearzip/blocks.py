@@ -210,7 +210,7 @@ def _draft(
     for spec, with_base, plan in _plans(source, base, names, coding, threads):
         member = (spec, plan.tolerance)
         n_bytes = spec.n_bytes
-        whole = plan.alone or (recipe.whole_tensors and spec.is_float)
+        whole = plan.own_block or (recipe.whole_tensors and spec.is_float)
         if whole or n_bytes >= recipe.group_bytes or (apart and _stands_out(source, spec)):
             cut = recipe.cut_tensors and not whole
             size = recipe.group_bytes if cut else _one_block(n_bytes)

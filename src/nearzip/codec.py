@@ -25,7 +25,7 @@ __all__ = ["EncodedBlock", "decode_block", "decode_sparse_block", "encode_block"
 
 #: With more patches than one in this many values, coding the block exactly is tried as well.
 _MANY_PATCHES = 64
-#: Bytes that another coding has to save: its stages stand in the index.
+#: Bytes that another coding has to save: its stages take bytes of the index.
 _MARGIN = 32
 #: Where the length of the patch is.
 _NO_PATCH = b"\0"
@@ -144,7 +144,7 @@ def _or_stored(block: EncodedBlock, values: Array, context: Context) -> EncodedB
 
 
 def _instead_of(block: EncodedBlock, exact: EncodedBlock, values: Array) -> EncodedBlock:
-    """`exact`, which codes values exactly, with what is said of `block`."""
+    """`exact`, which codes values exactly, with the counts and changes of `block`."""
     changes = block.changes if values is block.restored else _exactly(block.changes)
     return replace(exact, n_false=block.n_false, changes=changes)
 

@@ -6,52 +6,28 @@ follow each other without gaps, so their offsets are sums of lengths and cannot 
 
 from __future__ import annotations
 
-import functools
 import os
-import struct
 from collections.abc import Sequence
-from typing import Protocol
 
 from nearzip import strictjson
-from nearzip.digests import DIGEST_BYTES, digest
-from nearzip.errors import CorruptError, LimitError, NewerFormatError, TruncatedError, UsageError
+from nearzip.digests import digest
+from nearzip.errors import CorruptError, LimitError, NewerFormatError, UsageError
+from nearzip.framing import FOOTER_BYTES, HEADER_BYTES, SHORT_FOOTER_BYTES, Frame, Source, Writable, unpacked
 from nearzip.index.columns import from_columns, stored_columns, unpack_columns
 from nearzip.index.document import from_document
 from nearzip.index.entries import BlockEntry, Index, Segment
 from nearzip.limits import Limits
 from nearzip.stages import Pipeline
-from nearzip.stages.external import unpack_zstd
 
-__all__ = ["BlockEntry", "Index", "Segment", "Source", "Writable", "Writer", "is_archive", "read_index"]
+__all__ = ["BlockEntry", "Index", "Segment", "Writer", "is_archive", "read_index"]
 
 MAGIC = b"\x89NZIP\r\n\x1a"
-CLOSING = b"\x1a\nNZEND\x89"
 #: The newest format that this release reads, and the one that it writes: its index is in columns.
 FORMAT_VERSION = 3
 #: Earlier ones, with an index of JSON: without and with the field that says which tensors of the base are used under
 #: another name or in another dtype.
 PLAIN_FORMAT, MATCHED_FORMAT = 1, 2
-_HEADER = struct.Struct("<8sHHI")  # magic, version of the writer, oldest reader that will do, reserved (0)
-HEADER_BYTES = _HEADER.size + 8
-_FOOTER = struct.Struct("<II")  # length of the index as stored, length of its columns
-FOOTER_BYTES = _FOOTER.size + DIGEST_BYTES + len(CLOSING)
-#: Of the earlier formats: length of the file, length of the index as stored, as JSON.
-_OLD_FOOTER = struct.Struct("<QQQ")
-OLD_FOOTER_BYTES = _OLD_FOOTER.size + DIGEST_BYTES + len(CLOSING)
-
-
-# ---- sources ---------------------------------------------------------------------------------------
-
-
-class Source(Protocol):
-    """Random access to an archive's bytes."""
-
-    name: str
-    size: int
-
-    def read(self, offset: int, length: int) -> bytes | memoryview: ...
-
-    def close(self) -> None: ...
+_FRAME = Frame(MAGIC, FORMAT_VERSION, "archive", "a nearzip archive")
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------
@@ -68,16 +44,8 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-@functools.cache
 def header_bytes(version: int = FORMAT_VERSION) -> bytes:
-    head = _HEADER.pack(MAGIC, version, version, 0)
-    return head + digest(head)[:8]
-
-
-class Writable(Protocol):
-    """Where an archive goes."""
-
-    def write(self, data: bytes, /) -> object: ...
+    return _FRAME.header(version)
 
 
 class Writer:
@@ -107,11 +75,10 @@ class Writer:
 
     def finish(self, index: Index) -> int:
         """Write index and footer; returns the length of the archive in bytes."""
-        stored, n_content = stored_columns(index, self._offset, FOOTER_BYTES)
+        stored, n_content = stored_columns(index, self._offset, SHORT_FOOTER_BYTES)
         if len(stored) >= 1 << 32:
             raise UsageError(f"{len(index.tensors)} tensors are too many for one archive")
-        lengths = _FOOTER.pack(len(stored), n_content)
-        self._write(stored + lengths + digest(self._header, stored, lengths) + CLOSING)
+        self._write(_FRAME.short_end(self._header, stored, n_content))
         return self._offset
 
 
@@ -130,68 +97,16 @@ def read_index(source: Source, limits: Limits) -> Index:
     LimitError
         It declares more than `limits` allow.
     """
-    header = _read_header(source)
-    _, version, _, _ = _HEADER.unpack(header[: _HEADER.size])
-    stored, n_content, end_of_blocks = _read_footer(source, header, version >= FORMAT_VERSION, limits)
+    header, version = _FRAME.read_header(source)
+    in_columns = version >= FORMAT_VERSION
+    stored, n_content = _FRAME.read_end(source, header, limits, in_columns)
+    end_of_blocks = source.size - (SHORT_FOOTER_BYTES if in_columns else FOOTER_BYTES) - len(stored)
+    document = b"" if in_columns else unpacked(source.name, stored, n_content)
     try:
-        if version >= FORMAT_VERSION:
+        if in_columns:
             content, digests = unpack_columns(stored, n_content)
             return from_columns(content, digests, limits, source.size, end_of_blocks, HEADER_BYTES)
-        text = unpack_zstd(stored, n_content)
-        if len(text) != n_content:
-            raise CorruptError("index: has another length than the footer says")
-        document = strictjson.load(text, "index", limits.depth)
-        return from_document(document, limits, end_of_blocks, HEADER_BYTES, version >= MATCHED_FORMAT)
+        parsed = strictjson.load(document, "index", limits.depth)
+        return from_document(parsed, limits, end_of_blocks, HEADER_BYTES, version >= MATCHED_FORMAT)
     except (CorruptError, LimitError, NewerFormatError) as error:
         raise type(error)(f"{source.name}: {error}") from None
-
-
-def _read_header(source: Source) -> bytes:
-    name = source.name
-    header = bytes(source.read(0, min(source.size, HEADER_BYTES)))
-    if not header:
-        raise TruncatedError(f"{name}: the file is empty")
-    if not header.startswith(MAGIC[: len(header)]):
-        if header.startswith(b"version https://git-lfs"):
-            raise UsageError(f"{name}: is a git-lfs pointer, not the file itself; fetch it: git lfs pull")
-        raise CorruptError(f"{name}: not a nearzip archive")
-    if source.size < HEADER_BYTES + FOOTER_BYTES:
-        raise TruncatedError(f"{name}: ends after {source.size} bytes, shorter than any archive")
-    _, version, oldest_reader, reserved = _HEADER.unpack(header[: _HEADER.size])
-    if digest(header[: _HEADER.size])[:8] != header[_HEADER.size :]:
-        raise CorruptError(f"{name}: the header is damaged")
-    if oldest_reader > FORMAT_VERSION:
-        raise NewerFormatError(
-            f"{name}: needs a reader of format {oldest_reader} (written as {version}); this release reads up to "
-            f"{FORMAT_VERSION}: upgrade nearzip"
-        )
-    if reserved or version < oldest_reader or oldest_reader < 1:
-        raise CorruptError(f"{name}: the header is invalid")
-    return header
-
-
-def _read_footer(source: Source, header: bytes, in_columns: bool, limits: Limits) -> tuple[bytes, int, int]:
-    """The index as stored, the length of its content, and where it begins."""
-    name, size = source.name, source.size
-    kind, n_footer = (_FOOTER, FOOTER_BYTES) if in_columns else (_OLD_FOOTER, OLD_FOOTER_BYTES)
-    if size < HEADER_BYTES + n_footer:
-        raise TruncatedError(f"{name}: ends after {size} bytes, shorter than any archive")
-    footer = bytes(source.read(size - n_footer, n_footer))
-    if not footer.endswith(CLOSING):
-        raise TruncatedError(f"{name}: does not end as an archive does; cut short, or its end is damaged")
-    lengths, expected = footer[: kind.size], footer[kind.size : -len(CLOSING)]
-    total, n_stored, n_content = (size, *kind.unpack(lengths)) if in_columns else kind.unpack(lengths)
-    if total != size or n_stored > size - HEADER_BYTES - n_footer:
-        raise CorruptError(f"{name}: the file is not as long as its footer says")
-    allowed = limits.allowed_index(size)
-    # In columns, digests follow what is compressed; they are as long in memory as in the file.
-    if n_content > allowed or (n_stored > allowed and not in_columns):
-        raise LimitError(
-            f"{name}: the index takes {max(n_content, n_stored)} bytes; the limit is {allowed}. "
-            "If you trust the file, raise Limits(index_bytes=...)"
-        )
-    start = size - n_footer - n_stored
-    stored = bytes(source.read(start, n_stored))
-    if digest(header, stored, lengths) != expected:
-        raise CorruptError(f"{name}: the index is damaged")
-    return stored, n_content, start

@@ -16,12 +16,13 @@ from nearzip.blocks import Assembler, Block, block_context, block_values, in_own
 from nearzip.codec import decode_block, decode_sparse_block, time_block
 from nearzip.coding import Codings
 from nearzip.coding_index import codings_in
-from nearzip.container import BlockEntry, Segment, Source, read_index
+from nearzip.container import BlockEntry, Segment, read_index
 from nearzip.digests import digest, part_digests
 from nearzip.display import html_table
 from nearzip.errors import CorruptError, LimitError, NotFoundError, WrongBaseError
 from nearzip.fileio import memory_error
 from nearzip.frameworks import check_framework, to_framework
+from nearzip.framing import Source
 from nearzip.limits import Limits
 from nearzip.matching import matched, n_new_bytes
 from nearzip.parallel import number_of_threads, ordered_map

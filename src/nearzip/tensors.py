@@ -275,7 +275,7 @@ def check_text(what: str, text: object) -> str:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name, read one at a time, with what else the file said.
+    """Tensors by name, read one at a time, with the file's metadata and structure.
 
     Parameters
     ----------

@@ -29,9 +29,10 @@ from nearzip.choice import REPEATS, STORED
 from nearzip.codec import encode_block
 from nearzip.coding import Coding, Codings
 from nearzip.coding_index import codings_json
-from nearzip.container import BlockEntry, Index, Segment, Writable, Writer
+from nearzip.container import BlockEntry, Index, Segment, Writer
 from nearzip.digests import content_id, digest, part_digests
 from nearzip.errors import UsageError
+from nearzip.framing import Writable
 from nearzip.limits import Limits
 from nearzip.matching import Reference, n_new_bytes
 from nearzip.parallel import number_of_threads, ordered_map
@@ -177,12 +178,12 @@ class _Work:
             writer=f"nearzip {__version__}",
             matches=used if reference.matches else None,
         )
-        alone = _without_base(source, reference.base, ties, self._codings)
+        without_base = _without_base(source, reference.base, ties, self._codings)
         kept = None if reference.before is None else _update_kept(self._changes, ties, groups, asked.substitutes)
         n_bytes = self._writer.finish(index)
         self._floor.check(n_bytes, index)
         return WriteReport(
-            index, n_bytes, self._n_patched, contents, alone, used, self._false_positives, self._choices,
+            index, n_bytes, self._n_patched, contents, without_base, used, self._false_positives, self._choices,
             update_kept=kept,
         )  # fmt: skip
 

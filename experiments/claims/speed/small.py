@@ -24,7 +24,7 @@ import zstandard
 import nearzip as nz
 from experiments.lab import record
 from nearzip.bounds import EXACT
-from nearzip.container import HEADER_BYTES, OLD_FOOTER_BYTES
+from nearzip.framing import FOOTER_BYTES, HEADER_BYTES
 from nearzip.digests import checkpoint_id
 from nearzip.federated.message import Group, pack
 from nearzip.tensors import Checkpoint
@@ -107,7 +107,7 @@ def row(n: int, folder: Path) -> dict[str, Any]:
         path.write_bytes(content)
         found[form]["open_ms"] = milliseconds(lambda path=path: nz.open(path).close())  # type: ignore[misc]
         found[form]["first_ms"] = milliseconds(lambda path=path: nz.open(path)[first])  # type: ignore[misc]
-    assert found["json"]["bytes"] - blocks > HEADER_BYTES + OLD_FOOTER_BYTES
+    assert found["json"]["bytes"] - blocks > HEADER_BYTES + FOOTER_BYTES
     return found
 
 

@@ -200,7 +200,7 @@ class Bounds(Space):
         return self._facts[name].largest if self.kind == "abs" else 2.0**self.high
 
     def position_of(self, name: str, position: float) -> float:
-        """Where a tensor's own bound stands in the setting at `position`."""
+        """The position of a tensor's own bound in the setting at `position`."""
         return position + math.log2(self._shares.get(name, 1.0))
 
     def bears(self, name: str) -> float:

@@ -184,7 +184,7 @@ def _check_names(strategy: str, parameters: Iterable[str]) -> None:
 
 
 def parameters_of(strategy: str, texts: Mapping[str, str]) -> dict[str, Any]:
-    """A strategy's parameters from texts; items of lists stand between commas. Raises UsageError.
+    """A strategy's parameters from texts; items of lists are separated by commas. Raises UsageError.
 
     Examples
     --------

@@ -160,10 +160,10 @@ def tune(
     >>> _ = torch.manual_seed(0)
     >>> network = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
     >>> batches = [torch.randn(64, 8) for _ in range(4)]
-    >>> judge = evaluator(network, [torch.randn(256, 8)], "agreement")
-    >>> plan = calibrate.tune(network, batches, evaluate=judge, max_loss=0.02)
+    >>> evaluate = evaluator(network, [torch.randn(256, 8)], "agreement")
+    >>> plan = calibrate.tune(network, batches, evaluate=evaluate, max_loss=0.02)
     >>> archive = calibrate.compress(network, batches, plan=plan)
-    >>> 1 - judge(archive.restored) <= 0.02, archive.nbytes == plan.nbytes
+    >>> 1 - evaluate(archive.restored) <= 0.02, archive.nbytes == plan.nbytes
     (True, True)
     """
     wanted = parse_bound(bound) if isinstance(bound, str) else bound

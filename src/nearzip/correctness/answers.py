@@ -57,7 +57,7 @@ class AnswersReport:
         return summary(self.tasks, self.verdict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, with the SHA-256 of every log."""
+        """The report as JSON, with the SHA-256 of every log."""
         return {
             "version": 1,
             "nearzip": __version__,

@@ -18,7 +18,7 @@ from nearzip.tensors import Array, is_float
 __all__ = ["LogStep", "QuantizeDelta", "UnbiasedStep", "UniformStep", "unbiased_gain"]
 
 #: Levels farther from zero than that are left to the codec's patch where their number is doubled.
-MOST_STEPS = 2**29
+MAX_STEPS = 2**29
 
 
 def check_step(step: float) -> None:
@@ -315,7 +315,7 @@ class LogStep(Stage):
             x = value.astype(np.float64)
             reference = self._reference(x.size, context)
             steps = np.rint((np.log(np.abs(x)) - np.log(np.abs(reference))) / (2 * math.log1p(self.eps)))
-            steps[~(np.abs(steps) < MOST_STEPS)] = 0
+            steps[~(np.abs(steps) < MAX_STEPS)] = 0
         flipped = np.signbit(x) != np.signbit(reference)
         symbols = (2 * steps.astype(np.int32) + flipped).astype(np.int32)
         symbols += symbols > 0

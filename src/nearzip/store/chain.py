@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from nearzip.container import Source
 from nearzip.digests import content_id
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, TruncatedError, WrongBaseError
+from nearzip.framing import Source
 from nearzip.limits import Limits
 from nearzip.reading import Reader
 from nearzip.store.backends.backend import Backend

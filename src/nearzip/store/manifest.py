@@ -85,7 +85,7 @@ class Manifest:
     tree : str or None
         JSON text that restores nested .pt structures.
     message, step, metrics, tags, metadata
-        What the committer said.
+        As given to `Store.commit`.
     writer : str
         Program and version, and a random word that tells two writers apart.
     pruned : str or None

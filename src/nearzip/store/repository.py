@@ -263,8 +263,11 @@ class Store:
             source.close()
 
     def _codings(self, source: Checkpoint, plan: PlanLike | None) -> Codings:
-        names = list(without_attached(source).specs)
-        return self.settings.codings().for_tensors(names) if plan is None else codings_of_plan(plan, names)
+        if plan is not None:
+            return codings_of_plan(plan, list(without_attached(source).specs))
+        codings = self.settings.codings()
+        # Most settings name no tensors.
+        return codings.for_tensors(list(without_attached(source).specs)) if codings.by_pattern else codings
 
     # shards
 

@@ -17,9 +17,10 @@ import zstandard
 from nearzip import container
 from nearzip.blocks import block_context, segment_blocks
 from nearzip.codec import decode_block
-from nearzip.container import FOOTER_BYTES, HEADER_BYTES, OLD_FOOTER_BYTES, read_index
+from nearzip.container import read_index
 from nearzip.digests import digest, join_pieces, piece_digests
 from nearzip.errors import Error
+from nearzip.framing import CLOSING, FOOTER, FOOTER_BYTES, HEADER_BYTES, SHORT_FOOTER, SHORT_FOOTER_BYTES
 from nearzip.index.columns import pack_columns, unpack_columns
 from nearzip.index.document import to_document
 from nearzip.limits import Limits
@@ -62,13 +63,13 @@ def seal(
     has_matches = isinstance(document, dict) and "matches" in document
     version = container.MATCHED_FORMAT if has_matches else container.PLAIN_FORMAT
     head = container.header_bytes(version) if header is None else header + digest(header)[:8]
-    length = len(head) + len(blocks) + len(stored) + OLD_FOOTER_BYTES
-    lengths = container._OLD_FOOTER.pack(
+    length = len(head) + len(blocks) + len(stored) + FOOTER_BYTES
+    lengths = FOOTER.pack(
         length if total is None else total,
         len(stored) if n_stored is None else n_stored,
         len(text) if n_document is None else n_document,
     )
-    return head + blocks + stored + lengths + digest(head, stored, lengths) + container.CLOSING
+    return head + blocks + stored + lengths + digest(head, stored, lengths) + CLOSING
 
 
 def seal_columns(content: bytes, digests: bytes = b"", blocks: bytes = b"", stored: bytes | None = None) -> bytes:
@@ -80,14 +81,14 @@ def seal_columns(content: bytes, digests: bytes = b"", blocks: bytes = b"", stor
         packed = pack_columns(content)
         stored = put_varint(len(packed)) + packed + digests
     head = container.header_bytes()
-    lengths = container._FOOTER.pack(len(stored), len(content))
-    return head + blocks + stored + lengths + digest(head, stored, lengths) + container.CLOSING
+    lengths = SHORT_FOOTER.pack(len(stored), len(content))
+    return head + blocks + stored + lengths + digest(head, stored, lengths) + CLOSING
 
 
 def unseal_columns(archive: bytes) -> tuple[bytes, bytes, bytes]:
     """Columns, digests and blocks of a good archive of format 3: `seal_columns` of these is `archive`."""
-    n_stored, n_content = container._FOOTER.unpack(archive[-FOOTER_BYTES:][: container._FOOTER.size])
-    start = len(archive) - FOOTER_BYTES - n_stored
+    n_stored, n_content = SHORT_FOOTER.unpack(archive[-SHORT_FOOTER_BYTES:][: SHORT_FOOTER.size])
+    start = len(archive) - SHORT_FOOTER_BYTES - n_stored
     return *unpack_columns(archive[start : start + n_stored], n_content), archive[HEADER_BYTES:start]
 
 
