@@ -279,7 +279,23 @@ def _far(source: Checkpoint, base: Checkpoint, names: list[str], coding: Coding)
         return set()
     sizes = range(LEAST_APART, coding.recipe.group_bytes)
     shared = [name for name in names if source.specs[name].n_bytes in sizes]
-    return {name for name in shared if is_far(source.read(name), base.read(name))}
+    far = {name for name in shared if is_far(source.read(name), base.read(name))}
+    if shared and len(far) == len(shared):
+        far |= _far_together(source, base, [name for name in names if source.specs[name].n_bytes < LEAST_APART])
+    return far
+
+
+def _far_together(source: Checkpoint, base: Checkpoint, names: list[str]) -> set[str]:
+    """Tensors too small to be judged one by one, where those of their dtype are of no use on the whole. They then share
+    blocks with others of that kind, as they do without a base.
+    """
+    far: set[str] = set()
+    for dtype in {source.specs[name].dtype for name in names}:
+        some = [name for name in names if source.specs[name].dtype == dtype]
+        values, theirs = (np.concatenate([each.read(name).reshape(-1) for name in some]) for each in (source, base))
+        if values.nbytes >= LEAST_APART and is_far(values, theirs):
+            far.update(some)
+    return far
 
 
 def _stands_out(source: Checkpoint, spec: TensorSpec) -> bool:

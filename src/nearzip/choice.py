@@ -52,7 +52,7 @@ _FEW_BITS = 2.0
 #: Values of which nearly all differ, and that are this much closer to the base than to zero, are coded against it.
 _DISTINCT, _CLOSE = 0.9, 0.25
 #: Share of zeros from which on their indices are coded separately.
-_MANY_ZEROS = 0.25
+_MANY_ZEROS = 1 / 32
 
 #: Repeats are looked for in all of a block up to `_WHOLE` bytes, else in runs from all over it.
 _WHOLE, _RUN_BYTES = 128 << 10, 16 << 10
@@ -205,7 +205,8 @@ def may_repeat(values: Array, n_bytes: int) -> bool:
     """Whether `REPEATS` may code values, shape (n,), in fewer than `n_bytes`: faster levels of zstd on some of them."""
     raw = np.ascontiguousarray(values).view(np.uint8)
     share = n_bytes / raw.size
-    if all(_goes_on(raw, share, search) for search in _SEARCHES):
+    noise = _NOISE * (1 - _zeros(values))  # zeros are short for zstd as well, and no repeats of anything else
+    if all(_goes_on(raw, share, search, noise) for search in _SEARCHES):
         return True
     if raw.size <= _WHOLE or share < _LEAST_FAR or _distinct(raw) > share:
         return False
@@ -213,9 +214,9 @@ def may_repeat(values: Array, n_bytes: int) -> bool:
     return _packed([raw], careful.level) <= careful.near * share
 
 
-def _goes_on(raw: Array, share: float, search: _Search) -> bool:
+def _goes_on(raw: Array, share: float, search: _Search, noise: float) -> bool:
     packed = _packed(_runs(raw, search.n_runs), search.level)
-    near = search.near if packed > _NOISE else search.loose
+    near = search.near if packed > noise else search.loose
     return packed <= near * share or packed <= min(search.structured, search.times * share)
 
 

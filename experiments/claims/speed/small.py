@@ -24,9 +24,9 @@ import zstandard
 import nearzip as nz
 from experiments.lab import record
 from nearzip.bounds import EXACT
-from nearzip.framing import FOOTER_BYTES, HEADER_BYTES
 from nearzip.digests import checkpoint_id
 from nearzip.federated.message import Group, pack
+from nearzip.framing import FOOTER_BYTES, HEADER_BYTES
 from nearzip.tensors import Checkpoint
 from nearzip.testing import seal, unseal
 

@@ -28,6 +28,10 @@ def _header(path: str, name: str, stream: Any) -> tuple[TensorSpec, np.dtype[Any
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
+    if dtype.names:
+        raise UsageError(
+            f"{path}: array {name!r} has several fields ({', '.join(dtype.names)[:80]}); save each by itself"
+        )
     if dtype.kind == "V":
         raise UsageError(
             f"{path}: array {name!r} reads as raw bytes ({dtype}): NumPy's files cannot hold bfloat16 or float8, its "

@@ -206,6 +206,11 @@ def _files(root: str) -> Iterator[str]:
         subfolders[:] = sorted(name for name in subfolders if name not in _SKIPPED)
         for name in sorted(names):
             path = os.path.join(folder, name)
+            if not os.path.exists(path):
+                raise UsageError(
+                    f"{path}: is a link to {os.readlink(path)!r}, which is not there; fetch that file, or remove the "
+                    "link"
+                )
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise UsageError(f"{path}: is not a regular file; give a folder of files")
             n += 1
