@@ -386,14 +386,30 @@ def test_deepsz_spends_the_bytes_where_layers_lost_nothing_alone():
     assert loses(plan) == 0 < combined[0].losses["score"]
 
 
+def test_deepsz_of_a_size_looks_beside_its_first_two_choices():
+    """Each layer alone loses the same by the bound; together the second's error counts a hundred times."""
+
+    def lopsided(tensors):
+        first, second = (float(np.abs(tensors[name] - NETWORK[name]).max()) for name in ("a.weight", "b.weight"))
+        return -(first + second + 100 * first * second)
+
+    options = {"evaluate": lopsided, "strategy": "deepsz", "max_bytes": 3000}
+    two, more = (nz.tune(NETWORK, **options, most_combined=n) for n in (2, 10))
+    combined = [trial for trial in more.trials if trial.stage == "combined"]
+    assert 2 < len(combined) <= 10
+    assert len({repr(trial.codings) for trial in combined}) == len(combined)
+    assert check(more, evaluate=lopsided).nbytes <= 3000
+    assert loses(more) < loses(two)
+
+
 def test_deepsz_limits_bytes_and_loss_together():
     plan = nz.tune(NETWORK, evaluate=both, max_loss={"agreement": 0.05}, strategy="deepsz", max_bytes=8000)
     check(plan, evaluate=both)
     assert plan.nbytes <= 8000
     with pytest.raises(
-        errors.BudgetError, match=r"at most 7000 bytes is within .* loses agreement 0\.\d+ of 0.02; allow"
+        errors.BudgetError, match=r"at most 6700 bytes is within .* loses agreement 0\.\d+ of 0.02; allow"
     ):
-        nz.tune(NETWORK, evaluate=both, max_loss={"agreement": 0.02}, strategy="deepsz", max_bytes=7000)
+        nz.tune(NETWORK, evaluate=both, max_loss={"agreement": 0.02}, strategy="deepsz", max_bytes=6700)
 
 
 def test_deepsz_says_how_small_it_can_get():

@@ -122,6 +122,22 @@ def _table_10(result: Row) -> str:
     return table(head, ours + paper) + f"\n\nCommit {commits(result['commit'])}, {result['date']}."
 
 
+def _of_networks(networks: dict[str, Row]) -> str:
+    """`abc1234 (lenet-5), ..`: each network's commit."""
+    return ", ".join(f"{commits(row['commit'])} ({name})" for name, row in networks.items())
+
+
+def _again(networks: dict[str, Row], newest: str) -> str:
+    """How to measure those of earlier commits again."""
+    old = [name for name, row in networks.items() if row["commit"] != newest]
+    if not old:
+        return ""
+    return (
+        f" `ErrorFeedback` has changed since the earlier ones; `scripts/bench feedback --networks {','.join(old)} "
+        "--data DIR` measures them again."
+    )
+
+
 def complete(result: Row) -> dict[str, Row]:
     """Networks that were measured in all ways."""
     return {name: n for name, n in result["networks"].items() if set(n["accuracy"]) == set(WAYS)}
@@ -133,7 +149,8 @@ def context(result: Row, times: Row) -> Row:
     first = next(iter(networks.values()))
     head_6 = ["network", "", "full precision", "8 bits, on M\\*", "8 bits, on M"]
     return {
-        "machine": result["machine"], "commit": commits(result["commit"]), "date": result["date"],
+        "machine": result["machine"], "commit": _of_networks(networks), "date": result["date"],
+        "again": _again(networks, result["commit"]),
         "names": ", ".join(networks), "epochs": first["setting"]["epochs"], "seeds": first["seeds"],
         "spread": _spread(networks),
         "table_3": table(

@@ -29,6 +29,7 @@ from nearzip.stages import Zstd
 #: Three to the decade, from where nothing is lost to where nothing is left.
 BOUNDS = tuple(float(f"{bound:.2g}") for bound in np.geomspace(1e-4, 1e-1, 10))
 RATIOS = (40, 50, 60, 70, 80, 100)
+PARTS = ("matrices", "curve", "expected_ratios", "seconds", "architecture")
 
 
 PREDICTORS, NONE = "INTERP_LORENZO", "NOPRED"
@@ -149,6 +150,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", help="folder of the data sets (or NEARZIP_DATA)")
     parser.add_argument("--networks", nargs="+", choices=list(pruning.SUBJECTS), default=list(pruning.SUBJECTS))
     parser.add_argument("--seed", type=int, default=10)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="the others keep their figures")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     images = pruning.dataset(options.data)
@@ -158,11 +160,17 @@ def main(arguments: list[str]) -> None:
         begin = time.process_time()
         tensors = pruned(case, images)
         seconds = time.process_time() - begin
+        makers: dict[str, Callable[[], Any]] = {
+            "matrices": lambda: matrices(case, tensors), "curve": lambda: curve(case, tensors),  # noqa: B023
+            "expected_ratios": lambda: expected_ratios(case, tensors),  # noqa: B023
+            "seconds": lambda: clock(case, images, seconds, tensors),  # noqa: B023
+            "architecture": lambda: architecture(case),  # noqa: B023
+        }  # fmt: skip
+        before = found.get(network, {})
+        commits = {**before.get("commits", {}), **dict.fromkeys(options.parts, record.commit())}
         found[network] = {
-            "seed": options.seed, "original": case.validation(case.original), "pruned": case.validation(tensors),
-            "layers": dict(case.subject.layers), "bounds": BOUNDS, "matrices": matrices(case, tensors),
-            "curve": curve(case, tensors), "expected_ratios": expected_ratios(case, tensors),
-            "seconds": clock(case, images, seconds, tensors), "architecture": architecture(case),
-            "commit": record.commit(),
+            **before, "seed": options.seed, "original": case.validation(case.original),
+            "pruned": case.validation(tensors), "layers": dict(case.subject.layers), "bounds": BOUNDS,
+            **{part: makers[part]() for part in options.parts}, "commits": commits,
         }  # fmt: skip
         record.save("deepsz_more", {"networks": found}, ("nearzip", "numpy", "torch", "pysz"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from nearzip.budget.deepsz.knapsack import Option, best_accuracy, smallest
 from nearzip.errors import BudgetError
 
-__all__ = ["UNTOUCHED", "believed", "finer_and_finer", "most_accurate"]
+__all__ = ["UNTOUCHED", "believed", "finer_and_finer", "most_accurate", "neighbours"]
 
 #: The bound of the option that keeps a layer unchanged.
 UNTOUCHED = 0.0
@@ -85,6 +86,24 @@ def most_accurate(options: Layers, max_bytes: int, size_of: Callable[[Chosen], i
             best = chosen
         available += max_bytes - n_bytes
     return best
+
+
+def neighbours(
+    options: Layers, chosen: Mapping[str, Option], max_bytes: int, size_of: Callable[[Chosen], int]
+) -> list[Chosen]:
+    """Choices of at most `max_bytes` that differ from `chosen` in one layer, finer or coarser, and in what follows.
+
+    The others are `most_accurate` beside it: bytes that a finer layer takes come from them, and they get those that a
+    coarser one saves. Those of least expected loss first.
+    """
+    found = []
+    for layer, now in chosen.items():
+        finer = [option for option in options[layer] if option.bound < now.bound]
+        coarser = [option for option in options[layer] if option.bound > now.bound and option.loss < math.inf]
+        for row in filter(None, (finer, coarser)):
+            with contextlib.suppress(BudgetError):
+                found.append(most_accurate({**options, layer: row}, max_bytes, size_of))
+    return sorted(found, key=_expected)
 
 
 def believed(options: Layers, allowed: float | None) -> dict[str, list[Option]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from nearzip.api import compress_quietly
 from nearzip.bounds import Lossless
 from nearzip.budget.deepsz.assess import DISTORTION, STARTS, assess_layer, check_starts
-from nearzip.budget.deepsz.choices import UNTOUCHED, Chosen, believed, finer_and_finer, most_accurate
+from nearzip.budget.deepsz.choices import UNTOUCHED, Chosen, believed, finer_and_finer, most_accurate, neighbours
 from nearzip.budget.deepsz.knapsack import Option
 from nearzip.budget.spaces import KINDS, Bounds, Space
 from nearzip.budget.trial import Trial
@@ -46,8 +46,10 @@ class DeepSzSearch:
 
     With `max_bytes` it is the expected-ratio mode: Algorithm 2 chooses the least expected loss among archives of at
     most so many bytes, once with the losses that were measured, once with those that are likely beside a layer's other
-    bounds (what lost nothing alone is free to the former, however coarse). Of all networks measured that are small
-    enough, the one that loses least is taken. A budget for the loss may be given besides; without one, a layer is
+    bounds (what lost nothing alone is free to the former, however coarse). Losses add up to more than their sum where
+    layers share what they can take, so from the better of the two it goes on: one layer finer or coarser, the others by
+    the knapsack, as long as the best of these loses less. Of all networks measured that are small enough, the one that
+    loses least is taken. A budget for the loss may be given besides; without one, a layer is
     assessed until nothing is left of it.
 
     Parameters
@@ -157,10 +159,28 @@ class DeepSzSearch:
         def size_of(chosen: Chosen) -> int:
             return compress_quietly(subject.tensors, subject.seen, plan=_network(space, chosen)).nbytes
 
-        chosen = [_network(space, most_accurate(rows, max_bytes, size_of)) for rows in (options, likely)]
-        runner.run(chosen[: self.most_combined], "combined")
+        tried: list[tuple[Chosen, Trial]] = []
+
+        def measure(choices: Iterable[Chosen]) -> None:
+            known = [_bounds(chosen) for chosen, _ in tried]
+            new = {bounds: one for one in choices if (bounds := _bounds(one)) not in known}
+            these = list(new.values())[: self.most_combined - len(tried)]
+            trials = runner.run([_network(space, one) for one in these], "combined")
+            tried.extend(zip(these, trials, strict=True))
+
+        def order(trial: Trial) -> tuple[bool, bool, float, int]:
+            return trial.n_bytes > max_bytes, not trial.fits, _loss(runner, trial), trial.n_bytes
+
+        measure(most_accurate(rows, max_bytes, size_of) for rows in (options, likely))
+        start = None
+        while len(tried) < self.most_combined:
+            best_chosen, trial = min(tried, key=lambda pair: order(pair[1]))
+            if trial is start or (trial.fits and _loss(runner, trial) <= 0):
+                break
+            start = trial
+            measure(neighbours(likely, best_chosen, max_bytes, size_of))
         small = [trial for trial in runner.trials if trial.n_bytes <= max_bytes]
-        best = min(small, key=lambda t: (not t.fits, _loss(runner, t), t.n_bytes), default=None)
+        best = min(small, key=order, default=None)
         if best is not None and not best.fits:
             losses = ", ".join(f"{name} {best.losses[name]:.6g} of {x:g}" for name, x in runner.max_loss.items())
             raise BudgetError(
@@ -169,6 +189,11 @@ class DeepSzSearch:
                 "allow more bytes or more loss"
             )
         return best
+
+
+def _bounds(chosen: Mapping[str, Option]) -> tuple[float, ...]:
+    """What a choice is known by: its losses depend on who made it."""
+    return tuple(option.bound for option in chosen.values())
 
 
 def _network(space: Bounds, chosen: Mapping[str, Option]) -> Codings:
