@@ -123,7 +123,23 @@ def test_one_output_has_no_classes(metric):
 
 def test_a_certificate_of_a_regressor_measures_distances():
     archive = nz.compress(arrays(LINE), bound=nz.Absolute(1e-5))
-    assert certify(archive, LINE, NUMBERS, limits={"distance": 0.1}).verdicts == {"distance": "kept"}
+    found = certify(archive, LINE, NUMBERS, limits={"distance": 0.1})
+    assert found.verdicts == {"distance": "kept"}
+    # No prediction of it is said to agree: it has no classes.
+    assert found.measurement["counts"]["all"] == {"n": 20, "not_a_number": 0}
+    others = [(x, y + 1) for x, y in NUMBERS]
+    again = certify(archive, LINE, others, limits={"distance": 0.1})
+    assert found.part("samples")["annotations"]["targets"] != again.part("samples")["annotations"]["targets"]
+
+
+def test_the_page_of_a_regressor_counts_no_changes(tmp_path):
+    pytest.importorskip("jinja2")
+    archive = nz.compress(arrays(LINE), bound=nz.Absolute(1e-5))
+    certify(archive, LINE, NUMBERS, limits={"distance": 0.1}).page(tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "20" in text
+    assert "changed</div>" not in text
+    assert "No prediction." not in text
 
 
 @pytest.mark.parametrize("metric", ["attribution", "boundary/random"])
