@@ -40,7 +40,9 @@ def sentences(result: Row) -> str:
             f"{s['within']} lose at most {in_points(result['max_loss'])} points on the test images, {s['nothing']} "
             f"have no result; {medians}{s['at_once']} needed no further retraining.{_missing(network, s['trainings'])}"
         )
-    said += [f"* {TITLES[name]}:{_missing(name, 0)}" for name in result["paper_ratios"] if name not in result["networks"]]
+    said += [
+        f"* {TITLES[name]}:{_missing(name, 0)}" for name in result["paper_ratios"] if name not in result["networks"]
+    ]
     return "\n".join(said)
 
 
