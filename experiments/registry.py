@@ -80,6 +80,10 @@ CLAIMS = {
         "Costs are a constant and an amount for each parameter",
         "claims.speed.cost_model", ("cost_model",),
     ),
+    "small": Claim(
+        "Archives of small tensors cost little before the first value",
+        "claims.speed.small", ("small",),
+    ),
     "budget": Claim(
         "Plans keep their accuracy budget, and are smaller than those of the papers' searches",
         "claims.accuracy.budget", ("budget",), _DATA,
@@ -107,6 +111,14 @@ CLAIMS = {
     "behaviour": Claim(
         "Methods of equal size and accuracy differ in what they change",
         "claims.accuracy.behaviour", ("behaviour",), _DATA,
+    ),
+    "behaviour_time": Claim(
+        "All measures of 500 images take less than five minutes, a certificate little more than an evaluation",
+        "claims.accuracy.behaviour_time", _measured("behaviour_time"), _DATA,
+    ),
+    "objective": Claim(
+        "Fine-tuned with an objective, a pruned network changes fewer predictions than with cross entropy",
+        "claims.accuracy.objective", _measured("objective"), _DATA,
     ),
     "condense_speed": Claim(
         "Thinned networks are faster within an accuracy budget, measured",

@@ -545,3 +545,12 @@ def test_expanded_tensors_are_bounded(tmp_path):
     got = through({"w": torch.arange(3.0).expand(1000, 3), "t": torch.arange(6).reshape(2, 3).T}, tmp_path)
     assert torch.equal(got["w"], torch.arange(3.0).expand(1000, 3))
     assert torch.equal(got["t"], torch.arange(6).reshape(2, 3).T)
+
+
+def test_arrays_of_several_fields_and_text_in_the_place_of_a_checkpoint(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(3, [("step", "i8"), ("loss", "f4")]))
+    with pytest.raises(errors.UsageError, match=r"has several fields \(step, loss\)"):
+        open_checkpoint(tmp_path / "a.npy")
+    (tmp_path / "a.ckpt").write_text("hello")
+    with pytest.raises(errors.CorruptError, match="refers to value 101, which it does not hold"):
+        open_checkpoint(tmp_path / "a.ckpt")

@@ -113,7 +113,7 @@ def test_the_default_says_that_it_was_lossless_and_how_to_be_smaller(files: Path
     assert good("compress", "new.safetensors", "-o", "v.nz", "--bound", "lossless").stderr == ""
 
 
-def test_tensors_coded_alone_and_gone_are_named(files: Path):
+def test_tensors_coded_without_the_base_and_gone_are_named(files: Path):
     save_file({"layer.weight": NEW["layer.weight"][:, :16].copy(), "head": np.ones(4, np.float32)}, "other.safetensors")
     result = good("compress", "other.safetensors", "--base", "old.safetensors", "-o", "u.nz", "--bound", "abs:0.1")
     assert "head (new)" in result.stdout

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 import nearzip as nz
+from nearzip.bounds import Tolerance
 from nearzip.buffers import WriteBuffer
+from nearzip.choice import exact_pipeline
 from nearzip.coding import Coding, Codings, bound_from_json
 from nearzip.coding_index import codings_in
 from nearzip.errors import CorruptError, UnknownMethodError, UsageError
 from nearzip.matching import match_tensors, matched
-from nearzip.recipes import recipe_type
+from nearzip.recipes import TensorPlan, recipe_type
 from nearzip.store.steps import last_steps
 from nearzip.tensors import Checkpoint
 from nearzip.writing import write_archive
@@ -183,3 +185,17 @@ def test_a_base_carries_its_steps(renamed):
     assert last_steps(written(source, base, wider)[0].index) != steps
     seen = matched(carrying, source.specs, match_tensors(source, carrying))
     assert {name: seen.steps[name] for name in steps} == steps
+
+
+def test_names_of_the_first_release():
+    pipeline, tolerance = exact_pipeline(False), Tolerance("exact")
+    with pytest.warns(DeprecationWarning, match="own_block="):
+        assert TensorPlan(pipeline, tolerance, alone=True) == TensorPlan(pipeline, tolerance, own_block=True)
+    with pytest.warns(DeprecationWarning, match="own_block"):
+        assert TensorPlan(pipeline, tolerance, True).alone
+    assert dataclasses.replace(TensorPlan(pipeline, tolerance), own_block=True).own_block
+    report = nz.compress({"w": np.ones(3, np.float32)}, {"v": np.ones(3, np.float32)}).report
+    with pytest.warns(DeprecationWarning, match="without_base"):
+        assert report.alone == {"w": "new"}
+    with pytest.warns(DeprecationWarning, match="uncalibrated"):
+        assert report.plain == {}

@@ -488,12 +488,12 @@ def test_baselines_have_no_use_for_a_base(method):
     assert nz.compress({"x": x}, base={"x": x}, method=method).base_id is None
 
 
-def test_tensors_that_the_base_does_not_have_are_coded_alone_and_reported():
+def test_tensors_that_the_base_does_not_have_are_coded_without_it_and_reported():
     x = np.ones((3, 4), np.float32)
     base = {"same": x, "reshaped": x, "retyped": x, "gone": x}
     new = {"same": x, "reshaped": x.T + 1, "retyped": x.astype(np.int32), "new": x + 2}
     archive = nz.compress(new, base=base)
-    assert archive.report.alone == {
+    assert archive.report.without_base == {
         "reshaped": "was float32 [3, 4], is float32 [4, 3]",
         "retyped": "was float32 [3, 4], is int32 [3, 4]",
         "new": "new",

@@ -411,3 +411,12 @@ def test_long_descriptions_are_tensors(tmp_path):
     nz.compress_file(tmp_path / "m", tmp_path / "m.nz")
     nz.decompress_file(tmp_path / "m.nz", tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "m")
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    save_file({"w": np.ones(3, np.float32)}, folder / "model.safetensors")
+    (folder / "tokenizer.json").symlink_to("../blobs/abc")
+    with pytest.raises(errors.UsageError, match=r"tokenizer\.json: is a link to '\.\./blobs/abc', which is not there"):
+        nz.compress_file(folder, tmp_path / "a.nz")

@@ -23,12 +23,13 @@ import pytest
 import zstandard
 
 import nearzip as nz
-from nearzip.container import CLOSING, FOOTER_BYTES, HEADER_BYTES, MAGIC
+from nearzip.container import MAGIC
 from nearzip.digests import digest
 from nearzip.errors import CorruptError, Error, LimitError, NewerFormatError, TruncatedError, WrongBaseError
+from nearzip.framing import CLOSING, FOOTER_BYTES, HEADER_BYTES
 from nearzip.stages.base import put_varint
 from nearzip.stages.external import Gzip, Lzma, Zstd
-from nearzip.testing import seal, unseal
+from nearzip.testing import seal, seal_columns, unseal
 
 BIG = [
     1 << 31,
@@ -110,10 +111,12 @@ def pipe(*stages: dict[str, Any]) -> list[dict[str, Any]]:
 def headers() -> Iterator[Evil]:
     head = struct.Struct("<8sHHI")
     for name, fields, error in [
-        ("newer", (MAGIC, 3, 3, 0), NewerFormatError),
+        ("newer", (MAGIC, 4, 4, 0), NewerFormatError),
         ("much newer", (MAGIC, 65535, 65535, 0), NewerFormatError),
         ("without the fields of its format", (MAGIC, 2, 2, 0), CorruptError),
-        ("reader newer than writer", (MAGIC, 1, 3, 0), NewerFormatError),
+        ("reader newer than writer", (MAGIC, 1, 4, 0), NewerFormatError),
+        ("an index of JSON for one in columns", (MAGIC, 3, 3, 0), CorruptError),
+        ("written in a later format than it needs", (MAGIC, 3, 1, 0), CorruptError),
         ("writer 0", (MAGIC, 0, 0, 0), CorruptError),
         ("reader 0", (MAGIC, 1, 0, 0), CorruptError),
         ("reserved bits", (MAGIC, 1, 1, 1), CorruptError),
@@ -589,7 +592,136 @@ def _packed(stage: Any, zeros: bytes, times: int) -> bytes:
     return b"".join(pack.compress(zeros) for _ in range(times)) + pack.flush()
 
 
-KINDS = (headers, footers, frames, documents, types, tensors, segments, aliases, stages, blocks, bombs)
+def column(values: Any) -> bytes:
+    """Numbers as docs/format.md has them; bytes are taken as they are."""
+    if isinstance(values, bytes):
+        return values
+    width = next(w for w in (1, 2, 4, 8) if max(values, default=0) < 1 << 8 * w)
+    return bytes([width]) + b"".join(bytes(n >> 8 * plane & 255 for n in values) for plane in range(width))
+
+
+#: An index in columns of the tensors "w" and "v", float32, (2, 3) and (4), in one block, and its fields in order.
+COLUMNS: dict[str, Any] = {
+    "with base": b"\0", "head": None, "tensors": 2, "shared": [0, 0], "own": [1, 1], "names": b"wv", "dtypes": [0, 0],
+    "ranks": [2, 1], "dims": [2, 3, 4], "segments": 1, "members": [2], "order": [0, 0], "pieces": [0], "has base": [0],
+    "pipelines": [0], "lengths": [42],
+}  # fmt: skip
+COUNTS = ("tensors", "segments")
+HEAD = {"writer": "w", "method": {}, "bound": {}, "pipelines": [[{"id": "raw-bytes"}]]}
+PAYLOAD = b"\0\0" + bytes(40)
+
+
+def in_columns(
+    changes: dict[str, Any], head: Any = HEAD, digests: bytes | None = None, blocks: bytes = PAYLOAD
+) -> bytes:
+    parts = []
+    for name, value in {**COLUMNS, **changes}.items():
+        if name == "head":
+            text = head if isinstance(head, bytes) else json.dumps(head).encode()
+            parts.append(put_varint(len(text)) + text)
+        elif isinstance(value, int):
+            parts.append(put_varint(value))
+        elif name == "names":
+            parts.append(put_varint(len(value)) + value)
+        else:
+            parts.append(column(value))
+    own = digest(bytes(24)) + digest(bytes(16))
+    if digests is None:
+        digests = bytes(16) + digest(own) + digest(blocks)[:8]
+    return seal_columns(b"".join(parts), digests, blocks)
+
+
+def columns() -> Iterator[Evil]:
+    for name, changes, error in [
+        ("neither with nor without a base", {"with base": b"\2"}, CorruptError),
+        ("a base that is not there", {"with base": b"\1"}, CorruptError),
+        ("a segment's base without one", {"has base": [1]}, CorruptError),
+        ("a segment's base is 2", {"has base": [2]}, CorruptError),
+        ("one name twice", {"names": b"ww"}, CorruptError),
+        ("a name too long for its text", {"own": [1, 2]}, CorruptError),
+        ("a name too short for its text", {"own": [1, 0]}, CorruptError),
+        ("the first name shares", {"shared": [1, 0]}, CorruptError),
+        ("a name shares more than there is", {"shared": [0, 2]}, CorruptError),
+        ("a name is half a character", {"names": b"w\xff"}, CorruptError),
+        ("a name is half a surrogate pair", {"names": b"w\xed\xa0\x80"}, CorruptError),
+        ("a name over the limit", {"own": [1, 5000], "names": b"w" + b"x" * 5000}, LimitError),
+        ("a name over the limit in bytes", {"own": [1, 4000], "names": b"w" + "ä".encode() * 4000}, LimitError),
+        ("a dtype that is not known", {"dtypes": [0, 22]}, NewerFormatError),
+        ("rank 33", {"ranks": [33, 1], "dims": [1] * 34}, LimitError),
+        ("a missing size", {"dims": [2, 3]}, CorruptError),
+        ("sizes of one for all", {"dims": b"\x11\2"}, CorruptError),
+        ("sizes of nothing for all", {"dims": b"\0"}, CorruptError),
+        ("a shape of 2^62 values", {"dims": [1 << 31, 1 << 31, 4]}, CorruptError),
+        ("a shape of 2^64 values", {"dims": [1 << 32, 1 << 32, 4]}, CorruptError),
+        ("2^57 values", {"dims": [1 << 57, 1, 4]}, Error),
+        ("a size of 2^63", {"dims": [1 << 63, 3, 4]}, CorruptError),
+        ("a size of 2^62", {"dims": [1 << 62, 0, 4]}, CorruptError),
+        ("a million tensors", {"tensors": 1_000_000}, CorruptError),
+        ("2^60 tensors", {"tensors": 1 << 60}, LimitError),
+        ("a million tensors of nothing", {"tensors": 1_000_000, "shared": b"\0", "own": b"\0"}, CorruptError),
+        ("more segments than tensors", {"segments": 3}, CorruptError),
+        ("2^60 segments", {"segments": 1 << 60}, CorruptError),
+        ("no segment", {"segments": 0, "members": b"\0", "order": b"\0", "pieces": b"\0", "has base": b"\0",
+                        "pipelines": b"\0", "lengths": b"\0"}, CorruptError),
+        ("a segment of no tensor", {"members": [0], "order": []}, CorruptError),
+        ("a segment of one tensor, one of none", {"segments": 2, "members": [2, 0]}, CorruptError),
+        ("a segment of too many tensors", {"members": [3], "order": [0, 0, 0]}, CorruptError),
+        ("a segment of 2^61 tensors", {"members": [1 << 61]}, CorruptError),
+        ("a tensor left out", {"members": [1], "order": [0]}, CorruptError),
+        ("a tensor twice", {"order": [0, 1]}, CorruptError),
+        ("a tensor before the first", {"order": [1, 2]}, CorruptError),
+        ("a tensor after the last", {"order": [0, 2]}, CorruptError),
+        ("a tensor far after the last", {"order": [0, (1 << 62) - 2]}, CorruptError),
+        ("blocks of 68 MiB", {"pieces": [16]}, CorruptError),
+        ("blocks of 2^62 bytes", {"pieces": [1 << 40]}, CorruptError),
+        ("a pipeline that is not there", {"pipelines": [1]}, CorruptError),
+        ("a block too long", {"lengths": [43]}, CorruptError),
+        ("a block too short", {"lengths": [41]}, CorruptError),
+        ("a block of 2^61 bytes", {"lengths": [1 << 61]}, CorruptError),
+        ("a block of 2^63 bytes", {"lengths": [1 << 63]}, CorruptError),
+        ("a column of three bytes", {"dtypes": b"\3" + bytes(6)}, CorruptError),
+        ("a column of 16 bytes", {"dtypes": b"\x20" + bytes(32)}, CorruptError),
+        ("a column without its value", {"lengths": b"\x12\2"}, CorruptError),
+        ("a column of no width for all", {"dtypes": b"\x10"}, CorruptError),
+        ("a byte too many", {"lengths": column([42]) + b"\0"}, CorruptError),
+    ]:  # fmt: skip
+        yield Evil(f"columns: {name}", in_columns(changes), error)
+    for name, head in [
+        ("no JSON", b"{"), ("a list", []), ("not UTF-8", b"\xff"), ("an unknown field", {**HEAD, "more": 1}),
+        ("no writer", {k: v for k, v in HEAD.items() if k != "writer"}), ("gone of numbers", {**HEAD, "gone": [1]}),
+        ("metadata of numbers", {**HEAD, "metadata": {"a": 1}}), ("a tree of numbers", {**HEAD, "tree": 1}),
+        ("an alias of itself", {**HEAD, "aliases": {"0": 0}}), ("an alias of another shape", {**HEAD, "aliases": {"1": 0}}),
+        ("an alias of nothing", {**HEAD, "aliases": {"7": 0}}), ("a match of nothing", {**HEAD, "matches": {"7": []}}),
+        ("a match of itself", {**HEAD, "matches": {"0": ["w", "float32", [2, 3]]}}), ("null", None),
+        ("a pipeline without a base", {**HEAD, "pipelines": [[{"id": "context-delta"}]]}),
+        ("deep", {**HEAD, "method": json.loads("[" * 30 + "]" * 30)}),
+    ]:  # fmt: skip
+        yield Evil(f"columns: head: {name}", in_columns({}, head))
+    many = 300_000
+    bomb = {
+        "tensors": many, "shared": [0] + [4000] * (many - 1), "own": [4000] + [3] * (many - 1),
+        "names": b"x" * 4000 + b"".join(b"%03x" % (i % 4096) for i in range(many - 1)),
+    }  # fmt: skip
+    yield Evil("columns: 300 000 names of 4000 characters in 1.5 MB", in_columns(bomb), LimitError)
+    whole = digest(digest(bytes(24)) + digest(bytes(16)))
+    for name, digests in [
+        ("none", b""), ("half of the identity", bytes(8)), ("no segment's", bytes(16)), ("no block's", bytes(16) + whole),
+        ("another segment's", bytes(16) + digest(b"") + digest(PAYLOAD)[:8]),
+        ("another block's", bytes(16) + whole + bytes(8)),
+        ("more behind", bytes(16) + whole + digest(PAYLOAD)[:8] + b"\1"),
+    ]:  # fmt: skip
+        yield Evil(f"columns: digests: {name}", in_columns({}, digests=digests))
+    for name, stored in [
+        ("nothing", b""), ("longer than it is", put_varint(1 << 40)), ("an endless number", b"\xff" * 20),
+        ("no frame", put_varint(3) + b"abc"), ("a frame that claims 1 GiB", put_varint(12) + _zeros_frame(1 << 30)[4:16]),
+        ("a frame of many zeros", put_varint(len(_zeros_frame(16 << 20)) - 4) + _zeros_frame(16 << 20)[4:]),
+        ("a frame with magic", put_varint(len(_zeros_frame(200))) + _zeros_frame(200)),
+        ("a frame and more", put_varint(30) + _zeros_frame(200)[4:] + bytes(40)),
+    ]:  # fmt: skip
+        yield Evil(f"columns: frame: {name}", seal_columns(bytes(200), stored=stored))
+
+
+KINDS = (headers, footers, frames, documents, types, tensors, segments, aliases, stages, blocks, bombs, columns)
 
 
 def collection() -> list[Evil]:
@@ -618,6 +750,11 @@ def refuse(evil: Evil) -> None:
 
 def test_the_file_they_are_made_from_is_good() -> None:
     assert set(nz.decompress(seal(DOCUMENT, BLOCKS))) == {"w", "n", "tied"}
+    assert {name: array.shape for name, array in nz.decompress(in_columns({})).items()} == {"w": (2, 3), "v": (4,)}
+    padded = in_columns(
+        {}, digests=bytes(16) + digest(digest(bytes(24)) + digest(bytes(16))) + digest(PAYLOAD)[:8] + bytes(99)
+    )
+    assert set(nz.decompress(padded)) == {"w", "v"}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)

@@ -44,6 +44,8 @@ ROWS = (
     "blocks",
     "fileio",
     "sources",
+    "framing",
+    "index",
     "container",
     "updates",
     "coding_index",

@@ -330,7 +330,7 @@ def test_outputs_that_are_no_numbers_are_wrong():
         (lambda: correctness.ClassAccuracy(["a", "a"]), "not distinct"),
         (lambda: evaluator(network(), BATCHES, "kl/p42"), "divergences are kl"),
         (lambda: evaluator(network(), BATCHES, "top0"), "a metric is one of"),
-        (lambda: TopK(0), "k is a positive number"),
+        (lambda: TopK(0), "k of top-k is a whole number from 1 on"),
         (lambda: evaluator(network(), BATCHES, confidence=95), "confidence is a probability"),
         (lambda: evaluator(network(), [INPUTS], "flips")({}), "needs targets"),
     ],

@@ -202,6 +202,35 @@ def test_decoding_and_comparing_at_once_are_both(dtype, seed, parts, scale):
         assert row[2:] == pytest.approx(other[2:], rel=1e-4)
 
 
+@given(
+    seed=seeds,
+    step=st.floats(1e-44, 1e38),
+    spread=st.sampled_from([0.1, 1, 30, 150]),
+    kind=st.sampled_from(["any", "halves", "outliers", "not finite", "no base"]),
+)
+@example(seed=0, step=1e-3, spread=1, kind="halves")
+@example(seed=1, step=1e-3, spread=30, kind="halves")
+def test_symbols_are_those_of_double_precision(seed, step, spread, kind):
+    """Encoding looks at single precision first, but takes nothing uncertain from it, as near halves."""
+    rng = np.random.default_rng(seed)
+    n = 2000
+    wide = rng.normal(0, 10.0 ** rng.uniform(-2, 4) * step, n).clip(-3e38, 3e38)
+    base = None if kind == "no base" else wide.astype(np.float32)
+    steps = rng.normal(0, spread, n)
+    if kind == "halves":
+        steps = np.round(steps) + rng.choice([0.5, 0.5 - 1e-6, 0.5 + 1e-6], n)
+    if kind == "outliers":
+        steps[rng.integers(0, n, 3)] *= 1e5
+    with np.errstate(over="ignore"):  # steps near the largest float
+        x = ((0 if base is None else base.astype(np.float64)) + steps * step).astype(np.float32)
+    if kind == "not finite":
+        x[rng.integers(0, n, 3)] = [np.nan, np.inf, -np.inf]
+        base[rng.integers(0, n)] = np.inf
+    symbols = np.empty(n, np.int32)
+    _core.quantize(x, base, step, symbols)
+    assert _core.encode_quantized(x, base, step, [n]) == _core.encode_symbols(symbols, [n], False)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64])
 @given(seed=seeds, n=st.integers(0, 2000), kinds=st.sampled_from([1, 2, 100, 256]))
 def test_entropy_is_that_of_the_counts(dtype, seed, n, kinds):

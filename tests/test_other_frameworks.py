@@ -1,7 +1,8 @@
-"""Files of Keras and Flax: restored byte for byte, or as the same file around rounded arrays. Orbax: what is said."""
+"""Files of Keras, Flax and Orbax: restored byte for byte, or as the same files around rounded arrays."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -16,7 +17,10 @@ import pytest
 
 import nearzip as nz
 from nearzip import errors
+from nearzip.attached import attached_tree
 from nearzip.checkpoints import open_checkpoint
+from nearzip.checkpoints.chunked import OCDBT, ZARR
+from nearzip.tensors import DTYPES, TensorSpec
 
 RNG = np.random.default_rng(0)
 
@@ -261,27 +265,166 @@ def test_flax_files_need_no_library_and_damage_is_named(tmp_path):
 # ---- Orbax -----------------------------------------------------------------------------------------------------
 
 
-def test_orbax_folders_say_what_to_do(tmp_path):
-    (tmp_path / "orbax" / "d").mkdir(parents=True)
-    (tmp_path / "orbax" / "manifest.ocdbt").write_bytes(b"some bytes")
-    (tmp_path / "orbax" / "_METADATA").write_text("{}")
-    with pytest.raises(errors.UsageError, match=r"StandardCheckpointer\(\)\.restore\(path\)"):
+@pytest.fixture
+def orbax():
+    pytest.importorskip("tensorstore")
+    pytest.importorskip("jax")
+    return pytest.importorskip("orbax.checkpoint")
+
+
+def a_tree() -> dict:
+    jnp = importlib.import_module("jax.numpy")
+    params = {
+        "dense": {"kernel": jnp.array(RNG.normal(size=(60, 50)), jnp.float32), "bias": jnp.ones(20, jnp.bfloat16)},
+        "layers": [jnp.zeros(3), {"a/b.c": jnp.arange(5), "small": jnp.array([0.5, -0.0, jnp.nan], jnp.float8_e4m3fn)}],
+    }
+    moments = {"mu": jnp.full((60, 50), 1e-9), "count": np.int32(7)}
+    return {"params": params, "opt_state": (moments, {}), "step": 3, "rate": 0.001, "none": None}
+
+
+def save_with_orbax(orbax, path: Path, how: str, tree: dict) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if how == "standard":
+            with orbax.StandardCheckpointer() as checkpointer:
+                checkpointer.save(os.fspath(path), tree)
+            return
+        handler = orbax.PyTreeCheckpointHandler(use_ocdbt=how != "files", use_zarr3=how == "zarr3")
+        orbax.Checkpointer(handler).save(os.fspath(path), tree | {"text": "kept"})
+
+
+def restored_by_orbax(orbax, path: Path, how: str) -> dict:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpointer = orbax.StandardCheckpointer() if how == "standard" else orbax.PyTreeCheckpointer()
+        return checkpointer.restore(os.fspath(path))
+
+
+def bits_of_leaves(tree) -> list:
+    jax = pytest.importorskip("jax")
+    return [leaf if isinstance(leaf, str) else np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("how", ["standard", "pytree", "files", "zarr3"])
+def test_orbax_restores_the_same(tmp_path, orbax, how):
+    jax = pytest.importorskip("jax")
+    tree = a_tree()
+    source = tmp_path / "orbax"
+    save_with_orbax(orbax, source, how, tree)
+    restored = there_and_back(source)
+    one, two = (restored_by_orbax(orbax, path, how) for path in (source, restored))
+    assert jax.tree.structure(one) == jax.tree.structure(two)
+    assert bits_of_leaves(one) == bits_of_leaves(two)
+    for file in ("_METADATA", "_CHECKPOINT_METADATA", "_sharding", "array_metadatas/process_0"):
+        assert (source / file).read_bytes() == (restored / file).read_bytes(), file
+    found = nz.decompress(tmp_path / "a.nz")
+    assert {"params.dense.kernel", "params.layers.1.a/b.c", "opt_state.0.mu", "step"} <= set(found)
+    assert np.array_equal(found["params.dense.kernel"], tree["params"]["dense"]["kernel"])
+    assert found["params.dense.bias"].dtype.name == "bfloat16"
+
+    near = restored_by_orbax(orbax, there_and_back(source, bound="abs:0.01"), how)
+    difference = np.abs(np.asarray(near["params"]["dense"]["kernel"]) - tree["params"]["dense"]["kernel"]).max()
+    assert 0 < difference <= 0.01
+    # The state of the optimizer and single numbers keep every bit.
+    assert (near["step"], near["rate"], near["opt_state"][0]["count"]) == (3, 0.001, 7)
+    assert np.asarray(near["opt_state"][0]["mu"]).tobytes() == np.asarray(tree["opt_state"][0]["mu"]).tobytes()
+
+
+def test_an_update_of_an_orbax_checkpoint_and_a_store(tmp_path, orbax):
+    tree = a_tree()
+    save_with_orbax(orbax, tmp_path / "old", "files", tree)
+    tree["params"]["dense"]["kernel"] = tree["params"]["dense"]["kernel"] * 1.0001
+    save_with_orbax(orbax, tmp_path / "new", "standard", tree)  # stored otherwise, under the same names
+    alone = nz.compress_file(tmp_path / "new", tmp_path / "alone.nz")
+    update = nz.compress_file(tmp_path / "new", tmp_path / "a.nz", base=tmp_path / "old")
+    assert update.n_bytes < 0.8 * alone.n_bytes
+    nz.decompress_file(tmp_path / "a.nz", tmp_path / "restored", base=tmp_path / "old")
+    # A folder may be replaced although what Orbax wrote into d/ has other names.
+    (tmp_path / "other").mkdir()
+    os.rename(tmp_path / "restored", tmp_path / "copy")
+    nz.decompress_file(tmp_path / "a.nz", tmp_path / "copy", base=tmp_path / "old", force=True)
+    with nz.Store(tmp_path / "store", create=True) as store:
+        for name in ("old", "new"):
+            store.commit_file(tmp_path / name)
+        store.checkout_file("latest", tmp_path / "checked-out")
+    for name in ("copy", "checked-out"):
+        assert bits_of_leaves(restored_by_orbax(orbax, tmp_path / name, "standard")) == bits_of_leaves(tree)
+    (tmp_path / "copy" / "d" / "mine").write_text("notes")
+    with pytest.raises(errors.UsageError, match="'d/mine', which is not in the archive"):
+        nz.decompress_file(tmp_path / "a.nz", tmp_path / "copy", base=tmp_path / "old", force=True)
+
+
+def test_folders_of_a_checkpoint_manager(tmp_path, orbax):
+    tree = a_tree()["params"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with orbax.CheckpointManager(tmp_path / "run") as manager:
+            for step in (1, 20):
+                args = {"state": orbax.args.StandardSave(tree), "notes": orbax.args.JsonSave({"loss": 0.5})}
+                manager.save(step, args=orbax.args.Composite(**args))
+        restored = there_and_back(tmp_path / "run")
+        with orbax.CheckpointManager(restored) as manager:
+            assert list(manager.all_steps()) == [1, 20]
+            args = {"state": orbax.args.StandardRestore(), "notes": orbax.args.JsonRestore()}
+            found = manager.restore(20, args=orbax.args.Composite(**args))
+    assert found.notes == {"loss": 0.5}
+    assert bits_of_leaves(found.state) == bits_of_leaves(tree)
+    assert "20/state/dense.kernel" in nz.decompress(tmp_path / "a.nz")
+
+
+def test_damaged_orbax_folders_are_named_errors(tmp_path, orbax):
+    save_with_orbax(orbax, tmp_path / "orbax", "pytree", a_tree())
+    manifest = tmp_path / "orbax" / "manifest.ocdbt"
+    data = manifest.read_bytes()
+    for damage in (data[: len(data) // 2], b"", data[:40] + b"!" + data[41:], b"no manifest"):
+        manifest.write_bytes(damage)
+        with pytest.raises(errors.CorruptError, match="not a readable Orbax or zarr folder"):
+            open_checkpoint(tmp_path / "orbax")
+    manifest.write_bytes(data)
+    files = sorted(tmp_path.glob("orbax/**/d/*"), key=lambda each: each.stat().st_size)
+    files[-1].write_bytes(bytes(files[-1].stat().st_size))
+    with pytest.raises(errors.CorruptError, match=r"orbax.*(cannot be read|not a readable)"):
+        nz.compress_file(tmp_path / "orbax", tmp_path / "a.nz")
+    files[-1].unlink()
+    with pytest.raises(errors.CorruptError, match=r"orbax.*(cannot be read|not a readable)"):
         nz.compress_file(tmp_path / "orbax", tmp_path / "a.nz")
 
 
-def test_what_orbax_restores_is_compressed(tmp_path):
-    orbax = pytest.importorskip("orbax.checkpoint")
-    jnp = pytest.importorskip("jax.numpy")
-    tree = {"params": {"w": jnp.array(RNG.normal(size=(30, 20)), jnp.float32), "b": jnp.ones(20, jnp.bfloat16)}}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        checkpointer = orbax.StandardCheckpointer()
-        checkpointer.save(os.fspath(tmp_path / "orbax"), tree)
-        checkpointer.wait_until_finished()
-        restored = checkpointer.restore(os.fspath(tmp_path / "orbax"))
-    found = nz.decompress(nz.compress(restored).to_bytes())
-    assert np.array_equal(found["params.w"], np.asarray(tree["params"]["w"]))
-    assert found["params.b"].dtype.name == "bfloat16"
+def test_orbax_without_tensorstore_names_the_extra(tmp_path):
+    (tmp_path / "orbax" / "d").mkdir(parents=True)
+    (tmp_path / "orbax" / "manifest.ocdbt").write_bytes(b"some bytes")
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "tensorstore.py").write_text("raise ImportError('none')")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import nearzip as nz\n"
+        "nz.compress_file(sys.argv[2] + '/orbax', sys.argv[2] + '/a.nz')"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "without"), str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "pip install 'nearzip[orbax]'" in run.stderr
+
+
+def test_descriptions_of_chunks_that_no_reader_wrote():
+    specs = {"w": TensorSpec("w", "float32", (2,))}
+    text = '{"zarr_format":2}'
+
+    def tree(arrays, others=()):
+        return attached_tree([], {"chunked": {"arrays": arrays, "others": list(others)}})
+
+    ZARR.check("w/.zarray", specs, tree([["w", "zarr", "", text]]))
+    OCDBT.check("manifest.ocdbt", specs, tree([["w", "zarr", "w/", text]]))
+    for form, file, arrays in (
+        (ZARR, "w/.zarray", [["w", "zarr", "../../w/", text]]),  # a key that would be a path
+        (ZARR, "w/.zarray", [["w", "zarr3", "", text]]),
+        (ZARR, "w/notes", [["w", "zarr", "", text]]),
+        (OCDBT, "notes", [["w", "zarr", "w/", text]]),
+        (OCDBT, "manifest.ocdbt", [["w", "n5", "w/", text]]),
+        (OCDBT, "manifest.ocdbt", [["v", "zarr", "w/", text]]),
+        (OCDBT, "manifest.ocdbt", [["w", "zarr", "w/", 5]]),
+        (OCDBT, "manifest.ocdbt", [["w"]]),
+    ):
+        with pytest.raises(errors.CorruptError, match="the description of the arrays' chunks is damaged"):
+            form.check(file, specs, tree(arrays))
 
 
 # ---- JAX -------------------------------------------------------------------------------------------------------
@@ -314,5 +457,38 @@ def test_arrays_and_trees_of_jax():
     assert found["params.layers.0.w"].dtype == jnp.bfloat16
     assert np.array_equal(found["params.layers.0.w"], np.asarray(moved["layers"][0]["w"]))
     assert {"opt_state.0.count", "opt_state.0.mu.layers.0.w"} <= set(found)
-    again = jax.tree.unflatten(jax.tree.structure(moved), [jnp.asarray(found[f"params.layers.{i}.w"]) for i in (0, 1)])
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), again, moved)))
+    with pytest.raises(errors.UsageError, match="float32 of float64"):
+        nz.decompress(nz.compress({"w": np.ones(3)}), framework="jax")
+    with pytest.raises(errors.UsageError, match="no dtype complex32"):
+        nz.decompress(nz.compress({"w": np.ones(3, DTYPES["complex32"])}), framework="jax")
+
+    found = nz.decompress(archive.to_bytes(), base={"params": params}, framework="jax")
+    assert all(isinstance(array, jax.Array) for array in found.values())
+
+    def of(path, _):
+        return found[jax.tree_util.keystr(path, simple=True, separator=".")]
+
+    again = jax.tree_util.tree_map_with_path(of, tree)
+    assert jax.tree.structure(again) == jax.tree.structure(tree)
+    assert bits_of_leaves(again) == bits_of_leaves(tree)
+    assert [leaf.dtype for leaf in jax.tree.leaves(again)] == [leaf.dtype for leaf in jax.tree.leaves(tree)]
+
+
+def test_a_store_and_a_file_give_arrays_of_jax(tmp_path):
+    jax = pytest.importorskip("jax")
+    tree = {"w": jax.numpy.ones((3, 4), jax.numpy.bfloat16), "n": jax.numpy.arange(3)}
+    with nz.Store(tmp_path / "store", create=True) as store:
+        store.commit(tree)
+        found = store.checkout(framework="jax")
+    nz.compress(tree).save(tmp_path / "a.nz")
+    with nz.open(tmp_path / "a.nz", framework="jax") as archive:
+        for name, array in tree.items():
+            assert found[name].dtype == archive[name].dtype == array.dtype
+            assert isinstance(archive[name], jax.Array)
+            assert (found[name] == array).all()
+
+
+def test_jax_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", None)
+    with pytest.raises(errors.MissingExtraError, match="pip install jax"):
+        nz.decompress(nz.compress({"w": np.ones(3)}), framework="jax")

@@ -18,6 +18,7 @@ import nearzip as nz
 from nearzip import recipes, stages
 from nearzip.errors import CorruptError, NewerFormatError, PluginError, UnknownMethodError, UsageError
 from nearzip.recipes import recipe_type, recipe_types
+from nearzip.report import sections, write_report
 from nearzip.stages import pipeline_from_json, registry, stage_types
 from nearzip.store import backends
 from nearzip.testing.contract import check_recipe, check_stage, examples_of
@@ -28,7 +29,7 @@ W = {"w": np.linspace(-1, 1, 999, dtype=np.float32), "n": np.arange(5)}
 
 
 def forget() -> None:
-    for plugins in (recipes.PLUGINS, registry.PLUGINS, backends.PLUGINS):
+    for plugins in (recipes.PLUGINS, registry.PLUGINS, backends.PLUGINS, sections.PLUGINS):
         plugins.forget()
 
 
@@ -120,6 +121,54 @@ def test_a_store_backend_of_another_package(example: Path, tmp_path: Path) -> No
     assert (tmp_path / "letters").is_dir()
     with pytest.raises(UsageError, match="cabinet"):
         nz.Store("drawer://letters")
+
+
+def test_a_report_has_the_section_of_another_package(example: Path, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    store = nz.Store(tmp_path / "store", create=True, bound="lossless")
+    store.commit(W)
+    assert "example-tags" not in write_report(store, tmp_path / "untagged.html").sections
+    store.commit(W, tags=["good"])
+    facts = write_report(store, tmp_path / "r.html")
+    assert list(facts.sections)[-2:] == ["versions", "example-tags"]
+    assert facts.sections["example-tags"] == {"good": [1]}
+    page = (tmp_path / "r.html").read_text("utf-8")
+    assert page.index("<h2>Versions</h2>") < page.index("<h2>Tags</h2>") < page.index("<li>good: 1</li>")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("def html(self, view): return 1 / 0", "ZeroDivisionError"),
+        ("def data(self, view): return {'x': object()}", "TypeError: Object of type object"),
+        ("def applies(self, view): raise ValueError('<b>')", "ValueError: <b>"),
+        ("name = 'another'", "not the entry point's 'mine'"),
+        ("import nowhere_at_all", "No module named 'nowhere_at_all'"),
+    ],
+)
+def test_a_section_that_fails_is_named_and_the_others_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, reason: str
+) -> None:
+    pytest.importorskip("jinja2")
+    folder = tmp_path / "site"
+    install(folder, "failing", "[nearzip.report_sections]\nmine = failing_section:Mine\nsizes = nowhere:Sizes\n")
+    (folder / "failing_section.py").write_text(
+        "from nearzip.report import Section\n\nclass Mine(Section):\n    name = title = 'mine'\n"
+        "    def data(self, view): return {}\n    def html(self, view): return '<p>fine</p>'\n    " + body + "\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    forget()
+    store = nz.Store(tmp_path / "store", create=True, bound="lossless")
+    store.commit(W)
+    facts = write_report(store, tmp_path / "r.html")
+    sys.modules.pop("failing_section", None)
+    forget()
+    assert list(facts.sections) == [kind.name for kind in sections.BUILT_IN]
+    assert reason in facts.failed_sections["mine"]
+    page = (tmp_path / "r.html").read_text("utf-8")
+    assert "This section could not be made" in page
+    assert "<b>&#39;" not in page
+    assert "<h2>Sizes</h2>" in page
 
 
 def test_the_command_line_knows_them(example: Path) -> None:

@@ -137,7 +137,7 @@ def test_a_plan_gives_each_tensor_its_method_and_bound(base):
 def test_a_method_that_uses_no_base_is_not_blamed_for_coding_alone():
     given = plan(a_bias=Coding.of("zstd"))
     archive = nz.compress(NETWORK, base={n: a for n, a in BASE.items() if n != "a.bias"}, plan=given)
-    assert archive.report.alone == {}
+    assert archive.report.without_base == {}
     assert nz.compress(NETWORK, base=BASE, plan=_Plan(dict.fromkeys(NETWORK, Coding.of("zstd")))).base_id is None
 
 

@@ -137,3 +137,39 @@ def test_blocks_of_one_tensor_may_differ(threads):
     assert restored(archive, old)["w"].tobytes() == new["w"].tobytes()
     pipelines = {block.pipeline.needs_base for segment in archive.report.index.segments for block in segment.blocks}
     assert pipelines == {True, False}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("share", [0.06, 0.2])
+def test_some_zeros_are_coded_apart(dtype, share):
+    dense = noise(dtype, n=1 << 20)
+    values = np.where(RNG.random(dense.shape) < share, np.zeros((), dense.dtype), dense)
+    archive = nz.compress({"w": values})
+    assert restored(archive)["w"].tobytes() == values.tobytes()
+    # Which values are zero, and the others as they are coded without zeros. Spread over the planes, zeros cost twice.
+    entropy = -share * np.log2(share) - (1 - share) * np.log2(1 - share)
+    others = nz.compress({"w": dense.ravel()[: int((1 - share) * dense.size)].copy()}).nbytes
+    assert archive.nbytes < 1.01 * (others + entropy * values.size / 8) + 100
+
+
+def test_some_zeros_in_a_small_tensor():
+    rng = np.random.default_rng(0)
+    values = np.where(rng.random(1152) < 0.2, np.float32(0), rng.normal(0, 0.05, 1152).astype("f4"))
+    archive = nz.compress({"w": values})
+    of_the_index = 350
+    assert archive.nbytes - of_the_index < 0.95 * len(zstandard.ZstdCompressor(level=19).compress(values.tobytes()))
+
+
+def test_small_tensors_share_the_blocks_of_large_ones_where_no_base_helps():
+    def network(seed: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        small = {f"b{i}": rng.normal(0, 0.05, 512).astype("f4") for i in range(64)}
+        return {**small, **{f"w{i}": rng.normal(0, 0.05, (128, 256)).astype("f4") for i in range(4)}}
+
+    new, other = network(1), network(2)
+    alone, update = nz.compress(new), nz.compress(new, base=other)
+    assert update.nbytes <= alone.nbytes + 20
+    assert update.base_id is None
+    # Small tensors that did not change are another matter.
+    changed = {**other, **{name: array for name, array in new.items() if name[0] == "b"}}
+    assert nz.compress(new, base=changed).nbytes < 0.85 * alone.nbytes

@@ -96,6 +96,16 @@ def test_a_plan_is_found_and_applied(files, base):
     assert sum(np.abs(restored[name] - NEW[name]).mean() for name in NEW) <= 0.01
 
 
+def test_a_base_whose_tensors_are_called_otherwise(files):
+    save_file({"old.w": OLD["w"], "b": OLD["b"], "other": OLD["w"] * 0}, "old.safetensors")
+    rename = ("--base", "old.safetensors", "--rename", "old.=")
+    assert tune(*rename).exit_code == 0
+    # What this evaluator asks for is kept although the whole update is lost.
+    assert run("compress", "new.safetensors", *rename, "--plan", "plan.json", "-o", "a.nz").exit_code == 1
+    assert Path("a.nz").stat().st_size == nz.Plan.load("plan.json").nbytes
+    assert "write OLD=NEW" in tune("--base", "old.safetensors", "--rename", "old", "--force").stderr
+
+
 def test_json_on_stdout_and_a_status_line_for_every_trial(files):
     result = tune("--json", "--max-loss", "error=0.02", evaluate="judge:two", max_loss="worst=0.05")
     assert result.exit_code == 0, result.stderr

@@ -182,3 +182,18 @@ def test_the_cheapest_settings_take_the_bytes_asked_for_and_spare_what_is_dear()
     assert found.n_bytes(even) == pytest.approx(wanted, rel=0.05)
     dear = found.cheapest(np.array([6.0, 0, 0, 0]), wanted)
     assert (dear[:, 0] < even[:, 0]).all()
+
+
+@pytest.mark.parametrize("knob", ["upd", "step"])
+def test_a_base_whose_tensors_are_called_otherwise(knob):
+    new = {name: w + rng.normal(0, 1e-2, w.shape).astype(np.float32) for name, w in NETWORK.items()}
+    base = {name.replace("b.", "middle."): w for name, w in NETWORK.items()} | {"other": NETWORK["b.weight"] * 0}
+    how = {"evaluate": smooth, "max_loss": 0.02, "knob": knob}
+    expected = nz.tune(new, NETWORK, **how)
+    plan = nz.tune(new, base, rename={"middle.": "b."}, **how)
+    assert plan.nbytes < expected.nbytes + 200  # what was matched
+    archive = nz.compress(new, base, plan=plan, rename={"middle.": "b."})
+    assert archive.nbytes == plan.nbytes
+    for rename in ({"nothing.": "b."}, "middle=b"):
+        with pytest.raises(nz.errors.UsageError, match="rename"):
+            nz.tune(new, base, rename=rename, **how)

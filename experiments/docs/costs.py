@@ -53,3 +53,28 @@ def computed(result: Row) -> str:
 def _cells(of: dict[str, Any], n: float) -> list[str]:
     seconds, memory, moved = (_cost(of[key], n) for key in ("seconds", "memory_bytes", "bytes"))
     return [f"{seconds:,.0f}", f"{memory / 1e9:.2f}", f"{moved / 1e9:.2f}"]
+
+
+def small(result: Row) -> str:
+    """What is stored besides the blocks, in three forms, and how long opening takes."""
+    rows = []
+    for row in result["rows"]:
+        columns, json = row["columns"], row["json"]
+        rows.append(
+            [
+                f"{row['tensors']:,}", f"{row['blocks']:,}", f"{json['bytes'] - row['blocks']:,}",
+                f"{columns['bytes'] - row['blocks']:,}", f"{row['wire'] - row['blocks']:,}",
+                f"{json['open_ms']:.1f}", f"{columns['open_ms']:.1f}", f"{json['first_ms']:.1f}",
+                f"{columns['first_ms']:.1f}",
+            ]
+        )  # fmt: skip
+    head = ["tensors", "blocks (bytes)", "besides, JSON", "besides, columns", "besides, wire form",
+            "open, JSON (ms)", "open, columns", "and first tensor, JSON", "and first tensor, columns"]  # fmt: skip
+    commands = ", ".join(f"`{name}` {ms:.0f}" for name, ms in result["commands_ms"].items())
+    return (
+        "Lossless updates with the index of format 3, in columns, beside the JSON of formats 1 and 2 and a federated "
+        "message, which has neither names nor a digest for each block; times of complete archives, in processor "
+        "milliseconds.\n\n" + table(head, rows)
+        + f"\n\nWhole commands of an archive of six tensors, processor milliseconds: {commands}. "
+        f"{circumstances(result)}."
+    )  # fmt: skip

@@ -19,8 +19,8 @@ from experiments.lab.data import DataError, Dataset, cache_folder, load
 from experiments.lab.networks import data_of
 from experiments.lab.training import Settings, preset, train
 
-#: quick: under 10 minutes on two cores; chains: eight or twelve versions each, under 20; datasets: under 15; full:
-#: under 120.
+#: quick: under 10 minutes on two cores; chains: eight or twelve versions each, under 20; datasets: under 15;
+#: correctness: under 10; full: under 120.
 SETS: dict[str, tuple[Settings, ...]] = {
     "quick": (
         preset("lenet-300-100", epochs=4),
@@ -50,6 +50,12 @@ SETS: dict[str, tuple[Settings, ...]] = {
             for name in ("strided-small", "strided-plain")
         ),
         preset("mobilenet-small", epochs=6),
+    ),
+    "correctness": (
+        preset("resnet-20", epochs=4, limit=20_000),
+        preset(
+            "strided-small", epochs=5, limit=15_000, rule="all", schedule="cosine", lr=0.05, weight_decay=5e-4,
+        ),
     ),
 }  # fmt: skip
 

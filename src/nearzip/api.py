@@ -71,12 +71,12 @@ class _Request:
 
     def codings_for(self, source: Checkpoint) -> Codings:
         """The codings of a checkpoint's tensors. Raises UsageError for names that it does not have."""
-        names = list(without_attached(source).specs)
+        names = list((without_attached(source) if source.attached else source).specs)
         if self.codings is None:
             assert self.plan is not None
             return codings_of_plan(self.plan, names)
         self.codings.check_names(names)
-        return self.codings.for_tensors(names)
+        return self.codings.for_tensors(names) if self.codings.by_pattern else self.codings
 
     def prepared(self, source: Checkpoint, retrain: Retrain | None) -> Checkpoint:
         """The tensors to compress: `source`, or what the method and its retraining make of it."""
@@ -258,8 +258,8 @@ def decompress(
         What the archive was made against, if anything; ignored if it needs none.
     limits : Limits
         What reading may take; see `Limits`.
-    framework : {"np", "pt"}
-        NumPy arrays, or PyTorch tensors on the CPU, for `load_state_dict`.
+    framework : {"np", "pt", "jax"}
+        NumPy arrays; PyTorch tensors on the CPU, for `load_state_dict`; or arrays of JAX on its default device.
 
     Raises
     ------

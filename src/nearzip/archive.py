@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class WriteReport:
     #: Digest of every tensor as a reader will get it.
     contents: dict[str, bytes]
     #: Tensors coded without a base although one was given, and why.
-    alone: dict[str, str] = field(default_factory=dict)
+    without_base: dict[str, str] = field(default_factory=dict)
     #: Tensors whose base has another name or dtype, and that tensor of the base.
     matches: Mapping[str, TensorSpec] = field(default_factory=dict)
     #: For tensors in a filter that errs on zeros: how many zeros a reader gets back as weights.
@@ -51,11 +52,23 @@ class WriteReport:
     #: Tensors that took fewer bytes in another way than the method's own, and which: a key of `CHOICES`.
     choices: dict[str, str] = field(default_factory=dict)
     #: Calibrated archives: tensors that were rounded without calibration, and why.
-    plain: dict[str, str] = field(default_factory=dict)
+    uncalibrated: dict[str, str] = field(default_factory=dict)
     #: Calibrated archives: of the outputs on the batches held back, in nats per prediction.
     divergence: float | None = None
     #: How much of the change against the base is kept; None if no base was used.
     update_kept: UpdateKept | None = None
+
+    @property
+    def alone(self) -> dict[str, str]:
+        """The old name of `without_base`."""
+        warnings.warn("WriteReport.alone is now called without_base", DeprecationWarning, stacklevel=2)
+        return self.without_base
+
+    @property
+    def plain(self) -> dict[str, str]:
+        """The old name of `uncalibrated`."""
+        warnings.warn("WriteReport.plain is now called uncalibrated", DeprecationWarning, stacklevel=2)
+        return self.uncalibrated
 
     @property
     def matches_text(self) -> str | None:

@@ -7,8 +7,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from nearzip.caching import cached_property
-
 __all__ = ["MIN_SHARE", "NO_CHANGE", "Change", "Changes", "UpdateKept"]
 
 #: A change of which less than this share is kept counts as lost.
@@ -108,22 +106,20 @@ class UpdateKept:
     judged_by_values: Collection[str] = frozenset()
     tolerated: Collection[str] = frozenset()
     residues: Mapping[str, Change] = field(default_factory=dict)
+    #: The change over all of `tensors`.
+    network: Change = field(init=False, repr=False, compare=False)
+    #: Tensors that changed and whose change is lost, the largest change first.
+    lost: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
-    @cached_property
-    def network(self) -> Change:
-        """Over all of `tensors`."""
-        return Change.sum(self.tensors.values())
+    def __post_init__(self) -> None:
+        names = [name for name, one in self.tensors.items() if self._is_lost(one, name in self.judged_by_values)]
+        names.sort(key=lambda name: -self.tensors[name].squares)
+        self.__dict__.update(network=Change.sum(self.tensors.values()), lost=tuple(names))
 
     @property
     def share(self) -> float:
         """The share of the network's change that is kept, 0 to 1."""
         return self.network.share
-
-    @cached_property
-    def lost(self) -> tuple[str, ...]:
-        """Tensors that changed and whose change is lost, the largest change first."""
-        names = [name for name, one in self.tensors.items() if self._is_lost(one, name in self.judged_by_values)]
-        return tuple(sorted(names, key=lambda name: -self.tensors[name].squares))
 
     @property
     def network_lost(self) -> bool:

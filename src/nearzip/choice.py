@@ -10,14 +10,13 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import zstandard
 
 import nearzip._core as _core
-from nearzip.caching import cached_property
 from nearzip.stages import Chain, Context, ContextDelta, OrderedBits, Pipeline, Rans, RawBytes, Sparse, Zstd
 from nearzip.tensors import Array, bits_of, is_float
 
@@ -53,7 +52,7 @@ _FEW_BITS = 2.0
 #: Values of which nearly all differ, and that are this much closer to the base than to zero, are coded against it.
 _DISTINCT, _CLOSE = 0.9, 0.25
 #: Share of zeros from which on their indices are coded separately.
-_MANY_ZEROS = 0.25
+_MANY_ZEROS = 1 / 32
 
 #: Repeats are looked for in all of a block up to `_WHOLE` bytes, else in runs from all over it.
 _WHOLE, _RUN_BYTES = 128 << 10, 16 << 10
@@ -106,7 +105,7 @@ _EXACT = (exact_pipeline(False), exact_pipeline(True), _ZEROS)
 
 
 @functools.cache
-def exact_pipelines(with_base: bool, floats: bool) -> tuple[Pipeline, ...]:
+def exact_pipelines(with_base: bool, floats: bool) -> Sequence[Pipeline]:
     """Exact pipelines that a block may be coded by, besides `STORED` and `REPEATS`."""
     with_zeros = (_ZEROS,) if floats else ()
     return (exact_pipeline(False), *with_zeros, *([exact_pipeline(True)] if with_base else []))
@@ -125,12 +124,14 @@ def promising(
     n_bytes : int
     others : iterable of Pipeline
     """
-    if context.n <= 4 * _SAMPLE:
+    others = [other for other in others if other is not pipeline]
+    if values.size <= 4 * _SAMPLE:
         yield from (other for other in others if other is not _ZEROS or _zeros(values) >= _MANY_ZEROS)
         return
-    bits = 8 * n_bytes / context.n
+    bits = 8 * n_bytes / values.size
     few = bits < _FEW_BITS and isinstance(pipeline.stages[-1], Rans) and values.itemsize >= 4
-    others = [other for other in others if not (few and other in _EXACT)]
+    if few:
+        others = [other for other in others if other not in _EXACT]
     if not others:
         return
     sample = _Sample(values, context.base)
@@ -149,7 +150,10 @@ class _Sample:
 
     def __init__(self, values: Array, base: Array | None) -> None:
         self.values = _sampled(values)
-        self.context = Context.of(self.values, None if base is None else _sampled(base))
+        self.base = None if base is None else _sampled(base)
+        self.context = Context(values.dtype, (self.values.size,), self.base)
+        self.bits = bits_of(self.values)
+        self.entropy = _core.entropy(self.bits)
 
     def rules_out(self, other: Pipeline, bits: float) -> bool:
         """Whether a candidate surely takes more than so many bits a value."""
@@ -157,24 +161,21 @@ class _Sample:
             return _zeros(self.values) < _MANY_ZEROS
         if other is exact_pipeline(False):
             return _NEAR * bits < _OF_ENTROPY * self.entropy or _NEAR * bits < _entropy_by_byte(self.values)
+        assert self.base is not None  # neither of the rest is tried without one
         if other is exact_pipeline(True):
-            return bits < _OF_ENTROPY * _core.entropy(bits_of(self.values) - bits_of(self.context.require_base()))
+            return bits < _OF_ENTROPY * _core.entropy(self.bits - bits_of(self.base))
         # What is left does without the base.
-        return self.entropy > _DISTINCT * math.log2(_SAMPLE) and self.is_close
+        return self.entropy > _DISTINCT * math.log2(_SAMPLE) and _is_close(self.values, self.base)
 
-    @cached_property
-    def entropy(self) -> float:
-        return _core.entropy(bits_of(self.values))
 
-    @cached_property
-    def is_close(self) -> bool:
-        """Whether values are much closer to the base than to zero."""
-        if not is_float(self.values.dtype):
-            return False
-        with np.errstate(invalid="ignore", over="ignore"):
-            x = self.values.astype(np.float32, copy=False)
-            off = x - self.context.require_base().astype(np.float32, copy=False)
-            return bool(off @ off <= _CLOSE**2 * (x @ x))
+def _is_close(values: Array, base: Array) -> bool:
+    """Whether values are much closer to the base than to zero."""
+    if not is_float(values.dtype):
+        return False
+    with np.errstate(invalid="ignore", over="ignore"):
+        x = values.astype(np.float32, copy=False)
+        off = x - base.astype(np.float32, copy=False)
+        return bool(off @ off <= _CLOSE**2 * (x @ x))
 
 
 def _zeros(values: Array) -> float:
@@ -196,7 +197,7 @@ def _sampled(values: Array) -> Array:
 
 def _entropy_by_byte(values: Array) -> float:
     """Bits a value, if each of its bytes is coded by itself."""
-    planes = OrderedBits().encode(values).symbols.view(np.uint8).reshape(values.size, -1).T
+    planes = OrderedBits().encode(values).value.view(np.uint8).reshape(values.size, -1).T
     return sum(_core.entropy(plane) for plane in np.ascontiguousarray(planes))
 
 
@@ -204,7 +205,8 @@ def may_repeat(values: Array, n_bytes: int) -> bool:
     """Whether `REPEATS` may code values, shape (n,), in fewer than `n_bytes`: faster levels of zstd on some of them."""
     raw = np.ascontiguousarray(values).view(np.uint8)
     share = n_bytes / raw.size
-    if all(_goes_on(raw, share, search) for search in _SEARCHES):
+    noise = _NOISE * (1 - _zeros(values))  # zeros are short for zstd as well, and no repeats of anything else
+    if all(_goes_on(raw, share, search, noise) for search in _SEARCHES):
         return True
     if raw.size <= _WHOLE or share < _LEAST_FAR or _distinct(raw) > share:
         return False
@@ -212,9 +214,9 @@ def may_repeat(values: Array, n_bytes: int) -> bool:
     return _packed([raw], careful.level) <= careful.near * share
 
 
-def _goes_on(raw: Array, share: float, search: _Search) -> bool:
+def _goes_on(raw: Array, share: float, search: _Search, noise: float) -> bool:
     packed = _packed(_runs(raw, search.n_runs), search.level)
-    near = search.near if packed > _NOISE else search.loose
+    near = search.near if packed > noise else search.loose
     return packed <= near * share or packed <= min(search.structured, search.times * share)
 
 

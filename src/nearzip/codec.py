@@ -6,7 +6,7 @@ bytes are the pipeline's, and a patch: indices and exact values of what decoding
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,8 +25,10 @@ __all__ = ["EncodedBlock", "decode_block", "decode_sparse_block", "encode_block"
 
 #: With more patches than one in this many values, coding the block exactly is tried as well.
 _MANY_PATCHES = 64
-#: Bytes that another coding has to save: its stages stand in the index.
+#: Bytes that another coding has to save: its stages take bytes of the index.
 _MARGIN = 32
+#: Where the length of the patch is.
+_NO_PATCH = b"\0"
 
 
 @dataclass(frozen=True)
@@ -90,54 +92,59 @@ def encode_block(
     """
     target = pipeline.target(values, context)
     before = context.base if before is None else before
-    first = _encode(target, context, pipeline, tolerances, substitute, before)
-    context = context.without_out()  # what `first` restores stays there
-    if first.n_patched * _MANY_PATCHES > context.n:
+    given = target if substitute is None else substitute
+    first = _checked(pipeline.encode_apart(given, context), target, context, pipeline, tolerances, before)
+    if context.out is not None:
+        context = context.without_out()  # what `first` restores stays there
+    if first.n_patched * _MANY_PATCHES > values.size:
         exact = _encode(target, context, exact_pipeline(pipeline.needs_base), _exact_parts(context))
         if exact.n_bytes < first.n_bytes:
             first = replace(exact, changes=_exactly(first.changes))
-    if not context.n or first.n_bytes <= _MARGIN:
+    if not values.size or first.n_bytes <= _MARGIN:
         return first
-    others: dict[Pipeline, Sequence[Tolerance]] = {}
-    if fallback != "never":
-        exact_ones = exact_pipelines(context.base is not None, is_float(context.dtype))
-        others = dict.fromkeys(exact_ones, _exact_parts(context))
-    if without is not None and substitute is None:
-        others = {without: tolerances, **others}
     wanted = first.restored if fallback == "restored" else target
-    best = _smallest(first, wanted, context, others, before)
+    others = [] if fallback == "never" else exact_pipelines(context.base is not None, is_float(context.dtype))
+    if without is not None and substitute is None:
+        others = [without, *(other for other in others if other != without)]
+    best = first
+    for other in promising(wanted, context, first.pipeline, first.n_bytes, others):
+        kept = tolerances if other is without else _exact_parts(context)
+        best = _smaller(best, first, other, wanted, context, kept, before)
     return best if fallback == "never" else _or_stored(best, wanted, context)
 
 
-def _smallest(
+def _smaller(
+    best: EncodedBlock,
     first: EncodedBlock,
+    pipeline: Pipeline,
     values: Array,
     context: Context,
-    others: Mapping[Pipeline, Sequence[Tolerance]],
-    before: Array | None,
+    tolerances: Sequence[Tolerance],
+    before: Array | None = None,
 ) -> EncodedBlock:
-    """`first`, or values under another pipeline that keeps its own tolerances, if that is smaller."""
-    best = first
-    candidates = [pipeline for pipeline in others if pipeline != first.pipeline]
-    for other in promising(values, context, first.pipeline, first.n_bytes, candidates):
-        block = _encode(values, context, other, others[other], before=before)
-        exact = all(tolerance == EXACT for tolerance in others[other])
-        best = _smaller(best, _instead_of(first, block, values) if exact else block)
-    return best
+    """`best`, or values under another pipeline in place of `first` if that is smaller."""
+    apart = pipeline.encode_apart(values, context)
+    # Most are not smaller: they need not be decoded and compared.
+    if sum(map(len, apart)) + len(_NO_PATCH) + _MARGIN >= best.n_bytes:
+        return best
+    block = _checked(apart, values, context, pipeline, tolerances, before)
+    if block.n_bytes + _MARGIN >= best.n_bytes:
+        return best
+    return _instead_of(first, block, values) if all(each == EXACT for each in tolerances) else block
 
 
 def _or_stored(block: EncodedBlock, values: Array, context: Context) -> EncodedBlock:
     """`block`, or values by their repeats or as raw bytes if that is smaller."""
     best = block
     if may_repeat(values, best.n_bytes):
-        best = _smaller(best, _encode(values, context, REPEATS, _exact_parts(context)))
+        best = _smaller(best, block, REPEATS, values, context, _exact_parts(context))
     if best.n_bytes > values.nbytes + _MARGIN:
-        best = _encode(values, context, STORED, _exact_parts(context))
-    return block if best is block else _instead_of(block, best, values)
+        best = _instead_of(block, _encode(values, context, STORED, _exact_parts(context)), values)
+    return best
 
 
 def _instead_of(block: EncodedBlock, exact: EncodedBlock, values: Array) -> EncodedBlock:
-    """`exact`, which codes values exactly, with what is said of `block`."""
+    """`exact`, which codes values exactly, with the counts and changes of `block`."""
     changes = block.changes if values is block.restored else _exactly(block.changes)
     return replace(exact, n_false=block.n_false, changes=changes)
 
@@ -151,23 +158,25 @@ def _exactly(changes: tuple[Change | None, ...]) -> tuple[Change | None, ...]:
     return tuple(change and change.exactly() for change in changes)
 
 
-def _smaller(one: EncodedBlock, other: EncodedBlock) -> EncodedBlock:
-    return other if other.n_bytes + _MARGIN < one.n_bytes else one
+def _encode(values: Array, context: Context, pipeline: Pipeline, tolerances: Sequence[Tolerance]) -> EncodedBlock:
+    return _checked(pipeline.encode_apart(values, context), values, context, pipeline, tolerances)
 
 
-def _encode(
+def _checked(
+    apart: tuple[bytes, bytes],
     values: Array,
     context: Context,
     pipeline: Pipeline,
     tolerances: Sequence[Tolerance],
-    substitute: Array | None = None,
     before: Array | None = None,
 ) -> EncodedBlock:
-    sides, body = pipeline.encode_apart(values if substitute is None else substitute, context)
+    """What a pipeline made of a block, decoded, compared with `values`, and patched."""
+    sides, body = apart
     restored, indices, changes = _decoded(sides, body, pipeline, values, before, context, tolerances)
-    patch = b""
+    head = _NO_PATCH
     if indices.size:
         patch = _encode_patch(indices, bits_of(values), values)
+        head = put_varint(len(patch)) + patch
         if not restored.flags.writeable:
             restored = restored.copy()
         _apply_patch(patch, restored)
@@ -175,21 +184,21 @@ def _encode(
         if left.size:
             raise BoundError("a patched block is outside its bound; please report this as a fault")
     n_false = int(((values == 0) & (restored != 0)).sum()) if pipeline.errs_on_zeros else 0
-    pieces = (put_varint(len(patch)) + patch + sides, body)
-    return EncodedBlock(pieces, pipeline, restored, indices.size, n_false, changes)
+    return EncodedBlock((head + sides, body), pipeline, restored, indices.size, n_false, changes)
 
 
 def decode_block(payload: bytes | memoryview, context: Context, pipeline: Pipeline) -> Array:
     """The values of a block, shape (n,). Raises CorruptError on bytes that no encoder wrote."""
     view = memoryview(payload)
+    if view[:1] == _NO_PATCH:
+        return pipeline.decode(view[1:], context)
     size, at = get_varint(view, 0)
     if size > len(view) - at:
         raise CorruptError("block ends early")
     values = pipeline.decode(view[at + size :], context)
-    if size:
-        if not values.flags.writeable:
-            values = values.copy()
-        _apply_patch(view[at : at + size], values)
+    if not values.flags.writeable:
+        values = values.copy()
+    _apply_patch(view[at : at + size], values)
     return values
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,7 +74,13 @@ class Coding:
         UnknownMethodError, UsageError
             There is no such method, an option is invalid, or the method cannot promise `bound`.
         """
-        recipe = recipe_type(method).from_options(options) if isinstance(method, str) else method
+        if isinstance(method, str):
+            kind = recipe_type(method)
+            if not options and with_base and isinstance(bound, (str, Bound, _NOTHING)):
+                return _without_options(kind, bound)
+            recipe = kind.from_options(options)
+        else:
+            recipe = method
         own = recipe.options() if options is None and not isinstance(method, str) else dict(options or {})
         return Coding(recipe.name, own, as_bound(bound), with_base)._made_of(recipe).checked()
 
@@ -146,6 +153,14 @@ class Coding:
         d = fields(document, where, {"method": str, "options": dict, "bound": (dict, _NOTHING), **base})
         bound = None if d["bound"] is None else bound_from_json(d["bound"], f"{where}, bound")
         return Coding(d["method"], d["options"], bound, d.get("with_base", True))
+
+
+# Training loops and rounds of federated learning ask for the same coding again and again; making and checking it takes
+# about as long as encoding a small tensor.
+@functools.lru_cache(maxsize=256)
+def _without_options(kind: type[Recipe], bound: BoundLike) -> Coding:
+    recipe = kind.from_options(None)
+    return Coding(recipe.name, {}, as_bound(bound))._made_of(recipe).checked()
 
 
 def bound_from_json(document: Any, where: str) -> Bound:

@@ -17,9 +17,9 @@ __all__ = ["codings_in", "codings_json", "written_bounds"]
 
 
 def codings_json(
-    codings: Codings, resolved: Resolved, specs: Sequence[TensorSpec]
+    codings: Codings, groups: Mapping[Coding, Sequence[str]], resolved: Resolved, specs: Sequence[TensorSpec]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`method` and `bound` of an index: the default coding, and others with the numbers of their tensors.
+    """`method` and `bound` of an index: the default coding, and others with the numbers of their tensors (`groups`).
 
     Readers show it and stores go by it; decoding needs none of it.
     """
@@ -28,7 +28,6 @@ def codings_json(
         names = [spec.name for spec in specs]
         return _named(default), _bound_json(default.promise, resolved, names)
     number = {spec.name: i for i, spec in enumerate(specs)}
-    groups = codings.distinct(number)
     others = [
         {**_named(coding), "bound": _bound_json(coding.promise, resolved, names), "tensors": [number[n] for n in names]}
         for coding, names in groups.items()

@@ -26,7 +26,7 @@ from nearzip.names import likely_prefix
 from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.similarity import as_float64, real_parts, ssim
 from nearzip.stages.ranges import Levels
-from nearzip.tensors import Array, Checkpoint, TensorSpec, dtype_of, is_float
+from nearzip.tensors import Array, Checkpoint, TensorSpec, is_float
 
 __all__ = ["Comparison", "Figures", "LinearFit", "compare", "ssim"]
 
@@ -158,7 +158,7 @@ def compare(
             if not spec.same_kind(their)
         }
         specs = {spec.name: spec for spec, _ in both if spec.name not in mismatched}
-        parameters = {name for name, spec in specs.items() if is_float(dtype_of(spec.dtype))} or set(specs)
+        parameters = {name for name, spec in specs.items() if spec.is_float} or set(specs)
         n_total = sum(spec.n_elements for spec in specs.values())
         sample: list[tuple[Array, Array]] = []
         total = PairSums()

@@ -6,155 +6,31 @@ follow each other without gaps, so their offsets are sums of lengths and cannot 
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-import math
 import os
-import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import zstandard
+from collections.abc import Sequence
 
 from nearzip import strictjson
-from nearzip.digests import DIGEST_BYTES, PIECE_BYTES, digest
-from nearzip.errors import CorruptError, LimitError, NewerFormatError, TruncatedError, UsageError
+from nearzip.digests import digest
+from nearzip.errors import CorruptError, LimitError, NewerFormatError, UsageError
+from nearzip.framing import FOOTER_BYTES, HEADER_BYTES, SHORT_FOOTER_BYTES, Frame, Source, Writable, unpacked
+from nearzip.index.columns import from_columns, stored_columns, unpack_columns
+from nearzip.index.document import from_document
+from nearzip.index.entries import BlockEntry, Index, Segment
 from nearzip.limits import Limits
-from nearzip.matching import can_serve
-from nearzip.stages import Pipeline, pipeline_from_json
-from nearzip.stages.external import unpack_zstd
-from nearzip.strictjson import Kinds, fields, pick, texts
-from nearzip.tensors import DTYPES, TensorSpec
+from nearzip.stages import Pipeline
 
-__all__ = ["BlockEntry", "Index", "Segment", "Source", "Writable", "Writer", "is_archive", "read_index"]
+__all__ = ["BlockEntry", "Index", "Segment", "Writer", "is_archive", "read_index"]
 
 MAGIC = b"\x89NZIP\r\n\x1a"
-CLOSING = b"\x1a\nNZEND\x89"
-#: The newest format that this release reads. It writes each file in the oldest that can express it.
-FORMAT_VERSION = 2
-#: The format of archives that need no field of a later one, and of those whose index says which tensors of the base are
-#: used under another name or in another dtype.
+#: The newest format that this release reads, and the one that it writes: its index is in columns.
+FORMAT_VERSION = 3
+#: Earlier ones, with an index of JSON: without and with the field that says which tensors of the base are used under
+#: another name or in another dtype.
 PLAIN_FORMAT, MATCHED_FORMAT = 1, 2
-_HEADER = struct.Struct("<8sHHI")  # magic, version of the writer, oldest reader that will do, reserved (0)
-HEADER_BYTES = _HEADER.size + 8
-_FOOTER = struct.Struct("<QQQ")  # length of the file, length of the index as stored, as JSON
-FOOTER_BYTES = _FOOTER.size + DIGEST_BYTES + len(CLOSING)
-_INDEX_LEVEL = 12
-_MAX_BLOCK_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class BlockEntry:
-    """One block: its position in the file, its checksum, and the pipeline that decodes it."""
-
-    offset: int
-    length: int
-    digest: bytes
-    pipeline: Pipeline
-
-
-@dataclass(frozen=True)
-class Segment:
-    """What is decoded independently: one tensor in blocks of `block_bytes`, or several tensors in one block.
-
-    `base_digest` is None for a segment without a base. Digests cover the digests of the segment's tensors, in order.
-    """
-
-    tensors: tuple[TensorSpec, ...]
-    block_bytes: int
-    blocks: tuple[BlockEntry, ...]
-    digest: bytes
-    base_digest: bytes | None
-
-    @property
-    def label(self) -> str:
-        """For messages: the tensors' names, shortened."""
-        names = [repr(spec.name) for spec in self.tensors]
-        return ", ".join(names) if len(names) < 5 else f"{', '.join(names[:3])} and {len(names) - 3} more"
-
-
-@dataclass(frozen=True)
-class Index:
-    """Everything about an archive but the blocks."""
-
-    tensors: tuple[TensorSpec, ...]
-    segments: tuple[Segment, ...]
-    id: str
-    base_id: str | None
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    gone: tuple[str, ...] = ()
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    tree: str | None = None
-    method: Mapping[str, Any] = field(default_factory=dict)
-    bound: Mapping[str, Any] = field(default_factory=dict)
-    writer: str = ""
-    #: Tensors whose base has another name or dtype, and the tensor of the base; None in archives of format 1.
-    matches: Mapping[str, TensorSpec] | None = None
-
-    @property
-    def n_bytes(self) -> int:
-        """Digest of all tensors as restored."""
-        return sum(spec.n_bytes for spec in self.tensors)
-
-
-# ---- sources ---------------------------------------------------------------------------------------
-
-
-class Source(Protocol):
-    """Random access to an archive's bytes."""
-
-    name: str
-    size: int
-
-    def read(self, offset: int, length: int) -> bytes | memoryview: ...
-
-    def close(self) -> None: ...
+_FRAME = Frame(MAGIC, FORMAT_VERSION, "archive", "a nearzip archive")
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------
-
-
-def _b64(raw: bytes) -> str:
-    return base64.b64encode(raw).decode().rstrip("=")
-
-
-def _to_json(index: Index) -> bytes:
-    number = {spec.name: i for i, spec in enumerate(index.tensors)}
-    pipelines: dict[Pipeline, int] = {}
-    segments = [
-        {
-            "tensors": [number[spec.name] for spec in segment.tensors],
-            "block_bytes": segment.block_bytes,
-            "digest": _b64(segment.digest),
-            "base": None if segment.base_digest is None else _b64(segment.base_digest),
-            "blocks": [
-                [pipelines.setdefault(block.pipeline, len(pipelines)), block.length, _b64(block.digest)]
-                for block in segment.blocks
-            ],
-        }
-        for segment in index.segments
-    ]
-    document: dict[str, Any] = {
-        "writer": index.writer,
-        "method": index.method,
-        "bound": index.bound,
-        "id": index.id,
-        "base": index.base_id,
-        "metadata": index.metadata,
-        "tree": index.tree,
-        "gone": index.gone,
-        "tensors": [[spec.name, spec.dtype, spec.shape] for spec in index.tensors],
-        "aliases": {number[name]: number[target] for name, target in index.aliases.items()},
-        "pipelines": [pipeline.to_json() for pipeline in pipelines],
-        "segments": segments,
-    }
-    if index.matches is not None:
-        document["matches"] = {
-            number[name]: [spec.name, spec.dtype, spec.shape] for name, spec in index.matches.items()
-        }
-    return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def is_archive(path: str | os.PathLike[str]) -> bool:
@@ -168,23 +44,16 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def header_bytes(version: int = PLAIN_FORMAT) -> bytes:
-    head = _HEADER.pack(MAGIC, version, version, 0)
-    return head + digest(head)[:8]
-
-
-class Writable(Protocol):
-    """Where an archive goes."""
-
-    def write(self, data: bytes, /) -> object: ...
+def header_bytes(version: int = FORMAT_VERSION) -> bytes:
+    return _FRAME.header(version)
 
 
 class Writer:
     """Writes an archive front to back."""
 
-    def __init__(self, stream: Writable, version: int = PLAIN_FORMAT):
+    def __init__(self, stream: Writable):
         self._stream = stream
-        self._header = header_bytes(version)
+        self._header = header_bytes()
         self._offset = 0
         self._write(self._header)
 
@@ -206,12 +75,10 @@ class Writer:
 
     def finish(self, index: Index) -> int:
         """Write index and footer; returns the length of the archive in bytes."""
-        document = _to_json(index)
-        stored = zstandard.ZstdCompressor(level=_INDEX_LEVEL).compress(document)
-        total = self._offset + len(stored) + FOOTER_BYTES
-        lengths = _FOOTER.pack(total, len(stored), len(document))
-        self._write(stored)
-        self._write(lengths + digest(self._header, stored, lengths) + CLOSING)
+        stored, n_content = stored_columns(index, self._offset, SHORT_FOOTER_BYTES)
+        if len(stored) >= 1 << 32:
+            raise UsageError(f"{len(index.tensors)} tensors are too many for one archive")
+        self._write(_FRAME.short_end(self._header, stored, n_content))
         return self._offset
 
 
@@ -230,219 +97,16 @@ def read_index(source: Source, limits: Limits) -> Index:
     LimitError
         It declares more than `limits` allow.
     """
-    header = _read_header(source)
-    stored, n_document = _read_footer(source, header, limits)
+    header, version = _FRAME.read_header(source)
+    in_columns = version >= FORMAT_VERSION
+    stored, n_content = _FRAME.read_end(source, header, limits, in_columns)
+    end_of_blocks = source.size - (SHORT_FOOTER_BYTES if in_columns else FOOTER_BYTES) - len(stored)
+    document = b"" if in_columns else unpacked(source.name, stored, n_content)
     try:
-        document = unpack_zstd(stored, n_document)
-    except CorruptError as error:
-        raise CorruptError(f"{source.name}: index: {error}") from None
-    if len(document) != n_document:
-        raise CorruptError(f"{source.name}: index has another length than the footer says")
-    try:
-        _, version, _, _ = _HEADER.unpack(header[: _HEADER.size])
-        return _Parser(limits, version).index(
-            strictjson.load(document, "index", limits.depth), source.size - FOOTER_BYTES - len(stored)
-        )
+        if in_columns:
+            content, digests = unpack_columns(stored, n_content)
+            return from_columns(content, digests, limits, source.size, end_of_blocks, HEADER_BYTES)
+        parsed = strictjson.load(document, "index", limits.depth)
+        return from_document(parsed, limits, end_of_blocks, HEADER_BYTES, version >= MATCHED_FORMAT)
     except (CorruptError, LimitError, NewerFormatError) as error:
         raise type(error)(f"{source.name}: {error}") from None
-
-
-def _read_header(source: Source) -> bytes:
-    name = source.name
-    header = bytes(source.read(0, min(source.size, HEADER_BYTES)))
-    if not header:
-        raise TruncatedError(f"{name}: the file is empty")
-    if not header.startswith(MAGIC[: len(header)]):
-        if header.startswith(b"version https://git-lfs"):
-            raise UsageError(f"{name}: is a git-lfs pointer, not the file itself; fetch it: git lfs pull")
-        raise CorruptError(f"{name}: not a nearzip archive")
-    if source.size < HEADER_BYTES + FOOTER_BYTES:
-        raise TruncatedError(f"{name}: ends after {source.size} bytes, shorter than any archive")
-    _, version, oldest_reader, reserved = _HEADER.unpack(header[: _HEADER.size])
-    if digest(header[: _HEADER.size])[:8] != header[_HEADER.size :]:
-        raise CorruptError(f"{name}: the header is damaged")
-    if oldest_reader > FORMAT_VERSION:
-        raise NewerFormatError(
-            f"{name}: needs a reader of format {oldest_reader} (written as {version}); this release reads up to "
-            f"{FORMAT_VERSION}: upgrade nearzip"
-        )
-    if reserved or version < oldest_reader or oldest_reader < 1:
-        raise CorruptError(f"{name}: the header is invalid")
-    return header
-
-
-def _read_footer(source: Source, header: bytes, limits: Limits) -> tuple[bytes, int]:
-    name = source.name
-    footer = bytes(source.read(source.size - FOOTER_BYTES, FOOTER_BYTES))
-    if not footer.endswith(CLOSING):
-        raise TruncatedError(f"{name}: does not end as an archive does; cut short, or its end is damaged")
-    lengths, expected = footer[: _FOOTER.size], footer[_FOOTER.size : -len(CLOSING)]
-    total, n_stored, n_document = _FOOTER.unpack(lengths)
-    if total != source.size or n_stored > source.size - HEADER_BYTES - FOOTER_BYTES:
-        raise CorruptError(f"{name}: the file is not as long as its footer says")
-    allowed = limits.allowed_index(source.size)
-    if max(n_document, n_stored) > allowed:
-        raise LimitError(
-            f"{name}: the index takes {max(n_document, n_stored)} bytes; the limit is {allowed}. "
-            "If you trust the file, raise Limits(index_bytes=...)"
-        )
-    stored = bytes(source.read(source.size - FOOTER_BYTES - n_stored, n_stored))
-    if digest(header, stored, lengths) != expected:
-        raise CorruptError(f"{name}: the index is damaged")
-    return stored, n_document
-
-
-class _Parser:
-    """From JSON (untrusted) to an Index."""
-
-    def __init__(self, limits: Limits, version: int):
-        self._limits = limits
-        self._version = version
-
-    def index(self, document: Any, end_of_blocks: int) -> Index:
-        has_matches = self._version >= MATCHED_FORMAT
-        d = fields(document, "index", {**_INDEX_FIELDS, "matches": dict} if has_matches else _INDEX_FIELDS)
-        tensors = self._tensors(d["tensors"])
-        pipelines = [pipeline_from_json(p) for p in d["pipelines"]]
-        aliases = self._aliases(d["aliases"], tensors)
-        segments, end = self._segments(d["segments"], tensors, pipelines)
-        if end != end_of_blocks:
-            raise CorruptError("index: blocks and file differ in length")
-        named = [spec.name for segment in segments for spec in segment.tensors] + list(aliases)
-        if sorted(named) != sorted(spec.name for spec in tensors) or set(aliases.values()) & set(aliases):
-            raise CorruptError("index: a tensor is in no segment, or in two")
-        texts(d["gone"], "index: gone")
-        texts(d["metadata"].values(), "index: metadata")
-        base_id = d["base"]
-        if base_id is None and any(s.base_digest is not None for s in segments):
-            raise CorruptError("index: segments have a base, the archive has none")
-        return Index(
-            tensors, tuple(segments), d["id"], base_id, aliases, tuple(d["gone"]), d["metadata"], d["tree"],
-            d["method"], d["bound"], d["writer"], self._matches(d["matches"], tensors) if has_matches else None,
-        )  # fmt: skip
-
-    def _tensors(self, items: Any) -> tuple[TensorSpec, ...]:
-        limits = self._limits
-        if len(items) > limits.tensors:
-            raise LimitError(f"{len(items)} tensors; the limit is {limits.tensors}")
-        specs = tuple(self._tensor(item) for item in items)
-        if len({spec.name for spec in specs}) != len(specs):
-            raise CorruptError("index: two tensors have one name")
-        return specs
-
-    def _tensor(self, item: Any) -> TensorSpec:
-        limits = self._limits
-        if type(item) is not list or len(item) != 3:
-            raise CorruptError("index: a tensor is not name, dtype and shape")
-        name, dtype, shape = item
-        if type(name) is not str or type(dtype) is not str or type(shape) is not list:
-            raise CorruptError("index: a tensor is not name, dtype and shape")
-        if dtype not in DTYPES:
-            raise NewerFormatError(f"tensor {name!r} has dtype {dtype[:80]!r}, which this release does not know")
-        try:
-            n_name = len(name.encode())
-        except UnicodeEncodeError:
-            raise CorruptError("index: a tensor's name is not valid Unicode") from None
-        if n_name > limits.name_bytes or len(shape) > limits.rank:
-            raise LimitError(f"a tensor's name takes {n_name} bytes, its rank is {len(shape)}; the limits are "
-                             f"{limits.name_bytes} and {limits.rank}")  # fmt: skip
-        # NumPy multiplies the dimensions of an empty array, too, and with the size of a value.
-        if not all(type(n) is int and 0 <= n < 1 << 58 for n in shape) or math.prod(n or 1 for n in shape) >= 1 << 58:
-            raise CorruptError(f"index: tensor {name!r} has no possible shape")
-        return TensorSpec(name, dtype, tuple(shape))
-
-    def _matches(self, document: Any, tensors: tuple[TensorSpec, ...]) -> dict[str, TensorSpec]:
-        matches = {}
-        for key, item in document.items():
-            spec = pick(tensors, _number(key), "index: matches")
-            base = self._tensor(item)
-            if base == spec or not can_serve(base, spec):
-                raise CorruptError(f"index: tensor {spec.name!r} cannot come from {base.name!r} of the base")
-            matches[spec.name] = base
-        return matches
-
-    def _aliases(self, document: Any, tensors: tuple[TensorSpec, ...]) -> dict[str, str]:
-        aliases = {}
-        for key, target in document.items():
-            one, other = pick(tensors, _number(key), "index: aliases"), pick(tensors, target, "index: aliases")
-            if (one.dtype, one.shape) != (other.dtype, other.shape):
-                raise CorruptError("index: an alias differs from its tensor in dtype or shape")
-            aliases[one.name] = other.name
-        return aliases
-
-    def _segments(
-        self, items: Any, tensors: tuple[TensorSpec, ...], pipelines: list[Pipeline]
-    ) -> tuple[list[Segment], int]:
-        segments = []
-        offset = HEADER_BYTES
-        for number, item in enumerate(items):
-            where = f"index: segment {number}"
-            d = fields(item, where, _SEGMENT_FIELDS)
-            specs = tuple(pick(tensors, i, f"{where}: tensors") for i in d["tensors"])
-            blocks = []
-            for block in d["blocks"]:
-                if type(block) is not list or len(block) != 3 or type(block[1]) is not int or block[1] < 0:
-                    raise CorruptError("index: a block is not pipeline, length and digest")
-                pipeline = pick(pipelines, block[0], f"{where}: pipelines")
-                if pipeline.needs_base and d["base"] is None:
-                    raise CorruptError("index: a pipeline needs a base, its segment has none")
-                blocks.append(BlockEntry(offset, block[1], _digest(block[2]), pipeline))
-                offset += block[1]
-            base = None if d["base"] is None else _digest(d["base"])
-            segment = Segment(specs, d["block_bytes"], tuple(blocks), _digest(d["digest"]), base)
-            _check_blocks(segment)
-            segments.append(segment)
-        return segments, offset
-
-
-def _number(key: str) -> int:
-    """A tensor's number that is a key of an object. Raises CorruptError."""
-    if not key.isdecimal() or str(int(key[:20])) != key:
-        raise CorruptError("index: a key is not a tensor's number")
-    return int(key)
-
-
-def _check_blocks(segment: Segment) -> None:
-    total = sum(spec.n_bytes for spec in segment.tensors)
-    # A tensor that is never cut is one block of its own size, however large.
-    most = max(_MAX_BLOCK_BYTES, -(-total // PIECE_BYTES) * PIECE_BYTES)
-    if not 0 < segment.block_bytes <= most or segment.block_bytes % PIECE_BYTES:
-        raise CorruptError("index: block size out of range")
-    expected = max(1, -(-total // segment.block_bytes))
-    if not segment.tensors or len({spec.dtype for spec in segment.tensors}) != 1:
-        raise CorruptError("index: a segment holds no tensor, or several dtypes")
-    if len(segment.blocks) != expected or (expected > 1 and len(segment.tensors) > 1):
-        raise CorruptError("index: blocks and tensors of a segment do not match")
-
-
-_INDEX_FIELDS: Kinds = {
-    "writer": str,
-    "method": dict,
-    "bound": dict,
-    "id": str,
-    "base": (str, type(None)),
-    "metadata": dict,
-    "tree": (str, type(None)),
-    "gone": list,
-    "tensors": list,
-    "aliases": dict,
-    "pipelines": list,
-    "segments": list,
-}
-_SEGMENT_FIELDS: Kinds = {
-    "tensors": list,
-    "block_bytes": int,
-    "digest": str,
-    "base": (str, type(None)),
-    "blocks": list,
-}
-
-
-def _digest(text: Any) -> bytes:
-    try:
-        raw = base64.b64decode(text + "==", validate=True)
-    except (TypeError, ValueError, binascii.Error):
-        raise CorruptError("index: a digest is not base64") from None
-    if len(raw) != DIGEST_BYTES or _b64(raw) != text:
-        raise CorruptError("index: a digest has another length")
-    return raw

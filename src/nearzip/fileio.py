@@ -10,7 +10,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -273,7 +273,9 @@ def atomic_file(path: Output, force: bool = False, text: bool = False) -> Iterat
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path_, files: Collection[str], force: bool = False) -> Iterator[Path]:
+def atomic_folder(
+    path: Path_, files: Collection[str], force: bool = False, replaced: Callable[[str], bool] = lambda file: False
+) -> Iterator[Path]:
     """A folder that appears under its name when the block ends without an error, with all files in it; else nothing.
 
     Parameters
@@ -284,6 +286,8 @@ def atomic_folder(path: Path_, files: Collection[str], force: bool = False) -> I
         What will be in the folder: relative paths.
     force : bool
         Replace a folder in which nothing but such files is.
+    replaced : callable
+        Whether another file may go with the folder: one whose content will be in files of other names.
 
     Raises
     ------
@@ -291,7 +295,7 @@ def atomic_folder(path: Path_, files: Collection[str], force: bool = False) -> I
         Something is there already, and `force` is not given or other files would be lost.
     """
     target = through_links(path)
-    check_folder(target, files, force)
+    check_folder(target, files, force, replaced)
     temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")
     try:
         with naming_errors("write", path):
@@ -304,7 +308,9 @@ def atomic_folder(path: Path_, files: Collection[str], force: bool = False) -> I
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_folder(target: Path, files: Collection[str], force: bool) -> None:
+def check_folder(
+    target: Path, files: Collection[str], force: bool, replaced: Callable[[str], bool] = lambda file: False
+) -> None:
     """Raise UsageError if a folder of `files` cannot be put at `target` (see `atomic_folder`)."""
     if not target.absolute().parent.is_dir():
         raise MissingFileError(f"{target.parent}: no such directory")
@@ -315,7 +321,7 @@ def check_folder(target: Path, files: Collection[str], force: bool) -> None:
     present = {each.relative_to(target).as_posix() for each in target.rglob("*") if not each.is_dir()}
     if present and not force:
         raise UsageError(f"{target}: exists already; choose another name or use --force (force=True)")
-    others = sorted(present - set(files))
+    others = sorted(file for file in present - set(files) if not replaced(file))
     if others:
         raise UsageError(
             f"{target}: holds {others[0]!r}, which is not in the archive and would be lost; choose another name"

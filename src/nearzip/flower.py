@@ -328,7 +328,7 @@ class NearzipStrategy(Strategy):
         return [reply for reply, _, _ in kept] + errors
 
     def _checked(self, server: Server, reply: Message, report: RoundBytes) -> tuple[str, Update]:
-        """All that can be said of one reply by itself. Raises a named error."""
+        """Check what can be checked of one reply by itself. Raises a named error."""
         key, record = _only(reply.content)
         data = _unpacked(record)
         report.up += len(data)

@@ -36,7 +36,7 @@ def open(
     """Open an archive without decoding it: a mapping of lazy tensors.
 
     `archive` is bytes, a path, a binary stream, or a URL that fsspec reads. `base`: also the path of a checkpoint.
-    `framework`: "np" for NumPy arrays, "pt" for PyTorch tensors on the CPU.
+    `framework`: "np" for NumPy arrays, "pt" for PyTorch tensors on the CPU, "jax" for arrays of JAX.
 
     Raises CorruptError, NewerFormatError or LimitError if its index cannot be trusted, NotFoundError if it is not
     there. Use as a context manager.

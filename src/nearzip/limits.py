@@ -19,7 +19,7 @@ class Limits:
         Maximum size of all decoded tensors together. None: 1 GiB plus what has a base of that shape, or more if
         the file is at least 1/1024 of it.
     index_bytes : int or None
-        Maximum size of the decompressed index. None: 256 KiB, or up to 16 MiB if the file is at least 1/64 of it.
+        Maximum size of the decompressed index. None: 1 MiB, or up to 16 MiB if the file is at least 1/64 of it.
     tensors : int
         Maximum number of tensors.
     rank : int
@@ -42,7 +42,7 @@ class Limits:
     EXPANSION = 1024
 
     #: The same for the index, without `index_bytes`, and its maximum.
-    FREE_INDEX = MIB // 4
+    FREE_INDEX = MIB
     INDEX_EXPANSION = 64
     MAX_INDEX = 16 * MIB
 

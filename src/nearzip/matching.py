@@ -25,6 +25,7 @@ __all__ = [
     "matched",
     "matches_text",
     "n_new_bytes",
+    "new_name",
     "renamed",
 ]
 
@@ -119,7 +120,7 @@ def _told(source: Checkpoint, base: Checkpoint, rename: Mapping[str, str]) -> di
     used = set()
     for name in base.specs:
         old = _rule_for(name, rename)
-        new = name if old is None else _renamed(name, old, rename)
+        new = new_name(name, rename)
         if new in found:
             raise UsageError(f"rename: {found[new]!r} and {name!r} of the base would both be called {new!r}")
         found[new] = name
@@ -141,18 +142,22 @@ def _rule_for(name: str, rename: Mapping[str, str]) -> str | None:
     return max((old for old in rename if name.startswith(old)), key=len, default=None)
 
 
-def _renamed(name: str, old: str, rename: Mapping[str, str]) -> str:
-    return rename[old] + name[len(old) :]
+def new_name(name: str, rename: Mapping[str, str]) -> str:
+    """What a tensor is called by the rules of `rename`; the same name if there is none for it.
+
+    Examples
+    --------
+    >>> rename = {"encoder.": "backbone.", "e": "x"}
+    >>> new_name("encoder.0.w", rename), new_name("head.w", rename)
+    ('backbone.0.w', 'head.w')
+    """
+    old = _rule_for(name, rename)
+    return name if old is None else rename[old] + name[len(old) :]
 
 
 def renamed(base: Checkpoint, rename: Mapping[str, str]) -> Checkpoint:
     """The base under other names, those of `rename`."""
-
-    def new_name(name: str) -> str:
-        old = _rule_for(name, rename)
-        return name if old is None else _renamed(name, old, rename)
-
-    names = {new_name(name): name for name in base.specs}
+    names = {new_name(name, rename): name for name in base.specs}
     specs = {new: replace(base.specs[name], name=new) for new, name in names.items()}
     return replace(base, specs=specs, read=lambda new: base.read(names[new]))
 

@@ -34,7 +34,7 @@ class Compress(DXOFilter):
 
     What the difference loses is kept in the filter and added to the client's next one. FLARE does not tell a filter
     whether a result arrived, so all are taken to have arrived; a client that restarts has no residual.
-    Only `WEIGHT_DIFF` is touched: other data would not stand a coarse step.
+    Only `WEIGHT_DIFF` is touched: other data would not tolerate a coarse step.
 
     Parameters
     ----------

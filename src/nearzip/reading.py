@@ -12,16 +12,17 @@ import numpy as np
 
 from nearzip.archive import Progress, TensorReport, described
 from nearzip.attached import attached_names
-from nearzip.blocks import Assembler, Block, block_context, block_pieces, block_values, in_own_memory, segment_blocks
+from nearzip.blocks import Assembler, Block, block_context, block_values, in_own_memory, segment_blocks
 from nearzip.codec import decode_block, decode_sparse_block, time_block
 from nearzip.coding import Codings
 from nearzip.coding_index import codings_in
-from nearzip.container import BlockEntry, Segment, Source, read_index
-from nearzip.digests import digest
+from nearzip.container import BlockEntry, Segment, read_index
+from nearzip.digests import digest, part_digests
 from nearzip.display import html_table
 from nearzip.errors import CorruptError, LimitError, NotFoundError, WrongBaseError
-from nearzip.fileio import memory_error, naming_memory
+from nearzip.fileio import memory_error
 from nearzip.frameworks import check_framework, to_framework
+from nearzip.framing import Source
 from nearzip.limits import Limits
 from nearzip.matching import matched, n_new_bytes
 from nearzip.parallel import number_of_threads, ordered_map
@@ -59,8 +60,11 @@ class Reader(Mapping[str, Any]):
         self._others: contextlib.ExitStack = contextlib.ExitStack()
         self._threads = number_of_threads(threads)
         limits = limits or Limits()
-        with naming_memory(source.name):
+        try:
             self.index = read_index(source, limits)
+        except MemoryError as error:
+            raise memory_error(source.name, error) from None
+        self._n_bytes = self.index.n_bytes
         self._given, self._base = base, self._seen(base)
         self._check_size(limits)
         self._segment_of = {spec.name: s for s in self.index.segments for spec in s.tensors}
@@ -254,7 +258,7 @@ class Reader(Mapping[str, Any]):
     # inside
 
     def _check_size(self, limits: Limits) -> None:
-        needed = self.index.n_bytes
+        needed = self._n_bytes
         if limits.output_bytes is None:
             if needed <= limits.FREE_BYTES:
                 return
@@ -293,12 +297,13 @@ class Reader(Mapping[str, Any]):
     def _check_base(self, segment: Segment, base: Checkpoint) -> None:
         assembler = Assembler(segment.tensors)
         for block in segment_blocks(segment.tensors, segment.block_bytes):
-            with block_values(base, block) as values:
-                assembler.add(None, block_pieces(block, values))
-        self._compare_base(segment, assembler)
+            with contextlib.ExitStack() as stack:
+                assembler.add(None, part_digests(block_values(base, block, stack), block.parts), [])
+        self._compare_base(segment, assembler.digests()[0])
 
-    def _compare_base(self, segment: Segment, assembler: Assembler) -> None:
-        if digest(b"".join(assembler.digests())) != segment.base_digest:
+    def _compare_base(self, segment: Segment, digests: list[bytes]) -> None:
+        """Raises WrongBaseError if the tensors of the base have other digests than those of the writer's."""
+        if digest(b"".join(digests)) != segment.base_digest:
             raise WrongBaseError(
                 f"{self._source.name}: {segment.label}: the base given is not the one that this archive was made "
                 f"against (id {self.index.base_id})"
@@ -317,12 +322,12 @@ class Reader(Mapping[str, Any]):
         """What `decode` makes of a block's bytes."""
         segment, entry, block, number = work
         payload = self._source.read(entry.offset, entry.length)
-        if digest(payload) != entry.digest:
+        if digest(payload)[: len(entry.digest)] != entry.digest:
             raise CorruptError(f"{self._where(segment, number)}: the file is damaged here (checksum differs)")
         base = self._base_for(segment) if segment.base_digest is not None else None
         try:
-            with block_context(block, base) as context:
-                return decode(payload, context, entry.pipeline)
+            with contextlib.ExitStack() as stack:
+                return decode(payload, block_context(block, base, stack), entry.pipeline)
         except MemoryError as error:
             raise memory_error(self._where(segment, number), error) from None
         except CorruptError as error:
@@ -336,12 +341,10 @@ class Reader(Mapping[str, Any]):
         return f"{self._source.name}: {segment.label}, block {number}"
 
     def _decode_block(self, work: tuple[Segment, BlockEntry, Block, int]) -> tuple[Array, Any, Any]:
-        block = work[2]
-
         def decode(payload: bytes | memoryview, context: Context, pipeline: Pipeline) -> tuple[Array, Any, Any]:
             values = in_own_memory(decode_block(payload, context, pipeline), context.base)
-            base_pieces = [] if context.base is None else block_pieces(block, context.base)
-            return values, block_pieces(block, values), base_pieces
+            base_pieces = [] if context.base is None else part_digests(context.base, context.parts)
+            return values, part_digests(values, context.parts), base_pieces
 
         return self._decoded(work, decode)
 
@@ -360,8 +363,7 @@ class Reader(Mapping[str, Any]):
         results = ordered_map(self._decode_block, work, 1 if n_bytes < _THREADS_FROM else self._threads)
         for segment in segments:
             try:
-                assembler = self._assemble(segment, results)
-                own = assembler.digests()
+                assembler, own = self._assemble(segment, results)
             except MemoryError as error:
                 raise memory_error(f"{self._source.name}: {segment.label}", error) from None
             if digest(b"".join(own)) != segment.digest:
@@ -370,15 +372,12 @@ class Reader(Mapping[str, Any]):
                 digests.update(zip((spec.name for spec in segment.tensors), own, strict=True))
             yield assembler.tensors()
 
-    def _assemble(self, segment: Segment, results: Iterator[tuple[Array, Any, Any]]) -> Assembler:
-        """The tensors of a segment from its decoded blocks. Raises WrongBaseError."""
+    def _assemble(self, segment: Segment, results: Iterator[tuple[Array, Any, Any]]) -> tuple[Assembler, list[bytes]]:
+        """The tensors of a segment from its decoded blocks, and their digests. Raises WrongBaseError."""
         assembler = Assembler(segment.tensors)
-        base_assembler = None if segment.base_digest is None else Assembler(segment.tensors)
         for _ in segment.blocks:
-            values, pieces, base_pieces = next(results)
-            assembler.add(values, pieces)
-            if base_assembler is not None:
-                base_assembler.add(None, base_pieces)
-        if base_assembler is not None:
-            self._compare_base(segment, base_assembler)
-        return assembler
+            assembler.add(*next(results))
+        own, theirs = assembler.digests()
+        if segment.base_digest is not None:
+            self._compare_base(segment, theirs)
+        return assembler, own

@@ -53,9 +53,11 @@ class FileSource:
     def __init__(self, path: Path_):
         self.name = os.fspath(path)
         self._lock = threading.Lock()
-        with naming_errors("read", path):
+        try:
             self._stream = open(path, "rb", buffering=0)  # noqa: SIM115
             self.size = os.fstat(self._stream.fileno()).st_size
+        except OSError as error:
+            raise system_error("read", path, error) from None
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly these bytes. Raises TruncatedError if the file has become shorter."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from nearzip.errors import UsageError, missing_extra
 from nearzip.stages import SparseValues
-from nearzip.tensors import TensorSpec, dtype_of
+from nearzip.tensors import TensorSpec
 
 __all__ = ["sparse_in"]
 
@@ -31,7 +31,7 @@ def _csr(spec: TensorSpec, sparse: SparseValues) -> Any:
         scipy_sparse = importlib.import_module("scipy.sparse")
     except ImportError:
         raise missing_extra("SciPy", "sparse", "a CSR array") from None
-    if dtype_of(spec.dtype).kind == "V" or spec.dtype in ("bfloat16", "float16"):
+    if spec.numpy_dtype.kind == "V" or spec.dtype in ("bfloat16", "float16"):
         raise UsageError(f"tensor {spec.name!r} is {spec.dtype}, which SciPy's sparse arrays do not have; take 'torch'")
     n_rows, n_columns = spec.shape[0], math.prod(spec.shape[1:])
     rows, columns = np.divmod(sparse.indices, max(1, n_columns))

@@ -8,14 +8,27 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from nearzip.errors import CorruptError
 
-__all__ = ["Kinds", "as_dict", "as_list", "fields", "integer", "load", "number", "numbers", "pick", "text", "texts"]
+__all__ = [
+    "Kinds",
+    "as_dict",
+    "as_list",
+    "fields",
+    "integer",
+    "load",
+    "number",
+    "numbers",
+    "pick",
+    "picks",
+    "text",
+    "texts",
+]
 
 T = TypeVar("T")
 Kinds = Mapping[str, type | tuple[type, ...]]
@@ -133,6 +146,11 @@ def numbers(document: Any, where: str) -> dict[str, float]:
     if not found:
         raise CorruptError(f"{where}: is empty")
     return found
+
+
+def picks(items: Sequence[T], indices: Iterable[Any], where: str) -> tuple[T, ...]:
+    """`pick` for each of several."""
+    return tuple(pick(items, index, where) for index in indices)
 
 
 def pick(items: Sequence[T], index: Any, where: str) -> T:

@@ -17,7 +17,6 @@ from nearzip.blocks import (
     Block,
     Draft,
     block_context,
-    block_pieces,
     block_values,
     draft_segments,
     in_own_memory,
@@ -28,16 +27,17 @@ from nearzip.buffers import buffer_for
 from nearzip.changes import Change, Changes, UpdateKept
 from nearzip.choice import REPEATS, STORED
 from nearzip.codec import encode_block
-from nearzip.coding import Codings
+from nearzip.coding import Coding, Codings
 from nearzip.coding_index import codings_json
-from nearzip.container import MATCHED_FORMAT, PLAIN_FORMAT, BlockEntry, Index, Segment, Writable, Writer
-from nearzip.digests import content_id, digest
+from nearzip.container import BlockEntry, Index, Segment, Writer
+from nearzip.digests import content_id, digest, part_digests
 from nearzip.errors import UsageError
+from nearzip.framing import Writable
 from nearzip.limits import Limits
 from nearzip.matching import Reference, n_new_bytes
 from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.stages import Context, Pipeline
-from nearzip.tensors import Array, Checkpoint, dtype_of
+from nearzip.tensors import Array, Checkpoint
 from nearzip.ties import find_ties, names_by_target
 from nearzip.updates import Resolved, resolve_updates
 from nearzip.version import __version__
@@ -83,9 +83,9 @@ def write_archive(
         resolved = resolve_updates(source, reference.before, codings, threads)
     else:
         resolved = Resolved(codings)
-    work = _Work(source, reference, resolved.codings, Writer(stream, _format(reference)), keep)
+    work = _Work(source, reference, resolved.codings, Writer(stream), keep)
     work.encode_all(threads, progress)
-    return work.finish(codings, resolved)
+    return work.finish(codings, groups, resolved)
 
 
 _NO_REFERENCE = Reference()
@@ -134,7 +134,8 @@ class _Work:
         self._ties = find_ties(source, codings, self._substitutes) if len(source.specs) > 1 else {}
         self._tied_to = names_by_target(self._ties) if self._ties else {}
         self._writer, self._keep = writer, keep
-        self._floor = _Floor.of(source, reference, self._ties)
+        self._n_bytes = source.n_bytes
+        self._floor = _Floor.of(source, self._n_bytes, reference, self._ties)
         self._segments: list[Segment] = []
         self._contents: dict[str, bytes] = {}
         self._base_contents: dict[str, bytes] = {}
@@ -145,25 +146,24 @@ class _Work:
         # Of the segment whose blocks are being taken.
         self._entries: list[BlockEntry] = []
         self._assembler: Assembler | None = None
-        self._base_assembler: Assembler | None = None
 
     def encode_all(self, threads: int, progress: Progress | None) -> None:
         names = [name for name in self._source.specs if name not in self._ties]
         drafts = draft_segments(self._source, self._reference.base, names, self._codings, threads)
-        n_done, n_bytes = 0, self._source.n_bytes
+        n_done = 0
         for done in ordered_map(self._encode, _tasks(drafts, self._keep is not None), threads):
             self._take(done)
             n_done += done.restored.nbytes
             if progress:
-                progress(n_done, n_bytes)
+                progress(n_done, self._n_bytes)
 
-    def finish(self, asked: Codings, resolved: Resolved) -> WriteReport:
-        """Write the index. `asked`: the codings before bounds were resolved."""
+    def finish(self, asked: Codings, groups: Mapping[Coding, list[str]], resolved: Resolved) -> WriteReport:
+        """Write the index. `asked`: the codings before bounds were resolved, in `groups` with the tensors of each."""
         source, reference, contents, ties = self._source, self._reference, self._contents, self._ties
         contents.update({name: contents[target] for name, target in ties.items()})
         specs = tuple(source.specs.values())
         used = reference.matches if self._base_contents else {}
-        method, bound = codings_json(asked, resolved, specs)
+        method, bound = codings_json(asked, groups, resolved, specs)
         index = Index(
             tensors=specs,
             segments=tuple(self._segments),
@@ -178,12 +178,12 @@ class _Work:
             writer=f"nearzip {__version__}",
             matches=used if reference.matches else None,
         )
-        alone = _without_base(source, reference.base, ties, self._codings)
-        kept = None if reference.before is None else _update_kept(self._changes, ties, asked)
+        without_base = _without_base(source, reference.base, ties, self._codings)
+        kept = None if reference.before is None else _update_kept(self._changes, ties, groups, asked.substitutes)
         n_bytes = self._writer.finish(index)
         self._floor.check(n_bytes, index)
         return WriteReport(
-            index, n_bytes, self._n_patched, contents, alone, used, self._false_positives, self._choices,
+            index, n_bytes, self._n_patched, contents, without_base, used, self._false_positives, self._choices,
             update_kept=kept,
         )  # fmt: skip
 
@@ -193,11 +193,9 @@ class _Work:
         draft, block = task.draft, task.block
         reference, source = self._reference, self._source
         with contextlib.ExitStack() as stack:
-            context = stack.enter_context(block_context(block, reference.base if draft.with_base else None, task.out))
-            substitute = None
-            if self._substitutes is not None:
-                substitute = stack.enter_context(block_values(self._substitutes, block))
-            values = stack.enter_context(block_values(source, block))
+            context = block_context(block, reference.base if draft.with_base else None, stack, task.out)
+            substitute = None if self._substitutes is None else block_values(self._substitutes, block, stack)
+            values = block_values(source, block, stack)
             is_known = draft.with_base and not any(spec.name in reference.grown for spec in block.tensors)
             had = None if is_known or reference.before is None else _before(values, block, reference.before)
             encoded = encode_block(
@@ -210,8 +208,8 @@ class _Work:
                 in_own_memory(encoded.restored, values, context.base),
                 encoded.n_patched,
                 encoded.n_false,
-                block_pieces(block, encoded.restored),
-                [] if context.base is None else block_pieces(block, context.base),
+                part_digests(encoded.restored, context.parts),
+                [] if context.base is None else part_digests(context.base, context.parts),
                 encoded.changes,
             )
 
@@ -221,7 +219,6 @@ class _Work:
         if done.task.first:
             self._entries = []
             self._assembler = Assembler(draft.tensors, done.task.whole)
-            self._base_assembler = Assembler(draft.tensors) if draft.with_base else None
         payload, pipeline = done.payload, done.pipeline
         if self._floor.needed and not draft.with_base:
             n_written = self._writer.n_bytes + sum(map(len, payload))
@@ -229,9 +226,7 @@ class _Work:
                 payload, pipeline = _stored(done)
         self._entries.append(self._writer.add_block(payload, pipeline))
         assert self._assembler is not None
-        self._assembler.add(done.restored if self._keep else None, done.pieces)
-        if self._base_assembler is not None:
-            self._base_assembler.add(None, done.base_pieces)
+        self._assembler.add(done.restored if self._keep else None, done.pieces, done.base_pieces)
         self._n_patched += done.n_patched
         if any(done.changes):
             self._changes.add((spec.name for spec in draft.tensors), done.changes, _step_of(draft.pipeline))
@@ -243,12 +238,11 @@ class _Work:
     def _end_segment(self, draft: Draft) -> None:
         """Digests of a segment, once all of its blocks are written; its tensors go to `keep`."""
         assert self._assembler is not None
-        own = self._assembler.digests()
+        own, theirs = self._assembler.digests()
         self._contents.update(zip((spec.name for spec in draft.tensors), own, strict=True))
         base_digest = None
         # A base that no block needs is not asked for.
-        if self._base_assembler is not None and any(entry.pipeline.needs_base for entry in self._entries):
-            theirs = self._base_assembler.digests()
+        if theirs and any(entry.pipeline.needs_base for entry in self._entries):
             self._base_contents.update(zip((spec.name for spec in draft.tensors), theirs, strict=True))
             base_digest = digest(b"".join(theirs))
         self._choices.update(_choices(draft, self._entries, self._reference.base))
@@ -261,16 +255,12 @@ class _Work:
                     self._keep(each, array)
 
 
-def _format(reference: Reference) -> int:
-    return MATCHED_FORMAT if reference.matches else PLAIN_FORMAT
-
-
 def _tasks(drafts: Iterator[Draft], keeps: bool) -> Iterator[_Task]:
     for draft in drafts:
         blocks = segment_blocks(draft.tensors, draft.block_bytes)
         whole = None
         if keeps and len(blocks) > 1:
-            whole = buffer_for(blocks[-1].stop, dtype_of(draft.tensors[0].dtype))
+            whole = buffer_for(blocks[-1].stop, draft.tensors[0].numpy_dtype)
         for i, block in enumerate(blocks):
             yield _Task(draft, block, i == 0, i + 1 == len(blocks), whole)
 
@@ -326,8 +316,9 @@ class _Floor:
     MAX_BLOCK: ClassVar[int] = 64 << 20
 
     @staticmethod
-    def of(source: Checkpoint, reference: Reference, ties: Mapping[str, str]) -> _Floor:
-        if source.n_bytes <= Limits.FREE_BYTES:
+    def of(source: Checkpoint, n_bytes: int, reference: Reference, ties: Mapping[str, str]) -> _Floor:
+        """`n_bytes`: those of all tensors."""
+        if n_bytes <= Limits.FREE_BYTES:
             return _Floor(0, 0)
         new = n_new_bytes(source.specs.values(), reference.base, reference.matches)
         return _Floor(sum(new.values()), sum(n_bytes for name, n_bytes in new.items() if name in ties))
@@ -364,15 +355,18 @@ def _step_of(pipeline: Pipeline) -> float:
     return next((float(stage.step) for stage in pipeline.stages if hasattr(stage, "step")), 0.0)
 
 
-def _update_kept(changes: Changes, ties: Mapping[str, str], codings: Codings) -> UpdateKept:
+def _update_kept(
+    changes: Changes, ties: Mapping[str, str], groups: Mapping[Coding, list[str]], substitutes: object
+) -> UpdateKept:
     """What became of the update, and by which limit each of its tensors is checked."""
     tensors, residues = changes.found(ties)
     by_values: set[str] = set()
     tolerated: set[str] = set()
-    for coding, names in codings.distinct([*tensors, *residues]).items():
-        if codings.substitutes is not None or isinstance(coding.promise, NoPromise):
-            by_values.update(names)
-        if isinstance(coding.promise, Update) and coding.promise.per == "network":
+    for coding, names in groups.items():
+        promise = coding.promise
+        if substitutes is not None or isinstance(promise, NoPromise):
+            by_values.update(name for name in names if name in tensors or name in residues)
+        if isinstance(promise, Update) and promise.per == "network":
             tolerated.update(names)
     return UpdateKept(tensors, by_values, tolerated, residues)
 

@@ -128,7 +128,7 @@ def test_a_divergence_is_kept_on_the_batches_held_back():
 def test_what_is_not_calibrated_is_said():
     module, batches = NETWORKS["turned"]
     archive = calibrate.compress(module, batches, step=0.01, threads=1)
-    assert archive.report.plain == {
+    assert archive.report.uncalibrated == {
         "unused.weight": "not used by the batches",
         "product": "used in a way that is not known",
     }
@@ -138,8 +138,8 @@ def test_what_is_not_calibrated_is_said():
         far.unused.weight[0, 0] = float("nan")
         far.unused.weight[0, 1] = float("inf")
     archive = calibrate.compress(far, batches, step=0.01, threads=1)
-    assert archive.report.plain["h.weight"].startswith("too far from its base")
-    assert archive.report.plain["unused.weight"] == "not finite"
+    assert archive.report.uncalibrated["h.weight"].startswith("too far from its base")
+    assert archive.report.uncalibrated["unused.weight"] == "not finite"
     assert np.isnan(archive.restored["unused.weight"][0, 0])
     assert np.isinf(archive.restored["unused.weight"][0, 1])
 
@@ -236,7 +236,7 @@ def test_a_base_of_other_kinds_is_used_where_it_fits():
     del base["2.weight"]
     archive = calibrate.compress(moved(module), batches, base, step=0.01, threads=1)
     restored = nz.decompress(archive.to_bytes(), base=base)
-    assert set(archive.report.alone) == {"0.weight", "2.weight"}
+    assert set(archive.report.without_base) == {"0.weight", "2.weight"}
     assert all(np.array_equal(restored[name], value) for name, value in archive.restored.items())
 
 
@@ -247,7 +247,7 @@ def test_a_base_of_other_names_and_precisions_is_used():
     for how in ({"step": 0.01}, {"step": 0.01, "bound": "upd:0.5"}):
         archive = calibrate.compress(moved(module), batches, base, threads=1, **how)
         restored = nz.decompress(archive.to_bytes(), base=base)
-        assert archive.report.alone == {}
+        assert archive.report.without_base == {}
         assert archive.report.matches["0.weight"].dtype == "float16"
         assert all(np.array_equal(restored[name], value) for name, value in archive.restored.items())
 

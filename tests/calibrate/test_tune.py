@@ -184,3 +184,18 @@ def test_hostile_plans_give_named_errors(tmp_path, field, value):
 
 
 PLAN = calibrate.tune(NETWORK, BATCHES, evaluate=KL, max_loss=1e-3)
+
+
+def test_a_base_whose_tensors_are_called_otherwise():
+    base = older(0.02)
+    renamed = {f"first.{name}" if name.startswith("0.") else f"b.{name}": array for name, array in base.items()}
+    renamed["b.other.weight"] = np.zeros_like(base["0.weight"])
+    rename = {"first.": "", "b.2": "2"}
+    expected = calibrate.tune(NETWORK, BATCHES, base, evaluate=KL, max_loss=1e-3)
+    plan = calibrate.tune(NETWORK, BATCHES, renamed, evaluate=KL, max_loss=1e-3, rename=rename)
+    assert plan.nbytes < expected.nbytes + 300  # the names of what was matched
+    archive = calibrate.compress(NETWORK, BATCHES, renamed, plan=plan, rename=rename)
+    assert archive.nbytes == plan.nbytes
+    assert loss(KL, nz.decompress(archive.to_bytes(), renamed)) <= 1e-3
+    with pytest.raises(errors.UsageError, match="give a base"):
+        calibrate.tune(NETWORK, BATCHES, evaluate=KL, max_loss=1e-3, rename=rename)

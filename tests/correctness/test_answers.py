@@ -179,6 +179,12 @@ def test_a_limit_is_a_positive_number(tmp_path, limit):
 # ---- bad input: one clear line each ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("confidence", [0, 1, "0.95", True, float("nan")])
+def test_a_confidence_is_a_probability(tmp_path, confidence):
+    with pytest.raises(UsageError, match="confidence is a probability"):
+        compare_answers(*pair(tmp_path), confidence=confidence)
+
+
 def test_logs_of_different_samples(tmp_path):
     before, after = pair(tmp_path, n=20)
     write(after, "arc", [line(i, True) for i in range(19)])

@@ -257,8 +257,9 @@ def test_two_processes_and_one_and_two_threads_say_the_same(tmp_path):
     deep = []
     try:
         import captum  # noqa: F401
+        import foolbox  # noqa: F401
 
-        deep = ["attribution/saliency", "boundary/random", "boundary/worst"]
+        deep = ["attribution/*", "boundary/random", "boundary/worst", "robust/linf:2", "robust/gauss:0.08"]
     except ImportError:
         pass
     found = []
@@ -347,6 +348,8 @@ def test_the_page_has_everything_in_it_and_nothing_from_outside(tmp_path):
     for needed in ("Verdicts", "What these data could not show", "Accuracy by class", "Which class became which",
                    "What changed", "Distance to another class", 'name="viewport"', "prefers-color-scheme"):  # fmt: skip
         assert needed in text
+    # Charts are drawn for wide and for narrow pages, so that no end of a line is cut on a phone.
+    assert text.count('class="narrow"') == text.count('class="wide"') == 2
     headings = [int(level) for level in re.findall(r"<h(\d)", text)]
     assert headings[0] == 1
     assert set(headings[1:]) == {2}

@@ -151,6 +151,30 @@ def test_with_error_feedback_the_restored_network_is_trained():
     assert objective.update(student, restored())["kl"] < before / 2
 
 
+def test_with_the_recovery_of_condense_the_original_is_what_is_trained_towards():
+    """`condense` trains copies of the network; the objective's original stays the one it was given."""
+    from nearzip import condense
+
+    objective = Objective(NET, {"kl": 1e-6, "churn": 1e-3}, task="none")
+
+    def train_epoch(module, factor=1.0):
+        optimizer = torch.optim.Adam(module.parameters(), 0.01 * factor)
+        for batch in BATCHES * 4:
+            optimizer.zero_grad()
+            objective(module, batch).backward()
+            optimizer.step()
+        objective.update(module)
+
+    judge = evaluator(NET, BATCHES, "kl")
+    once, trained_back = (
+        condense.compress(NET, *train, keep=0.05, recover=recover)
+        for train, recover in (((), None), ((train_epoch,), condense.Direct(epochs=4)))
+    )
+    found = [judge(small.archive.restored) for small in (once, trained_back)]
+    assert found[1] > found[0]
+    assert set(objective.losses) == {"kl", "churn"}
+
+
 def test_language_models_and_regressors():
     torch.manual_seed(0)
     model = Tokens()
@@ -179,7 +203,7 @@ def test_its_own_costs():
         (lambda: Objective(NET, {}), "has limits by metric"),
         (lambda: Objective(NET, {"churn": "x"}), "max_loss of churn"),
         (lambda: Objective(NET, {"churn": 0.1}, task="hinge"), "a task is"),
-        (lambda: Objective(NET, {"churn": 0.1}, rate=0), "rate is positive"),
+        (lambda: Objective(NET, {"churn": 0.1}, rate=0), "rate is a positive one"),
         (lambda: Objective(NET, {"nonsense": 0.1}), "name no measure"),
         (lambda: Objective(NET, {"churn": 0.1}).update(NET), "update comes after some batches"),
         (lambda: Objective(NET, {"robust/linf:2": 0.1})(NET, BATCHES[0]), "not attacks"),

@@ -5,9 +5,10 @@
 With a label, a folder of that label gets what no folder has yet: methods that were added since; with the label
 "coding", updates of tensors so large that every kind of stream comes up; with the label "scaled", layers whose rows,
 columns and kernels differ; with the label "lattice", updates at points of E8; with the label "matched", updates whose
-base has other names, dtypes and numbers of rows. They stay in the repository for good, and every later release reads
-them (`test_formats.py`). Existing files are never replaced: a release whose format changes after its golden files were
-made, but before it is out, removes its folder by hand first.
+base has other names, dtypes and numbers of rows; with the labels "columns" and "columns-matched", small updates with
+an index in columns. They stay in the repository for good, and every later release reads them (`test_formats.py`).
+Existing files are never replaced: a release whose format changes after its golden files were made, but before it is
+out, removes its folder by hand first.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 
 import nearzip as nz
 from nearzip.checkpoints import open_checkpoint, write_checkpoint
-from nearzip.container import MATCHED_FORMAT, PLAIN_FORMAT
+from nearzip.container import FORMAT_VERSION
 from nearzip.recipes import recipe_types
 from nearzip.tensors import DTYPES, Checkpoint
 
@@ -78,6 +79,18 @@ LATTICE = tuple(
 MATCHED = (
     ("matched-lossless", "nearzip", None, {}),
     ("matched-update", "nearzip", "upd:0.1", {}),
+)
+
+
+#: Those of an index in columns, written since format 3: of all dtypes, ranks and patterns of names; and with matches.
+COLUMNS = (
+    ("columns-lossless", "nearzip", None, {}),
+    ("columns-update", "nearzip", "upd:0.1", {}),
+    ("columns-zstd", "zstd", None, {}),
+)
+COLUMNS_MATCHED = (
+    ("columns-matched-lossless", "nearzip", None, {}),
+    ("columns-matched-update", "nearzip", "upd:0.1", {}),
 )
 
 
@@ -245,17 +258,19 @@ def cases():
 
 def main() -> int:
     label = "".join(f"-{text}" for text in sys.argv[1:])
-    version = MATCHED_FORMAT if label == "-matched" else PLAIN_FORMAT
-    folder = HERE / f"{nz.__version__}-format-{version}{label}"
+    folder = HERE / f"{nz.__version__}-format-{FORMAT_VERSION}{label}"
     written = {path.name for path in HERE.glob("*/*.nz")}
     updates, old, new = {
         "-coding": (WIDE, wide_base, wide_new),
         "-scaled": (SCALED, scaled_base, scaled_new),
         "-lattice": (LATTICE, lattice_base, lattice_new),
         "-matched": (MATCHED, matched_base, matched_new),
+        "-columns": (COLUMNS, base_network, new_network),
+        "-columns-matched": (COLUMNS_MATCHED, matched_base, matched_new),
     }.get(label, (None, base_network, new_network))
     missing = [case for case in updates or cases() if not label or f"{case[0]}-alone.nz" not in written]
-    if folder.exists() or not missing:
+    whole = HERE / f"{nz.__version__}-format-1"  # of this release, all methods: a later format has its labels
+    if folder.exists() or (not label and whole.exists()) or not missing:
         print(f"{folder} exists already, or has nothing to hold; golden files are never replaced", file=sys.stderr)
         return 2
     folder.mkdir()

@@ -52,7 +52,7 @@ from nearzip.stages.golomb import Golomb
 from nearzip.stages.qsgd import StochasticLevels
 from nearzip.stages.quantiles import QuantileBuckets
 from nearzip.stages.top_mean import TopMean
-from nearzip.testing.sealing import seal, true_digests, unseal
+from nearzip.testing.sealing import seal, seal_columns, true_digests, unseal, unseal_columns
 
 DTYPES = [np.dtype(t) for t in (
     "float32", "float64", "float16", ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2,
@@ -368,10 +368,31 @@ def sealed(data: bytes) -> None:
     _read(seal(document, bytes(content)), base)
 
 
+def columns(data: bytes) -> None:
+    """A good archive whose index in columns is changed byte by byte and then put under checksums that are right."""
+    bytes_ = Bytes(data)
+    good, base = bytes_.pick(seeds())
+    content, digests, blocks = unseal_columns(good)
+    changed = bytearray(content)
+    for _ in range(1 + bytes_.number(6)):
+        at = bytes_.number(max(257, len(changed) + 1)) % (len(changed) + 1)
+        action = bytes_.number(4)
+        if action == 0:
+            del changed[at : at + 1 + bytes_.number(8)]
+        elif action == 1:
+            changed[at:at] = bytes_.take(1 + bytes_.number(8))
+        else:
+            changed[at : at + 1] = bytes_.take(1)
+    if bytes_.number(4) == 0:
+        digests = digests[: bytes_.number(257)] + bytes_.take(bytes_.number(32))
+    _read(seal_columns(bytes(changed), digests, blocks), base)
+
+
 NATIVE: dict[str, Callable[[bytes], None]] = {
     "tokens": tokens, "scaled": scaled, "symbols": symbols, "contexts": contexts, "roundtrip": roundtrip,
 }  # fmt: skip
 PYTHON: dict[str, Callable[[bytes], None]] = {
     "stages": stages, "blocks": blocks, "patch": patch, "archive": archive, "sealed": sealed,
+    "columns": columns,
     "update": wire.update, "downlink": wire.downlink,
 }  # fmt: skip

@@ -13,10 +13,11 @@ from nearzip import datasets
 from nearzip.datasets import cosine_model, pixel_model
 from nearzip.datasets.codecs.base import Pieces
 from nearzip.datasets.codecs.registry import codec_of
-from nearzip.datasets.format import _FOOTER, CLOSING, FOOTER_BYTES, HEADER_BYTES, pack_numbers
+from nearzip.datasets.format import pack_numbers
 from nearzip.datasets.samples import Spec
 from nearzip.digests import DIGEST_BYTES, digest
 from nearzip.errors import CorruptError, Error, LimitError, NewerFormatError, TruncatedError
+from nearzip.framing import CLOSING, FOOTER, FOOTER_BYTES, HEADER_BYTES
 from tests.nzd.pictures import pictures
 
 CODECS = ("nearzip:20", "lossless", "jpeg:80", "jpeg:80,tables=shared", "webp:80", "png", "zfp:8", "bounded")
@@ -88,13 +89,13 @@ def test_other_files_are_told_from_damaged_ones():
 
 def resealed(data: bytes, change) -> bytes:
     """With another index, as somebody who can compute checksums would write it."""
-    _, n_stored, _ = _FOOTER.unpack(data[-FOOTER_BYTES : -FOOTER_BYTES + _FOOTER.size])
+    _, n_stored, _ = FOOTER.unpack(data[-FOOTER_BYTES : -FOOTER_BYTES + FOOTER.size])
     body, stored = data[: -FOOTER_BYTES - n_stored], data[-FOOTER_BYTES - n_stored : -FOOTER_BYTES]
     document = json.loads(zstandard.ZstdDecompressor().decompress(stored))
     raw = change(document)
     raw = json.dumps(document).encode() if raw is None else raw
     stored = zstandard.ZstdCompressor().compress(raw)
-    lengths = _FOOTER.pack(len(body) + len(stored) + FOOTER_BYTES, len(stored), len(raw))
+    lengths = FOOTER.pack(len(body) + len(stored) + FOOTER_BYTES, len(stored), len(raw))
     return body + stored + lengths + digest(data[:HEADER_BYTES], stored, lengths) + CLOSING
 
 

@@ -291,6 +291,10 @@ def test_command(store, tmp_path, capsys, monkeypatch):
     code, out, _ = run("store", "-o", "r.html", "--force", "--json")
     document = json.loads(out)
     assert (document["versions"], document["worst_share"], document["damage"]) == (9, None, [])
+    assert document["sections"]["sizes"]["versions"] == 9
+    assert document["sections"]["metrics"]["newest"] == {"accuracy": 0.58, "loss": None}
+    assert document["sections"]["chains"] == {"keyframes": [0, 4, 8], "longest": 3}
+    assert document["failed_sections"] == {}
     assert run("store", "-o", "x.html", "--keep", "nonsense")[0] == 2
     assert run("store", "-o", "x.html", "--original", "nonsense")[0] == 2
     assert run("nowhere", "-o", "x.html")[0] == 10

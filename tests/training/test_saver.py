@@ -496,3 +496,65 @@ def test_a_bound_relative_to_the_update(tmp_path):
     assert nz.torch.Saver(tmp_path / "run").restore(other) is not None
     for name, value in model.named_parameters():
         assert (value - other.get_parameter(name)).abs().max() < 0.01
+
+
+class _Named(nn.Module):
+    """The same network, whose parts are called otherwise from version to version of its code."""
+
+    def __init__(self, **parts):
+        super().__init__()
+        self.names = list(parts)
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x):
+        for name in self.names:
+            x = getattr(self, name)(x)
+        return x.square().mean()
+
+
+def _named(*names):
+    torch.manual_seed(0)
+    return _Named(**{name: nn.Linear(96, 96) for name in names})
+
+
+@pytest.mark.parametrize("bound", [None, "rms:0.01"])
+def test_a_training_goes_on_under_other_names(tmp_path, bound):
+    def a_step(model, optimizer):
+        optimizer.zero_grad()
+        model(torch.ones(4, 96)).backward()
+        optimizer.step()
+
+    old = _named("encoder", "between", "head")
+    optimizer = optim.Adam(old.parameters(), 1e-4)
+    with Saver(tmp_path / "run", bound=bound) as saver:
+        a_step(old, optimizer)
+        saver.save(old, optimizer, step=1)
+    new = _named("backbone", "middle", "head")
+    new_optimizer = optim.Adam(new.parameters(), 1e-4)
+    rename = {"encoder.": "backbone.", "between.": "middle."}
+    with pytest.raises(errors.UsageError, match=r"encoder\.weight"):
+        Saver(tmp_path / "run").restore(new, new_optimizer)
+    with pytest.raises(errors.UsageError, match="rename"):
+        Saver(tmp_path / "run", rename={"encoder.": 3})
+    with Saver(tmp_path / "run", bound=bound, rename=rename) as saver:
+        assert saver.restore(new, new_optimizer).step == 1
+        if bound is None:
+            assert torch.equal(new.backbone.weight, old.encoder.weight)
+            state = new_optimizer.state[new.middle.weight]
+            assert torch.equal(state["exp_avg_sq"], optimizer.state[old.between.weight]["exp_avg_sq"])
+        for step in (2, 3):
+            a_step(new, new_optimizer)
+            saver.save(new, new_optimizer, step=step)
+    store = nz.Store(tmp_path / "run")
+    first, second, third = store.log()
+    assert second.base == first.number  # coded against the other names, and as small as the next, which has the same
+    assert second.n_stored < first.n_stored
+    assert second.n_stored < 1.1 * third.n_stored
+    assert store.verify().ok
+    again = _named("backbone", "middle", "head")
+    for version, step in (("latest", 3), (0, 1)):  # under the new names, and under the old ones
+        restored = Saver(store, rename=rename).restore(again, optim.Adam(again.parameters()), version=version)
+        assert restored.step == step
+    # The names of the model come first: what it still has is not renamed.
+    assert Saver(store, rename={"backbone.": "middle.", "head.": "middle."}).restore(new) is not None

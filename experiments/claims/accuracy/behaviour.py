@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,7 +103,9 @@ def originals(where: Path) -> Iterator[tuple[str, Path, str]]:
     """Networks, their files, and what they are."""
     for name, version in (("vgg-small", "008"), ("transformer", "00950")):
         yield name, where / name / f"{version}.safetensors", "shared trace"
-    yield "lenet-5", trace_sets.version_files(trace_sets.traces_folder() / "quick" / "lenet-5")[-1], "quick set"
+    quick = trace_sets.version_files(trace_sets.traces_folder() / "quick" / "lenet-5")
+    if quick:
+        yield "lenet-5", quick[-1], "quick set"
     own = trace_sets.version_files(trace_sets.traces_folder() / "correctness" / "resnet-20")
     if own:
         settings = trace_sets.read(trace_sets.traces_folder() / "correctness" / "resnet-20")["versions"][-1]
@@ -145,16 +148,21 @@ def main(arguments: list[str]) -> None:
     if where is None:
         raise SystemExit("behaviour: the shared traces are not there; give --data DIR")
     files = {name: (file, what) for name, file, what in originals(where)}
-    rows: list[dict[str, Any]] = []
+    # Hours on two cores: networks that are not measured now keep their rows, with the commit of that time.
+    before = record.load("behaviour")
+    rows: list[dict[str, Any]] = [{"commit": before["commit"], **row} for row in before.get("rows", [])
+                                  if row["network"] not in {*options.networks} & {*files}]  # fmt: skip
     for name in options.networks:
         if name not in files:
+            print(f"{name}: not trained yet; see python -m experiments traces", file=sys.stderr)
             continue
         file, what = files[name]
         for row in measured(name, traces.load_file(file), folder, options.images, options.deep, options.bits):
-            rows.append({"network": name, "trained": what, **row})
+            rows.append({"network": name, "trained": what, "commit": record.commit(), **row})
             print(name, row["method"], row["bits"], row["bytes"], row["metrics"], flush=True)
             record.save("behaviour", {
-                "images": options.images, "deep_images": options.deep, "networks": options.networks,
+                "images": options.images, "deep_images": options.deep,
+                "networks": list(dict.fromkeys(row["network"] for row in rows)),
                 "perturbations": list(behaviour.PERTURBATIONS), "classes": {"cifar-10": list(behaviour.CIFAR)},
                 "rows": rows,
             }, ("nearzip", "numpy", "torch", "captum", "foolbox"))  # fmt: skip

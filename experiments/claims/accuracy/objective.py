@@ -24,21 +24,24 @@ from nearzip.torch import evaluator, finetune
 
 KEPT = 0.1
 LIMITS = {"kl": 0.02, "cost": 0.02, "flips/worse": 0.02, "attribution/saliency": 0.3, "boundary/random": 0.05}
-_BATCH, _ROWS, _CLASSES = 128, 16, 10
-#: Steps between updates of the multipliers.
-_EVERY = 10
+_BATCH, _ROWS, _CLASSES, _RATE = 128, 16, 10, 0.05
+#: Training images that limits are checked on, and how many of them for attributions and boundary.
+_CHECKED, _DEEPLY = 256, 64
 
 
 def batches(images: Tensor, labels: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Shuffled; pictures in colour mirrored half of the time."""
+    """Shuffled; pictures in colour mirrored half of the time and shifted by up to four pixels, as in their training."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images), generator=generator)
     found = []
     for rows in order.split(_BATCH):
         x = images[rows].clone()
-        flipped = torch.rand(len(rows), generator=generator) < 0.5
         if images.shape[1] == 3:
+            flipped = torch.rand(len(rows), generator=generator) < 0.5
             x[flipped] = x[flipped].flip(-1)
+            padded = functional.pad(x, (4, 4, 4, 4), mode="reflect")
+            down, right = torch.randint(0, 9, (2,), generator=generator).tolist()
+            x = padded[..., down : down + x.shape[-2], right : right + x.shape[-1]]
         found.append((x, labels[rows]))
     return [each for each in found if len(each[0]) == _BATCH]
 
@@ -60,27 +63,30 @@ def arm(
     """One fine-tuning; `limits`: None for plain cross entropy."""
     torch.manual_seed(seed)
     student = copy.deepcopy(network)
+    checked, rest = [part[:_CHECKED] for part in train], [part[_CHECKED:] for part in train]
     objective = None
     if limits is not None:
         cost = Cost(behaviour.costs(name, _CLASSES)[1].d)
-        checked = [cost, Attribution(n=64), Boundary(n=64)]
-        objective = Objective(network, limits, measures=checked, rows=_ROWS, rate=0.3)
-    optimizer = torch.optim.SGD(student.parameters(), 0.02, 0.9, weight_decay=5e-4)
-    epoch = 0
+        measures = [cost, Attribution(n=_DEEPLY), Boundary(n=_DEEPLY)]
+        objective = Objective(network, limits, measures=measures, data=[tuple(checked)], rows=_ROWS)
+    optimizer = torch.optim.SGD(student.parameters(), _RATE, 0.9, weight_decay=5e-4)
+    steps = epochs * (len(rest[0]) // _BATCH)
+    epoch = done = 0
 
     def train_epoch(module: nn.Module) -> None:
-        nonlocal epoch
+        nonlocal epoch, done
         module.train()
-        for group in optimizer.param_groups:
-            group["lr"] = 0.02 * (1 - epoch / epochs)
-        for i, (x, y) in enumerate(batches(*train, 1000 * seed + epoch), 1):
+        for x, y in batches(*rest, 1000 * seed + epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = _RATE * (1 - done / steps)
             optimizer.zero_grad()
             loss = functional.cross_entropy(module(x), y) if objective is None else objective(module, (x, y))
             loss.backward()
             optimizer.step()
-            if objective is not None and i % _EVERY == 0:
-                print(f"seed {seed}, epoch {epoch}, step {i}: {objective.update(module)}", flush=True)
+            done += 1
         epoch += 1
+        if objective is not None:
+            print(f"seed {seed}, epoch {epoch}: {objective.update(module)}, {objective.multipliers}", flush=True)
 
     begin = time.process_time()
     finetune(student, train_epoch, epochs=epochs, keep=KEPT)
@@ -93,10 +99,12 @@ def arm(
 
 
 def trained(name: str, where: Path) -> nn.Module:
-    """The network before pruning: the shared small VGG, or the last version of the cached trace."""
-    file = where / "vgg-small" / "008.safetensors"
-    if name != "vgg-small":
-        file = trace_sets.version_files(trace_sets.traces_folder() / "quick" / name)[-1]
+    """The network before pruning: the shared small VGG, or the last version of a cached trace."""
+    folders = [trace_sets.traces_folder() / which / name for which in ("correctness", "quick")]
+    files = [file for folder in folders for file in trace_sets.version_files(folder)[-1:]]
+    file = where / "vgg-small" / "008.safetensors" if name == "vgg-small" else next(iter(files), None)
+    if file is None:
+        raise SystemExit(f"objective: {name} is not trained yet; see python -m experiments traces --set correctness")
     network = NETWORKS[name]()
     network.load_state_dict(load_file(file))
     return network.eval()
@@ -105,10 +113,10 @@ def trained(name: str, where: Path) -> nn.Module:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench objective", description=__doc__)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--networks", nargs="+", default=["lenet-5", "vgg-small"])
-    parser.add_argument("--images", type=int, default=5_120)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--networks", nargs="+", default=["strided-small", "vgg-small"])
+    parser.add_argument("--images", type=int, default=5_376, help="training images, 256 of which limits are checked on")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--test", type=int, default=2_000)
     parser.add_argument("--measured", type=int, default=250, help="test images of attributions and boundary")
     options = parser.parse_args(arguments)
@@ -116,11 +124,18 @@ def main(arguments: list[str]) -> None:
     where = traces.folder(options.data)
     if where is None:
         raise SystemExit("objective: the shared traces are not there; give --data DIR")
-    rows = []
+    settings = {
+        "kept": KEPT, "limits": LIMITS, "images": options.images, "epochs": options.epochs, "batch": _BATCH,
+        "learning_rate": _RATE, "rows_of_a_batch": _ROWS, "measured": options.measured, "test_images": options.test,
+    }  # fmt: skip
+    # One seed takes minutes on two cores: seeds that were measured with these settings are kept.
+    before = record.load("objective")
+    same = all(before.get(name) == value for name, value in settings.items())
+    rows: list[dict[str, Any]] = before["rows"] if same else []
     for name in options.networks:
         network, dataset = trained(name, where), data.load(data_of(name), options.data).limited(options.images)
-        for seed in range(options.seeds):
-            row: dict[str, Any] = {"network": name, "seed": seed}
+        for seed in options.seeds:
+            row: dict[str, Any] = {"network": name, "seed": seed, "commit": record.commit()}
             for kind, limits in (("plain", None), ("objective", LIMITS)):
                 train = dataset.train.inputs, dataset.train.targets
                 found = arm(network, dataset.name, train, seed, options.epochs, limits)
@@ -128,9 +143,6 @@ def main(arguments: list[str]) -> None:
                 measures = measured(network, student, dataset.name, dataset.test[: options.test], options.measured)
                 row[kind] = {**found, **measures}
                 print(name, seed, kind, row[kind], flush=True)
-            rows.append(row)
-            # Some hours on two busy cores: what is done is kept.
-            record.save("objective", {
-                "kept": KEPT, "limits": LIMITS, "images": options.images, "epochs": options.epochs, "batch": _BATCH,
-                "rows_of_a_batch": _ROWS, "measured": options.measured, "test_images": options.test, "rows": rows,
-            }, ("nearzip", "numpy", "torch", "captum"))  # fmt: skip
+            rows = sorted([*(r for r in rows if (r["network"], r["seed"]) != (name, seed)), row],
+                          key=lambda r: (r["network"], r["seed"]))  # fmt: skip
+            record.save("objective", {**settings, "rows": rows}, ("nearzip", "numpy", "torch", "captum"))

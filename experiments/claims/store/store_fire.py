@@ -292,12 +292,14 @@ def _in_a_process(judge: Callable[[Place], dict[str, Any]], place: Place) -> dic
     """Drivers of object stores keep threads, which processes that are forked must not inherit."""
 
     def run() -> None:
-        remote._LOCK_SECONDS, remote._GRACE = _LEASE_SECONDS, _GRACE_SECONDS
+        remote._GRACE = _GRACE_SECONDS  # a lease as long as ever: nobody else is there, and the machine may be slow
         (place.scratch / "judged.json").write_text(json.dumps(judge(place)))
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
     process.join()
+    if process.exitcode:
+        raise SystemExit(f"the process that looks at the store ended with {process.exitcode}; its error is above")
     found: dict[str, Any] = json.loads((place.scratch / "judged.json").read_text())
     return found
 

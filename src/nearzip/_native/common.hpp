@@ -1,6 +1,7 @@
 // What every native file shares: byte buffers, variable-length integers, the one error.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -103,6 +104,24 @@ inline int lowest_bit(uint64_t v) {
 inline void put_varint(Bytes &out, uint64_t v) {
     for (; v >= 128; v >>= 7) out.push_back(uint8_t(v) | 128);
     out.push_back(uint8_t(v));
+}
+
+// What `write` appends to `out`, after its size. `likely` is about that size: where its varint has another length, all of it
+// is moved. Returns the size.
+template <class Write>
+size_t put_sized(Bytes &out, size_t likely, Write write) {
+    const size_t begin = out.size();
+    put_varint(out, likely);
+    const size_t from = out.size();
+    write();
+    const size_t size = out.size() - from;
+    Bytes head;
+    put_varint(head, size);
+    const auto at = out.begin() + ptrdiff_t(begin);
+    if (head.size() < from - begin) out.erase(at, at + ptrdiff_t(from - begin - head.size()));
+    if (head.size() > from - begin) out.insert(at, head.size() - (from - begin), 0);
+    std::copy(head.begin(), head.end(), out.begin() + ptrdiff_t(begin));
+    return size;
 }
 
 // Canonical LEB128: at most 10 bytes, no superfluous zero bytes, so that every value has one spelling.

@@ -152,17 +152,29 @@ NZ_CLONES void put_raw(const U *z, const uint8_t *rests, size_t n, FastBits &out
     FastBits bits = out;
     size_t i = 0;
     if constexpr (sizeof(U) == 2 || sizeof(U) == 4) {
-        // As many as 64 bits hold at a time: each step waits for the one before it.
+        // As many as 64 bits hold at a time, and twice as many where their rests are short: each step waits for the one
+        // before it.
         constexpr size_t kTogether = 8 / sizeof(U);
-        for (; i + kTogether <= n; i += kTogether) {
-            uint64_t word, all = 0, length = 0;
-            std::memcpy(&word, z + i, 8);
+        const auto gather = [&](size_t from, uint64_t &length) {
+            uint64_t word, all = 0;
+            length = 0;
+            std::memcpy(&word, z + from, 8);
             for (size_t k = 0; k < kTogether; ++k) {
-                all |= (word & ((uint64_t(1) << rests[i + k]) - 1)) << length;
-                length += rests[i + k];
+                all |= (word & ((uint64_t(1) << rests[from + k]) - 1)) << length;
+                length += rests[from + k];
                 word >>= 8 * sizeof(U);
             }
-            bits.put_short(all, length);
+            return all;
+        };
+        for (; i + 2 * kTogether <= n; i += 2 * kTogether) {
+            uint64_t length, more;
+            const uint64_t first = gather(i, length), second = gather(i + kTogether, more);
+            if (length + more <= 56) {
+                bits.put_short(first | second << length, length + more);
+            } else {
+                bits.put_short(first, length);
+                bits.put_short(second, more);
+            }
         }
     }
     for (; i < n; ++i) bits.put(uint64_t(z[i]) & ((uint64_t(1) << rests[i]) - 1), rests[i]);

@@ -12,6 +12,10 @@ namespace {
 
 constexpr double kShift = 6755399441055744.0;  // 1.5 * 2^52: adding it leaves the nearest integer in the low bits
 constexpr double kLargest = 1073741824.0;      // 2^30
+// In single precision: the same shift, and ratios whose nearest integer is certain. Difference, inverse and product are each
+// off by at most 2^-24 of the ratio, together by 1.1e-5 at the largest; no integer is nearer unless that reaches a half.
+constexpr float kSingleShift = 12582912.0f;  // 1.5 * 2^23
+constexpr float kSmall = 60, kCertain = 0.5f - 2e-5f;
 // Inverses of steps between these are normal numbers, and so are the steps.
 constexpr double kSmallestInverse = 1e-300, kLargestInverse = 1e300;
 
@@ -106,6 +110,27 @@ NZ_WIDE_CLONES void quantize(const F *x, const F *base, size_t n, double step, i
         for (size_t i = 0; i < n; ++i) symbols[i] = nearest((double(x[i]) - double(base[i])) * inverse);
     else
         for (size_t i = 0; i < n; ++i) symbols[i] = nearest(double(x[i]) * inverse);
+}
+
+NZ_WIDE_CLONES bool quantize_small(const float *x, const float *base, size_t n, double step, uint8_t *tokens) {
+    if (!(step > 1e-30 && step < 1e30)) return false;
+    const float inverse = float(1 / step);
+    uint32_t uncertain = 0;
+    const auto one = [&](size_t i, float difference) {
+        const float ratio = difference * inverse, shifted = ratio + kSingleShift;
+        uint32_t bits, shift;
+        std::memcpy(&bits, &shifted, 4);
+        std::memcpy(&shift, &kSingleShift, 4);
+        const bool certain = std::fabs(ratio) < kSmall && std::fabs(ratio - (shifted - kSingleShift)) < kCertain;
+        uncertain += !certain;
+        const int32_t symbol = int32_t(bits - shift);
+        tokens[i] = uint8_t(uint32_t(symbol) << 1 ^ uint32_t(symbol >> 31));
+    };
+    if (base)
+        for (size_t i = 0; i < n; ++i) one(i, x[i] - base[i]);
+    else
+        for (size_t i = 0; i < n; ++i) one(i, x[i]);
+    return uncertain == 0;
 }
 
 template <class F>

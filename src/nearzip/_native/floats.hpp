@@ -14,6 +14,10 @@ namespace nearzip {
 template <class F>
 void quantize(const F *x, const F *base, size_t n, double step, int32_t *symbols);
 
+// The same symbols, zigzag coded in a byte each, by single precision alone. False if one of them is not certain by that, or
+// large: then the bytes mean nothing.
+bool quantize_small(const float *x, const float *base, size_t n, double step, uint8_t *tokens);
+
 // Of what `quantize` is given, in steps, r, and gives, q: sums of r * r and of r * q, over what it does not make 0 for
 // being too large or not finite.
 struct Projection {

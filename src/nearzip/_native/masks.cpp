@@ -143,10 +143,8 @@ void encode_zeros_apart(const uint8_t *tokens, size_t n, size_t n_nonzero, const
         tokens += part;
     }
     out.push_back(kZerosApart);
-    Bytes coded;
-    encode_dense(masks, size_t(masked.mask - masks), mask_parts_of(parts), Activity::masks, coded);
-    put_varint(out, coded.size());
-    out.insert(out.end(), coded.begin(), coded.end());
+    const size_t n_masks = size_t(masked.mask - masks);
+    put_sized(out, n_masks / 2, [&] { encode_dense(masks, n_masks, mask_parts_of(parts), Activity::masks, out); });
     encode_chunked(nonzero, n_nonzero, masked.token_parts, out);
 }
 

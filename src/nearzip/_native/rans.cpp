@@ -20,6 +20,7 @@ using TokenCount = std::pair<uint8_t, uint32_t>;  // token and how often
 struct ChunkCounts {
     std::vector<TokenCount> items;  // of all chunks, one after the other
     std::vector<size_t> begin;      // one more than there are chunks
+    size_t alphabet;                // no token is as large
 };
 
 NZ_CLONES
@@ -36,7 +37,7 @@ void count_chunk(const uint8_t *tokens, size_t n, uint32_t (*lanes)[kAlphabet]) 
 }
 
 ChunkCounts count_chunks(const uint8_t *tokens, const std::vector<uint32_t> &sizes, size_t alphabet) {
-    ChunkCounts counts;
+    ChunkCounts counts{{}, {}, alphabet};
     counts.begin.reserve(sizes.size() + 1);
     counts.begin.push_back(0);
     uint32_t lanes[4][kAlphabet];
@@ -71,11 +72,12 @@ std::vector<Counts> gather(const ChunkCounts &chunks, const std::vector<uint8_t>
 // bits, so that a chunk's cost fits 32 bits.
 using Prices = std::array<std::array<uint32_t, kMaxTables>, kAlphabet>;
 
-Prices prices_of(const std::vector<Counts> &tables) {
-    Prices prices{};
+Prices prices_of(const std::vector<Counts> &tables, size_t alphabet) {
+    Prices prices;
+    std::fill_n(prices.begin(), alphabet, Prices::value_type{});
     for (size_t k = 0; k < tables.size(); ++k) {
         const uint64_t all = log2_fixed(4 * total_of(tables[k]) + 4);
-        for (size_t t = 0; t < kAlphabet; ++t)
+        for (size_t t = 0; t < alphabet; ++t)
             prices[t][k] = uint32_t(all - log2_fixed(tables[k][t] ? 4 * uint64_t(tables[k][t]) : 1)) >> 5;
     }
     return prices;
@@ -109,7 +111,7 @@ Choice with_tables(const ChunkCounts &chunks, const std::vector<uint32_t> &order
     for (size_t i = 0; i < n; ++i) choice.of_chunk[order[i]] = uint8_t(i * n_tables / n);
     choice.tables = gather(chunks, choice.of_chunk, n_tables);
     for (int round = 0; n_tables > 1 && round < 3; ++round) {
-        const Prices price = prices_of(choice.tables);
+        const Prices price = prices_of(choice.tables, chunks.alphabet);
         for (size_t c = 0; c < n; ++c)
             choice.of_chunk[c] = cheapest(price, n_tables, chunks.items.data() + chunks.begin[c],
                                           chunks.begin[c + 1] - chunks.begin[c]);

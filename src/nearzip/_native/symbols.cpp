@@ -65,18 +65,24 @@ void split_large(const T *symbols, size_t n, int m, uint8_t *tokens, BitWriter &
     }
 }
 
-// The tokens of n symbols, stretch by stretch: `symbols(at, m)` gives m symbols from `at` on, and may be asked twice.
 constexpr size_t kStretch = 4096;
 
+// Where symbols come from when all that is known of them is the symbols: none are folded in another way.
+struct NoShortCut {
+    bool operator()(size_t, size_t, uint8_t *) const { return false; }
+};
+
+// The tokens of n symbols, stretch by stretch: `symbols(at, m)` gives m symbols from `at` on, and may be asked twice;
+// `folded(at, m, tokens)` may write their tokens instead if all are below `kDirect`, and says whether it did.
 // Returns whether raw bits are most of it, as of large numbers that are all alike.
-template <class T, class Symbols>
-bool encode_magnitude(Symbols symbols, size_t n, const Parts &parts, Bytes &out) {
+template <class T, class Symbols, class Folded = NoShortCut>
+bool encode_magnitude(Symbols symbols, size_t n, const Parts &parts, Bytes &out, Folded folded = {}) {
     static thread_local Scratch<uint8_t> scratch;
     uint8_t *const tokens = scratch.get(n + 1);
     uint64_t any = 0;
     for (size_t at = 0; at < n; at += kStretch) {
         const size_t size = std::min(kStretch, n - at);
-        any |= fold_small<T>(symbols(at, size), size, tokens + at);
+        if (!folded(at, size, tokens + at)) any |= fold_small<T>(symbols(at, size), size, tokens + at);
     }
     const int m = any < kDirect ? 0 : leading_bits(bit_length(any));
     Bytes raw;
@@ -89,12 +95,9 @@ bool encode_magnitude(Symbols symbols, size_t n, const Parts &parts, Bytes &out)
         bits.finish();
     }
     out.push_back(uint8_t(m));
-    Bytes coded;
-    encode_tokens(tokens, n, parts, coded);
-    put_varint(out, coded.size());
-    out.insert(out.end(), coded.begin(), coded.end());
+    const size_t coded = put_sized(out, n / 2, [&] { encode_tokens(tokens, n, parts, out); });
     out.insert(out.end(), raw.begin(), raw.end());
-    return raw.size() > 64 && raw.size() / 3 > coded.size();
+    return raw.size() > 64 && raw.size() / 3 > coded;
 }
 
 template <class T>
@@ -166,10 +169,7 @@ void encode_planes(const T *symbols, size_t n, const Parts &parts, Bytes &out) {
     uint8_t *const plane = scratch.get(n + 1);
     for (int shift = 8 * (int(sizeof(T)) - 1); shift >= 0; shift -= 8) {
         for (size_t i = 0; i < n; ++i) plane[i] = uint8_t(fold(symbols[i]) >> shift);
-        Bytes coded;
-        encode_tokens(plane, n, parts, coded);
-        put_varint(out, coded.size());
-        out.insert(out.end(), coded.begin(), coded.end());
+        put_sized(out, n, [&] { encode_tokens(plane, n, parts, out); });
     }
 }
 
@@ -223,17 +223,36 @@ void decode_symbols(View in, T *out, size_t n, const Parts &parts) {
         throw Corrupt("unknown way to split symbols");
 }
 
+// Values whose symbols are looked for in single precision at once. Where most are small, one in ten thousand is uncertain.
+constexpr size_t kCertainRun = 512;
+
 template <class F>
 void encode_quantized(const F *x, const F *base, size_t n, double step, const Parts &parts, Bytes &out) {
     int32_t stretch[kStretch];
     const size_t begin = out.size();
     out.push_back(uint8_t(Split::magnitude));
+    const auto old = [&](size_t at) { return base ? base + at : nullptr; };
+    bool small = std::is_same_v<F, float>;
     const bool mostly_raw = encode_magnitude<int32_t>(
         [&](size_t at, size_t size) {
-            quantize<F>(x + at, base ? base + at : nullptr, size, step, stretch);
+            quantize<F>(x + at, old(at), size, step, stretch);
             return stretch;
         },
-        n, parts, out);
+        n, parts, out,
+        [&](size_t at, size_t size, uint8_t *tokens) {
+            if constexpr (std::is_same_v<F, float>) {
+                if (!small) return false;
+                for (size_t i = 0; i < size; i += kCertainRun) {
+                    const size_t run = std::min(kCertainRun, size - i);
+                    if (quantize_small(x + at + i, old(at + i), run, step, tokens + i)) continue;
+                    quantize<F>(x + at + i, old(at + i), run, step, stretch);
+                    small = fold_small<int32_t>(stretch, run, tokens + i) < kDirect;
+                    if (!small) return false;
+                }
+                return true;
+            }
+            return false;
+        });
     if (!mostly_raw) return;
     std::vector<int32_t> symbols(n);
     quantize<F>(x, base, n, step, symbols.data());

@@ -98,7 +98,7 @@ class Curves:
 def _measured(subject: Network, space: Bounds, group: Group, positions: Array) -> tuple[Array, Array]:
     """Logarithms of bytes and squared error of a group by position."""
     tensors, scale = _sampled(subject.tensors, group)
-    base = None if subject.base is None else _sampled(subject.base, [n for n in group if n in subject.base])[0]
+    base = None if subject.seen is None else _sampled(subject.seen, [n for n in group if n in subject.seen])[0]
     sizes, errors = [], []
     for position in positions:
         archive = compress_quietly(tensors, base, plan=Codings(space.coding_at(position)))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nearzip.archive import WriteReport
-from nearzip.budget.documents import read_document
+from nearzip.budget.documents import load_document, save_document
 from nearzip.budget.intervals import Interval, Verdict, check_confidence
 from nearzip.budget.trial import Trial, finite
 from nearzip.coding import Coding, Codings
-from nearzip.errors import CorruptError, NewerFormatError, UnknownMethodError, UsageError
-from nearzip.fileio import Output, Path_, atomic_file
+from nearzip.errors import CorruptError, NewerFormatError, UsageError
+from nearzip.fileio import Output, Path_
 from nearzip.strictjson import Kinds, fields, number, numbers, text
 
 __all__ = ["CalibratedRounding", "Plan"]
@@ -249,17 +248,12 @@ class Plan:
 
     def save(self, path: Output, force: bool = False) -> None:
         """Write the plan, whole or not at all. Raises UsageError if the file exists, unless `force`."""
-        with atomic_file(path, force=force, text=True) as stream:
-            stream.write(json.dumps(self.to_json(), indent=1, allow_nan=False).encode() + b"\n")
+        save_document(path, self.to_json(), force)
 
     @staticmethod
     def load(path: Path_) -> Plan:
         """Read a plan, believing nothing. Raises CorruptError, NewerFormatError, NotFoundError, LimitError."""
-        document = read_document(path)
-        try:
-            return Plan.from_json(document)
-        except (CorruptError, NewerFormatError, UnknownMethodError) as error:
-            raise type(error)(f"{path}: {error}") from None
+        return load_document(path, Plan.from_json)
 
     @staticmethod
     def from_json(document: Any) -> Plan:

@@ -130,17 +130,17 @@ def _fit(model: Model, noise: _Noise, settings: Array, usage: Array) -> _Fit:
     # Noise larger than the budget: trials within the noise count as near the budget.
     distance = np.log2(np.maximum(np.maximum(usage, noise.absolute), 2.0**-4) / max(1.0, noise.absolute))
     deviation = 1 + (distance / _NEAR) ** 2
-    parameters = model.mean
+    parameters = mean = model.mean
     for _ in range(_ROUNDS):
         residuals, derivatives = _residuals(model, noise, settings, parameters, observed, lost)
         weighted = derivatives / deviation[:, None]
         information = precision + weighted.T @ weighted
-        gradient = weighted.T @ (residuals / deviation) + precision @ (model.mean - parameters)
+        gradient = weighted.T @ (residuals / deviation) + precision @ (mean - parameters)
         step = np.linalg.solve(information, gradient)
         # Half a step keeps from jumping to and fro where the model is far from straight.
         parameters = parameters + step * min(1.0, 2.0 / max(float(np.abs(step).max(initial=0.0)), 1e-9))
     residuals, _ = _residuals(model, noise, settings, parameters, observed, lost)
-    off = parameters - model.mean
+    off = parameters - mean
     evidence = math.log(noise.likely) - 0.5 * float(np.sum((residuals / deviation) ** 2) + off @ precision @ off)
     evidence -= float(np.sum(np.log(deviation * noise.spread(usage))))
     evidence -= 0.5 * (np.linalg.slogdet(information)[1] - np.linalg.slogdet(precision)[1])

@@ -171,7 +171,7 @@ class Bounds(Space):
         return self._highest if position >= self.high else self._shared(self._value(position))
 
     def n_bytes(self, position: float) -> int:
-        return compress_quietly(self.subject.tensors, self.subject.base, plan=self.at(position)).nbytes
+        return compress_quietly(self.subject.tensors, self.subject.seen, plan=self.at(position)).nbytes
 
     def coding_at(self, position: float) -> Coding:
         """One bound, for some tensors that differ in nothing."""
@@ -200,7 +200,7 @@ class Bounds(Space):
         return self._facts[name].largest if self.kind == "abs" else 2.0**self.high
 
     def position_of(self, name: str, position: float) -> float:
-        """Where a tensor's own bound stands in the setting at `position`."""
+        """The position of a tensor's own bound in the setting at `position`."""
         return position + math.log2(self._shares.get(name, 1.0))
 
     def bears(self, name: str) -> float:
@@ -233,7 +233,7 @@ class Bounds(Space):
         digits = range(round(first / 10.0**exponent), 10)
         values = [first, *(float(f"{digit}e{exponent}") for digit in digits)] if self.kind == "abs" else [first]
         every = [self._shared(value) for value in dict.fromkeys(values)]
-        return min(every, key=lambda a: compress_quietly(self.subject.tensors, self.subject.base, plan=a).nbytes)
+        return min(every, key=lambda a: compress_quietly(self.subject.tensors, self.subject.seen, plan=a).nbytes)
 
     @property
     def exact(self) -> Codings | None:
@@ -245,7 +245,7 @@ class Bounds(Space):
     @cached_property
     def updates(self) -> frozenset[str]:
         """Tensors that are coded against a base."""
-        base = self.subject.base or {}
+        base = self.subject.seen or {}
         if not self.coding.uses_base:
             return frozenset()
         kinds = {name: (a.dtype, a.shape) for name, a in base.items()}
@@ -254,7 +254,7 @@ class Bounds(Space):
     @cached_property
     def _facts(self) -> dict[str, _Facts]:
         """Of what is coded of every floating-point tensor, one after the other."""
-        base = self.subject.base or {}
+        base = self.subject.seen or {}
         floats = {name: a for name, a in self.subject.tensors.items() if is_float(a.dtype)}
         return {name: _Facts.of(a, base[name] if name in self.updates else None) for name, a in floats.items()}
 
@@ -318,7 +318,7 @@ class Steps(Space):
         return Codings(Coding(self.bounds.coding.method, {**self.options, "step": step}))
 
     def n_bytes(self, position: float) -> int:
-        return compress_quietly(self.bounds.subject.tensors, self.bounds.subject.base, plan=self.at(position)).nbytes
+        return compress_quietly(self.bounds.subject.tensors, self.bounds.subject.seen, plan=self.at(position)).nbytes
 
     @cached_property
     def exact(self) -> Codings | None:

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from nearzip.api import archive_of, decompress
+from nearzip.api import archive_of, check_rename, decompress
 from nearzip.archive import Archive
 from nearzip.budget.evaluators import Evaluation, Evaluator, check_original, evaluation_of, evaluator_of
+from nearzip.caching import cached_property
 from nearzip.coding import Codings, codings_of_plan
 from nearzip.digests import checkpoint_id
 from nearzip.errors import Error, UsageError
+from nearzip.matching import match_tensors, matched
 from nearzip.tensors import Array, Checkpoint
 
 __all__ = ["Network", "Outcome", "Subject"]
@@ -141,11 +143,34 @@ class Network(Subject):
     base: Mapping[str, Array] | None
     evaluator: Evaluator
     seed: int = 0
+    #: What tensors of the base are called now, as for `compress`.
+    rename: Mapping[str, str] | None = None
 
     @staticmethod
-    def of(tensors: Mapping[str, Any], base: Mapping[str, Any] | None, evaluate: Any, seed: int = 0) -> Network:
+    def of(
+        tensors: Mapping[str, Any],
+        base: Mapping[str, Any] | None,
+        evaluate: Any,
+        seed: int = 0,
+        rename: Mapping[str, str] | None = None,
+    ) -> Network:
         """Raises UsageError for what is no network or no evaluator."""
-        return Network(*network_parts(tensors, base), evaluator_of(evaluate), seed)
+        check_rename(rename, base)
+        return Network(*network_parts(tensors, base), evaluator_of(evaluate), seed, rename or None)
+
+    @cached_property
+    def seen(self) -> Mapping[str, Array] | None:
+        """The base under the network's names and in its dtypes. Tensors with more or fewer rows are as they were."""
+        if self.base is None:
+            return None
+        source, base = Checkpoint.of(self.tensors), Checkpoint.of(self.base)
+        matches = match_tensors(source, base, self.rename)
+        same = {name: origin for name, origin in matches.items() if origin.shape == source.specs[name].shape}
+        return dict(matched(base, source.specs, same).arrays()) if same else self.base
+
+    @property
+    def rounding(self) -> str:
+        return f"rename={sorted(self.rename.items())}" if self.rename else ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -173,7 +198,7 @@ class Network(Subject):
     def _archived(self, candidate: Codings, threads: int | None) -> Archive:
         source = Checkpoint.of(self.tensors)
         base = None if self.base is None else Checkpoint.of(self.base)
-        return archive_of(source, base, codings_of_plan(candidate, source.specs), threads)
+        return archive_of(source, base, codings_of_plan(candidate, source.specs), threads, rename=self.rename)
 
 
 def network_parts(

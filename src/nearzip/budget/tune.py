@@ -44,6 +44,7 @@ def tune(
     trials: Path_ | None = None,
     seed: int = 0,
     confidence: float | None = None,
+    rename: Mapping[str, str] | None = None,
     progress: Watch | None = None,
     **parameters: Any,
 ) -> Plan:
@@ -90,6 +91,8 @@ def tune(
     confidence : float
         0.95: a trial is within a budget only if the loss is shown to be, with 95 % confidence, by an evaluator that has
         samples. Default: the evaluator's own, or none.
+    rename : mapping of str to str
+        For tensors of the base that are called otherwise now: as for `compress`, which needs it too.
     progress : callable
         Called with a `Status` after every trial.
     **parameters
@@ -137,7 +140,7 @@ def tune(
     if evaluate is None or (max_loss is None and getattr(finder, "max_bytes", None) is None):
         raise UsageError("tune needs evaluate, a function of a dict of arrays, and max_loss")
     check_tuned({} if max_loss is None else max_loss, seed, confidence)
-    subject = Network.of(tensors, base, evaluate, seed)
+    subject = Network.of(tensors, base, evaluate, seed, rename)
     if finder is not None and evaluations is not None:
         raise UsageError(f"evaluations limits the strategy 'nearzip'; {strategy!r} {finder.ends}")
     most = evaluations_of(evaluations)
@@ -181,7 +184,7 @@ def _check_names(strategy: str, parameters: Iterable[str]) -> None:
 
 
 def parameters_of(strategy: str, texts: Mapping[str, str]) -> dict[str, Any]:
-    """A strategy's parameters from texts; items of lists stand between commas. Raises UsageError.
+    """A strategy's parameters from texts; items of lists are separated by commas. Raises UsageError.
 
     Examples
     --------

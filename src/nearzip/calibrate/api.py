@@ -238,7 +238,7 @@ def compress(
 
 
 def _note(report: WriteReport, rounded: Rounded) -> None:
-    report.plain.update(rounded.plain)
+    report.uncalibrated.update(rounded.plain)
     report.divergence = rounded.divergence
 
 

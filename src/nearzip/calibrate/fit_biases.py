@@ -48,7 +48,7 @@ def fit_biases(
         total = 0.0
         for original, batch in zip(originals, batches, strict=True):
             tensors = {**restored, **{name: value.to(restored[name].dtype) for name, value in fitted.items()}}
-            loss = predictor.divergence(original, predictor.predictions(batch, tensors)) * (len(original) / n)
+            loss = predictor.loss(original, batch, tensors) * (len(original) / n)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total

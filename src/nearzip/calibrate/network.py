@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nearzip.errors import UsageError
-from nearzip.network.calls import Caller, call, moved, output_of
+from nearzip.network.calls import Caller, moved, predictions_of
 
 __all__ = ["Forward", "Output", "Predictor"]
 
@@ -21,10 +21,6 @@ __all__ = ["Forward", "Output", "Predictor"]
 Forward = Callable[[nn.Module, Any], Tensor]
 #: What the last dimension of the predictions is: unnormalised logarithms of probabilities, or plain numbers.
 Output = Literal["logits", "values"]
-
-
-def _predictions(module: nn.Module, batch: Any) -> Tensor:
-    return output_of(call(module, batch), "forward")
 
 
 @contextlib.contextmanager
@@ -62,7 +58,7 @@ class Predictor:
         if output not in ("logits", "values"):
             raise UsageError(f"output is 'logits' or 'values', not {output!r}")
         self.module, self.output = module, output
-        self._caller = Caller(module, forward or _predictions)
+        self._caller = Caller(module, forward or predictions_of)
         self.batches = [moved(batch, self._caller.device) for batch in itertools.islice(batches, most)]
         if not self.batches:
             raise UsageError("calibration needs at least one batch")
@@ -102,11 +98,15 @@ class Predictor:
         )
         return found
 
+    def loss(self, original: Tensor, batch: Any, tensors: Mapping[str, Tensor]) -> Tensor:
+        """`divergence` from the original predictions for a batch, with these tensors in place of the module's own."""
+        return self.divergence(original, self.predictions(batch, tensors))
+
     def mean_divergence(self, originals: list[Tensor], batches: list[Any], tensors: Mapping[str, Tensor]) -> float:
         """Over batches whose original predictions are known; infinite where the network breaks down."""
         with torch.no_grad():
             found = [
-                (float(self.divergence(original, self.predictions(batch, tensors))), len(original))
+                (float(self.loss(original, batch, tensors)), len(original))
                 for original, batch in zip(originals, batches, strict=True)
             ]
         mean = sum(kl * n for kl, n in found) / sum(n for _, n in found)

@@ -113,12 +113,11 @@ class Prepared:
         """Each tensor with its own step; what the network does not know keeps every bit."""
         bound = None if isinstance(self.bound, NoPromise) else self.bound
 
-        def coding(own: float) -> Coding:
-            return Coding("nearzip", {"step": own, "finer": 0.0}, bound)
-
+        # One object for all tensors of a step: each makes its recipe once.
+        of_step = {own: Coding("nearzip", {"step": own, "finer": 0.0}, bound) for own in {step, *steps.values()}}
         exact = Coding("nearzip")
-        by_name = {name: coding(steps[name]) if name in steps else exact for name in self.source.specs}
-        return Codings(coding(step), by_name, substitutes=substitutes)
+        by_name = {name: of_step[steps[name]] if name in steps else exact for name in self.source.specs}
+        return Codings(of_step[step], by_name, substitutes=substitutes)
 
 
 def tied(module: nn.Module) -> dict[str, str]:

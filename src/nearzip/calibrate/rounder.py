@@ -180,9 +180,10 @@ class Rounder:
             **self._plain,
             **{name: "too far from its base for its step" for name in names if self._far(name, steps[name])},
         }
-        rounded = Rounded(tensors, steps, plain, self._divergence(tensors))
+        restored = self._as_torch(tensors)
+        rounded = Rounded(tensors, steps, plain, self._divergence(restored))
         if fitted:
-            candidate = self.with_fitted_biases(rounded)
+            candidate = self.with_fitted_biases(rounded, restored)
             if candidate.divergence < rounded.divergence:
                 return candidate
         return rounded
@@ -235,13 +236,16 @@ class Rounder:
         device = next((p.device for p in self.predictor.module.parameters()), torch.device("cpu"))
         return {name: to_torch(array).to(device) for name, array in arrays.items()}
 
-    def _divergence(self, arrays: Mapping[str, Array]) -> float:
+    def _divergence(self, restored: Mapping[str, Tensor]) -> float:
         with self.predictor.evaluating():
             originals = [self._original[id(batch)] for batch in self._held]
-            return self.predictor.mean_divergence(originals, self._held, self._as_torch(arrays))
+            return self.predictor.mean_divergence(originals, self._held, restored)
 
-    def with_fitted_biases(self, rounded: Rounded) -> Rounded:
-        """The same with biases and norms fitted to the rounded weights, on their grids again."""
+    def with_fitted_biases(self, rounded: Rounded, restored: Mapping[str, Tensor] | None = None) -> Rounded:
+        """The same with biases and norms fitted to the rounded weights, on their grids again.
+
+        `restored`: the rounded tensors on the module's device, where they are there already.
+        """
         known = dict(self.predictor.module.named_parameters())
         names = [
             name
@@ -251,6 +255,7 @@ class Rounder:
         ]  # fmt: skip
         if not names:
             return rounded
+        restored = restored or self._as_torch(rounded.tensors)
 
         def limited(name: str, values: Tensor) -> Tensor:
             state = self._states[name]
@@ -261,12 +266,13 @@ class Rounder:
 
         with self.predictor.evaluating():
             originals = [self._original[id(batch)] for batch in self._learned]
-            found = fit_biases(self.predictor, originals, self._as_torch(rounded.tensors), names, limited)
-        tensors = dict(rounded.tensors)
+            found = fit_biases(self.predictor, originals, restored, names, limited)
+        fitted = {}
         for name, values in found.items():
             state, step = self._states[name], rounded.steps[name]
-            tensors[name] = state.restored(state.nearest(values.cpu().numpy(), step), step)
-        return replace(rounded, tensors=tensors, divergence=self._divergence(tensors))
+            fitted[name] = state.restored(state.nearest(values.cpu().numpy(), step), step)
+        divergence = self._divergence({**restored, **self._as_torch(fitted)})
+        return replace(rounded, tensors={**rounded.tensors, **fitted}, divergence=divergence)
 
 
 def _price(levels: list[Array]) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nearzip.api import archive_of
+from nearzip.api import archive_of, check_rename
 from nearzip.bounds import Bound, Lossless, NoPromise, parse_bound
 from nearzip.budget import CalibratedRounding, Plan, Trial
 from nearzip.budget.budgets import MaxLoss
@@ -50,7 +50,7 @@ class CalibratedNetwork(Network):
 
     @property
     def rounding(self) -> str:
-        return self.calibrated_by
+        return f"{super().rounding} {self.calibrated_by}".lstrip()
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class _Steps(Space):
         """Bytes of values rounded to the nearest level, which are nearly as many."""
         source = self.prepared.source
         codings = codings_of_plan(self.prepared.uncalibrated(self._step(position)), source.specs)
-        return archive_of(source, self.prepared.base, codings, self.prepared.rounder.threads).nbytes
+        threads, rename = self.prepared.rounder.threads, self.subject.rename
+        return archive_of(source, self.prepared.base, codings, threads, rename=rename).nbytes
 
     @property
     def exact(self) -> Codings:
@@ -122,6 +123,7 @@ def tune(
     trials: Path_ | None = None,
     seed: int = 0,
     confidence: float | None = None,
+    rename: Mapping[str, str] | None = None,
     threads: int | None = None,
     progress: Watch | None = None,
     **separate: Any,
@@ -132,7 +134,7 @@ def tune(
 
     Parameters
     ----------
-    module, batches, base, calibration, threads, **separate
+    module, batches, base, rename, calibration, threads, **separate
         As for `nearzip.calibrate.compress`. Calibrate on other data than `evaluate` scores.
     evaluate, max_loss, evaluations, trials, seed, confidence, progress
         As for `nearzip.tune`; tensors are named as in `module.state_dict()`.
@@ -158,10 +160,10 @@ def tune(
     >>> _ = torch.manual_seed(0)
     >>> network = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
     >>> batches = [torch.randn(64, 8) for _ in range(4)]
-    >>> judge = evaluator(network, [torch.randn(256, 8)], "agreement")
-    >>> plan = calibrate.tune(network, batches, evaluate=judge, max_loss=0.02)
+    >>> evaluate = evaluator(network, [torch.randn(256, 8)], "agreement")
+    >>> plan = calibrate.tune(network, batches, evaluate=evaluate, max_loss=0.02)
     >>> archive = calibrate.compress(network, batches, plan=plan)
-    >>> 1 - judge(archive.restored) <= 0.02, archive.nbytes == plan.nbytes
+    >>> 1 - evaluate(archive.restored) <= 0.02, archive.nbytes == plan.nbytes
     (True, True)
     """
     wanted = parse_bound(bound) if isinstance(bound, str) else bound
@@ -171,7 +173,8 @@ def tune(
     reference = None if base is None else base if isinstance(base, Checkpoint) else Checkpoint.of(base)
     return tune_checkpoint(
         source, reference, module, batches, calibration, kept, evaluate, max_loss,
-        evaluations=evaluations, trials=trials, seed=seed, confidence=confidence, threads=threads, progress=progress,
+        evaluations=evaluations, trials=trials, seed=seed, confidence=confidence, rename=rename, threads=threads,
+        progress=progress,
     )  # fmt: skip
 
 
@@ -189,15 +192,18 @@ def tune_checkpoint(
     trials: Path_ | None = None,
     seed: int = 0,
     confidence: float | None = None,
+    rename: Mapping[str, str] | None = None,
     threads: int | None = None,
     progress: Watch | None = None,
 ) -> Plan:
     """The same for a checkpoint of which `module` has some tensors or all; the others keep every bit."""
     check_tuned(max_loss, seed, confidence)
     most = evaluations_of(evaluations)
-    prepared = Prepared.of(source, base, module, batches, calibration, bound, number_of_threads(threads))
+    check_rename(rename, base)
+    n_threads = number_of_threads(threads)
+    prepared = Prepared.of(source, base, module, batches, calibration, bound, n_threads, rename=rename)
     arrays, held = network_parts(dict(source.arrays()), None if base is None else dict(base.arrays()))
-    subject = CalibratedNetwork(arrays, held, evaluator_of(evaluate), seed, _identity(prepared))
+    subject = CalibratedNetwork(arrays, held, evaluator_of(evaluate), seed, rename or None, _identity(prepared))
     runner = Runner(subject, max_loss, trials, progress, confidence)
     runner.most = most
     # A divergence that is the budget is what a step can be estimated for.

@@ -15,7 +15,7 @@ import numpy as np
 from nearzip.checkpoints.base import CheckpointWriter, mapped, naming_file
 from nearzip.checkpoints.pytorch import zip_names
 from nearzip.errors import CorruptError, Error, UsageError
-from nearzip.tensors import Array, Checkpoint, TensorSpec, as_array, dtype_of, keeping_last
+from nearzip.tensors import Array, Checkpoint, TensorSpec, as_array, keeping_last
 
 __all__ = ["Npy", "Npz"]
 
@@ -28,6 +28,10 @@ def _header(path: str, name: str, stream: Any) -> tuple[TensorSpec, np.dtype[Any
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
+    if dtype.names:
+        raise UsageError(
+            f"{path}: array {name!r} has several fields ({', '.join(dtype.names)[:80]}); save each by itself"
+        )
     if dtype.kind == "V":
         raise UsageError(
             f"{path}: array {name!r} reads as raw bytes ({dtype}): NumPy's files cannot hold bfloat16 or float8, its "
@@ -45,7 +49,7 @@ def _header(path: str, name: str, stream: Any) -> tuple[TensorSpec, np.dtype[Any
 
 def _check_dtypes(path: str, specs: Mapping[str, TensorSpec], ending: str) -> None:
     for spec in specs.values():
-        if dtype_of(spec.dtype).isbuiltin != 1:
+        if spec.numpy_dtype.isbuiltin != 1:
             raise UsageError(
                 f"{path}: {ending} cannot hold tensor {spec.name!r} of dtype {spec.dtype}; write .safetensors or .pt"
             )

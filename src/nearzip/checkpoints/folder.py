@@ -1,6 +1,6 @@
 """Folders of files: shards of a network, several networks, training state, and everything else byte for byte.
 
-Hugging Face model folders, transformers' `checkpoint-N`, diffusers' pipelines and PyTorch's distributed checkpoints.
+Hugging Face model folders, transformers' `checkpoint-N`, diffusers' pipelines, and folders of PyTorch (DCP) and Orbax.
 Names of tensors do not depend on how a network was cut into shards; those of another network in a subfolder begin with
 the subfolder, and those of other files with the file's name.
 """
@@ -21,6 +21,7 @@ import numpy as np
 
 from nearzip.attached import attached_tree, files_of, full_tree
 from nearzip.checkpoints.base import Format, mapped
+from nearzip.checkpoints.chunked import ZARR, chunked_files
 from nearzip.checkpoints.distributed import distributed_tensors
 from nearzip.checkpoints.embedded import open_embedded
 from nearzip.checkpoints.onnx import external_tensors, inner_tensors
@@ -36,8 +37,6 @@ _NETWORKS = ("model", "pytorch_model", "diffusion_pytorch_model", "adapter_model
 #: What training keeps beside it: exact, unless a bound names it, since a rounded second moment of zero ends a training.
 _STATES = ("optimizer", "scheduler", "rng_state", "random_states", "scaler", "trainer_state", "sampler")
 _SHARD = re.compile(r"^(?P<stem>.+)-\d{5}-of-\d{5}$")
-#: What tells the folders of Orbax (tensorstore's OCDBT, zarr 2 and 3).
-_CHUNKED = {"manifest.ocdbt", ".zarray", "zarr.json"}
 #: Version control, which holds large files a second time.
 _SKIPPED = {".git"}
 _MAX_FILES = 100_000
@@ -115,10 +114,13 @@ class _Reader:
             file: found for file, found in distributed_tensors(self._root, files).items() if found is not None
         }
         external, owners = _external(self._root, files)
-        opened = {file: self._open(file, {**distributed, **external}) for file in files}
+        chunked = chunked_files(self._root, files)
+        self._opened += [found for _, found in chunked.members.values()]
+        files = [file for file in files if file not in chunked.parts]
+        embedded = {**distributed, **external}
+        opened = {file: chunked.members.get(file) or self._open(file, embedded) for file in files}
         networks = {file: each for file, each in opened.items() if each is not None}
         if not networks:
-            _refuse_orbax(self._given, files)
             raise UsageError(f"{self._given}: is a directory without a checkpoint in it")
         prefixes = _prefixes(self._root, networks, owners)
         for file in files:
@@ -204,6 +206,11 @@ def _files(root: str) -> Iterator[str]:
         subfolders[:] = sorted(name for name in subfolders if name not in _SKIPPED)
         for name in sorted(names):
             path = os.path.join(folder, name)
+            if not os.path.exists(path):
+                raise UsageError(
+                    f"{path}: is a link to {os.readlink(path)!r}, which is not there; fetch that file, or remove the "
+                    "link"
+                )
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise UsageError(f"{path}: is not a regular file; give a folder of files")
             n += 1
@@ -217,16 +224,6 @@ def _format(path: str) -> Format | None:
     if os.path.getsize(path) == 0:
         return None
     return format_of(path) if path.endswith(".safetensors") else recognized(path, read_head(path))
-
-
-def _refuse_orbax(path: str, files: list[str]) -> None:
-    """Raise UsageError for the arrays of Orbax or zarr, which are compressed already."""
-    if any(os.path.basename(file) in _CHUNKED for file in files):
-        raise UsageError(
-            f"{path}: is an Orbax or zarr folder, whose arrays are compressed in pieces (OCDBT, zarr) and cannot be "
-            "written back; give nz.compress or Store.commit the restored arrays: "
-            "orbax.checkpoint.StandardCheckpointer().restore(path), a nested dict"
-        )
 
 
 def _weight_map(path: str) -> dict[str, str]:
@@ -263,10 +260,13 @@ def _external(root: str, files: list[str]) -> tuple[dict[str, Any], dict[str, st
 def _prefixes(root: str, files: Mapping[str, tuple[str, Checkpoint]], owners: Mapping[str, str]) -> dict[str, str]:
     """What the names of each file's tensors begin with."""
     groups: dict[str, dict[str, list[str]]] = {}
-    for file in files:
+    prefixes = {}
+    for file, (kind, _) in files.items():
+        if kind == ZARR.name:  # the file describes an array that is called as its folder
+            prefixes[file] = "".join(f"{part}/" for part in file.split("/")[:-2])
+            continue
         folder, name = os.path.split(owners.get(file, file))
         groups.setdefault(folder, {}).setdefault(_group(name), []).append(file)
-    prefixes = {}
     for folder, members in groups.items():
         network = _network(members)
         for group, names in members.items():

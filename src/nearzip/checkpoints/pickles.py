@@ -247,10 +247,11 @@ def read_pickle(
         return _Machine(load, find).run(source)
     except PickleError:
         raise
+    except KeyError as e:
+        raise PickleError(f"it refers to value {str(e)[:40]}, which it does not hold") from None
     except (
         ValueError,
         IndexError,
-        KeyError,
         TypeError,
         AttributeError,
         OverflowError,

@@ -287,7 +287,7 @@ def _memory(tensor: Any) -> Any:
     return tensor
 
 
-#: What the functions that make tensors without plain memory are called, and what is said of them.
+#: Names of the functions that make tensors without plain memory, and what errors call them.
 _REFUSED = {
     "torch._utils._rebuild_meta_tensor_no_storage": "is on the meta device and has no values; load the weights first",
     "torch._utils._rebuild_sparse_tensor": "is sparse or quantized; give its parts as plain tensors",

@@ -6,6 +6,7 @@ import os
 
 from nearzip.checkpoints.arrays import Npy, Npz
 from nearzip.checkpoints.base import Format
+from nearzip.checkpoints.chunked import OCDBT, ZARR
 from nearzip.checkpoints.embedded import EmbeddedFormat
 from nearzip.checkpoints.flax import FLAX
 from nearzip.checkpoints.gguf import GGUF
@@ -21,7 +22,7 @@ __all__ = ["BY_NAME", "ENDINGS", "FORMATS", "format_for", "format_of", "read_hea
 _SAFETENSORS = Safetensors()
 #: Every format; those recognized by more of the content first.
 FORMATS: tuple[Format, ...] = (_SAFETENSORS, TORCHSCRIPT, PyTorch(), KERAS, Npz(), Npy(), GGUF, ONNX, HDF5, FLAX)
-BY_NAME: dict[str, Format] = {each.name: each for each in (*FORMATS, EmbeddedFormat())}
+BY_NAME: dict[str, Format] = {each.name: each for each in (*FORMATS, EmbeddedFormat(), OCDBT, ZARR)}
 #: File name endings that can be written whatever the archive was made from.
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".th", ".npz")
 _HEAD = 64

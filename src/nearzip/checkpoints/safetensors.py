@@ -15,7 +15,7 @@ import safetensors
 from nearzip.checkpoints.base import CheckpointWriter, mapped
 from nearzip.checkpoints.embedded import Embedded, open_embedded
 from nearzip.errors import CorruptError, UsageError
-from nearzip.tensors import Array, Checkpoint, TensorSpec, dtype_of
+from nearzip.tensors import Array, Checkpoint, TensorSpec
 
 __all__ = ["Safetensors"]
 
@@ -62,7 +62,7 @@ class Safetensors:
         def read(name: str) -> Array:
             spec = specs[name]
             flat = np.asarray(file[offsets[name] : offsets[name] + spec.n_bytes])
-            dtype = dtype_of(spec.dtype)
+            dtype = spec.numpy_dtype
             aligned = flat.ctypes.data % dtype.itemsize == 0
             return (flat if aligned else flat.copy()).view(dtype).reshape(spec.shape)
 
@@ -130,7 +130,7 @@ def _in_order(specs: Mapping[str, TensorSpec]) -> list[TensorSpec]:
     """As given if everything is aligned then, so that a file comes back as it was; else widest first."""
     at = 0
     for spec in specs.values():
-        if at % dtype_of(spec.dtype).itemsize:
-            return sorted(specs.values(), key=lambda each: -dtype_of(each.dtype).itemsize)
+        if at % spec.numpy_dtype.itemsize:
+            return sorted(specs.values(), key=lambda each: -each.numpy_dtype.itemsize)
         at += spec.n_bytes
     return list(specs.values())

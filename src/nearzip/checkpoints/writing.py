@@ -11,6 +11,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from nearzip.checkpoints.base import CheckpointWriter
+from nearzip.checkpoints.chunked import ChunkedFormat, Library, is_chunk_file
 from nearzip.checkpoints.folder import Member
 from nearzip.checkpoints.registry import BY_NAME
 from nearzip.errors import CorruptError
@@ -49,7 +50,11 @@ def writing_folder(
     path: str, members: Sequence[Member], specs: dict[str, TensorSpec], force: bool
 ) -> Iterator[CheckpointWriter]:
     """A writer for all files of a folder, which appears when the block ends, whole or not at all."""
-    with atomic_folder(path, {member.path for member in members}, force) as folder, contextlib.ExitStack() as stack:
+    files = {member.path for member in members}
+    with (
+        atomic_folder(path, files, force, lambda file: is_chunk_file(file, files)) as folder,
+        contextlib.ExitStack() as stack,
+    ):
         writer = _FolderWriter(folder, members, specs, stack)
         yield writer
         writer.finish()
@@ -62,6 +67,8 @@ class _FolderWriter:
         self._folder = folder
         self._specs = specs
         self._stack = stack
+        self._library = Library()
+        stack.callback(self._library.close)
         self._member_of = {name: member for member in members for name in member.tensors}
         self._left = {member.path: len(member.tensors) for member in members}
         self._open: dict[str, tuple[CheckpointWriter, contextlib.ExitStack]] = {}
@@ -90,9 +97,15 @@ class _FolderWriter:
 
     def _start(self, member: Member) -> None:
         closing = self._stack.enter_context(contextlib.ExitStack())
-        stream = closing.enter_context(self._created(member))
         form = BY_NAME[member.format]
         own = _own(member, self._specs)
+        if isinstance(form, ChunkedFormat):
+            place = self._folder / member.path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            chunks = closing.enter_context(form.writing_folder(self._library, place, own, member.tree))
+            self._open[member.path] = chunks, closing
+            return
+        stream = closing.enter_context(self._created(member))
         writer = closing.enter_context(form.writing(stream, own, member.metadata, member.tree))
         self._open[member.path] = writer, closing
 

@@ -211,7 +211,7 @@ def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     return found
 
 
-# ---- what is said ----------------------------------------------------------------------------------------------
+# ---- messages ---------------------------------------------------------------------------------------------------
 
 
 def _report(found: AnswersReport | Certificate, as_json: bool) -> None:

@@ -1,6 +1,6 @@
 """What commands print with: tables and text for people, JSON for programs, progress on a terminal.
 
-Names in files are hostile text: everything printed passes `safe`, and Rich's markup is off.
+Names in files are hostile text: everything printed passes `safe`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from nearzip.cli.tables import Rows, printed
 from nearzip.display import human_bytes, safe
 from nearzip.errors import UsageError
 from nearzip.fileio import Output, refuse_terminal
 
-if TYPE_CHECKING:  # Rich takes long to import, and few commands draw a table
+if TYPE_CHECKING:  # Rich takes long to import, and few commands draw a bar
     from rich.progress import Progress
-    from rich.table import Table
 
 __all__ = [
     "Bar",
@@ -70,14 +70,11 @@ def print_json_line(document: Mapping[str, Any]) -> None:
 
 
 def show(*items: Any, err: bool = False) -> None:
-    """Print to stdout, or to stderr (`err`) where stdout carries data. Strings are taken to be safe already."""
+    """Print text and tables to stdout, or to stderr (`err`) where stdout carries data. Strings are taken to be safe
+    already.
+    """
     for item in items:
-        if isinstance(item, str):
-            click.echo(item, err=err)
-        else:
-            from rich.console import Console
-
-            Console(highlight=False, markup=False, emoji=False, soft_wrap=False, stderr=err).print(item)
+        click.echo(printed(item, err) if isinstance(item, Rows) else item, err=err)
 
 
 # ---- streams ---------------------------------------------------------------------------------------------------
@@ -132,22 +129,9 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in kept)
 
 
-def rows_table(columns: Mapping[str, str], rows: Iterable[Iterable[object]]) -> Table:
-    """A table; `columns` maps headings to "left" or "right". The first column gives way where space is short."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
-    for i, (heading, side) in enumerate(columns.items()):
-        first = i == 0
-        table.add_column(
-            Text(heading), justify="right" if side == "right" else "left",
-            overflow="fold" if first else "ellipsis", no_wrap=not first, min_width=12 if first else None,
-        )  # fmt: skip
-    for row in rows:
-        table.add_row(*(Text(safe(cell)) for cell in row))
-    return table
+def rows_table(columns: Mapping[str, str], rows: Iterable[Iterable[object]]) -> Rows:
+    """A table; `columns` maps headings to "left" (text) or "right" (numbers)."""
+    return Rows(columns, rows)
 
 
 @contextlib.contextmanager

@@ -179,12 +179,13 @@ def _inspect_text(
 
 
 def _coding_words(reader: Reader, reports: list[TensorReport]) -> dict[str, str]:
-    """How each tensor that is stored is coded: its stages, and method and bound unless all have the same."""
+    """How each tensor is coded: its stages, and method and bound unless all have the same."""
     codings = _codings(reader)
     various = codings is not None and bool(codings.by_name)
     words = {}
     for report in reports:
         if report.alias_of is not None:
+            words[report.spec.name] = f"same as {report.alias_of}"
             continue
         stages = " > ".join(report.stages)
         coding = codings[report.spec.name] if codings is not None and various else None
@@ -205,7 +206,7 @@ def _inspect_table(reports: list[TensorReport], words: Mapping[str, str], ways: 
         spec = report.spec
         head = (spec.name, spec.dtype, "x".join(map(str, spec.shape)) or "-")
         if report.alias_of is not None:
-            rows.append((*head, "0", "0", "", f"same as {report.alias_of}"))
+            rows.append((*head, "0", "0", "", number[words[spec.name]]))
         else:
             base = "yes" if report.with_base else "no"
             rows.append((*head, f"{report.n_bytes:,.0f}", f"{_bits(report):.3f}", base, number[words[spec.name]]))

@@ -47,14 +47,14 @@ def report(
         found = write_report(
             opened, output, originals=_originals(originals), rules=rules, newest=newest, force=force, progress=callback
         )
-    for text in found.damage:
+    for text in (*found.damage, *found.failed_sections.values()):
         warn(text)
     worst = max((row.share for row in found.errors if row.share is not None), default=None)
     if as_json:
         print_json("store report", {
             "url": url, "output": output, "versions": len(found.live), "n_bytes": found.n_bytes,
             "n_stored": found.n_stored, "worst_share": worst, "freed": {row.rule: row.n_freed for row in found.freed},
-            "damage": found.damage,
+            "damage": found.damage, "sections": found.sections, "failed_sections": found.failed_sections,
         })  # fmt: skip
     else:
         show(facts([

@@ -304,11 +304,12 @@ def _compress_document(report: FileReport, output: str, restored: str | None, se
             name: {"name": origin.name, "dtype": origin.dtype, "shape": origin.shape}
             for name, origin in report.write.matches.items()
         },
-        "coded_alone": report.write.alone,
+        "without_base": report.write.without_base,
+        "coded_alone": report.write.without_base,  # its name in release 0.1
         "choices": report.write.choices,
         "false_positives": report.write.false_positives,
         "divergence": report.write.divergence,
-        "not_calibrated": report.write.plain,
+        "not_calibrated": report.write.uncalibrated,
         "gone": index.gone,
         "id": index.id,
         "base_id": index.base_id,
@@ -329,10 +330,10 @@ def _compress_text(report: FileReport, output: str, restored: str | None, second
         ("update", kept_text(report.write.update_kept)),
         ("others", others_text(index.method)),
         ("divergence", None if report.write.divergence is None else f"{report.write.divergence:.3g} nats a prediction"),
-        ("not calibrated", some([f"{name} ({why})" for name, why in report.write.plain.items()])),
+        ("not calibrated", some([f"{name} ({why})" for name, why in report.write.uncalibrated.items()])),
         ("smaller coding", report.write.choices_text or None),
         ("matched", report.write.matches_text),
-        ("alone", some([f"{name} ({why})" for name, why in report.write.alone.items()])),
+        ("without base", some([f"{name} ({why})" for name, why in report.write.without_base.items()])),
         ("gone", some(index.gone)),
         ("false", some([f"{name}: {n:,} zeros come back as weights"
                         for name, n in report.write.false_positives.items()])),

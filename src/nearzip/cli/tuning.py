@@ -27,7 +27,7 @@ from nearzip.cli.console import (
 )
 from nearzip.cli.functions import load_function
 from nearzip.cli.running import common_options, showing_warnings
-from nearzip.cli.transfer import force_option, options_of
+from nearzip.cli.transfer import force_option, options_of, rename_option, renames_of
 from nearzip.errors import missing_extra
 from nearzip.fileio import check_outputs
 from nearzip.inputs import open_input
@@ -85,6 +85,7 @@ _FILE = click.Path(path_type=str)
     metavar="P",
     help="0.95: the loss must be shown to be within its budget with 95 % confidence. The evaluator needs samples.",
 )
+@rename_option
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Trials at once, each in a process of its own.")
 @force_option
 @common_options
@@ -104,6 +105,7 @@ def tune(
     trials: str | None,
     seed: int,
     confidence: float | None,
+    renames: Sequence[str],
     jobs: int | None,
     force: bool,
     as_json: bool,
@@ -128,7 +130,8 @@ def tune(
     function = load_function("--evaluate", evaluate)
     with showing_warnings() as warned, watching_trials("tune", as_json, best=_best_so_far) as watch, workers(jobs):
         search: dict[str, Any] = {
-            "evaluations": evaluations, "trials": trials, "seed": seed, "confidence": confidence, "progress": watch,
+            "evaluations": evaluations, "trials": trials, "seed": seed, "confidence": confidence,
+            "rename": renames_of(renames), "progress": watch,
         }  # fmt: skip
         if calibrate is not None:
             assert max_loss is not None
@@ -193,7 +196,7 @@ def workers(jobs: int | None) -> Iterator[None]:
         yield
 
 
-# ---- what is said ----------------------------------------------------------------------------------------------
+# ---- messages ---------------------------------------------------------------------------------------------------
 
 
 def _best_so_far(best: Trial | None) -> str:

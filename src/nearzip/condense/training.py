@@ -1,4 +1,4 @@
-"""The user's training, one epoch at a time: what is counted in it, and what is said of it when it cannot work."""
+"""The user's training, one epoch at a time: what is counted in it, and the errors where it cannot work."""
 
 from __future__ import annotations
 

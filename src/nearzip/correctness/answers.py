@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nearzip.budget.intervals import check_confidence
 from nearzip.correctness.answers_page import render
 from nearzip.correctness.logs import Log, Sample, find_logs, read_log
 from nearzip.correctness.paired import Differences, Flips, Paired, Ratio, Test, holm
@@ -57,7 +58,7 @@ class AnswersReport:
         return summary(self.tasks, self.verdict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, with the SHA-256 of every log."""
+        """The report as JSON, with the SHA-256 of every log."""
         return {
             "version": 1,
             "nearzip": __version__,
@@ -130,8 +131,7 @@ def compare_answers(
     CorruptError
         A log that is damaged, holds NaN, or holds other samples than its counterpart.
     """
-    if not 0.5 <= confidence < 1:
-        raise UsageError(f"confidence is at least 0.5 and below 1, not {confidence!r}")
+    check_confidence(confidence)
     pairs, notes = _paired_logs(Path(original), Path(compressed), progress)
     limits = _Limits.of(max_loss, list(pairs))
     _check_metrics(metric, pairs)

@@ -30,13 +30,14 @@ from nearzip.errors import UsageError
 from nearzip.inputs import open_input
 from nearzip.measures.measure import Measure
 from nearzip.torch.evaluator import Evaluator, Predict, predict_classes
-from nearzip.torch.observing import Documents, Loader
+from nearzip.torch.observing import Documents, Loader, data_sets
 
 __all__ = ["certify"]
 
 #: Beside the limited metrics, where predictions have targets, and where not.
 _WITH_TARGETS = ("top1", "class/*", "flips", "agreement", "kl/*")
 _WITHOUT = ("agreement", "kl/*")
+_OF_REGRESSORS = ("distance",)
 
 
 def certify(
@@ -112,9 +113,11 @@ def certify(
     -----
     Each network runs once over the data, and once more for every measure that needs gradients.
     """
+    _check_kinds(network, plan, tuned_on, classes, show, seed)
     subject = _Subject.of(archive, network, base, plan)
     limits = _limits(limits, plan)
-    confidence = check_confidence(confidence or (plan and plan.confidence) or 0.95)
+    given = confidence if confidence is not None or plan is None else plan.confidence
+    confidence = check_confidence(0.95 if given is None else given)
     measures = _measures(limits, metrics, fresh_data, predict)
     evaluator = Evaluator(network, fresh_data, measures, predict, None, documents, features, keep=False)
     witness = Witness(classes, show, progress)
@@ -139,6 +142,22 @@ def certify(
     parts = [*subject.parts, *_data_parts(witness, tuned), _part("measurement", measurement)]
     evidence = witness.evidence(after, evaluator, subject.restored)
     return Certificate(sealed(subject.subjects, parts), evidence)
+
+
+def _check_kinds(network: Any, plan: Any, tuned_on: Any, classes: Any, show: Any, seed: Any) -> None:
+    """Raises UsageError for arguments of the wrong kind, before anything is measured."""
+    if not isinstance(network, nn.Module):
+        raise UsageError(f"the network is a torch.nn.Module, not {type(network).__name__}")
+    if plan is not None and not isinstance(plan, Plan):
+        raise UsageError(f"plan= is what nearzip.tune or Plan.load returned, not {type(plan).__name__}")
+    if tuned_on is not None and not isinstance(tuned_on, Iterable):
+        raise UsageError(f"tuned_on= takes batches or digests of samples, not {type(tuned_on).__name__}")
+    if classes is not None and (isinstance(classes, str) or not isinstance(classes, Sequence)):
+        raise UsageError("classes= are names in the order of the network's outputs, such as ['cat', 'dog']")
+    if show is not None and not callable(show):
+        raise UsageError("show= is a function: show(batch) returns an image or a text for each row")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise UsageError(f"seed= is a whole number, not {seed!r}")
 
 
 @dataclass(frozen=True)
@@ -202,17 +221,19 @@ def _measures(
 ) -> list[str | Measure]:
     """What to measure: the limited metrics, and what was asked for beside them."""
     if metrics is None:
-        metrics = _WITH_TARGETS if _has_targets(data, predict) else _WITHOUT
+        metrics = _usual(data, predict)
     return measures_for(limits if isinstance(limits, Mapping) else (), metrics)
 
 
-def _has_targets(data: Any, predict: Predict | None) -> bool:
-    """Whether the first batch comes with classes as targets."""
+def _usual(data: Any, predict: Predict | None) -> tuple[str, ...]:
+    """What is measured of the targets that the first batch comes with: classes, real numbers or none."""
     if predict is not None:
-        return True
-    first: Any = next(iter(next(iter(data.values())) if isinstance(data, Mapping) else data), None)
+        return _WITH_TARGETS
+    first: Any = next(iter(data_sets(data)[0].loader), None)
     targets = predict_classes(_Anything(), first)[1] if first is not None else None
-    return targets is not None and not targets.is_floating_point()
+    if isinstance(targets, torch.Tensor) and targets.is_floating_point():
+        return _OF_REGRESSORS
+    return _WITHOUT if targets is None else _WITH_TARGETS
 
 
 class _Anything:
@@ -224,6 +245,8 @@ class _Anything:
 
 
 def _digests(tuned_on: Any) -> list[str]:
+    if isinstance(tuned_on, Sequence) and not tuned_on:
+        raise UsageError("tuned_on= is empty; leave it out where nothing was tuned")
     if isinstance(tuned_on, Sequence) and all(isinstance(each, str) for each in tuned_on):
         if any(not re.fullmatch(r"[0-9a-f]{64}", each) for each in tuned_on):
             raise UsageError("tuned_on= takes batches, or the digests that nearzip.correctness.sample_digests gives")

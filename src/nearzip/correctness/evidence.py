@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nearzip.budget.evaluators import Evaluation
 from nearzip.correctness.samples import batch_digests
+from nearzip.errors import UsageError
 from nearzip.measures.attribution import Attribution, Network, jaccard
 from nearzip.measures.inputs import inputs_of, rows_of
 from nearzip.measures.measure import Predictions
@@ -47,7 +48,8 @@ class Evidence:
     classes: Sequence[str] | None
     #: By data set: [original's class, restored's class], how many predictions.
     changes: Mapping[str, Array]
-    n_changed: int
+    #: None where predictions are no classes.
+    n_changed: int | None
     #: By metric: a value for each sample under the original and the restored network.
     pairs: Mapping[str, tuple[Array, Array]]
     #: Makes the samples whose prediction changed, the first of them.
@@ -82,6 +84,8 @@ class Witness:
     _has_targets: bool = False
 
     def __call__(self, prefix: str, batch: Any, seen: Predictions) -> None:
+        if self.classes is not None and len(self.classes) != seen.logits.shape[-1]:
+            raise UsageError(f"{len(self.classes)} names are given for {seen.logits.shape[-1]} classes")
         first = len(self.digests)
         self.digests += batch_digests(batch)
         self._count(prefix or "all", seen)
@@ -95,13 +99,18 @@ class Witness:
         return self._targets.hexdigest() if self._has_targets else None
 
     def _count(self, name: str, seen: Predictions) -> None:
-        counts = self.counts.setdefault(name.rstrip("/"), {"n": 0, "agree": 0, "not_a_number": 0})
+        counts = self.counts.setdefault(name.rstrip("/"), {"n": 0, "not_a_number": 0})
         before, after = seen.original_classes, seen.classes
         counts["n"] += len(after)
         self.n_undefined += int((before < 0).sum())
-        counts["agree"] += int(((before == after) & (after >= 0)).sum())
         counts["not_a_number"] += int((after < 0).sum())
-        if seen.targets is not None and not seen.targets.is_floating_point():
+        if not _has_classes(seen):
+            if seen.targets is not None:
+                self._has_targets = True
+                self._targets.update(seen.targets.cpu().double().numpy().astype("<f8").tobytes())
+            return
+        counts["agree"] = counts.get("agree", 0) + int(((before == after) & (after >= 0)).sum())
+        if seen.targets is not None:
             self._has_targets = True
             self._targets.update(seen.targets.cpu().numpy().astype("<i8").tobytes())
             right, still = before == seen.targets, after == seen.targets
@@ -109,13 +118,13 @@ class Witness:
                                ("other_wrong", ~right & ~still & (before != after)), ("right", still)):  # fmt: skip
                 counts[key] = counts.get(key, 0) + int(which.sum())
         k = seen.logits.shape[-1]
-        if 1 < k <= _MAX_CLASSES:
+        if k <= _MAX_CLASSES:
             table = self._changes.setdefault(name.rstrip("/"), np.zeros((k, k), np.int64))
             known = (before >= 0) & (after >= 0)
             np.add.at(table, (before[known].cpu().numpy(), after[known].cpu().numpy()), 1)
 
     def _keep(self, prefix: str, batch: Any, seen: Predictions, first: int, n_rows: int) -> None:
-        if len(self._changed) >= _MAX_CHANGED:
+        if len(self._changed) >= _MAX_CHANGED or not _has_classes(seen):
             return
         per_row = len(seen.logits) // max(1, n_rows)
         found = (seen.classes != seen.original_classes).nonzero().flatten().tolist()
@@ -123,19 +132,25 @@ class Witness:
         at = {i // max(1, per_row): i for i in reversed(found)}
         for row in list(rows)[: _MAX_CHANGED - len(self._changed)]:
             i = at[row]
-            target = None if seen.targets is None or seen.targets.is_floating_point() else int(seen.targets[i])
+            target = None if seen.targets is None else int(seen.targets[i])
             self._changed.append(_Seen(prefix, first + row, row, batch, target, int(seen.original_classes[i]),
                                        int(seen.classes[i])))  # fmt: skip
 
     def evidence(self, after: Evaluation, evaluator: Evaluator, tensors: Mapping[str, Any]) -> Evidence:
         """What a page needs; pictures and maps of samples that changed are made when it asks for them."""
-        n_changed = sum(counts["n"] - counts["agree"] for counts in self.counts.values())
+        known = [counts["n"] - counts["agree"] for counts in self.counts.values() if "agree" in counts]
+        n_changed = sum(known) if known else None
         network, reference = evaluator.networks(tensors)
 
         def changed() -> list[Changed]:
             return [_changed(each, self.show, network, reference) for each in self._changed]
 
         return Evidence(self.classes, self._changes, n_changed, after.details, changed)
+
+
+def _has_classes(seen: Predictions) -> bool:
+    """Whether predictions are classes, or numbers of which the largest means nothing."""
+    return seen.logits.shape[-1] > 1 and not (seen.targets is not None and seen.targets.is_floating_point())
 
 
 def _changed(seen: _Seen, show: Show | None, network: Network, reference: Network) -> Changed:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from nearzip.budget.budgets import Budgets, check_budgets, losses_of
 from nearzip.correctness.limited import measures_for
 from nearzip.errors import UsageError
-from nearzip.measures.measure import Measure, Predictions
+from nearzip.measures.measure import Measure, Predictions, check_counts, check_original
 from nearzip.torch.evaluator import Evaluator, Predict
 from nearzip.torch.observing import Loader
 
@@ -27,8 +27,9 @@ __all__ = ["Objective"]
 _KEPT = 8
 #: How far over a limit still counts as how far: a network that is far off would raise a multiplier without measure.
 _MAX_OVER = 3.0
-#: All weights together; a loss of larger ones is scaled down.
-_MAX_WEIGHT = 4.0
+#: All multipliers together: the task, whose weight is 1, keeps a share, and a multiplier that was raised for long comes
+#: down again as soon as its limit is kept.
+_MAX_TOTAL = 8.0
 
 Task = Callable[[Predictions], Tensor]
 
@@ -36,9 +37,10 @@ Task = Callable[[Predictions], Tensor]
 class Objective:
     """A loss for your training loop that keeps a network's behaviour within limits of the original's.
 
-    ``objective(student, batch)`` is the loss of the task plus, for every measure, a multiplier times its differentiable
-    loss. After every epoch ``objective.update(student)`` measures the limited metrics and adapts the multipliers: it
-    raises those whose limit is missed, in proportion to the excess, and lowers those whose limit is kept by a margin.
+    ``objective(student, batch)`` is the weighted mean of the loss of the task, whose weight is 1, and of a
+    differentiable loss of every measure, whose weight is its multiplier. After every epoch
+    ``objective.update(student)`` measures the limited metrics and adapts the multipliers: it raises those whose limit
+    is missed, in proportion to the excess, and lowers those whose limit is kept by a margin.
 
     Parameters
     ----------
@@ -76,11 +78,14 @@ class Objective:
 
     Notes
     -----
-    Dual ascent: multiplier <- max(0, multiplier + rate * (loss / limit - 1)), with the quotient capped at 4. Where the
-    multipliers and the task sum to more than 4 the loss is divided by what they are over, so that a limit that is hard
-    to keep does not act as an ever larger learning rate. Norms with running statistics use them while networks are
-    called again. The multipliers are in the units of each measure's differentiable loss, which for "churn" or "cost" is
-    not the metric itself.
+    Dual ascent: multiplier <- max(0, multiplier + rate * (loss / limit - 1)), with the quotient capped at 4.
+    Multipliers that sum to more than 8 are scaled down to it. The loss is a mean, so that the learning rate of plain
+    training fits it, however hard limits are to keep. Measures that compare with the original train on its
+    probabilities, also "agreement", "churn" and "flips".
+
+    The original gives nearly the same answer as the labels on images that it has learnt by heart: give it what it has
+    not seen, such as images shifted and mirrored at random. Norms with running statistics use them while networks are
+    called again.
 
     Examples
     --------
@@ -119,8 +124,11 @@ class Objective:
             raise UsageError("an objective has limits by metric, such as {'churn': 0.02}")
         if isinstance(task, str) and task not in ("cross-entropy", "none"):
             raise UsageError(f"a task is 'cross-entropy', 'none' or a function of Predictions, not {task!r}")
-        if not (start >= 0 and rate > 0 and rows >= 1):
-            raise UsageError("start is at least 0, rate is positive, rows are at least 1")
+        check_counts("an objective", rows=rows)
+        if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in (start, rate)) or not (
+            0 <= start < math.inf and 0 < rate < math.inf
+        ):
+            raise UsageError("start is a number from 0 on, rate is a positive one")
         self._network, self._predict, self._features = network, predict, features
         self._limits, self._task, self._rate, self._data = dict(limits), task, rate, data
         self._kept: deque[Any] = deque(maxlen=_KEPT)
@@ -142,15 +150,17 @@ class Objective:
             self._kept.append(batch)
         seen = self._seen.observed(student, batch)
         assert seen.network is not None
+        check_original(seen, "the objective")
         called = replace(seen, network=_with_running_norms(student, seen.network))
-        weights = sum(self.multipliers.values()) + (self._task != "none")
         total = self._of_task(seen)
+        weight = float(self._task != "none")
         for name, measure in self._measures.items():
             if self.multipliers[name]:
                 measure.check(seen)
                 total = total + self.multipliers[name] * measure.loss(called)
-        # Without it a limit that is hard to keep would become an ever larger learning rate.
-        return total / max(1.0, weights / _MAX_WEIGHT)
+                weight += self.multipliers[name]
+        # A sum would make a limit that is hard to keep an ever larger learning rate.
+        return total / (weight or 1.0)
 
     def update(self, student: nn.Module, tensors: Mapping[str, Any] | None = None) -> dict[str, float]:
         """Check the limits and set the multipliers; once an epoch.
@@ -179,6 +189,8 @@ class Objective:
         for name in self._measures:
             over = [_over(self.losses[each], budgets.allowed[each]) for each, own in owners.items() if own == name]
             self.multipliers[name] = max(0.0, self.multipliers[name] + self._rate * max(over, default=0.0))
+        share = max(1.0, sum(self.multipliers.values()) / _MAX_TOTAL)
+        self.multipliers = {name: value / share for name, value in self.multipliers.items()}
         self._allowed = budgets.allowed
         return dict(self.losses)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nearzip.display import safe
-from nearzip.report.svg import Drawing
+from nearzip.report.svg import Drawing, for_widths
 from nearzip.tensors import Array
 
 __all__ = ["heat_map", "pairs_of_bars", "png_uri", "scatter"]
@@ -96,15 +96,23 @@ def scatter(label: str, before: Array, after: Array) -> Drawing:
 
 
 def pairs_of_bars(label: str, rows: Sequence[tuple[str, float, float, str]]) -> Drawing:
-    """Two bars a row, from 0 to 1: before and after, and words behind them."""
-    left, width, height = 150.0, 520.0, 30.0
+    """Two bars a row, from 0 to 1: before and after, and words behind them; above them on narrow pages."""
+    return for_widths(_bars(label, rows, 880, 150, 520, 30, 0), _bars(label, rows, 360, 8, 344, 46, 16))
+
+
+def _bars(
+    label: str, rows: Sequence[tuple[str, float, float, str]], total: int, left: int, width: int, height: int, top: int
+) -> Drawing:
+    """`top`: how far the bars are below a row's words; 0: the words are beside them."""
     parts = []
     for i, (name, before, after, words) in enumerate(rows):
         y = 4 + i * height
+        short = name if len(name) <= 20 else name[:19] + "…"
+        ends = [_text(left, y + 12, short, "above"), _text(left + width, y + 12, words, "value end")]
+        sides = [_text(left - 8, y + 16, short, "name"), _text(left + width + 10, y + 16, words, "value")]
         parts += [
-            _text(left - 8, y + 16, name if len(name) <= 20 else name[:19] + "…", "name"),
-            f'<rect class="delta" x="{left:.0f}" y="{y + 2:.0f}" width="{max(0.5, width * before):.1f}" height="10"/>',
-            f'<rect class="key" x="{left:.0f}" y="{y + 13:.0f}" width="{max(0.5, width * after):.1f}" height="10"/>',
-            _text(left + width + 10, y + 16, words, "value"),
-        ]  # fmt: skip
-    return _svg(880, len(rows) * height + 8, label, parts)
+            *(ends if top else sides),
+            f'<rect class="delta" x="{left}" y="{y + top + 2}" width="{max(0.5, width * before):.1f}" height="10"/>',
+            f'<rect class="key" x="{left}" y="{y + top + 13}" width="{max(0.5, width * after):.1f}" height="10"/>',
+        ]
+    return _svg(total, len(rows) * height + 8, label, parts)

@@ -1,4 +1,4 @@
-"""One task, compared before and after compression: figures, verdict, and what is said of them."""
+"""One task, compared before and after compression: figures, verdict, and the messages about them."""
 
 from __future__ import annotations
 

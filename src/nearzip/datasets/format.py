@@ -7,34 +7,27 @@ used. Groups follow each other without gaps, so that their offsets are sums of l
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
-import zstandard
 
 import nearzip._core as _core
 from nearzip import strictjson
-from nearzip.container import Source
 from nearzip.datasets.samples import DTYPES, Spec
 from nearzip.digests import DIGEST_BYTES, digest
-from nearzip.errors import CorruptError, LimitError, NewerFormatError, TruncatedError, UsageError
+from nearzip.errors import CorruptError, LimitError, UsageError
+from nearzip.framing import FOOTER_BYTES, HEADER_BYTES, Frame, Source
 from nearzip.limits import Limits
-from nearzip.stages.external import unpack_zstd
 from nearzip.strictjson import Kinds, as_list, fields, integer, text
 from nearzip.tensors import Array
 
 __all__ = ["Document", "FileWriter", "Layout", "is_dataset", "pack_numbers", "read_layout", "unpack_numbers"]
 
 MAGIC = b"\x89NZDS\r\n\x1a"
-CLOSING = b"\x1a\nNZEND\x89"
 FORMAT_VERSION = 1
-_HEADER = struct.Struct("<8sHHI")
-HEADER_BYTES = _HEADER.size + 8
-_FOOTER = struct.Struct("<QQQ")
-FOOTER_BYTES = _FOOTER.size + DIGEST_BYTES + len(CLOSING)
+_FRAME = Frame(MAGIC, FORMAT_VERSION, "data set", "a data set of nearzip (.nzd)")
 #: Samples of a file: their lengths are held in memory.
 MAX_SAMPLES = 1 << 28
 _MAX_COLUMNS = 256
@@ -202,8 +195,7 @@ class FileWriter:
     def __init__(self, stream: BinaryIO):
         self._stream = stream
         self._offset = 0
-        head = _HEADER.pack(MAGIC, FORMAT_VERSION, FORMAT_VERSION, 0)
-        self._header = head + digest(head)[:8]
+        self._header = _FRAME.header(FORMAT_VERSION)
         self._groups: list[bytes] = []
         self.parts: dict[str, tuple[int, bytes]] = {}
         self._write(self._header)
@@ -226,12 +218,7 @@ class FileWriter:
 
     def finish(self, document: Document) -> int:
         """Write index and footer; the length of the file."""
-        raw = document.to_json()
-        stored = zstandard.ZstdCompressor(level=12).compress(raw)
-        total = self._offset + len(stored) + FOOTER_BYTES
-        lengths = _FOOTER.pack(total, len(stored), len(raw))
-        self._write(stored)
-        self._write(lengths + digest(self._header, stored, lengths) + CLOSING)
+        self._write(_FRAME.end(self._header, self._offset, document.to_json()))
         return self._offset
 
 
@@ -284,8 +271,7 @@ def read_layout(source: Source, limits: Limits) -> Layout:
     LimitError
         It declares more than `limits` allow.
     """
-    header = _read_header(source)
-    raw, stored_bytes = _read_index(source, header, limits)
+    _, raw, stored_bytes = _FRAME.read(source, limits)
     try:
         document = _document(raw, limits)
         at = source.size - FOOTER_BYTES - stored_bytes
@@ -316,51 +302,6 @@ def _groups(source: Source, document: Document, part_at: Mapping[str, int], end:
     if int(offsets[-1]) != end:
         raise CorruptError("samples do not fill the file")
     return offsets, digests.reshape(-1, DIGEST_BYTES)
-
-
-def _read_header(source: Source) -> bytes:
-    name = source.name
-    header = bytes(source.read(0, min(source.size, HEADER_BYTES)))
-    if not header:
-        raise TruncatedError(f"{name}: the file is empty")
-    if not header.startswith(MAGIC[: len(header)]):
-        if header.startswith(b"version https://git-lfs"[: len(header)]):
-            raise UsageError(f"{name}: is a git-lfs pointer, not the file itself; fetch it: git lfs pull")
-        raise CorruptError(f"{name}: not a data set of nearzip (.nzd)")
-    if source.size < HEADER_BYTES + FOOTER_BYTES:
-        raise TruncatedError(f"{name}: ends after {source.size} bytes, shorter than any data set")
-    _, version, oldest_reader, reserved = _HEADER.unpack(header[: _HEADER.size])
-    if digest(header[: _HEADER.size])[:8] != header[_HEADER.size :]:
-        raise CorruptError(f"{name}: the header is damaged")
-    if oldest_reader > FORMAT_VERSION:
-        raise NewerFormatError(f"{name}: needs a reader of data sets of format {oldest_reader}: upgrade nearzip")
-    if reserved or version < oldest_reader or oldest_reader < 1:
-        raise CorruptError(f"{name}: the header is invalid")
-    return header
-
-
-def _read_index(source: Source, header: bytes, limits: Limits) -> tuple[bytes, int]:
-    name = source.name
-    footer = bytes(source.read(source.size - FOOTER_BYTES, FOOTER_BYTES))
-    if not footer.endswith(CLOSING):
-        raise TruncatedError(f"{name}: does not end as a data set does; cut short, or its end is damaged")
-    lengths, expected = footer[: _FOOTER.size], footer[_FOOTER.size : -len(CLOSING)]
-    total, n_stored, n_raw = _FOOTER.unpack(lengths)
-    if total != source.size or n_stored > source.size - HEADER_BYTES - FOOTER_BYTES:
-        raise CorruptError(f"{name}: the file is not as long as its footer says")
-    allowed = limits.allowed_index(source.size)
-    if max(n_raw, n_stored) > allowed:
-        raise LimitError(
-            f"{name}: the index takes {max(n_raw, n_stored)} bytes; the limit is {allowed}. "
-            "If you trust the file, raise Limits(index_bytes=...)"
-        )
-    stored = bytes(source.read(source.size - FOOTER_BYTES - n_stored, n_stored))
-    if digest(header, stored, lengths) != expected:
-        raise CorruptError(f"{name}: the index is damaged")
-    raw = unpack_zstd(stored, n_raw)
-    if len(raw) != n_raw:
-        raise CorruptError(f"{name}: index has another length than the footer says")
-    return raw, n_stored
 
 
 def checked_names(values: Mapping[str, str]) -> dict[str, str]:

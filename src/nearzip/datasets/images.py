@@ -40,7 +40,7 @@ def read_image(data: bytes, name: str, mode: str | None = None) -> Array:
         For messages.
     mode : str
         Convert to "L", "LA", "RGB" or "RGBA". Without it images stay what they are; palettes become the colours that
-        they stand for, black and white 0 and 255.
+        they mean, black and white 0 and 255.
 
     Raises
     ------

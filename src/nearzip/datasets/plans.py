@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nearzip.budget.documents import read_document
+from nearzip.budget.documents import load_document, save_document
 from nearzip.budget.intervals import Interval
 from nearzip.datasets.codecs.base import SampleCodec
 from nearzip.datasets.codecs.registry import codec_from_json
 from nearzip.errors import CorruptError, NewerFormatError
-from nearzip.fileio import Output, Path_, atomic_file
+from nearzip.fileio import Output, Path_
 from nearzip.strictjson import Kinds, as_dict, fields, integer, number, numbers, text
 
 __all__ = ["Plan", "Trial"]
@@ -131,17 +130,12 @@ class Plan:
 
     def save(self, path: Output, force: bool = False) -> None:
         """Write the plan, whole or not at all. Raises UsageError if the file exists, unless `force`."""
-        with atomic_file(path, force=force, text=True) as stream:
-            stream.write(json.dumps(self.to_json(), indent=1, allow_nan=False).encode() + b"\n")
+        save_document(path, self.to_json(), force)
 
     @staticmethod
     def load(path: Path_) -> Plan:
         """Read a plan from an untrusted file. Raises CorruptError, NewerFormatError, NotFoundError."""
-        document = read_document(path)
-        try:
-            return Plan.from_json(document)
-        except (CorruptError, NewerFormatError) as error:
-            raise type(error)(f"{path}: {error}") from None
+        return load_document(path, Plan.from_json)
 
     @staticmethod
     def from_json(document: Any) -> Plan:

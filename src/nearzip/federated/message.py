@@ -18,6 +18,7 @@ the base: an update for another base is refused before anything is decoded. docs
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,7 +138,8 @@ def _exactly(group: Group) -> Group:
 
 def _encoded(group: Group, block: Block, source: Checkpoint, base: Checkpoint) -> tuple[bytes, Array, Pipeline]:
     with_base = base if group.pipeline.needs_base else None
-    with block_context(block, with_base) as context, block_values(source, block) as values:
+    with contextlib.ExitStack() as stack:
+        context, values = block_context(block, with_base, stack), block_values(source, block, stack)
         encoded = encode_block(values, context, group.pipeline, group.tolerances)
         return encoded.payload, np.array(encoded.restored), encoded.pipeline
 
@@ -232,7 +234,8 @@ class Message:
 
     def decode_block(self, group: Group, block: Block, payload: memoryview) -> Array:
         """Values of one block, shape (n,): a float32 update, or exact values. Raises CorruptError."""
-        with block_context(block, self._base if group.pipeline.needs_base else None) as context:
+        with contextlib.ExitStack() as stack:
+            context = block_context(block, self._base if group.pipeline.needs_base else None, stack)
             return np.array(decode_block(payload, context, group.pipeline))
 
     def decoded(self) -> Iterator[tuple[Group, Block, Array]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from nearzip.budget.intervals import Statistic
 from nearzip.errors import UsageError, missing_extra
 from nearzip.measures.inputs import first_rows, inputs_of, real_inputs_of, rows_of, with_inputs
-from nearzip.measures.measure import Measure, Predictions, Units
+from nearzip.measures.measure import Measure, Predictions, Units, check_counts, check_original
 
 __all__ = ["Attribution", "jaccard"]
 
@@ -73,8 +73,7 @@ class Attribution(Measure):
     ):  # fmt: skip
         if method not in METHODS:
             raise UsageError(f"an attribution is by {', '.join(METHODS)}, not {method!r}")
-        if min(n, steps, window, stride) < 1:
-            raise UsageError("n, steps, window and stride of an attribution are at least 1")
+        check_counts("an attribution", n=n, steps=steps, window=window, stride=stride)
         self.method, self.n, self.steps, self.window, self.stride = method, n, steps, window, stride
         self.baseline, self.normalize = baseline, normalize
         self.reset()
@@ -98,6 +97,7 @@ class Attribution(Measure):
         rows = min(self.n - self._n_seen, len(batch.logits) // per_row)
         if rows <= 0:
             return
+        check_original(batch, self)
         self._n_seen += rows
         cut = first_rows(batch, rows)
         classes = batch.original_classes[: rows * per_row].clamp(min=0).view(rows, per_row)

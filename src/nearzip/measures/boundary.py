@@ -14,7 +14,7 @@ from torch.nn import functional
 from nearzip.budget.intervals import Statistic
 from nearzip.errors import UsageError
 from nearzip.measures.inputs import first_rows, one_prediction_a_row, real_inputs_of, rows_of, with_inputs
-from nearzip.measures.measure import Measure, Predictions, Units
+from nearzip.measures.measure import Measure, Predictions, Units, check_counts, check_original
 from nearzip.tensors import Array
 
 __all__ = ["Boundary"]
@@ -22,8 +22,8 @@ __all__ = ["Boundary"]
 #: Distances that are tried, by factors of the square root of 2, and halvings of the last interval.
 _FIRST, _LAST, _HALVINGS = 1 / 64, 64.0, 8
 _GRID = tuple(_FIRST * 2 ** (i / 2) for i in range(int(2 * math.log2(_LAST / _FIRST)) + 1))
-#: In training, where a point before the boundary and one behind it are enough.
-_COARSE, _FEW_HALVINGS = _GRID[::2], 3
+#: In training: how finely the original's boundary is searched, and the shares of its distance that are trained on.
+_COARSE, _FEW_HALVINGS, _SHARES = _GRID[::2], 3, (0.5, 0.9, 1.1)
 Network = Callable[[Any], Tensor]
 
 
@@ -50,13 +50,12 @@ class Boundary(Measure):
     below 1/2, of samples where both are known.
     """
 
-    needs_original = needs_gradients = trainable = True
+    needs_original = needs_classes = needs_gradients = trainable = True
 
     def __init__(self, direction: str = "random", *, n: int = 500, seed: int = 0):
         if direction not in ("random", "worst"):
             raise UsageError(f"a direction is 'random' or 'worst', not {direction!r}")
-        if n < 1:
-            raise UsageError("n of a boundary is at least 1")
+        check_counts("a boundary", n=n)
         self.direction, self.n, self.seed = direction, n, seed
         self.reset()
 
@@ -79,6 +78,7 @@ class Boundary(Measure):
         rows = min(self.n - self._n_seen, one_prediction_a_row(batch, str(self)))
         if rows <= 0:
             return
+        check_original(batch, self)
         first, self._n_seen = self._n_seen, self._n_seen + rows
         cut = first_rows(batch, rows)
         theirs = batch.once(self.identity, lambda: self.distances(batch.reference, cut, first))  # type: ignore[arg-type]
@@ -135,7 +135,11 @@ class Boundary(Measure):
         return _of_length_1(torch.stack(found).to(inputs.device, inputs.dtype))
 
     def loss(self, batch: Predictions) -> Tensor:
-        """Cross entropy on both sides of the original's boundary: its own class before it, its next class behind it."""
+        """How far the network is from the original on both sides of the original's boundary, and on the way to it.
+
+        Half KL(original || trained), half the cross entropy with the original's class: probabilities alone say little
+        where two classes are nearly alike, classes alone say nothing of how far the boundary is.
+        """
         assert batch.network is not None
         assert batch.reference is not None
         rows = min(self.n, one_prediction_a_row(batch, str(self)))
@@ -148,11 +152,12 @@ class Boundary(Measure):
             if not bool(near.any()):
                 return batch.logits.sum() * 0
             some, reach = rows_of(cut, near), _along(t[near], inputs)
-            points = [inputs[near] + share * reach * towards[near] for share in (0.9, 1.1)]
-            labels = [batch.reference(with_inputs(some, point)).argmax(-1) for point in points]
-        found = [functional.cross_entropy(batch.network(with_inputs(some, p)), y)
-                 for p, y in zip(points, labels, strict=True)]  # fmt: skip
-        return (found[0] + found[1]) / 2
+            points = [inputs[near] + share * reach * towards[near] for share in _SHARES]
+            there = with_inputs(some, torch.stack(points, 1).flatten(0, 1))
+            theirs = functional.log_softmax(batch.reference(there), -1)
+        own = functional.log_softmax(batch.network(there), -1)
+        divergence = functional.kl_div(own, theirs, reduction="batchmean", log_target=True)
+        return (divergence + functional.nll_loss(own, theirs.argmax(-1))) / 2
 
 
 def _kept(own: Tensor, theirs: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class Cost(Measure):
     [[0.0, 0.5, 1.0], [0.5, 0.0, 1.0], [1.0, 1.0, 0.0]]
     """
 
-    trainable = True
+    needs_classes = trainable = True
 
     def __init__(
         self,
@@ -54,6 +54,8 @@ class Cost(Measure):
     ):
         if against not in ("original", "targets"):
             raise UsageError(f"a cost is against 'original' or 'targets', not {against!r}")
+        if mu is not None and not callable(mu):
+            raise UsageError("mu is a function: mu(predictions) returns a weight for each prediction of a batch")
         self.d, self.mu, self.against = None if d is None else _checked(d), mu, against
         self.name = name or ("cost" if against == "original" else "cost-to-truth")
         self.reset()
@@ -79,8 +81,15 @@ class Cost(Measure):
         classes : sequence
             The network's classes in the order of its outputs.
         """
+        if not isinstance(parents, Mapping):
+            raise UsageError("a tree is a mapping from child to parent, such as {'cat': 'animal', 'dog': 'animal'}")
+        if not all(isinstance(name, Hashable) for name in classes):
+            raise UsageError("the classes of a tree are names or numbers")
         if len(set(classes)) != len(classes) or not classes:
             raise UsageError("the classes of a tree are distinct, and at least one")
+        missing = [name for name in classes if name not in parents and name not in {*parents.values()}]
+        if parents and missing:
+            raise UsageError(f"class {missing[0]!r} is not in the tree; its classes are children or parents there")
         lines = [_line(name, parents) for name in classes]
         d = np.array([[_path(a, b) for b in lines] for a in lines], np.float64)
         return Cost(d / max(d.max(), 1.0), mu)
@@ -117,14 +126,26 @@ class Cost(Measure):
     def result(self) -> dict[str, Statistic | float]:
         if self._is_churn:
             return {self.name: self._units.mean(offset=-1.0)}
-        return {self.name: self._units.mean(largest=self._largest)}
+        found = self._units.mean(largest=self._largest)
+        if len(found.counts) and not found.counts.any():
+            raise UsageError(f"measure {self}: mu gives every prediction the weight 0, so nothing is measured")
+        return {self.name: found}
 
     def loss(self, batch: Predictions) -> Tensor:
-        """The expected cost under the network's predicted class probabilities."""
-        columns = self._matrix(batch).to(batch.logits.dtype)[:, self._reference(batch).clamp(min=0)]
-        expected = (functional.softmax(batch.logits, dim=-1) * columns.T).sum(-1)
+        """The expected cost of the probability that the network gives to a class beyond the original's.
+
+        As -log(1 - cost / largest), whose gradient does not vanish where the network is surely wrong: with equal costs
+        it is the cross entropy. Against targets the original gives no class any probability but the target.
+        """
+        given = functional.softmax(batch.logits, dim=-1)
+        if self.against == "original":
+            assert batch.original is not None
+            given = (given - functional.softmax(batch.original.to(given.dtype), dim=-1)).clamp(min=0)
+        largest = max(self._largest, torch.finfo(torch.float32).tiny)
+        columns = (self._matrix(batch) / largest).to(given.dtype)[:, self._reference(batch).clamp(min=0)]
+        expected = -torch.log1p(-(1 - 1e-6) * (given * columns.T).sum(-1).clamp(max=1))
         weights = self._weights(batch).to(expected.dtype)
-        return (expected * weights).sum() / weights.sum()
+        return (expected * weights).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
     @property
     def _is_churn(self) -> bool:
@@ -149,14 +170,20 @@ class Cost(Measure):
         n = len(batch.logits)
         if self.mu is None:
             return torch.ones(n, dtype=torch.float64, device=batch.logits.device)
-        weights = torch.as_tensor(self.mu(batch)).to(batch.logits.device, torch.float64)
+        try:
+            weights = torch.as_tensor(self.mu(batch)).to(batch.logits.device, torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            weights = torch.empty(0)
         if weights.shape != (n,) or not bool((weights >= 0).all()) or not bool(torch.isfinite(weights).all()):
             raise UsageError(f"mu returns a weight from 0 on for each of the {n} predictions of a batch")
         return weights
 
 
 def _checked(d: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    found = np.array(d, np.float64)
+    try:
+        found = np.array(d.cpu() if isinstance(d, Tensor) else d, np.float64)
+    except (TypeError, ValueError):
+        raise UsageError("the cost d is a square matrix of numbers, classes by classes") from None
     if found.ndim != 2 or found.shape[0] != found.shape[1] or not found.size:
         raise UsageError(f"the cost d is a square matrix, classes by classes, not {list(found.shape)}")
     if not np.isfinite(found).all() or (found < 0).any() or np.diagonal(found).any():

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nearzip.budget.intervals import Statistic
-from nearzip.errors import UsageError
-from nearzip.measures.measure import Measure, Predictions, Units
+from nearzip.measures.measure import Measure, Predictions, Units, check_counts
 from nearzip.tensors import Array
 
 __all__ = ["Embedding"]
@@ -41,8 +40,7 @@ class Embedding(Measure):
     needs_original = needs_features = trainable = True
 
     def __init__(self, k: int = 10):
-        if k < 1:
-            raise UsageError(f"k is a positive number of neighbours, not {k}")
+        check_counts("neighbours", k=k)
         self.k = k
         self.reset()
 

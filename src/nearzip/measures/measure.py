@@ -6,6 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from nearzip.caching import cached_property
 from nearzip.errors import UsageError
 from nearzip.tensors import Array
 
-__all__ = ["Measure", "PerPrediction", "Predictions", "Units"]
+__all__ = ["Measure", "PerPrediction", "Predictions", "Units", "check_counts", "check_original"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,28 @@ class Predictions:
         return _classes(self.original)
 
 
+def _are_classes(targets: Tensor) -> bool:
+    return not targets.is_floating_point() and not targets.is_complex() and targets.dtype != torch.bool
+
+
+def check_counts(what: str, **values: Any) -> None:
+    """Raises UsageError for options that are not whole numbers from 1 on."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise UsageError(f"{name} of {what} is a whole number from 1 on, not {value!r}")
+
+
+def check_original(batch: Predictions, what: Any) -> None:
+    """Raises UsageError where the original gives NaN: nothing can be like it."""
+    assert batch.original is not None
+    n = int(batch.original.isnan().any(-1).sum())
+    if n:
+        raise UsageError(
+            f"{what}: the original gives NaN for {n} of {len(batch.original)} predictions of a batch; check its "
+            "weights and the samples"
+        )
+
+
 def _classes(logits: Tensor) -> Tensor:
     # The maximum is NaN where any output is: one pass.
     values, indices = logits.max(-1)
@@ -99,6 +122,8 @@ class Measure(ABC):
     ----------
     needs_targets, needs_original, needs_features : bool
         Which fields of `Predictions` it reads, besides the logits.
+    needs_classes : bool
+        Whether it compares classes: it refuses networks with one output, and targets that are no class numbers.
     needs_gradients : bool
         Whether it calls the networks itself: `batch`, `network` and `reference` are then given, gradients enabled.
     trainable : bool
@@ -108,6 +133,7 @@ class Measure(ABC):
     needs_targets: ClassVar[bool] = False
     needs_original: ClassVar[bool] = False
     needs_features: ClassVar[bool] = False
+    needs_classes: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = False
     trainable: ClassVar[bool] = False
 
@@ -163,6 +189,17 @@ class Measure(ABC):
         """Raises UsageError for a batch that the measure cannot use."""
         if self.needs_targets and batch.targets is None:
             raise UsageError(f"measure {self} needs targets; the loader's batches are (inputs, targets)")
+        if not self.needs_classes:
+            return
+        if batch.logits.shape[-1] < 2:
+            # Of one output the most likely class is always the same: everything would seem kept.
+            raise UsageError(
+                f"measure {self} compares classes, the network has one output; 'distance' is for regressors, and "
+                "predict= can return logits of both classes"
+            )
+        if self.needs_targets and batch.targets is not None and not _are_classes(batch.targets):
+            kind = str(batch.targets.dtype).removeprefix("torch.")
+            raise UsageError(f"measure {self} needs class numbers as targets; these are {kind}")
 
 
 class Units:

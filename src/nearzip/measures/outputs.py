@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from nearzip.budget.intervals import Quantile, Statistic
 from nearzip.errors import UsageError
-from nearzip.measures.measure import Measure, PerPrediction, Predictions, Units
+from nearzip.measures.measure import Measure, PerPrediction, Predictions, Units, check_counts
 
 __all__ = ["Agreement", "ClassAccuracy", "Divergence", "Flips", "Loss", "OutputDistance", "TopK"]
 
@@ -29,12 +29,10 @@ def _original(batch: Predictions) -> Tensor:
 class TopK(PerPrediction):
     """ "top1", "top5", ..: the share of targets among the k most likely classes."""
 
-    needs_targets = True
-    trainable = True
+    needs_targets = needs_classes = trainable = True
 
     def __init__(self, k: int = 1):
-        if k < 1:
-            raise UsageError(f"k is a positive number of classes, not {k}")
+        check_counts("top-k", k=k)
         self.k = k
         super().__init__()
 
@@ -55,8 +53,7 @@ class TopK(PerPrediction):
 class Loss(PerPrediction):
     """ "loss": minus the cross entropy, in nats. "perplexity" (`exponential`): minus the exponential of its mean."""
 
-    needs_targets = True
-    trainable = True
+    needs_targets = needs_classes = trainable = True
 
     def __init__(self, exponential: bool = False):
         self.exponential = exponential
@@ -82,8 +79,7 @@ class Agreement(PerPrediction):
     "churn" (`churn`): minus the share that is not.
     """
 
-    needs_original = True
-    trainable = True
+    needs_original = needs_classes = trainable = True
 
     def __init__(self, churn: bool = False):
         self.churn = churn
@@ -100,7 +96,8 @@ class Agreement(PerPrediction):
         return {self.name: self._units.mean(offset=-1.0 if self.churn else 0.0)}
 
     def loss(self, batch: Predictions) -> Tensor:
-        return functional.cross_entropy(batch.logits, batch.original_classes)
+        """KL(original || trained): it tells which class is the runner-up, which the original's first class does not."""
+        return _soft_divergence(batch).mean()
 
 
 class Flips(Measure):
@@ -110,7 +107,7 @@ class Flips(Measure):
     share that went from wrong to right. Accuracy can stay the same while both are large.
     """
 
-    needs_targets = needs_original = trainable = True
+    needs_targets = needs_original = needs_classes = trainable = True
 
     def __init__(self) -> None:
         self.reset()
@@ -131,10 +128,12 @@ class Flips(Measure):
         return {"flips/worse": self._kept.mean(offset=-1.0), "flips/better": self._gained.mean()}
 
     def loss(self, batch: Predictions) -> Tensor:
-        """Cross entropy over the predictions that are right in the original."""
+        """KL(original || trained) over the predictions that are right in the original.
+
+        Focal distillation of "Positive-Congruent Training" (arXiv 2011.09161).
+        """
         right = batch.original_classes.eq(_targets(batch))
-        losses: Tensor = functional.cross_entropy(batch.logits, _targets(batch), reduction="none")
-        return (losses * right).sum() / right.sum().clamp(min=1)
+        return (_soft_divergence(batch) * right).sum() / right.sum().clamp(min=1)
 
 
 class ClassAccuracy(Measure):
@@ -146,7 +145,7 @@ class ClassAccuracy(Measure):
         Names in place of numbers: "class/cat". Classes without samples have no metric.
     """
 
-    needs_targets = trainable = True
+    needs_targets = needs_classes = trainable = True
 
     def __init__(self, names: Sequence[str] | None = None):
         self.names = None if names is None else tuple(names)
@@ -197,7 +196,7 @@ class Divergence(Measure):
         Which of them.
     """
 
-    needs_original = trainable = True
+    needs_original = needs_classes = trainable = True
 
     def __init__(self, metrics: Sequence[str] = tuple(_DIVERGENCES)):
         unknown = [name for name in metrics if name not in _DIVERGENCES]
@@ -233,11 +232,17 @@ class Divergence(Measure):
         return Quantile(values, units, share)
 
     def loss(self, batch: Predictions) -> Tensor:
-        return _divergence(batch).mean()
+        return _soft_divergence(batch).mean()
 
 
 def _divergence(batch: Predictions) -> Tensor:
     ours, theirs = (functional.log_softmax(x.double(), dim=-1) for x in (batch.logits, _original(batch)))
+    return functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+
+
+def _soft_divergence(batch: Predictions) -> Tensor:
+    """The same in the network's own precision, to train on."""
+    ours, theirs = (functional.log_softmax(x, dim=-1) for x in (batch.logits, _original(batch).to(batch.logits.dtype)))
     return functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
 
 

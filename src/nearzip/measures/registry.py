@@ -17,44 +17,50 @@ from nearzip.measures.robustness import Robustness
 
 __all__ = ["MEASURES", "measures_of"]
 
-#: Name to what it measures. "top5" and the like take any number.
-MEASURES: dict[str, str] = {
-    "top1": "share of targets that are the most likely class",
-    "top5": "share of targets among the five most likely classes; top2, top3, .. as well",
-    "class/*": "accuracy on the samples of each class",
-    "loss": "minus the mean cross entropy, in nats",
-    "perplexity": "minus the exponential of the mean cross entropy",
-    "agreement": "share of predictions whose most likely class is the original's",
-    "churn": "minus the share of predictions whose most likely class is not the original's",
-    "flips": "minus the share that went from right to wrong (flips/worse), and from wrong to right (flips/better)",
-    "kl": "minus KL(original || restored), mean in nats per prediction",
-    "kl/*": "the same, with its median and its 99 % and 99.9 % quantiles: kl/median, kl/p99, kl/p99.9",
-    "cost": "minus the mean cost of changed classes; nearzip.correctness.Cost takes your own costs",
-    "embedding": "features: cosine, distance, neighbours kept, structure of the class means",
-    "distance": "minus the relative distance of the outputs; for regressors too",
-    "attribution": "share of what both networks look at; attribution/integrated-gradients, /occlusion as well",
-    "boundary": "distance to another class over the original's, at most 1: boundary/random, boundary/worst",
-    "robust": "accuracy on perturbed inputs: robust/linf:2, robust/gauss:0.04, robust/blur:0.7, ..",
-}
+#: Names and what they measure, and how they are made: a measure, or the names of several. None: the name is a pattern,
+#: read in `measures_of`.
+_KNOWN: dict[str, tuple[str, Callable[[], Measure] | tuple[str, ...] | None]] = {
+    "top1": ("share of targets that are the most likely class", None),
+    "top5": ("share of targets among the five most likely classes; top2, top3, .. as well", None),
+    "class/*": ("accuracy on the samples of each class", ClassAccuracy),
+    "loss": ("minus the mean cross entropy, in nats", Loss),
+    "perplexity": ("minus the exponential of the mean cross entropy", lambda: Loss(exponential=True)),
+    "agreement": ("share of predictions whose most likely class is the original's", Agreement),
+    "churn": (
+        "minus the share of predictions whose most likely class is not the original's",
+        lambda: Agreement(churn=True),
+    ),
+    "flips": (
+        "minus the share that went from right to wrong (flips/worse), and from wrong to right (flips/better)", Flips,
+    ),
+    "kl": ("minus KL(original || restored), mean in nats per prediction", None),
+    "kl/*": ("the same, with its median and its 99 % and 99.9 % quantiles: kl/median, kl/p99, kl/p99.9", None),
+    "cost": ("minus the mean cost of changed classes; nearzip.correctness.Cost takes your own costs", Cost),
+    "embedding": ("features: cosine, distance, neighbours kept, structure of the class means", Embedding),
+    "distance": ("minus the relative distance of the outputs; for regressors too", OutputDistance),
+    "attribution": (
+        "share of what both networks look at; attribution/integrated-gradients, /occlusion as well", Attribution,
+    ),
+    "boundary": (
+        "distance to another class over the original's, at most 1: boundary/random, boundary/worst",
+        ("boundary/random", "boundary/worst"),
+    ),
+    "robust": ("accuracy on perturbed inputs: robust/linf:2, robust/gauss:0.04, robust/blur:0.7, ..", Robustness),
+}  # fmt: skip
+#: Name to what it measures.
+MEASURES: dict[str, str] = {name: text for name, (text, _) in _KNOWN.items()}
 _MAKERS: dict[str, Callable[[], Measure]] = {
-    "class/*": ClassAccuracy,
-    "loss": Loss,
-    "perplexity": lambda: Loss(exponential=True),
-    "agreement": Agreement,
-    "churn": lambda: Agreement(churn=True),
-    "flips": Flips,
-    "cost": Cost,
-    "embedding": Embedding,
-    "distance": OutputDistance,
-    "attribution": Attribution,
+    **{name: maker for name, (_, maker) in _KNOWN.items() if callable(maker)},
     **{f"attribution/{method}": partial(Attribution, method) for method in METHODS},
     "boundary/random": Boundary,
     "boundary/worst": partial(Boundary, "worst"),
-    "robust": Robustness,
 }
 #: A name for several measures.
-_GROUPS = {"boundary": ("boundary/random", "boundary/worst"), "boundary/*": ("boundary/random", "boundary/worst"),
-           "attribution/*": tuple(f"attribution/{method}" for method in METHODS)}  # fmt: skip
+_GROUPS: dict[str, tuple[str, ...]] = {
+    **{name: members for name, (_, members) in _KNOWN.items() if isinstance(members, tuple)},
+    "boundary/*": ("boundary/random", "boundary/worst"),
+    "attribution/*": tuple(f"attribution/{method}" for method in METHODS),
+}
 
 
 def measures_of(metrics: Iterable[str | Measure]) -> list[Measure]:

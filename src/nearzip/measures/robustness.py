@@ -17,7 +17,7 @@ from torch.nn import functional
 from nearzip.budget.intervals import Statistic
 from nearzip.errors import UsageError, missing_extra
 from nearzip.measures.inputs import first_rows, inputs_of, one_prediction_a_row, real_inputs_of, with_inputs
-from nearzip.measures.measure import Measure, Predictions, Units
+from nearzip.measures.measure import Measure, Predictions, Units, check_counts
 
 __all__ = ["PERTURBATIONS", "Robustness"]
 
@@ -62,15 +62,20 @@ class Robustness(Measure):
         The first so many samples; the seed of the noise.
     """
 
-    needs_targets = needs_original = needs_gradients = trainable = True
+    needs_targets = needs_original = needs_classes = needs_gradients = trainable = True
 
     def __init__(
         self, perturbations: Sequence[str] | None = None, *, mean: Any = 0.0, std: Any = 1.0,
         bounds: tuple[float, float] | None = (0.0, 1.0), n: int = 500, seed: int = 0,
     ):  # fmt: skip
+        if perturbations is not None and (isinstance(perturbations, str) or not perturbations):
+            raise UsageError(f"perturbations are a list such as ['linf:2', 'gauss:0.04'], not {perturbations!r}")
         self.perturbations = None if perturbations is None else tuple(map(_checked, perturbations))
-        if n < 1:
-            raise UsageError("n of robustness is at least 1")
+        check_counts("robustness", n=n)
+        if not bool((torch.as_tensor(std) > 0).all()):
+            raise UsageError(f"std of robustness is positive, by channel or for all of them, not {std!r}")
+        if bounds is not None and not bounds[0] < bounds[1]:
+            raise UsageError(f"bounds of robustness are the smallest and the largest pixel value, not {bounds!r}")
         self.mean, self.std, self.bounds, self.n, self.seed = mean, std, bounds, n, seed
         self.reset()
 
@@ -159,6 +164,8 @@ class Robustness(Measure):
 
     def _by_channel(self, value: Any, inputs: Tensor) -> Tensor:
         found = torch.as_tensor(value, dtype=inputs.dtype, device=inputs.device)
+        if found.dim() and len(found) not in (1, inputs.shape[1]):
+            raise UsageError(f"mean and std of robustness have {len(found)} channels, the inputs {inputs.shape[1]}")
         return found.view(1, -1, *[1] * (inputs.dim() - 2)) if found.dim() else found
 
     def _check_range(self, pixels: Tensor) -> None:

@@ -31,7 +31,7 @@ _MANY = 64
 _SLACK = 1e-6
 #: Adam's quotients rarely reach 4; one of a v that is nearly nothing is not to outweigh all others.
 _USUAL = 16.0
-_MOST_GAIN = 4.0
+_MAX_GAIN = 4.0
 
 Node = dict[str, Any]
 #: A node, its tensors, and the values that they restore.
@@ -63,7 +63,7 @@ def shrink_moments(
     Returns
     -------
     dict
-        The nodes that now stand for the state.
+        The nodes that replace the state's values.
     """
     out = dict(node)
     eps = float(options.get("eps", 0.0))
@@ -131,8 +131,8 @@ def _shrink_variance(name: str, value: Array, step: float, predictions: dict[str
     restored = variance(node["v"], found)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         off = restored.astype(np.float64) / value.astype(np.float64)
-    room = 2.0 ** (step / 2 + _SLACK)
-    wrong = ~((off >= 1 / room) & (off <= room)) & (bits(restored) != bits(value))
+    allowed = 2.0 ** (step / 2 + _SLACK)
+    wrong = ~((off >= 1 / allowed) & (off <= allowed)) & (bits(restored) != bits(value))
     return _patched(name, node, "v", found, value, restored, wrong)
 
 
@@ -160,10 +160,10 @@ def _shrink_mean(
         off = np.abs(restored.astype(np.float64) / unit - ratio)
     # Rounding the result to the tensor's own type belongs to the type, not to the step.
     rounding = 2.0**-23 if value.dtype.itemsize == 4 else 2.0**-8
-    room = step / 2 + _SLACK + rounding * np.where(finite, sizes, 0)
+    allowed = step / 2 + _SLACK + rounding * np.where(finite, sizes, 0)
     if gain != 1:
-        room += (1 + rounding) * step * abs(gain - 1) * np.abs(levels.astype(np.float64))
-    wrong = ~(off <= room) & (bits(restored) != bits(value))
+        allowed += (1 + rounding) * step * abs(gain - 1) * np.abs(levels.astype(np.float64))
+    wrong = ~(off <= allowed) & (bits(restored) != bits(value))
     return _patched(name, node, "m", found, value, restored, wrong)
 
 
@@ -173,7 +173,7 @@ def _gain(values: Array, levels: Array, step: float) -> float:
     along = step * float(np.vdot(levels.astype(np.float64), values))
     gain = float(np.vdot(values, values)) / along if along > 0 else 1.0
     # A few values that reach a level must not decide the coding of all others.
-    return min(gain, _MOST_GAIN) if gain > 0 else 1.0
+    return min(gain, _MAX_GAIN) if gain > 0 else 1.0
 
 
 def _shrink_buffer(name: str, value: Array, step: float) -> Coded | None:
@@ -193,8 +193,8 @@ def _shrink_buffer(name: str, value: Array, step: float) -> Coded | None:
     restored = scaled(node["s"], found)
     with np.errstate(invalid="ignore"):
         off = np.abs(restored.astype(np.float64) - working)
-    room = unit / 2 * (1 + _SLACK) + np.abs(np.where(finite, working, 0)) * 2**-8 * (value.dtype.itemsize < 4)
-    return _patched(name, node, "s", found, value, restored, ~(off <= room))
+    allowed = unit / 2 * (1 + _SLACK) + np.abs(np.where(finite, working, 0)) * 2**-8 * (value.dtype.itemsize < 4)
+    return _patched(name, node, "s", found, value, restored, ~(off <= allowed))
 
 
 def bits(values: Array) -> Array:

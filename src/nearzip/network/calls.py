@@ -14,7 +14,18 @@ from nearzip.errors import UsageError
 from nearzip.network.arrays import to_torch
 from nearzip.tensors import as_array
 
-__all__ = ["Caller", "Names", "call", "captured", "device_of", "last_linear", "moved", "output_of"]
+__all__ = [
+    "Caller",
+    "Names",
+    "call",
+    "captured",
+    "check_layer",
+    "device_of",
+    "last_linear",
+    "moved",
+    "output_of",
+    "predictions_of",
+]
 
 
 def moved(batch: Any, device: torch.device) -> Any:
@@ -63,6 +74,11 @@ def output_of(output: Any, option: str) -> Tensor:
     if not isinstance(output, Tensor):
         raise UsageError(f"the network returns no tensor, and nothing called logits; say how to call it with {option}=")
     return output
+
+
+def predictions_of(module: Callable[..., Any], batch: Any) -> Tensor:
+    """A network's predictions for a batch, called and read the usual way. Raises UsageError, as `output_of`."""
+    return output_of(call(module, batch), "forward")
 
 
 class Caller:
@@ -152,6 +168,13 @@ def last_linear(module: nn.Module) -> str:
     return names[-1]
 
 
+def check_layer(module: nn.Module, layer: str) -> None:
+    """Raises UsageError for a layer that the module does not have."""
+    names = [name for name, _ in module.named_modules() if name]
+    if layer not in names:
+        raise UsageError(f"the module has no layer {layer!r}; it has {', '.join(names)[:200]}")
+
+
 @contextlib.contextmanager
 def captured(module: nn.Module, layer: str) -> Iterator[list[Tensor]]:
     """The inputs of a layer, one tensor for each call, while the context lasts.
@@ -159,8 +182,7 @@ def captured(module: nn.Module, layer: str) -> Iterator[list[Tensor]]:
     Raises UsageError for a layer that the module does not have.
     """
     layers = dict(module.named_modules())
-    if layer not in layers:
-        raise UsageError(f"the module has no layer {layer!r}; it has {', '.join(filter(None, layers))[:200]}")
+    check_layer(module, layer)
     found: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import typing
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -56,16 +57,37 @@ class TensorView:
     steps: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class TensorPlan:
-    """How one tensor is coded: its pipeline and what is promised for it.
+    """How one tensor is coded.
 
-    `alone`: in a block of its own, never grouped and never cut, as all tensors of a recipe with `whole_tensors`.
+    Parameters
+    ----------
+    pipeline : Pipeline
+    tolerance : Tolerance
+        What is promised for it.
+    own_block : bool
+        Whether the tensor is in one block without others, never cut, as all tensors of a recipe with `whole_tensors`.
+        Its name in release 0.1, `alone`, still works, with a DeprecationWarning.
     """
 
     pipeline: Pipeline
     tolerance: Tolerance
-    alone: bool = False
+    own_block: bool = False
+
+    def __init__(
+        self, pipeline: Pipeline, tolerance: Tolerance, own_block: bool = False, *, alone: bool | None = None
+    ) -> None:
+        if alone is not None:
+            warnings.warn("TensorPlan: alone= is now called own_block=", DeprecationWarning, stacklevel=2)
+            own_block = alone
+        self.__dict__.update(pipeline=pipeline, tolerance=tolerance, own_block=own_block)
+
+    @property
+    def alone(self) -> bool:
+        """The old name of `own_block`."""
+        warnings.warn("TensorPlan.alone is now called own_block", DeprecationWarning, stacklevel=2)
+        return self.own_block
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class ByName:
         return ByName(pairs)
 
     def __getitem__(self, name: str) -> float | None:
-        """A tensor's own name comes first, then the first pattern that matches, then "*"; None: nothing is said."""
+        """A tensor's own name comes first, then the first pattern that matches, then "*"; None if nothing matches."""
         numbers = dict(self.pairs)
         if name in numbers:
             return numbers[name]

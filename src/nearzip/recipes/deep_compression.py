@@ -76,7 +76,7 @@ class DeepCompression(Unpromised, PruningRecipe):
         values = Chain((Codebook(self.clusters(tensor.name, tensor.shape)), Huffman()))
         gap_bits = GAP_CONVOLUTIONAL if is_convolutional(tensor.shape) else GAP_LINEAR
         sparse = Sparse(values, Chain((Huffman(),)), gap_bits=gap_bits, fill=False)
-        return TensorPlan(Pipeline((Prune(keep), sparse)), bound.tolerance(tensor.own), alone=True)
+        return TensorPlan(Pipeline((Prune(keep), sparse)), bound.tolerance(tensor.own), own_block=True)
 
     def prepare(self, tensors: Mapping[str, Array], retrain: Retrain) -> dict[str, Array]:
         """Prune and retrain with the zeros kept; cluster and retrain with the shared values kept too."""

@@ -11,7 +11,7 @@ from nearzip.codec import exact_pipeline
 from nearzip.errors import UsageError
 from nearzip.recipes.base import TensorPlan, TensorView
 from nearzip.recipes.pruning import PruningRecipe, as_it_is
-from nearzip.recipes.rounding import half_spacing, room
+from nearzip.recipes.rounding import half_spacing, headroom
 from nearzip.stages import Chain, Pipeline, Prune, Rans, SmallestOf, Sparse, SymbolBytes, Sz3, UniformStep
 
 __all__ = ["DeepSz", "DeepSzNearzip"]
@@ -47,9 +47,9 @@ class DeepSz(PruningRecipe):
             return as_it_is()
         tolerance = bound.tolerance(tensor.own)
         of = "gzip zstd blosc" if self.index == "best" else self.index
-        values = Sz3(room(tolerance.value, half_spacing(tensor.dtype, tensor.own.largest)))
+        values = Sz3(headroom(tolerance.value, half_spacing(tensor.dtype, tensor.own.largest)))
         sparse = Sparse(Chain((values,)), Chain((SymbolBytes(), SmallestOf(of))))
-        return TensorPlan(Pipeline((Prune(keep), sparse)), tolerance, alone=True)
+        return TensorPlan(Pipeline((Prune(keep), sparse)), tolerance, own_block=True)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class DeepSzNearzip(PruningRecipe):
         if tolerance.kind == "exact":
             values = Chain(exact_pipeline(with_base=False).stages)
         else:
-            error = room(tolerance.value, half_spacing(tensor.dtype, tensor.own.largest))
+            error = headroom(tolerance.value, half_spacing(tensor.dtype, tensor.own.largest))
             values = Chain((UniformStep(min(2 * error, sys.float_info.max)), Rans()))
         sparse = Sparse(values, Chain((Rans(),)), gap_bits=32, fill=False)
-        return TensorPlan(Pipeline((Prune(keep), sparse)), tolerance, alone=True)
+        return TensorPlan(Pipeline((Prune(keep), sparse)), tolerance, own_block=True)

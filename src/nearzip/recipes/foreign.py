@@ -10,7 +10,7 @@ from nearzip.bounds import EXACT, Absolute, Bound, Lossless, Relative, Rms, Upda
 from nearzip.codec import exact_pipeline
 from nearzip.errors import UsageError
 from nearzip.recipes.base import Recipe, TensorPlan, TensorView
-from nearzip.recipes.rounding import half_spacing, room
+from nearzip.recipes.rounding import half_spacing, headroom
 from nearzip.stages import Blosc, OrderedDelta, Pipeline, RawBytes, Stage, SubtractBase, SymbolBytes, Sz3, Zfp
 from nearzip.tensors import DTYPES
 
@@ -38,7 +38,7 @@ class _FloatRecipe(Recipe):
         tolerance = bound.tolerance(tensor.own)
         if tolerance.kind == "exact":
             return TensorPlan(exact_pipeline(tensor.with_base), tolerance)
-        error = room(tolerance.value, half_spacing(tensor.dtype, tensor.own.largest))
+        error = headroom(tolerance.value, half_spacing(tensor.dtype, tensor.own.largest))
         first = (SubtractBase(),) if tensor.with_base else ()
         return TensorPlan(Pipeline((*first, self._codec(error))), tolerance)
 

@@ -13,7 +13,7 @@ from nearzip.codec import exact_pipeline
 from nearzip.errors import UsageError
 from nearzip.recipes.base import Recipe, TensorPlan, TensorView
 from nearzip.recipes.fine_steps import finer_parts
-from nearzip.recipes.rounding import half_spacing, room
+from nearzip.recipes.rounding import half_spacing, headroom
 from nearzip.stages import E8Step, LogStep, Pipeline, Rans, SubtractBase, UniformStep
 from nearzip.stages.e8 import UnbiasedE8Step, e8_gain
 from nearzip.stages.quantize import UnbiasedStep, unbiased_gain
@@ -112,7 +112,7 @@ class Nearzip(Recipe):
         if tolerance.kind == "exact":
             return TensorPlan(exact_pipeline(tensor.with_base), tolerance)
         if tolerance.kind == "pointwise":
-            eps = room(tolerance.value, half_spacing(tensor.dtype, 1.0))
+            eps = headroom(tolerance.value, half_spacing(tensor.dtype, 1.0))
             return TensorPlan(Pipeline((LogStep(eps, delta=tensor.with_base), Rans())), tolerance)
         rounding = half_spacing(tensor.dtype, tensor.own.largest)
         is_small = tensor.own.finite < _SMALL
@@ -144,9 +144,9 @@ def _rounded(
         Of the network's step.
     with_base : bool
     """
-    half = _shared_room(tolerance.value, shared, rounding, is_small)
+    half = _shared_half_step(tolerance.value, shared, rounding, is_small)
     if part < 1:
-        half = min(half, max(part * room(shared.value, rounding), _FINEST * rounding / 2))
+        half = min(half, max(part * headroom(shared.value, rounding), _FINEST * rounding / 2))
     return TensorPlan(_stepped(min(2 * half, sys.float_info.max), with_base), tolerance)
 
 
@@ -169,12 +169,12 @@ def _gain(tensor: TensorView, step: float, lattice: bool) -> float:
     return math.pow(2, round(8 * math.log2(min(gain, _MAX_GAIN))) / 8)
 
 
-def _shared_room(own_value: float, shared: Tolerance, rounding: float, is_small: bool) -> float:
+def _shared_half_step(own_value: float, shared: Tolerance, rounding: float, is_small: bool) -> float:
     """Half the step: the network's, because the error that matters adds up over all tensors, or the tensor's own
     where its promise is tighter."""
     if shared.kind != "exact" and shared.value <= own_value:
-        return room(shared.value, rounding)
-    half = room(own_value, rounding)
+        return headroom(shared.value, rounding)
+    half = headroom(own_value, rounding)
     if is_small:
         # On a common grid, so that small tensors share a stream.
         half = math.pow(2, math.floor(2 * math.log2(half)) / 2)

@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-__all__ = ["half_spacing", "room"]
+__all__ = ["half_spacing", "headroom"]
 
 
 def half_spacing(dtype: np.dtype[Any], largest: float) -> float:
@@ -27,7 +27,7 @@ def _spacing(dtype: np.dtype[Any]) -> tuple[float, int]:
     return float(info.eps) / 2, int(info.minexp)
 
 
-def room(tolerance: float, rounding: float) -> float:
+def headroom(tolerance: float, rounding: float) -> float:
     """What quantization may use of the tolerance, when the result is rounded to the tensor's dtype as well.
 
     A thousandth is always left, so that tensors whose rounding is below that get the same step.

@@ -69,7 +69,7 @@ class Weightless(Unpromised, PruningRecipe):
         chosen = self.filtered({view.name: view.shape for view in views})
         for view in views:
             if view.name in chosen:
-                yield TensorPlan(self._pipeline(chosen[view.name]), bound.tolerance(view.own), alone=True)
+                yield TensorPlan(self._pipeline(chosen[view.name]), bound.tolerance(view.own), own_block=True)
             else:
                 yield as_it_is()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -106,6 +107,10 @@ class StoreFacts:
     freed: tuple[Freed, ...]
     errors: tuple[ErrorRow, ...]
     damage: tuple[str, ...]
+    #: What each section of the page shows, as JSON, by the section's name.
+    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: Sections of plug-ins that could not be made, and why.
+    failed_sections: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def live(self) -> tuple[Version, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from nearzip.display import human_bytes, safe
 from nearzip.store import Version
 
-__all__ = ["Drawing", "Interval", "Series", "bars", "chains", "intervals", "lines", "shares"]
+__all__ = ["Drawing", "Interval", "Series", "bars", "chains", "for_widths", "intervals", "lines", "shares"]
 
 _WIDTH, _LEFT, _RIGHT = 880, 76, 12
 #: Versions that are drawn one by one, points of a line, characters of a tensor's name.
@@ -41,10 +41,10 @@ def _text(x: float, y: float, text: object, kind: str) -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{html.escape(safe(text))}</text>'
 
 
-def _drawing(title: str, height: float, parts: Iterable[str]) -> Drawing:
+def _drawing(title: str, height: float, parts: Iterable[str], width: float = _WIDTH) -> Drawing:
     label = html.escape(safe(title))
     return Drawing(
-        f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{label}">' + "".join(parts) + "</svg>"
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{label}">' + "".join(parts) + "</svg>"
     )
 
 
@@ -230,28 +230,62 @@ class Interval:
 
 
 def intervals(title: str, rows: Sequence[Interval], shown: Callable[[float], str]) -> Drawing:
-    """One row an interval: a dot at the value, a line over the interval, a tick at the limit; zero is marked."""
+    """One row an interval: a dot at the value, a line over the interval, a tick at the limit; zero is marked.
+
+    Drawn twice, for wide and for narrow pages; the style sheet hides one.
+    """
     if not rows:
         return Drawing("")
-    left, right, height = 240.0, _WIDTH - 110.0, 20.0
+    return for_widths(*(_intervals(title, rows, shown, layout) for layout in (_WIDE, _NARROW)))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the parts of a row are: its name, its line from `left` to `right`, its words."""
+
+    width: float
+    left: float
+    right: float
+    row: float
+    line: float
+    text: float
+    name: str
+    n_ticks: int
+
+
+#: Beside each other; and for phones: name and words above the line.
+_WIDE = _Layout(_WIDTH, 240.0, _WIDTH - 110.0, 20.0, 10.0, 14.0, "name", 6)
+_NARROW = _Layout(360.0, 8.0, 352.0, 36.0, 26.0, 14.0, "above", 3)
+
+
+def _intervals(title: str, rows: Sequence[Interval], shown: Callable[[float], str], at: _Layout) -> Drawing:
     low = min(0.0, *(min(row.low, row.value) for row in rows))
     high = max(0.0, *(max(row.high, row.limit) for row in rows))
-    x, bottom = _Scale(low, high, left, right), len(rows) * height + 6
+    x, bottom = _Scale(low, high, at.left, at.right), len(rows) * at.row + 6
+    wide = at is _WIDE
     parts = []
-    for tick in x.ticks(6):
+    for tick in x.ticks(at.n_ticks):
         parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="0" y2="{bottom:.0f}"/>')
-        parts.append(_text(x(tick), bottom + 16, shown(tick), "x"))
+        # A number at the edge of a narrow drawing would be cut.
+        parts.append(_text(min(max(x(tick), 14.0), at.width - 14.0), bottom + 16, shown(tick), "x"))
     parts.append(f'<line class="link" x1="{x(0.0):.1f}" x2="{x(0.0):.1f}" y1="0" y2="{bottom:.0f}"/>')
     for i, row in enumerate(rows):
-        y = 3 + (i + 0.5) * height
+        top = 3 + i * at.row
+        y = top + at.line
         name = safe(row.name)
         short = name if len(name) <= _NAME else "…" + name[1 - _NAME :]
         parts += [
-            _text(left - 8, y + 4, short, "name"),
+            _text(at.left - 8 if wide else at.left, top + at.text, short, at.name),
             f'<line class="range {row.kind}" x1="{x(row.low):.1f}" x2="{x(row.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>',
             f'<line class="limit" x1="{x(row.limit):.1f}" x2="{x(row.limit):.1f}" y1="{y - 8:.1f}" y2="{y + 8:.1f}"/>',
             f'<circle class="dot {row.kind}" cx="{x(row.value):.1f}" cy="{y:.1f}" r="4">'
             f"<title>{html.escape(name)}: {html.escape(safe(row.words))}</title></circle>",
-            _text(right + 12, y + 4, row.words, "value"),
-        ]
-    return _drawing(title, bottom + 22, parts)
+            _text(at.right + 12, top + at.text, row.words, "value") if wide else
+            _text(at.right, top + at.text, row.words, "value end"),
+        ]  # fmt: skip
+    return _drawing(title, bottom + 22, parts, at.width)
+
+
+def for_widths(wide: str, narrow: str) -> Drawing:
+    """A drawing for wide pages and one for narrow ones, of which a page shows one."""
+    return Drawing(f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>')

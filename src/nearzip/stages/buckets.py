@@ -62,7 +62,8 @@ class ExponentBuckets(Stage):
 
     def _buckets(self, values: Array) -> tuple[Array, Array]:
         """Symbols, and the values of those from 1 on."""
-        _, exponents = np.frexp(values)
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            _, exponents = np.frexp(values)
         # Orders by exponent, the positive sign in front.
         keys = 2 * exponents.astype(np.int64) + (values > 0)
         keys[~np.isfinite(values) | (values == 0)] = _NOTHING

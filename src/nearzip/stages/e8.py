@@ -14,7 +14,7 @@ from nearzip.errors import CorruptError
 from nearzip.stages.base import FLOATS, SYMBOLS, Context, Grid
 from nearzip.stages.entropy import Rans
 from nearzip.stages.pipeline import Chain
-from nearzip.stages.quantize import MOST_STEPS, Widened, check_step, refuse_exact, require_rounded
+from nearzip.stages.quantize import MAX_STEPS, Widened, check_step, refuse_exact, require_rounded
 from nearzip.stages.split import Split, Stream
 from nearzip.tensors import Array
 
@@ -82,7 +82,7 @@ def nearest_points(values: Array, step: float) -> Array:
     for at in range(0, m, _TOGETHER):
         with np.errstate(over="ignore", invalid="ignore"):
             some = values[_M * at : _M * (at + _TOGETHER)].astype(np.float64) / step
-        some[~(np.abs(some) < MOST_STEPS)] = 0
+        some[~(np.abs(some) < MAX_STEPS)] = 0
         some = np.append(some, np.zeros(-some.size % _M)) if some.size % _M else some
         points[at : at + _TOGETHER] = _nearest(np.ascontiguousarray(some.reshape(-1, _M).T)).T
     return points
@@ -321,7 +321,7 @@ def e8_gain(values: Array, base: Array | None, step: float) -> float:
         if base is not None:
             d = d - _sample(base.reshape(-1))
         d = d / step
-    d = np.where(np.abs(d) < MOST_STEPS, d, 0.0)
+    d = np.where(np.abs(d) < MAX_STEPS, d, 0.0)
     itself, moved = float((d * d).sum()), float((d * nearest_points(d, 1.0).reshape(-1)[: d.size]).sum())
     return 2 * itself / moved if moved > 0 else 1.0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from nearzip.caching import cached_property
 from nearzip.errors import CorruptError, UsageError
 from nearzip.stages.base import (
     BYTES,
@@ -44,6 +45,11 @@ class Chain(Nested):
     """
 
     stages: tuple[Stage, ...]
+    # Computed at once: a chain is used for many tensors and blocks.
+    takes: Kind = field(init=False, repr=False, compare=False)
+    needs_base: bool = field(init=False, repr=False, compare=False)
+    #: Whether zeros may come back as something else, beyond rounding.
+    errs_on_zeros: bool = field(init=False, repr=False, compare=False)
     _steps: tuple[tuple[int, Stage], ...] = field(init=False, repr=False, compare=False)
     _hash: int = field(init=False, repr=False, compare=False)
 
@@ -55,8 +61,13 @@ class Chain(Nested):
                 raise UsageError(
                     f"{one.id!r} gives {one.gives.value}, but {next_one.id!r} takes {next_one.takes.value}"
                 )
-        object.__setattr__(self, "_steps", _fused(self.stages))
-        object.__setattr__(self, "_hash", hash(self.stages))
+        self.__dict__.update(
+            takes=self.stages[0].takes,
+            needs_base=any(stage.needs_base for stage in self.stages),
+            errs_on_zeros=any(stage.errs_on_zeros for stage in self.stages),
+            _steps=_fused(self.stages),
+            _hash=hash(self.stages),
+        )
 
     # Compared and hashed once or more for each tensor and block; two that differ nearly always have other hashes.
     def __hash__(self) -> int:
@@ -68,14 +79,6 @@ class Chain(Nested):
         if type(other) is not type(self):
             return NotImplemented
         return self._hash == other._hash and self.stages == other.stages
-
-    @property
-    def takes(self) -> Kind:
-        return self.stages[0].takes
-
-    @property
-    def needs_base(self) -> bool:
-        return any(stage.needs_base for stage in self.stages)
 
     @property
     def label(self) -> str:
@@ -91,7 +94,8 @@ class Chain(Nested):
         for n_stages, step in self._steps:
             coded = step.encode(value, context)
             value = coded.value
-            sides += [b"\0"] * (n_stages - 1) + [put_varint(len(coded.side)) + coded.side]
+            side = put_varint(len(coded.side)) + coded.side if coded.side else b"\0"
+            sides += [b"\0"] * (n_stages - 1) + [side]
         return b"".join(sides), value
 
     def decode(self, data: bytes | memoryview, context: Context, payload: bytes | None = None) -> Any:
@@ -106,7 +110,9 @@ class Chain(Nested):
             value = step.decode(Coded(value, side), context)
         if len(value) != context.n:
             raise CorruptError("stream holds another number of values")
-        return round_to(context.dtype, value) if self.takes is FLOATS else value
+        if self.takes is FLOATS and value.dtype != context.dtype:
+            return round_to(context.dtype, value)
+        return value
 
     def read_sides(self, data: bytes | memoryview) -> tuple[list[bytes], Any]:
         """The side data of each step, and the payload. Raises CorruptError."""
@@ -115,7 +121,11 @@ class Chain(Nested):
         at = 0
         for n_stages, _ in self._steps:
             for _ in range(n_stages):
-                length, at = get_varint(view, at)
+                # Nearly all have the length 0 or 1.
+                if at < len(view) and view[at] < 128:
+                    length, at = view[at], at + 1
+                else:
+                    length, at = get_varint(view, at)
                 if length > len(view) - at:
                     raise CorruptError("stream ends early")
                 side = bytes(view[at : at + length])
@@ -156,7 +166,7 @@ class Pipeline(Chain):
     def decode(self, data: bytes | memoryview, context: Context, payload: bytes | None = None) -> Array:
         """The values, shape (n,), dtype `context.dtype`. Raises CorruptError on bytes that no encoder wrote."""
         values: Array = super().decode(data, context, payload)
-        if values.shape != (context.n,):
+        if values.ndim != 1:
             raise CorruptError("stream holds another number of values")
         return values
 
@@ -190,13 +200,13 @@ class Pipeline(Chain):
 
     def without_base(self) -> Pipeline | None:
         """The same stages for values without a base; None where one of them has no such form."""
+        return self._without_base
+
+    @cached_property
+    def _without_base(self) -> Pipeline | None:
         parts = [stage.without_base() for stage in self.stages]
         known = [part for part in parts if part is not None]
         return Pipeline(tuple(stage for part in known for stage in part)) if len(known) == len(parts) else None
-
-    @property
-    def errs_on_zeros(self) -> bool:
-        return any(stage.errs_on_zeros for stage in self.stages)
 
     def decode_sparse(self, data: bytes | memoryview, context: Context) -> SparseValues | None:
         """As `decode`, but only what may differ from zero; None if the stages do not keep that apart."""

@@ -18,7 +18,7 @@ from nearzip.tensors import Array, is_float
 __all__ = ["LogStep", "QuantizeDelta", "UnbiasedStep", "UniformStep", "unbiased_gain"]
 
 #: Levels farther from zero than that are left to the codec's patch where their number is doubled.
-MOST_STEPS = 2**29
+MAX_STEPS = 2**29
 
 
 def check_step(step: float) -> None:
@@ -198,17 +198,18 @@ class QuantizeAndCode(Stage):
         out = context.buffer(np.float64 if context.dtype.itemsize == 8 else np.float32)
         try:
             _core.decode_quantized(
-                np.frombuffer(coded.data, np.uint8), self._base(context), self.step, context.laid_parts, out
+                np.frombuffer(coded.value, np.uint8), self._base(context), self.step, context.laid_parts, out
             )
         except ValueError as error:
             raise CorruptError(str(error)) from None
         return out
 
     def decode_and_compare(self, coded: Coded, context: Context, values: Array, tolerance: float) -> Compared | None:
-        if not self.delta or context.dtype.itemsize < 4:  # those are rounded again
+        base = context.base
+        if not self.delta or base is None or context.dtype.itemsize < 4:  # those are rounded again
             return None
         out = context.buffer(context.dtype)
-        data, base = np.frombuffer(coded.data, np.uint8), context.require_base()
+        data = np.frombuffer(coded.value, np.uint8)
         outside, changes = _core.decode_and_compare(data, base, self.step, context.laid_parts, values, tolerance, out)
         return Compared(out, outside, changes)
 
@@ -314,7 +315,7 @@ class LogStep(Stage):
             x = value.astype(np.float64)
             reference = self._reference(x.size, context)
             steps = np.rint((np.log(np.abs(x)) - np.log(np.abs(reference))) / (2 * math.log1p(self.eps)))
-            steps[~(np.abs(steps) < MOST_STEPS)] = 0
+            steps[~(np.abs(steps) < MAX_STEPS)] = 0
         flipped = np.signbit(x) != np.signbit(reference)
         symbols = (2 * steps.astype(np.int32) + flipped).astype(np.int32)
         symbols += symbols > 0

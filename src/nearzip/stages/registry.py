@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from nearzip.errors import CorruptError, NewerFormatError, UsageError
@@ -109,8 +110,17 @@ def _stages_from_json(document: Any, depth: int) -> tuple[Stage, ...]:
 def _stage_from_json(document: Any, depth: int) -> Stage:
     if type(document) is not dict or type(document.get("id")) is not str:
         raise CorruptError("index: a stage is not an object with an id")
+    kind = stage_type(document["id"])
+    if len(document) == 1:
+        return _without_parameters(kind)
     parameters = {name: value for name, value in document.items() if name != "id"}
-    return stage_type(document["id"]).from_json(parameters, lambda value: Chain(_stages_from_json(value, depth + 1)))
+    return kind.from_json(parameters, lambda value: Chain(_stages_from_json(value, depth + 1)))
+
+
+# Most stages have none, and each is read again for every pipeline of every archive.
+@functools.cache
+def _without_parameters(kind: type[Stage]) -> Stage:
+    return kind.from_json({})
 
 
 def pipeline_from_json(document: Any) -> Pipeline:

@@ -116,7 +116,7 @@ class Sparse(Split):
         return scatter(self.pick(streams, side, context), context.n)
 
     def pick(self, streams: Sequence[Any], side: bytes, context: Context) -> SparseValues:
-        """Indices and values of what `join` scatters. Raises CorruptError."""
+        """Indices and values of the elements that `join` scatters. Raises CorruptError."""
         require_rounded(context)
         values, symbols = streams
         if symbols.dtype != self._gap_type or (symbols.size and int(symbols.max()) > self._padding):

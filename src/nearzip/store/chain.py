@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
-from nearzip.caching import cached_property
-from nearzip.container import Segment, Source
 from nearzip.digests import content_id
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, TruncatedError, WrongBaseError
+from nearzip.framing import Source
 from nearzip.limits import Limits
 from nearzip.reading import Reader
 from nearzip.store.backends.backend import Backend
@@ -56,30 +54,32 @@ def _open(source: Source, part: Part, base: Checkpoint | None, limits: Limits | 
         raise
 
 
-@dataclass(frozen=True)
 class _Piece:
-    """A part, opened to look at its index, and which of its tensors are wanted."""
+    """A part, opened to look at its index, and which of its tensors are wanted.
 
-    part: Part
-    reader: Reader
-    names: frozenset[str]
+    Attributes
+    ----------
+    part, reader, names
+        As they were given.
+    segments : list of Segment
+        Those that hold the tensors that are wanted.
+    base_names : set of str
+        Tensors of the base that decoding needs, as the base calls them.
+    """
 
-    @cached_property
-    def segments(self) -> list[Segment]:
-        targets = {self.reader.index.aliases.get(name, name) for name in self.names}
-        return [s for s in self.reader.index.segments if any(spec.name in targets for spec in s.tensors)]
+    def __init__(self, part: Part, reader: Reader, names: frozenset[str]) -> None:
+        self.part, self.reader, self.names = part, reader, names
+        index = reader.index
+        targets = {index.aliases.get(name, name) for name in names}
+        self.segments = [s for s in index.segments if any(spec.name in targets for spec in s.tensors)]
+        matches = index.matches or {}
+        with_base = {spec.name for s in self.segments if s.base_digest is not None for spec in s.tensors}
+        self.base_names = {matches[name].name if name in matches else name for name in with_base}
 
     @property
     def specs(self) -> list[TensorSpec]:
         """Of the tensors that are wanted, in the archive's order."""
         return [spec for spec in self.reader.index.tensors if spec.name in self.names]
-
-    @cached_property
-    def base_names(self) -> set[str]:
-        """Tensors of the base that decoding needs, as the base calls them."""
-        matches = self.reader.index.matches or {}
-        names = {spec.name for s in self.segments if s.base_digest is not None for spec in s.tensors}
-        return {matches[name].name if name in matches else name for name in names}
 
 
 def _pieces(manifest: Manifest, wanted: frozenset[str] | None, open_: Callable[[Part], Reader]) -> list[_Piece]:
@@ -174,9 +174,9 @@ def restore(
             still = {p.part.base for _, later in work[i + 1 :] for p in later} | {number}
             held = {n: a for n, a in held.items() if n in still}
         specs = {spec.name: spec for _, pieces in work[-1:] for p in pieces for spec in p.specs}
-        found = _in_order(versions.get(number), specs, held[number])
+        found = _in_order(chain[-1], specs, held[number])
         if names is None:
-            _check_whole(versions.get(number), specs, found, contents)
+            _check_whole(chain[-1], specs, found, contents)
         return found
 
 
@@ -189,12 +189,8 @@ def _decoded(
     piece: _Piece, held: Mapping[int, Mapping[str, Array]], limits: Limits | None, contents: dict[str, bytes]
 ) -> Iterator[tuple[str, Array]]:
     # A part may name a base and need none of its tensors.
-    base = _checkpoint(held[piece.part.base]) if piece.part.base is not None and piece.base_names else None
+    base = Checkpoint.of(held[piece.part.base]) if piece.part.base is not None and piece.base_names else None
     yield from piece.reader.against(base, limits).stream(set(piece.names), None, contents)
-
-
-def _checkpoint(arrays: Mapping[str, Array]) -> Checkpoint:
-    return Checkpoint.of(arrays)
 
 
 def _in_order(manifest: Manifest, names: Iterable[str], arrays: Mapping[str, Array]) -> dict[str, Array]:

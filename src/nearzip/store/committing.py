@@ -170,9 +170,8 @@ class Committer:
     ) -> Draft:
         """Encode what follows version `latest`. Raises _UnreadableError, _AlteredError."""
         with contextlib.ExitStack() as stack:
-            checkpoint, held, depth = self._base(latest, stack, hold)
-            manifest = self.versions.get(latest)
-            checkpoint = dataclasses.replace(checkpoint, steps=self.steps_of(latest))
+            checkpoint, held, manifest, depth = self._base(latest, stack, hold)
+            checkpoint = dataclasses.replace(checkpoint, steps=self.steps_of(manifest))
 
             def version(base: Checkpoint | None) -> Draft:
                 shared = None
@@ -189,18 +188,25 @@ class Committer:
                 return draft
             return self._smaller(draft, version(None))
 
-    def _base(self, number: int, stack: contextlib.ExitStack, hold: bool) -> tuple[Checkpoint, Held | None, int]:
-        """The version that the next one is coded against, as readers get it, and its depth. Raises _UnreadableError."""
+    def _base(
+        self, number: int, stack: contextlib.ExitStack, hold: bool
+    ) -> tuple[Checkpoint, Held | None, Manifest, int]:
+        """The version that the next one is coded against, as readers get it, its manifest and its depth.
+
+        Raises _UnreadableError.
+        """
         try:
             depth = self.versions.depth(number)
-            held = self.held
-            if held is not None and held.number == number and held.id == self.versions.get(number).id:
-                return held.checkpoint, held, depth
-            if hold and self.versions.get(number).n_bytes <= _HOLD_BYTES:
+            manifest, held = self.versions.get(number), self.held
+            if held is not None and held.number == number and held.id == manifest.id:
+                return held.checkpoint, held, manifest, depth
+            if hold and manifest.n_bytes <= _HOLD_BYTES:
                 _, arrays = self.reader.arrays(number)
-                self.held = Held(number, self.versions.get(number).id, arrays)
-                return self.held.checkpoint, self.held, depth
-            return self.reader.opened(number, stack), None, depth
+                manifest = self.versions.get(number)
+                self.held = held = Held(number, manifest.id, arrays)
+                return held.checkpoint, held, manifest, depth
+            opened = self.reader.opened(number, stack)
+            return opened, None, self.versions.get(number), depth
         except (CorruptError, LimitError, NotFoundError):
             raise _UnreadableError from None
 
@@ -216,10 +222,11 @@ class Committer:
         self._delete(draft)
         raise _AlteredError
 
-    def steps_of(self, number: int) -> dict[str, tuple[float, ...]]:
+    def steps_of(self, manifest: Manifest) -> dict[str, tuple[float, ...]]:
         """The steps by which a version's tensors were quantized; none if they cannot be read, as they only help."""
-        if self._steps is not None and self._steps[0] == self.versions.get(number).id:
+        if self._steps is not None and self._steps[0] == manifest.id:
             return self._steps[1]
+        number = manifest.number
 
         def read() -> dict[str, tuple[float, ...]]:
             found: dict[str, tuple[float, ...]] = {}

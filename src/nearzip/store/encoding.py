@@ -51,7 +51,7 @@ class Held:
     id: str
     arrays: dict[str, Array]
 
-    @cached_property
+    @property
     def checkpoint(self) -> Checkpoint:
         return Checkpoint.of(self.arrays)
 

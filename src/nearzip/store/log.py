@@ -20,7 +20,7 @@ class Version:
     Parameters
     ----------
     number, time, message, step, metrics, tags, metadata
-        What was said when it was committed.
+        As given to `Store.commit`.
     id : str
         Digest of its content as it is restored.
     n_tensors, n_bytes : int
@@ -60,7 +60,7 @@ class Version:
 
 
 def version_rows(manifests: Iterable[Manifest]) -> list[Version]:
-    """Rows in order of number."""
+    """The rows of the log for some manifests, in order of their numbers."""
     found = {manifest.number: manifest for manifest in manifests}
     deltas, added = depths(found), _added(found)
     return [_row(found[number], deltas[number], added[number]) for number in sorted(found)]

@@ -85,7 +85,7 @@ class Manifest:
     tree : str or None
         JSON text that restores nested .pt structures.
     message, step, metrics, tags, metadata
-        What the committer said.
+        As given to `Store.commit`.
     writer : str
         Program and version, and a random word that tells two writers apart.
     pruned : str or None
@@ -108,10 +108,11 @@ class Manifest:
     writer: str = ""
     pruned: str | None = None
 
-    @property
-    def bases(self) -> frozenset[int]:
-        """The versions that this one is coded against."""
-        return frozenset(part.base for part in self.parts if part.base is not None)
+    def __post_init__(self) -> None:
+        bases = frozenset(part.base for part in self.parts if part.base is not None)
+        #: The versions that this one is coded against. Each walk over the versions asks for them, often more than once.
+        self.bases: frozenset[int]
+        self.__dict__["bases"] = bases
 
     @property
     def objects(self) -> dict[str, int]:

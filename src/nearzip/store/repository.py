@@ -250,7 +250,11 @@ class Store:
         return manifest.number
 
     def commit_file(self, path: str | os.PathLike[str], message: str = "", **said: Any) -> int:
-        """Commit a checkpoint file, tensor by tensor: memory does not grow with the file. Otherwise as `commit`."""
+        """Commit a checkpoint file, read tensor by tensor. Otherwise as `commit`.
+
+        Memory grows with the file only while `hold` keeps versions of up to 4 GiB: the one before and this one, both as
+        readers get them, are there at once.
+        """
         source = open_input(path)
         try:
             metadata = {**source.metadata, **(said.pop("metadata", None) or {})}
@@ -259,8 +263,11 @@ class Store:
             source.close()
 
     def _codings(self, source: Checkpoint, plan: PlanLike | None) -> Codings:
-        names = list(without_attached(source).specs)
-        return self.settings.codings().for_tensors(names) if plan is None else codings_of_plan(plan, names)
+        if plan is not None:
+            return codings_of_plan(plan, list(without_attached(source).specs))
+        codings = self.settings.codings()
+        # Most settings name no tensors.
+        return codings.for_tensors(list(without_attached(source).specs)) if codings.by_pattern else codings
 
     # shards
 
@@ -472,8 +479,8 @@ class Store:
             "latest", a number, "tag:best", "step=1200", "best:accuracy" (the largest), "min:loss".
         names : sequence of str
             Only these tensors.
-        framework : {"np", "pt"}
-            NumPy arrays, or PyTorch tensors on the CPU.
+        framework : {"np", "pt", "jax"}
+            NumPy arrays, PyTorch tensors on the CPU, or arrays of JAX on its default device.
 
         Raises
         ------

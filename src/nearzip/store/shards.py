@@ -82,7 +82,7 @@ class ShardWriter:
         reader = self.committer.reader
         try:
             manifest = reader.versions.get(latest)
-            steps = self.committer.steps_of(latest)
+            steps = self.committer.steps_of(manifest)
             if policy.wants_keyframe(reader.versions.depth(latest)):
                 return None, steps
             if self._last is not None and self._last[0] in manifest.objects and self._last[1] is not None:

@@ -108,12 +108,13 @@ class Versions:
         return manifest
 
     def _bytes_of(self, number: int) -> tuple[bytes, bool]:
+        path = path_of(number)
         try:
-            return self._backend.read(path_of(number), MAX_DOCUMENT_BYTES), False
+            return self._backend.read(path, MAX_DOCUMENT_BYTES), False
         except NotFoundError:
             if self._backend.renames:
                 try:
-                    return self._backend.read(path_of(number) + _PRUNED, MAX_DOCUMENT_BYTES), True
+                    return self._backend.read(path + _PRUNED, MAX_DOCUMENT_BYTES), True
                 except NotFoundError:
                     pass
         raise NotFoundError(f"{self._backend.url}: no version {number}")

@@ -1,8 +1,12 @@
-"""Archives with valid checksums around any content, as a hostile writer would make them; for tests."""
+"""Archives with valid checksums around any content, as a hostile writer would make them; for tests.
+
+An index is changed as JSON, the form of formats 1 and 2: `seal` writes these. `seal_columns` writes format 3.
+"""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -13,13 +17,19 @@ import zstandard
 from nearzip import container
 from nearzip.blocks import block_context, segment_blocks
 from nearzip.codec import decode_block
-from nearzip.container import FOOTER_BYTES, HEADER_BYTES
+from nearzip.container import read_index
 from nearzip.digests import digest, join_pieces, piece_digests
 from nearzip.errors import Error
+from nearzip.framing import CLOSING, FOOTER, FOOTER_BYTES, HEADER_BYTES, SHORT_FOOTER, SHORT_FOOTER_BYTES
+from nearzip.index.columns import pack_columns, unpack_columns
+from nearzip.index.document import to_document
+from nearzip.limits import Limits
+from nearzip.sources import BytesSource
 from nearzip.stages import pipeline_from_json
+from nearzip.stages.base import put_varint
 from nearzip.tensors import Checkpoint, TensorSpec
 
-__all__ = ["seal", "true_digests", "unseal"]
+__all__ = ["seal", "seal_columns", "true_digests", "unseal", "unseal_columns"]
 
 
 def seal(
@@ -54,20 +64,46 @@ def seal(
     version = container.MATCHED_FORMAT if has_matches else container.PLAIN_FORMAT
     head = container.header_bytes(version) if header is None else header + digest(header)[:8]
     length = len(head) + len(blocks) + len(stored) + FOOTER_BYTES
-    lengths = container._FOOTER.pack(
+    lengths = FOOTER.pack(
         length if total is None else total,
         len(stored) if n_stored is None else n_stored,
         len(text) if n_document is None else n_document,
     )
-    return head + blocks + stored + lengths + digest(head, stored, lengths) + container.CLOSING
+    return head + blocks + stored + lengths + digest(head, stored, lengths) + CLOSING
+
+
+def seal_columns(content: bytes, digests: bytes = b"", blocks: bytes = b"", stored: bytes | None = None) -> bytes:
+    """An archive of format 3 with a valid checksum around any index: its columns, and the digests behind them.
+
+    `stored`: the index as stored in the file, instead of these two.
+    """
+    if stored is None:
+        packed = pack_columns(content)
+        stored = put_varint(len(packed)) + packed + digests
+    head = container.header_bytes()
+    lengths = SHORT_FOOTER.pack(len(stored), len(content))
+    return head + blocks + stored + lengths + digest(head, stored, lengths) + CLOSING
+
+
+def unseal_columns(archive: bytes) -> tuple[bytes, bytes, bytes]:
+    """Columns, digests and blocks of a good archive of format 3: `seal_columns` of these is `archive`."""
+    n_stored, n_content = SHORT_FOOTER.unpack(archive[-SHORT_FOOTER_BYTES:][: SHORT_FOOTER.size])
+    start = len(archive) - SHORT_FOOTER_BYTES - n_stored
+    return *unpack_columns(archive[start : start + n_stored], n_content), archive[HEADER_BYTES:start]
 
 
 def unseal(archive: bytes) -> tuple[dict[str, Any], bytes]:
     """The index of a good archive as JSON, and its blocks: `seal(*unseal(archive))` reads like `archive`."""
-    _, n_stored, _ = container._FOOTER.unpack(archive[-FOOTER_BYTES:][: container._FOOTER.size])
-    end = len(archive) - FOOTER_BYTES - n_stored
-    document: dict[str, Any] = json.loads(zstandard.ZstdDecompressor().decompress(archive[end : end + n_stored]))
-    return document, archive[HEADER_BYTES:end]
+    index = read_index(BytesSource(archive, "archive"), Limits(index_bytes=1 << 30))
+    n_blocks = sum(block.length for segment in index.segments for block in segment.blocks)
+    blocks = archive[HEADER_BYTES : HEADER_BYTES + n_blocks]
+    document: dict[str, Any] = json.loads(json.dumps(to_document(index)))
+    entries = [block for segment in document["segments"] for block in segment["blocks"]]
+    at = 0
+    for entry in entries:  # format 3 has the first bytes of these
+        entry[2] = _text(digest(blocks[at : at + entry[1]]))
+        at += entry[1]
+    return document, blocks
 
 
 def _text(raw: bytes) -> str:
@@ -101,7 +137,8 @@ def _segment_digest(document: Any, segment: Any, payloads: list[tuple[int, bytes
         return str(segment["digest"])
     pieces: list[list[bytes]] = [[] for _ in specs]
     for block, (number, payload) in zip(segment_blocks(specs, segment["block_bytes"]), payloads, strict=True):
-        with block_context(block, base if segment["base"] is not None else None) as context:
+        with contextlib.ExitStack() as stack:
+            context = block_context(block, base if segment["base"] is not None else None, stack)
             values = decode_block(payload, context, pipeline_from_json(document["pipelines"][number]))
         for mine, part in zip(pieces, np.split(values, np.cumsum(block.parts)[:-1]), strict=True):
             mine.extend(piece_digests(part))

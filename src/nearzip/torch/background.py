@@ -41,15 +41,15 @@ class _Job:
 class Background:
     """Runs functions on a background thread, one at a time.
 
-    The thread stays for the next one: to start a thread is to wait until it runs, and a thread that has begun on
-    something keeps Python's lock for 5 ms; work that is put into a queue lets the caller go on.
+    One thread serves all calls: starting a thread waits until it runs, and a new thread may hold Python's lock for its
+    first 5 ms, whereas putting work into a queue returns at once.
 
     At exit the last task is finished, and its error is reported if it was never raised.
 
     Attributes
     ----------
     seconds_waiting, seconds_behind : float
-        Spent by callers of `wait`, and by the thread.
+        Time that callers of `wait` waited, and that the thread worked.
     """
 
     def __init__(self, what: str = "save") -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from nearzip.errors import UsageError
 from nearzip.measures.measure import Measure, Predictions
 from nearzip.measures.registry import MEASURES, measures_of
 from nearzip.network.arrays import digest_of
-from nearzip.network.calls import Caller, Names, call, captured, device_of, last_linear, moved, output_of
+from nearzip.network.calls import Caller, Names, call, captured, check_layer, device_of, last_linear, moved, output_of
 from nearzip.network.fitting import fit
 from nearzip.torch.observing import (
     DataSet,
@@ -151,6 +152,10 @@ class Evaluator:
         features: str | None = None,
         keep: bool = True,
     ):
+        if not isinstance(module, nn.Module):
+            raise UsageError(f"the network is a torch.nn.Module, not {type(module).__name__}")
+        if not isinstance(metric, (str, Measure, Sequence)):
+            raise UsageError(f"a metric is one of {', '.join(METRICS)}, not {metric!r}")
         given = (metric,) if isinstance(metric, (str, Measure)) else tuple(metric)
         if not given:
             raise UsageError(f"a metric is one of {', '.join(METRICS)}, not 'nothing'")
@@ -166,6 +171,8 @@ class Evaluator:
         self._spare: list[nn.Module] = []
         self._reference: Evaluator | None = None  # who has the original, if this module is thinned
         self._layer = None
+        if features is not None:
+            check_layer(self._module, features)
         if any(measure.needs_features for measure in self.measures):
             self._layer = features or last_linear(self._module)
         self._data = data_sets(loader)
@@ -344,9 +351,9 @@ class Evaluator:
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         caller = Caller(module, self._predict)
         if self._layer is None:
-            return *caller(batch, tensors), None
+            return *_pair(caller(batch, tensors)), None
         with captured(module, self._layer) as inputs:
-            logits, targets = caller(batch, tensors)
+            logits, targets = _pair(caller(batch, tensors))
         if len(inputs) != 1:
             raise UsageError(
                 f"layer {self._layer!r} is called {len(inputs)} times for a batch; name another with features="
@@ -388,6 +395,13 @@ class Evaluator:
         return {**vars(self), "_spare": []}
 
 
+def _pair(found: Any) -> tuple[Tensor, Tensor | None]:
+    """What `predict` returns. Raises UsageError."""
+    if not isinstance(found, (tuple, list)) or len(found) != 2 or not isinstance(found[0], Tensor):
+        raise UsageError("predict= returns logits, (.., classes), and targets or None")
+    return found[0], found[1]
+
+
 def _update(measures: Sequence[Measure], seen: Predictions) -> None:
     for measure in measures:
         with torch.set_grad_enabled(measure.needs_gradients):
@@ -400,6 +414,9 @@ def predict_classes(module: Callable[..., Any], batch: Any) -> tuple[Tensor, Ten
     Dicts go to the module by keyword, and with `input_ids` and labels of their shape the prediction of each token is
     compared with the next one, as for causal language models.
     """
+    first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if isinstance(first, np.ndarray):
+        raise UsageError("the inputs of a batch are a NumPy array, networks take tensors; see torch.from_numpy")
     logits = output_of(call(module, batch), "predict")
     if logits.dim() < 2:
         raise UsageError("the module does not return logits, (.., classes); give predict=")

@@ -144,6 +144,8 @@ def predictions(
     memory = {} if original is None else original.memory
     if targets is None:
         return Predictions(logits, units, None, before, features, there, memory=memory)
+    if not isinstance(targets, Tensor):
+        raise UsageError(f"targets are a tensor, one for each prediction, not {type(targets).__name__}; give predict=")
     targets = targets.flatten()
     if len(targets) != len(logits):
         raise UsageError(f"{len(logits)} predictions and {len(targets)} targets; give predict=")

@@ -96,7 +96,7 @@ def from_pretrained(
 
 @dataclass(frozen=True)
 class _Content:
-    """Tensors by name, and what is said of the folder that they come from."""
+    """Tensors by name, and how errors describe the folder that they come from."""
 
     specs: Mapping[str, TensorSpec]
     tree: str | None

@@ -16,10 +16,11 @@ from torch.nn.parameter import is_lazy
 
 from nearzip.errors import CorruptError, UsageError
 from nearzip.network.arrays import to_torch
+from nearzip.torch.renames import Rename, checked, renamed_names
 from nearzip.torch.state import TrainingState, listed, parameter_names, unpack_optimizer, unpack_parts
 from nearzip.torch.subclasses import distributed_like, has_parts
 from nearzip.torch.trees import Json, unpack
-from nearzip.torch.wrappers import is_extra_state, matched_names, plain_names, plain_parameters
+from nearzip.torch.wrappers import is_extra_state, plain_names, plain_parameters
 
 __all__ = ["Restored", "restore"]
 
@@ -71,6 +72,7 @@ def restore(
     loader: Any = None,
     rng: bool = True,
     strict: bool = True,
+    rename: Rename | None = None,
 ) -> Restored:
     """Put a state back. All of it is checked against the objects first; if anything does not fit, none is changed.
 
@@ -84,6 +86,9 @@ def restore(
         `unexpected` and `mismatched` of the result name what did not fit. Optimizer, scheduler, scaler, loader and
         random generators are restored only if all tensors fit; otherwise `notes` says that they were not, and the
         logger `nearzip` warns.
+    rename : mapping of str to str
+        For tensors that are called otherwise in the state: their names there, or what these begin with, and what the
+        model has in their place. The model's own names come first.
 
     Raises
     ------
@@ -93,14 +98,16 @@ def restore(
         The state is damaged.
     """
     document, arrays = state.document, state.tensors
-    fit = _fit_model(document, arrays, model)
+    rename = checked(rename)
+    fit = _fit_model(document, arrays, model, rename)
     if strict:
         fit.check()
     rest = _Rest(fit.complaint())
     loads: list[tuple[Any, Any]] = []
     optimizers = listed(optimizer)
     if optimizers:
-        for contents in rest.read("optimizer", strict, lambda: _optimizer_states(document, arrays, model, optimizers)):
+        read = functools.partial(_optimizer_states, document, arrays, model, optimizers, rename)
+        for contents in rest.read("optimizer", strict, read):
             loads += zip(optimizers, contents, strict=True)
     for key, thing in (("scheduler", scheduler), ("scaler", scaler), ("loader", loader)):
         if thing is not None:
@@ -187,13 +194,13 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(map(repr, found[:3])) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
 
-def _fit_model(document: dict[str, Json], arrays: Mapping[str, Any], model: nn.Module) -> _Fit:
+def _fit_model(document: dict[str, Json], arrays: Mapping[str, Any], model: nn.Module, rename: Rename | None) -> _Fit:
     saved = {name.removeprefix("model/"): value for name, value in arrays.items() if name.startswith("model/")}
     other = unpack(document.get("other"), arrays) or {}
     if not isinstance(other, dict) or not all(isinstance(name, str) for name in other):
         raise CorruptError("training state: the document is damaged")
     live = model.state_dict()
-    names = matched_names({**saved, **other}, plain_names(model, live))
+    names = renamed_names({**saved, **other}, plain_names(model, live), rename)
     weights: dict[str, Any] = {}
     mismatched = {}
     for name, target in names.items():
@@ -236,7 +243,11 @@ def _shape(value: Any) -> list[int] | None:
 
 
 def _optimizer_states(
-    document: dict[str, Json], arrays: Mapping[str, Any], model: nn.Module, optimizers: list[optim.Optimizer]
+    document: dict[str, Json],
+    arrays: Mapping[str, Any],
+    model: nn.Module,
+    optimizers: list[optim.Optimizer],
+    rename: Rename | None,
 ) -> list[dict[str, Any]]:
     parts = unpack_parts(document)
     if not parts:
@@ -245,7 +256,7 @@ def _optimizer_states(
         raise UsageError(f"the state is of {len(parts)} optimizers, not {len(optimizers)}")
     parameters = plain_parameters(model)
     saved = {name for part in parts for group in part["groups"] for name in group["names"]}
-    known = matched_names(saved, {name: name for name in parameters})
+    known = renamed_names(saved, {name: name for name in parameters}, rename)
     found = []
     for part, optimizer in zip(parts, optimizers, strict=True):
         if part["class"] != type(optimizer).__name__:

@@ -14,7 +14,7 @@ from torch import nn, optim
 
 from nearzip.bounds import Bound, Lossless
 from nearzip.coding import Codings
-from nearzip.errors import NotFoundError, UsageError
+from nearzip.errors import CorruptError, LimitError, NotFoundError, UsageError
 from nearzip.moments import Moments
 from nearzip.store.keep import parse_rules
 from nearzip.tensors import Array
@@ -22,6 +22,7 @@ from nearzip.torch.background import Background
 from nearzip.torch.places import StoreLike, commit_quietly, open_store, prune_store
 from nearzip.torch.plans import BoundOrBounds, StatePlan
 from nearzip.torch.ranks import is_first_process
+from nearzip.torch.renames import Rename, checked, renamed_tensors
 from nearzip.torch.restoring import Restored, restore
 from nearzip.torch.shapes import Shapes
 from nearzip.torch.snapshot import Snapshot
@@ -92,6 +93,10 @@ class Saver:
     writes : bool or None
         Whether this process saves. None: if it is the first of its training, by `torch.distributed` or by what
         launchers such as torchrun put into the environment; in the others `save` does nothing and returns False.
+    rename : mapping of str to str
+        For a model whose tensors are called otherwise in the store's versions so far: their names there, or what these
+        begin with, and what the model has in their place (``{"encoder.": "backbone."}``). Restoring finds them, and
+        the first save is coded against them.
 
     Notes
     -----
@@ -112,12 +117,14 @@ class Saver:
         moments: Moments | str | None = "auto",
         threads: int | None = 1,
         writes: bool | None = None,
+        rename: Rename | None = None,
     ):
         if isinstance(every, bool) or int(every) != every or every < 1:
             raise UsageError(f"every is a whole number of steps from 1 on, not {every!r}")
         if isinstance(moments, str) and moments != "auto":
             raise UsageError(f"moments are nearzip.torch.Moments(..), 'auto' or None, not {moments!r}")
         self._wanted_writes = writes
+        self._rename = self._rename_next = checked(rename)
         self.store = open_store(store, policy, threads=threads)
         if keep is not None:
             parse_rules(keep)  # refused now, not later by the background thread
@@ -133,7 +140,7 @@ class Saver:
         self._moments = (Moments() if _is_lossy(self._plan.codings) else None) if isinstance(moments, str) else moments
         self._snapshot = Snapshot()
         self._predictions: dict[str, tuple[Array, Array]] = {}
-        self._shapes = Shapes(self.store)
+        self._shapes = Shapes(self.store, self._rename)
         self._background = Background("save")
         self._closed = False
 
@@ -197,12 +204,23 @@ class Saver:
     def _behind(self, state: TrainingState, said: Mapping[str, Any]) -> None:
         small = state.shrunk(self._moments, self._predictions)
         plan = dataclasses.replace(self._plan, state=small)
-        version = commit_quietly(self.store, small.to_arrays(), plan=plan, **said)
+        arrays = small.to_arrays()
+        version = commit_quietly(self.store, arrays, plan=plan, rename=self._renames(arrays), **said)
+        self._rename_next = None  # from now on the newest version has the model's names
         self._counts.last_version = version
         kept = self.store.update_kept
         self._counts.update_kept = None if kept is None else kept.share
         self._counts.n_bytes += self.store.info(version).n_stored
         prune_store(self.store, self._keep)
+
+    def _renames(self, arrays: Mapping[str, Array]) -> dict[str, str] | None:
+        """What tensors of the newest version are called now."""
+        if self._rename_next is None:
+            return None
+        try:
+            return renamed_tensors(self.store.specs(), arrays, self._rename_next)
+        except (NotFoundError, CorruptError, LimitError):  # there is none to be coded against
+            return None
 
     @property
     def report(self) -> SaveReport:
@@ -271,7 +289,7 @@ class Saver:
         small = TrainingState.from_arrays(self.store.checkout(number))
         restored = restore(
             small.expanded(), model, optimizer, scheduler, scaler=scaler, loader=loader, rng=rng and self.writes,
-            strict=strict,
+            strict=strict, rename=self._rename,
         )  # fmt: skip
         self._predictions = small.predictions()
         self._shapes.know(small)

@@ -10,6 +10,7 @@ from torch import nn
 
 from nearzip.errors import CorruptError, LimitError, NotFoundError, UsageError
 from nearzip.store import Store
+from nearzip.torch.renames import Rename, renamed_tensors
 from nearzip.torch.state import DOCUMENT, TrainingState
 from nearzip.torch.wrappers import is_extra_state, plain_names, unwrapped
 
@@ -23,8 +24,9 @@ _Shapes = dict[str, tuple[int, ...]]
 class Shapes:
     """The shapes of the model that a store is for: those of its latest version, or of the first state that is saved."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, rename: Rename | None = None) -> None:
         self._store = store
+        self._rename = rename
         self._known: _Shapes | None = None
 
     def know(self, state: TrainingState) -> None:
@@ -39,6 +41,8 @@ class Shapes:
         shapes = _of(state.tensors)
         if self._known is None:
             self._known = self._latest()
+        now = renamed_tensors(self._known, shapes, self._rename)
+        self._known = {now.get(name, name): shape for name, shape in self._known.items()}
         if self._known and shapes != self._known and _unwrapped(shapes) != _unwrapped(self._known):
             rows = None if model is None else _resized(self._known, shapes, model)
             if rows is None:

@@ -157,7 +157,7 @@ class DeepSzSearch:
         likely = believed(options, _allowed(runner) if runner.max_loss else None)
 
         def size_of(chosen: Chosen) -> int:
-            return compress_quietly(subject.tensors, subject.base, plan=_network(space, chosen)).nbytes
+            return compress_quietly(subject.tensors, subject.seen, plan=_network(space, chosen)).nbytes
 
         tried: list[tuple[Chosen, Trial]] = []
 
@@ -229,4 +229,4 @@ def _layer_bytes(space: Bounds, layer: str, bound: float) -> int:
 def _bytes(space: Bounds, layer: str, coding: Coding) -> int:
     """Bytes of an archive that holds only that layer."""
     subject = space.subject
-    return compress_quietly({layer: subject.tensors[layer]}, subject.base, plan=Codings(coding)).nbytes
+    return compress_quietly({layer: subject.tensors[layer]}, subject.seen, plan=Codings(coding)).nbytes

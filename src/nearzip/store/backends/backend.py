@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
-from nearzip.container import Source
+from nearzip.framing import Source
 
 __all__ = ["Backend", "Entry", "ObjectSink", "Stored"]
 

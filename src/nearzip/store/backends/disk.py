@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 
-from nearzip.container import Source
+from nearzip.framing import Source
 from nearzip.sources import FileSource
 from nearzip.store.backends.backend import Entry
 

@@ -18,8 +18,8 @@ from contextlib import AbstractContextManager
 from typing import Any, cast
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
-from nearzip.container import Source
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, UsageError
+from nearzip.framing import Source
 from nearzip.sources import BytesSource
 from nearzip.store.backends.backend import Entry, ObjectSink
 from nearzip.store.backends.metered import Response, handlers

@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from nearzip.container import Source
 from nearzip.errors import BusyError, Error, LimitError, NoSpaceError, NotFoundError, UsageError
+from nearzip.framing import Source
 from nearzip.store.backends.backend import Entry, Stored
 from nearzip.store.backends.disk import Disk
 from nearzip.store.backends.lease import Lease, hold

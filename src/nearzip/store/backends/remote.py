@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from nearzip.container import Source
 from nearzip.errors import BusyError, CorruptError, Error, LimitError, NotFoundError, StoreError, UsageError
+from nearzip.framing import Source
 from nearzip.sources import BytesSource, extra_for
 from nearzip.store.backends.backend import Entry, Stored
 from nearzip.store.backends.lease import Lease, hold

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nearzip.attached import files_of
-from nearzip.checkpoints import check_writable, files_in, open_checkpoint, write_checkpoint
+from nearzip.checkpoints import check_writable, files_in, is_chunk_file, open_checkpoint, write_checkpoint
 from nearzip.digests import checkpoint_id, content_id, tensor_digest
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, UsageError
 from nearzip.fileio import check_folder, naming_errors, replace_file, replace_folder, through_links
@@ -271,7 +271,8 @@ class _Pull:
             if made.is_dir():
                 files = {each.relative_to(made).as_posix() for each in made.rglob("*") if each.is_file()}
                 held = set() if route.held is None else files_in(route.held.checkpoint)
-                check_folder(self._target, files | held, force=True)
+                known = files | held
+                check_folder(self._target, known, True, lambda file: is_chunk_file(file, known))
                 replace_folder(made, self._target)
             else:
                 replace_file(made, self._target)
