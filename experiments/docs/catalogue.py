@@ -97,6 +97,7 @@ BLOCKS = (
     Block("docs/tried.md", "calibration", ("tried",), tried.calibration),
     Block("docs/tried.md", "agreement", ("agreement",), tried.agreement),
     Block("docs/correctness.md", "behaviour", ("behaviour",), behaviour.behaviour),
+    Block("docs/correctness.md", "behaviour-time", ("behaviour_time",), behaviour.seconds),
     Block("docs/correctness.md", "objective", ("objective",), behaviour.objective),
     Block("docs/tune.md", "roundings", ("roundings",), accuracy.roundings),
     Block("docs/tune.md", "gates", ("gates",), accuracy.gates),
