@@ -44,8 +44,8 @@ _MOST = 1 << 62
 _FRAME_MAGIC = b"\x28\xb5\x2f\xfd"
 #: What a tensor counts towards the limit of the index, besides its name.
 _TENSOR_BYTES = 16
-#: Larger indices take too long at the highest level.
-_SMALL = 64 << 10
+#: Of larger indices the highest level takes one byte in a hundred, and sixteen times as long.
+_SMALL = 4 << 10
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------
