@@ -137,7 +137,7 @@ def test_hostile_indexes_are_refused(change):
 
 
 def test_an_index_beyond_its_limit_is_not_unpacked():
-    data = resealed(written("lossless", pictures(2, 8, 8)), lambda d: b" " * (300 << 10))
+    data = resealed(written("lossless", pictures(2, 8, 8)), lambda d: b" " * (1100 << 10))
     with pytest.raises(LimitError, match="index"):
         datasets.open(data)
 
