@@ -144,7 +144,10 @@ def sharded_training(rank, world, port, folder, steps, bound):
     whole = {name: tensor.full_tensor() for name, tensor in state()["model"].items()}
     if rank == 0:
         torch.save(whole, folder / f"whole-{world}.pt")
+    dist.barrier()  # nobody leaves while others still talk to it
     dist.destroy_process_group()
+    # Not by way of the interpreter's end, where a thread that PyTorch left running once aborted a process that was done.
+    os._exit(0)
 
 
 def run(world, folder, steps, bound=None):
