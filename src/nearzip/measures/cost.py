@@ -87,10 +87,10 @@ class Cost(Measure):
             raise UsageError("the classes of a tree are names or numbers")
         if len(set(classes)) != len(classes) or not classes:
             raise UsageError("the classes of a tree are distinct, and at least one")
+        lines = [_line(name, parents) for name in classes]
         missing = [name for name in classes if name not in parents and name not in {*parents.values()}]
         if parents and missing:
             raise UsageError(f"class {missing[0]!r} is not in the tree; its classes are children or parents there")
-        lines = [_line(name, parents) for name in classes]
         d = np.array([[_path(a, b) for b in lines] for a in lines], np.float64)
         return Cost(d / max(d.max(), 1.0), mu)
 
