@@ -205,8 +205,7 @@ def may_repeat(values: Array, n_bytes: int) -> bool:
     """Whether `REPEATS` may code values, shape (n,), in fewer than `n_bytes`: faster levels of zstd on some of them."""
     raw = np.ascontiguousarray(values).view(np.uint8)
     share = n_bytes / raw.size
-    noise = _NOISE * (1 - _zeros(values))  # zeros are short for zstd as well, and no repeats of anything else
-    if all(_goes_on(raw, share, search, noise) for search in _SEARCHES):
+    if all(_goes_on(values, raw, share, search) for search in _SEARCHES):
         return True
     if raw.size <= _WHOLE or share < _LEAST_FAR or _distinct(raw) > share:
         return False
@@ -214,10 +213,12 @@ def may_repeat(values: Array, n_bytes: int) -> bool:
     return _packed([raw], careful.level) <= careful.near * share
 
 
-def _goes_on(raw: Array, share: float, search: _Search, noise: float) -> bool:
+def _goes_on(values: Array, raw: Array, share: float, search: _Search) -> bool:
     packed = _packed(_runs(raw, search.n_runs), search.level)
-    near = search.near if packed > noise else search.loose
-    return packed <= near * share or packed <= min(search.structured, search.times * share)
+    if packed <= search.near * share or packed <= min(search.structured, search.times * share):
+        return True
+    # Zeros are short for zstd as well, and no repeats of anything else. To count them takes longer than all the rest.
+    return packed <= search.loose * share and packed <= _NOISE and packed <= _NOISE * (1 - _zeros(values))
 
 
 def stands_out(values: Array) -> bool:
