@@ -88,9 +88,12 @@ class Cost(Measure):
         if len(set(classes)) != len(classes) or not classes:
             raise UsageError("the classes of a tree are distinct, and at least one")
         lines = [_line(name, parents) for name in classes]
-        missing = [name for name in classes if name not in parents and name not in {*parents.values()}]
-        if parents and missing:
-            raise UsageError(f"class {missing[0]!r} is not in the tree; its classes are children or parents there")
+        # Classes that are no part of the tree are roots, unless it has others in their place: a name is misspelt.
+        inner = {*parents.values()}
+        missing = [name for name in classes if name not in parents and name not in inner]
+        others = [name for name in parents if name not in inner and name not in {*classes}]
+        if missing and others:
+            raise UsageError(f"class {missing[0]!r} is not in the tree, which has {others[0]!r}, no class of the network")
         d = np.array([[_path(a, b) for b in lines] for a in lines], np.float64)
         return Cost(d / max(d.max(), 1.0), mu)
 
