@@ -146,7 +146,7 @@ def sharded_training(rank, world, port, folder, steps, bound):
         torch.save(whole, folder / f"whole-{world}.pt")
     dist.barrier()  # nobody leaves while others still talk to it
     dist.destroy_process_group()
-    # Not by way of the interpreter's end, where a thread that PyTorch left running once aborted a process that was done.
+    # Not by the interpreter's end, where a thread that PyTorch left running once aborted a process that was done.
     os._exit(0)
 
 

@@ -93,7 +93,9 @@ class Cost(Measure):
         missing = [name for name in classes if name not in parents and name not in inner]
         others = [name for name in parents if name not in inner and name not in {*classes}]
         if missing and others:
-            raise UsageError(f"class {missing[0]!r} is not in the tree, which has {others[0]!r}, no class of the network")
+            raise UsageError(
+                f"class {missing[0]!r} is not in the tree, which has {others[0]!r}, no class of the network"
+            )
         d = np.array([[_path(a, b) for b in lines] for a in lines], np.float64)
         return Cost(d / max(d.max(), 1.0), mu)
 
