@@ -22,6 +22,7 @@ ROWS = (
     "caching",
     "buffers",
     "parallel",
+    "childprocess",
     "limits",
     "version",
     "statistics",

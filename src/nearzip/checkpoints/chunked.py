@@ -7,13 +7,8 @@ such a folder (`_METADATA` and the like) are kept byte for byte.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-import struct
-import subprocess
-import sys
-import threading
 import weakref
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,13 +19,13 @@ import numpy as np
 
 from nearzip.attached import attached_tree, files_of
 from nearzip.checkpoints.base import CheckpointWriter
+from nearzip.childprocess import ChildProcess
 from nearzip.errors import CorruptError, Error, UsageError, missing_extra
 from nearzip.parallel import ForkSafeLock
 from nearzip.tensors import DTYPES, Array, Checkpoint, TensorSpec
 
 __all__ = ["OCDBT", "ZARR", "ChunkedFormat", "Library", "chunked_files", "is_chunk_file"]
 
-_LENGTH = struct.Struct("<I")
 _SCRIPT = Path(__file__).with_name("chunked_child.py")
 #: Elapsed seconds that a request may take: so many, and one for so many bytes.
 _SECONDS, _BYTES_A_SECOND = 120, 2_000_000
@@ -54,7 +49,7 @@ class Library:
 
     def __init__(self) -> None:
         self._lock = ForkSafeLock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: ChildProcess | None = None
         self._of = 0
         self._end: Any = None
 
@@ -67,93 +62,37 @@ class Library:
     ) -> tuple[dict[str, Any], Array]:
         """Raises CorruptError if it fails or takes too long, MissingExtraError."""
         document = {"call": call, "folder": os.path.abspath(folder), "ocdbt": ocdbt, "how": list(how)}
+        seconds = _SECONDS + (len(data) + n_expected) / _BYTES_A_SECOND
         with self._lock:
+            child = self._running()
             try:
-                process = self._running()
-                with _limited(process, _SECONDS + (len(data) + n_expected) / _BYTES_A_SECOND):
-                    _send(process, document, data)
-                    answer, result = _receive(process, n_expected)
-            except (OSError, EOFError, ValueError, KeyError):
+                answer, result = child.request(document, data, n_expected, seconds)
+            except (OSError, EOFError, ValueError, KeyError, TypeError):
                 self.close()
                 raise CorruptError("tensorstore fails on it, or takes too long") from None
             except BaseException:  # interrupted between request and response
                 self.close()
                 raise
+        if "missing" in answer:
+            raise missing_extra("tensorstore", "orbax", "reading and writing Orbax and zarr folders")
         if "error" in answer:
             raise CorruptError(f"tensorstore: {answer['error'].splitlines()[0]}")
-        return answer, result
+        return answer, np.frombuffer(result, np.uint8)
 
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is not None and self._of == os.getpid() and self._end.alive:
-            return self._process
-        # -I: neither the current folder nor the environment decide what the child imports; the parent's path does.
-        self._process = process = subprocess.Popen(  # noqa: S603 - our own script, no shell
-            [sys.executable, "-I", str(_SCRIPT)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
+    def _running(self) -> ChildProcess:
+        if self._child is not None and self._of == os.getpid() and self._end.alive:
+            return self._child
+        self._child = child = ChildProcess(_SCRIPT, "in which tensorstore runs", _MAX_TEXT)
         self._of = os.getpid()
-        self._end = weakref.finalize(self, _stop, process, self._of)
-        _send(process, {"path": [each for each in sys.path if each]}, b"")
-        if "missing" in _receive(process, 0)[0]:
-            raise missing_extra("tensorstore", "orbax", "reading and writing Orbax and zarr folders")
-        return process
+        self._end = weakref.finalize(self, _end, child, self._of)
+        return child
 
 
-def _stop(process: subprocess.Popen[bytes], pid: int) -> None:
-    assert process.stdin is not None
-    assert process.stdout is not None
+def _end(child: ChildProcess, pid: int) -> None:
     if os.getpid() == pid:
-        process.kill()
+        child.close()
     else:  # in a forked copy, which must not end the other's process
-        process.returncode = 0
-    with contextlib.suppress(OSError):
-        process.stdin.close()
-    process.stdout.close()
-    process.wait()
-
-
-@contextlib.contextmanager
-def _limited(process: subprocess.Popen[bytes], seconds: float) -> Iterator[None]:
-    clock = threading.Timer(seconds, process.kill)
-    clock.daemon = True
-    clock.start()
-    try:
-        yield
-    finally:
-        clock.cancel()
-
-
-def _send(process: subprocess.Popen[bytes], document: Mapping[str, Any], data: Any) -> None:
-    assert process.stdin is not None
-    text = json.dumps({**document, "size": len(data)}).encode()
-    process.stdin.write(_LENGTH.pack(len(text)) + text)
-    process.stdin.write(data)
-    process.stdin.flush()
-
-
-def _receive(process: subprocess.Popen[bytes], most: int) -> tuple[dict[str, Any], Array]:
-    """A response and its bytes, at most `most`. Raises EOFError, ValueError."""
-    assert process.stdout is not None
-    length = _LENGTH.unpack(_exactly(process.stdout, _LENGTH.size).tobytes())[0]
-    if length > _MAX_TEXT:
-        raise ValueError
-    document = json.loads(_exactly(process.stdout, length).tobytes())
-    if not 0 <= document["size"] <= most:
-        raise ValueError
-    return document, _exactly(process.stdout, document["size"])
-
-
-def _exactly(stream: Any, n: int) -> Array:
-    raw = np.empty(n, np.uint8)
-    view, at = raw.data, 0
-    while at < n:
-        read = stream.readinto(view[at:])
-        if not read:
-            raise EOFError
-        at += read
-    return raw
+        child.abandon()
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------

@@ -189,14 +189,17 @@ def main() -> None:
     if first is None:
         return
     sys.path[:] = first[0]["path"]
+    missing, server = "", None
     try:
         import tensorstore
     except ImportError as error:
-        _write(out, {"missing": str(error)})
-        return
-    _write(out, {})
-    server = _Server(tensorstore)
+        missing = str(error)
+    else:
+        server = _Server(tensorstore)
     while (found := _read(sys.stdin.buffer)) is not None:
+        if server is None:
+            _write(out, {"missing": missing})
+            continue
         request, data = found
         try:
             document, result = server.answer(request["call"], request["folder"], request["ocdbt"], data, request["how"])
