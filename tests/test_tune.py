@@ -418,8 +418,15 @@ def test_deepsz_limits_bytes_and_loss_together():
 
 
 def test_deepsz_says_how_small_it_can_get():
-    with pytest.raises(errors.BudgetError, match=r"gets down to 500 bytes; the smallest reached takes \d+; allow"):
-        nz.tune(NETWORK, evaluate=agreement, strategy="deepsz", max_bytes=500)
+    options = {"evaluate": agreement, "strategy": "deepsz"}
+    with pytest.raises(
+        errors.BudgetError, match=r"gets down to 500 bytes; the smallest reached takes \d+; allow"
+    ) as least:
+        nz.tune(NETWORK, **options, max_bytes=500)
+    smallest = int(re.search(r"reached takes (\d+);", str(least.value))[1])
+    assert nz.tune(NETWORK, **options, max_bytes=smallest).nbytes == smallest
+    with pytest.raises(errors.BudgetError, match="gets down to"):
+        nz.tune(NETWORK, **options, max_bytes=smallest - 1)
 
 
 @pytest.mark.parametrize("kind", ["rel", "pwrel", "rms"])
