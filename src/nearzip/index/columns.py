@@ -23,6 +23,7 @@ from nearzip.index.entries import BlockEntry, Index, Segment, check_blocks
 from nearzip.limits import Limits
 from nearzip.stages import Pipeline, pipeline_from_json
 from nearzip.stages.base import get_varint, put_varint
+from nearzip.stages.external import unpack_frame
 from nearzip.strictjson import Kinds, fields, texts
 from nearzip.tensors import DTYPES, Array, TensorSpec
 
@@ -174,20 +175,10 @@ def unpack_columns(stored: bytes, n_content: int) -> tuple[bytes, bytes]:
         raise CorruptError("index: is longer than the file says")
     if n_packed == n_content:
         return packed, rest
-    unpack = zstandard.ZstdDecompressor(dict_data=_dictionary(), max_window_size=1 << 27)
-    frame = _FRAME_MAGIC + packed
     try:
-        # The library takes memory for what a frame claims.
-        if zstandard.frame_content_size(frame) not in (-1, n_content):
-            raise CorruptError("index: has another length than the footer says")
-        content = unpack.decompress(frame, max_output_size=n_content, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        if "not enough memory" in str(error) or "out of memory" in str(error):  # the data may be sound
-            raise MemoryError(str(error)) from None
-        raise CorruptError(f"index: zstd: {error}") from None
-    if len(content) != n_content:
-        raise CorruptError("index: has another length than the footer says")
-    return content, rest
+        return unpack_frame(_FRAME_MAGIC + packed, n_content, _dictionary()), rest
+    except CorruptError as error:
+        raise CorruptError(f"index: {error}") from None
 
 
 class _Cursor:

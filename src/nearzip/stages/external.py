@@ -112,15 +112,25 @@ def unpack_zstd(data: bytes, most: int) -> bytes:
     """The content of exactly one frame that states its size, at most `most` bytes. Raises CorruptError."""
     try:
         claimed = zstandard.frame_content_size(data)
+    except zstandard.ZstdError as error:
+        raise CorruptError(f"zstd: {error}") from None
+    if not 0 <= claimed <= most:
+        raise CorruptError("zstd: content size missing or too large")
+    return unpack_frame(data, claimed)
+
+
+def unpack_frame(data: bytes, n: int, dictionary: zstandard.ZstdCompressionDict | None = None) -> bytes:
+    """The `n` bytes of exactly one frame, which claims no other size. Raises CorruptError, MemoryError."""
+    unpack = zstandard.ZstdDecompressor(dict_data=dictionary, max_window_size=1 << 27)
+    try:
         # The library takes memory for what a frame claims, so the claim is checked first.
-        if not 0 <= claimed <= most:
-            raise CorruptError("zstd: content size missing or too large")
-        unpack = zstandard.ZstdDecompressor(max_window_size=1 << 27)
-        content: bytes = unpack.decompress(data, max_output_size=claimed, allow_extra_data=False)
+        if zstandard.frame_content_size(data) not in (-1, n):
+            raise CorruptError("zstd: another content size than is due")
+        content: bytes = unpack.decompress(data, max_output_size=n, allow_extra_data=False)
     except zstandard.ZstdError as error:
         if "not enough memory" in str(error) or "out of memory" in str(error):  # the data may be sound
             raise MemoryError(str(error)) from None
         raise CorruptError(f"zstd: {error}") from None
-    if len(content) != claimed:
+    if len(content) != n:
         raise CorruptError("zstd: stream ends early")
     return content
