@@ -7,6 +7,7 @@ import pytest
 import zstandard
 
 import nearzip as nz
+from nearzip import blocks, choice
 from nearzip.bounds import Statistics, violations
 from nearzip.recipes import recipe_types
 from nearzip.tensors import DTYPES
@@ -173,3 +174,22 @@ def test_small_tensors_share_the_blocks_of_large_ones_where_no_base_helps():
     # Small tensors that did not change are another matter.
     changed = {**other, **{name: array for name, array in new.items() if name[0] == "b"}}
     assert nz.compress(new, base=changed).nbytes < 0.85 * alone.nbytes
+
+
+def test_of_many_small_tensors_some_are_looked_at_together(monkeypatch):
+    def network(seed: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        small = {f"b{i}": rng.normal(0, 0.05, 2048).astype("f4") for i in range(600)}
+        return {**small, "w": rng.normal(0, 0.05, (128, 256)).astype("f4")}
+
+    seen: list[int] = []
+
+    def is_far(values: np.ndarray, base: np.ndarray) -> bool:
+        seen.append(values.nbytes)
+        return choice.is_far(values, base)
+
+    monkeypatch.setattr(blocks, "is_far", is_far)
+    archive = nz.compress(network(1), base=network(2))
+    assert archive.base_id is None
+    assert len(seen) == 2
+    assert max(seen) <= 1 << 20 < 600 * 8192

@@ -38,6 +38,8 @@ __all__ = [
 #: Small tensors in one block, at most: none of them is read without the others. Of 10,000 tensors of 64 bytes, with a
 #: block for each 2,048, the first is there in a third of the time, for 0.1 to 1.2 % more bytes.
 _MOST_MEMBERS = 2048
+#: Bytes of small tensors that are looked at together; of more, some all over the network.
+_MOST_TOGETHER = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -292,9 +294,11 @@ def _far_together(source: Checkpoint, base: Checkpoint, names: list[str]) -> set
     far: set[str] = set()
     for dtype in {source.specs[name].dtype for name in names}:
         some = [name for name in names if source.specs[name].dtype == dtype]
+        # All of them may be most of the network, which need not be in memory.
+        some = some[:: 1 + sum(source.specs[name].n_bytes for name in some) // _MOST_TOGETHER]
         values, theirs = (np.concatenate([each.read(name).reshape(-1) for name in some]) for each in (source, base))
         if values.nbytes >= LEAST_APART and is_far(values, theirs):
-            far.update(some)
+            far.update(name for name in names if source.specs[name].dtype == dtype)
     return far
 
 
