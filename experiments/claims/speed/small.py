@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -111,15 +112,22 @@ def row(n: int, folder: Path) -> dict[str, Any]:
     return found
 
 
-def command(*arguments: str) -> float:
-    """Processor milliseconds of a whole process, the least of five."""
+def command(cache: str, *arguments: str) -> float:
+    """Processor milliseconds of a whole process, the least of five, after a first one that compiles all modules.
+
+    Installed packages have their modules compiled, here they are in `cache`.
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = cache
     times = []
-    for _ in range(5):
+    for _ in range(6):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "nearzip", *arguments], stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "nearzip", *arguments], stdout=subprocess.DEVNULL, check=True, env=environment
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return 1e3 * min(times)
+    return 1e3 * min(times[1:])
 
 
 def main(arguments: list[str]) -> None:
@@ -127,9 +135,10 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows = [row(n, folder) for n in (6, 148, 10_000)]
+        cache, archive, output = str(folder / "cache"), str(folder / "6-columns.nz"), str(folder / "o.npz")
         commands = {
-            "--help": command("--help"),
-            "inspect": command("inspect", str(folder / "6-columns.nz")),
-            "decompress": command("decompress", str(folder / "6-columns.nz"), "-o", str(folder / "o.npz"), "--force"),
+            "--help": command(cache, "--help"),
+            "inspect": command(cache, "inspect", archive),
+            "decompress": command(cache, "decompress", archive, "-o", output, "--force"),
         }
     record.save("small", {"rows": rows, "commands_ms": commands}, ("nearzip", "numpy", "zstandard"))
