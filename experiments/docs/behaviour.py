@@ -126,11 +126,11 @@ def objective(result: Row) -> str:
             lines.append([row["network"], row["seed"], kind, *(_plain(m, found["metrics"][m]) for m in names.values()),
                           f"{log_ratio:.2f}", f"{found['seconds']:.0f}"])  # fmt: skip
     head = (
-        f"Networks pruned to {100 * result['kept']:.0f} % of their weights, fine-tuned on {result['images']:,} images "
-        f"for {result['epochs']} epochs with a learning rate of {result['learning_rate']:g}, the same batches with "
-        f"only cross entropy and with the objective (limits "
+        f"Networks pruned to {100 * result['kept']:.0f} % of their weights, fine-tuned with a learning rate of "
+        f"{result['learning_rate']:g}, the same batches with only cross entropy and with the objective (limits "
         + ", ".join(f"{name} {limit:g}" for name, limit in result["limits"].items())
-        + f"). On {result['test_images']:,} test images, {result['measured']} for attributions and boundary:"
+        + f"). On {result['rows'][0]['test']:,} test images, {result['rows'][0]['measured']} for attributions and "
+        "boundary:"
     )
     columns = ["network", "seed", "training", *names, "median abs(log2 ratio)", "processor s"]
     return "\n\n".join([head, table(columns, lines), _reached(result["rows"]), f"{circumstances(result)}."])
@@ -168,8 +168,9 @@ def _reached(rows: list[dict[str, Any]]) -> str:
         cost = change(lambda found: found["metrics"]["cost"])
         ratio = change(lambda found: found["yardsticks"]["boundary/random/abs-log2-ratio/median"])
         lines.append(
-            f"* {network} (the original: top-1 {100 * _original(own[0]['plain']['metrics']):.1f} %), {len(own)} "
-            f"seed{'s' * (len(own) > 1)}, median: changed {100 * changed:+.0f} %, wrong now "
+            f"* {network} (the original: top-1 {100 * _original(own[0]['plain']['metrics']):.1f} %; "
+            f"{own[0]['images']:,} images, {own[0]['epochs']} epochs), {len(own)} seed{'s' * (len(own) > 1)}, median: "
+            f"changed {100 * changed:+.0f} %, wrong now "
             f"{100 * flips:+.0f} %, "
             f"cost {100 * cost:+.0f} %, "
             f"saliency {gain('attribution/saliency'):+.2f}, boundary log ratio {100 * ratio:+.0f} %, accuracy "

@@ -124,18 +124,19 @@ def main(arguments: list[str]) -> None:
     where = traces.folder(options.data)
     if where is None:
         raise SystemExit("objective: the shared traces are not there; give --data DIR")
-    settings = {
-        "kept": KEPT, "limits": LIMITS, "images": options.images, "epochs": options.epochs, "batch": _BATCH,
-        "learning_rate": _RATE, "rows_of_a_batch": _ROWS, "measured": options.measured, "test_images": options.test,
-    }  # fmt: skip
-    # One seed takes minutes on two cores: seeds that were measured with these settings are kept.
+    settings = {"kept": KEPT, "limits": LIMITS, "batch": _BATCH, "learning_rate": _RATE, "rows_of_a_batch": _ROWS}
+    own = {"images": options.images, "epochs": options.epochs, "measured": options.measured, "test": options.test}
+    # One seed takes minutes on two cores: seeds of other networks, or measured with these settings, are kept.
     before = record.load("objective")
     same = all(before.get(name) == value for name, value in settings.items())
-    rows: list[dict[str, Any]] = before["rows"] if same else []
+    rows: list[dict[str, Any]] = [
+        row for row in (before["rows"] if same else [])
+        if row["network"] not in options.networks or all(row[name] == value for name, value in own.items())
+    ]  # fmt: skip
     for name in options.networks:
         network, dataset = trained(name, where), data.load(data_of(name), options.data).limited(options.images)
         for seed in options.seeds:
-            row: dict[str, Any] = {"network": name, "seed": seed, "commit": record.commit()}
+            row: dict[str, Any] = {"network": name, **own, "seed": seed, "commit": record.commit()}
             for kind, limits in (("plain", None), ("objective", LIMITS)):
                 train = dataset.train.inputs, dataset.train.targets
                 found = arm(network, dataset.name, train, seed, options.epochs, limits)
