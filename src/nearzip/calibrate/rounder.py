@@ -182,11 +182,7 @@ class Rounder:
         }
         restored = self._as_torch(tensors)
         rounded = Rounded(tensors, steps, plain, self._divergence(restored))
-        if fitted:
-            candidate = self.with_fitted_biases(rounded, restored)
-            if candidate.divergence < rounded.divergence:
-                return candidate
-        return rounded
+        return self.with_fitted_biases(rounded, restored) if fitted else rounded
 
     def plain_steps(self, step: float) -> dict[str, float]:
         """Every tensor's step, nearly as `round` chooses it: from the levels that are nearest to the values."""
@@ -242,20 +238,21 @@ class Rounder:
             return self.predictor.mean_divergence(originals, self._held, restored)
 
     def with_fitted_biases(self, rounded: Rounded, restored: Mapping[str, Tensor] | None = None) -> Rounded:
-        """The same with biases and norms fitted to the rounded weights, on their grids again.
+        """The same, where that helps with biases and norms fitted to the rounded weights, on their grids again.
 
         `restored`: the rounded tensors on the module's device, where they are there already.
         """
         known = dict(self.predictor.module.named_parameters())
-        names = [
-            name
+        curvature = {
+            name: self.sensitivity.curvature[name]
             for name, state in self._states.items()
             if state.values.ndim <= 1 and name in known and self.sensitivity.curvature.get(name, 0.0) > 0
             and name not in rounded.plain
-        ]  # fmt: skip
-        if not names:
+        }  # fmt: skip
+        if not curvature:
             return rounded
         restored = restored or self._as_torch(rounded.tensors)
+        best = rounded
 
         def limited(name: str, values: Tensor) -> Tensor:
             state = self._states[name]
@@ -264,15 +261,20 @@ class Rounder:
             margin = max(0.0, state.reach - rounded.steps[name] / 2)
             return values if math.isinf(margin) else original + (values - original).clamp(-margin, margin)
 
+        # Half of the batches fit as well as all of them (docs/tried.md), at half the cost.
+        some = self._learned[: (len(self._learned) + 1) // 2]
         with self.predictor.evaluating():
-            originals = [self._original[id(batch)] for batch in self._learned]
-            found = fit_biases(self.predictor, originals, restored, names, limited)
-        fitted = {}
-        for name, values in found.items():
-            state, step = self._states[name], rounded.steps[name]
-            fitted[name] = state.restored(state.nearest(values.cpu().numpy(), step), step)
-        divergence = self._divergence({**restored, **self._as_torch(fitted)})
-        return replace(rounded, tensors={**rounded.tensors, **fitted}, divergence=divergence)
+            originals = [self._original[id(batch)] for batch in some]
+            for values in fit_biases(self.predictor, originals, restored, curvature, limited):
+                fitted = {}
+                for name, wanted in values.items():
+                    state, step = self._states[name], rounded.steps[name]
+                    fitted[name] = state.restored(state.nearest(wanted.cpu().numpy(), step), step)
+                divergence = self._divergence({**restored, **self._as_torch(fitted)})
+                if divergence >= best.divergence:
+                    break
+                best = replace(rounded, tensors={**rounded.tensors, **fitted}, divergence=divergence)
+        return best
 
 
 def _price(levels: list[Array]) -> float:
