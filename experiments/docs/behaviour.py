@@ -133,7 +133,8 @@ def objective(result: Row) -> str:
         "boundary:"
     )
     columns = ["network", "seed", "training", *names, "median abs(log2 ratio)", "processor s"]
-    return "\n\n".join([head, table(columns, lines), _reached(result["rows"]), f"{circumstances(result)}."])
+    found = circumstances(result, ", ".join(dict.fromkeys(row["commit"] for row in result["rows"])))
+    return "\n\n".join([head, table(columns, lines), _reached(result["rows"]), f"{found}."])
 
 
 def _plain(metric: str, value: float) -> str:

@@ -59,7 +59,10 @@ def _missing(network: str, measured: int) -> str:
 def context(result: Row) -> Row:
     """Figures of the section."""
     return {
-        "trainings": trainings(result), "sentences": sentences(result), "circumstances": circumstances(result),
+        "trainings": trainings(result), "sentences": sentences(result),
+        "circumstances": circumstances(result, ", ".join(dict.fromkeys(
+            row["commit"] for found in result["networks"].values() for row in found["seeds"]
+        ))),
         "rounds": result["rounds"], "more": result["epochs_of_a_round"],
         "shares": "; ".join(
             f"{TITLES[network]} " + ", ".join(f"{100 * share:g} %" for share in steps[-1][0])
