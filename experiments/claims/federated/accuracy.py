@@ -63,9 +63,11 @@ def _sparse(label: str, method: str, residual: str | None = "exact", both: bool 
     return _ours(label, both, method=method, options=options, residual=residual)
 
 
-def _both(up: float, down: float, residual: str | None = "nearzip") -> Method:
-    label = f"nearzip both {up:g}, {down:g}" + {"nearzip": "", "exact": ", exact", None: ", none"}[residual]
-    return _ours(label, True, {"bound": f"rms:{down}"}, bound=f"rms:{up}", residual=residual)
+def _both(up: float, down: float, residual: str | None = "nearzip", **more: Any) -> Method:
+    """Steps of both directions, in root mean squares of the update; and how the residual is kept."""
+    kept = {"nearzip": more.get("residual_bound", "rms:0.5"), "exact": "float32", None: "none"}[residual]
+    label = f"nearzip both, {up:g} up, {down:g} down, residual {kept}"
+    return _ours(label, True, {"bound": f"rms:{down}"}, bound=f"rms:{up}", residual=residual, **more)
 
 
 METHODS = {
@@ -79,7 +81,8 @@ METHODS = {
         _ours("nearzip rms:2.5", bound="rms:2.5"),
         _ours("nearzip rms:3", bound="rms:3"),
         *(_both(up, down) for up, down in ((2.1, 1.95), (2.3, 2.2), (2.5, 2.2), (2.5, 2.5), (2.3, 2.0), (2.2, 2.1))),
-        *(_both(up, down, "exact") for up, down in ((1.5, 1.5), (2.1, 1.95), (2.3, 2.2), (2.5, 2.35))),
+        *(_both(up, down, "exact") for up, down in ((1.5, 1.5), (2.1, 1.95), (2.3, 2.2), (2.3, 2.4), (2.5, 2.35))),
+        *(_both(2.3, 2.2, residual_bound=f"rms:{r}") for r in (0.125, 0.25)),
         *(_both(up, down, None) for up, down in ((1.5, 2.0), (1.8, 2.1), (2.0, 2.2), (2.2, 2.2))),
         _ours("nearzip both rms:1", True, bound="rms:1"),
         _ours("nearzip both rms:1.5", True, bound="rms:1.5"),
