@@ -92,23 +92,30 @@ def residuals(result: Row) -> str:
 
 def costs(result: Row) -> str:
     """Table 8 for every way to store a residual, and the server's memory."""
+    columns = ("ratio", "encode_1", "encode_2", "decode_1", "decode_2")
     rows = [
-        [
-            label,
-            ways["alone"]["ratio"],
-            ways["previous"]["ratio"],
-            ways["previous"]["encode"],
-            ways["previous"]["decode"],
-        ]
+        [label, ways.get("alone", {}).get("ratio", "-"), *(_rounded(ways["previous"].get(c)) for c in columns)]
         for label, ways in result["ways"].items()
     ]
-    head = ["residual stored by", "times smaller", "with the residual before", "s to compress", "s to restore"]
+    head = [
+        "residual stored by", "times smaller", "with the residual before", "s to compress, one core", "two cores",
+        "s to restore, one core", "two cores",
+    ]  # fmt: skip
     memory = result["memory"]
     network = memory["network_bytes"]
+    rounds = [
+        f"{one['accepted_bytes'] / network:.1f} networks while it accepts them and "
+        f"{one['averaged_bytes'] / network:.1f} with the average, of which {one['reply_bytes'] / network:.1f} replies"
+        for one in memory["rounds"]
+    ]
     text = (
-        f"A residual of {result['residual_bytes'] / 1e6:.0f} MB; seconds of one core, coded against the one before. "
-        f"A server of a {network / 1e6:.0f} MB network that holds {memory['replies']} replies "
-        f"({memory['reply_bytes'] / 1e6:.0f} MB in all) takes {memory['accepted_bytes'] / network:.1f} networks beyond "
-        f"the first model while it accepts them, and {memory['averaged_bytes'] / network:.1f} while it averages."
+        f"A residual of {result['residual_bytes'] / 1e6:.0f} MB, coded against the one before. A server of a "
+        f"{network / 1e6:.0f} MB network that holds {memory['replies']} replies peaks, beyond Python and the caller's "
+        f"first model, at {rounds[0]}; in the second round, when it holds what the first one left out as well, at "
+        f"{rounds[1]}."
     )
     return table(head, rows) + f"\n\n{text} {circumstances(result)}."
+
+
+def _rounded(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
