@@ -50,11 +50,12 @@ _STAGES = (
     "raw-bytes", "pack-integers", "symbol-bytes", "run-lengths", "huffman", "gzip", "zstd", "lzma", "range-quantize",
     "exponent-buckets", "smallest-of", "ordered-delta", "log-step", "top-mean", "golomb", "stochastic-levels",
     "quantile-buckets", "fixed-bits", "adaptive-prefix", "key-huffman", "bloom-index", "fit-curve",
+    "min-max-sketch",
 )  # fmt: skip
 _PARAMETERS = (
     "step", "mode", "gain", "values", "gaps", "gap_bits", "fill", "keep", "bits", "delta", "choices", "eps", "level",
     "scale", "zero", "codes", "split", "sides", "levels", "bucket", "seed",
-    "buckets", "policy", "curve", "segments",
+    "buckets", "policy", "curve", "segments", "keys", "tables", "groups", "columns",
 )  # fmt: skip
 #: A number of a stage or parameter that is spelled out, and a count of parameters that follows in a byte of its own.
 _OTHER_STAGE, _OTHER_PARAMETER, _MANY = 63, 31, 3
