@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
 from experiments.docs.markdown import Row, circumstances, commits, table
@@ -12,11 +13,29 @@ _TITLES = {
     "mnist-iid": "MNIST, independent and identically distributed",
     "mnist-part": "MNIST, Dirichlet 0.3, three of ten clients in a round",
     "mnist-iid-part": "MNIST, independent and identically distributed, three of ten clients in a round",
-    "mnist-lost": "MNIST, Dirichlet 0.3, a fifth of the replies lost",
     "cifar": "CIFAR-10, Dirichlet 0.3",
     "text": "Text, split by place",
 }
+#: Settings with a fault that the first one has not.
+_FAULTS = {
+    "mnist": "none",
+    "mnist-lost": "a fifth of the replies lost",
+    "mnist-away": "three clients away for rounds 5 to 14",
+    "mnist-restarts": "server and clients restored from their states every fifth round",
+    "mnist-resets": "each round one client has lost its state",
+}
 _FEDAVG = "FedAvg fp32"
+_OURS = "nearzip both, 2.3 up, 2.2 down, residual float32"
+_STC = "STC both 5 %"
+#: What the other tables show of methods that were measured with several settings.
+_SHOWN = (
+    _OURS,
+    "nearzip both, 2.3 up, 2.2 down, residual rms:0.25",
+    "nearzip both, 2 up, 2.2 down, residual none",
+    _STC,
+)
+#: Points below FedAvg at which bits are compared.
+_EQUAL = 0.3
 
 
 def _spread(row: Row) -> str:
@@ -40,24 +59,32 @@ def _bits(value: Any) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
-def _methods(methods: Row) -> str:
+_HEAD = [
+    "method",
+    "accuracy, %",
+    "below FedAvg on the same seeds, points",
+    "bits up",
+    "bits down",
+    "seeds",
+    "ms a message",
+]
+
+
+def _methods(methods: Row, labels: Iterable[str]) -> str:
+    """A row for each label, the most accurate first."""
     reference = methods.get(_FEDAVG)
+    chosen = sorted(((label, methods[label]) for label in labels), key=lambda item: -item[1]["accuracy"])
     rows = [
         [label, _spread(row), _gap(row, reference), _bits(row["bits_up"]),
          "32 or lossless" if _is_up_only(label) else _bits(row.get("bits_down")), row["seeds"],
          f"{1000 * row['coding_seconds']:.1f}"]
-        for label, row in sorted(methods.items(), key=lambda item: -item[1]["accuracy"]) if ", R " not in label
+        for label, row in chosen
     ]  # fmt: skip
-    head = [
-        "method",
-        "accuracy, %",
-        "below FedAvg on the same seeds, points",
-        "bits up",
-        "bits down",
-        "seeds",
-        "ms a message",
-    ]
-    return table(head, rows)
+    return table(_HEAD, rows)
+
+
+def _is_swept(label: str) -> bool:
+    return " both" in label and label not in _SHOWN
 
 
 def _is_up_only(label: str) -> bool:
@@ -70,9 +97,76 @@ def accuracy(result: Row) -> str:
     for name, title in _TITLES.items():
         if name in result["settings"]:
             found = result["settings"][name]
-            parts.append(f"**{title}**, {found['setup']['rounds']} rounds:\n\n{_methods(found['methods'])}")
+            labels = [label for label in found["methods"] if ", R " not in label and not _is_swept(label)]
+            parts.append(f"**{title}**, {found['setup']['rounds']} rounds:\n\n{_methods(found['methods'], labels)}")
     measured = commits(*result["measured_at"])
     return "\n\n".join(parts) + f"\n\n{circumstances(result)}. Runs at commit {measured}."
+
+
+def sweep(result: Row) -> str:
+    """Methods with several settings, both ways compressed, and the bits that they take at equal accuracy."""
+    methods = result["settings"]["mnist"]["methods"]
+    labels = [label for label in methods if " both" in label]
+    found = []
+    for family, members in (
+        ("nearzip, residual in float32", [m for m in labels if m.endswith("residual float32")]),
+        ("nearzip, residual within 0.5", [m for m in labels if m.endswith("residual rms:0.5")]),
+        ("STC", [m for m in labels if m.startswith("STC")]),
+    ):
+        found.append(f"* {family}: {_at_equal([methods[m] for m in members], methods[_FEDAVG])}")
+    return _methods(methods, labels) + f"\n\nBits at {_EQUAL} points below FedAvg, interpolated:\n\n" + "\n".join(found)
+
+
+def _at_equal(rows: list[Row], reference: Row) -> str:
+    """Bits both ways at `_EQUAL` points below the reference: their logarithms interpolated between neighbours."""
+    gaps = []
+    for row in rows:
+        there = _on_same_seeds(row, reference)
+        assert there is not None
+        gaps.append((100 * (there - row["accuracy"]), row))
+    gaps.sort(key=lambda pair: pair[0])
+    near = [pair for pair in gaps if pair[0] <= _EQUAL]
+    far = [pair for pair in gaps if pair[0] > _EQUAL]
+    if not near:
+        gap, row = gaps[0]
+        return f"not reached; {gap:.2f} points below at {row['bits_up']:.2f} up and {row['bits_down']:.2f} down"
+    if not far:
+        gap, row = gaps[-1]
+        return f"at most {row['bits_up']:.2f} up and {row['bits_down']:.2f} down, {gap:.2f} points below"
+    (low, fine), (high, coarse) = near[-1], far[0]
+    share = (_EQUAL - low) / (high - low)
+    up, down = (fine[way] * (coarse[way] / fine[way]) ** share for way in ("bits_up", "bits_down"))
+    return f"{up:.2f} up and {down:.2f} down"
+
+
+def faults(result: Row) -> str:
+    """Accuracy with and without faults, by method."""
+    labels = (_FEDAVG, _OURS, _STC)
+    settings = result["settings"]
+    rows = []
+    for name, title in _FAULTS.items():
+        cells: list[Any] = [title]
+        for label in labels:
+            row = settings.get(name, {"methods": {}})["methods"].get(label)
+            clean = settings["mnist"]["methods"][label]
+            cells += ["-"] if row is None else [_with_and_without(row, clean)]
+        rows.append(cells)
+    ours = [settings[name]["methods"][_OURS] for name in _FAULTS]
+    spread = 50 * max(row["spread"] for row in ours)
+    worst = max(100 * (ours[0]["by_seed"][seed] - row["by_seed"][seed]) for row in ours for seed in row["by_seed"])
+    verdict = "within" if worst <= spread else "beyond"
+    text = (
+        f"In brackets: points below the same method without faults, over the same seeds. The largest loss of {_OURS} "
+        f"in a single run is {worst:.2f} points, {verdict} the spread of the seeds (± {spread:.2f})."
+    )
+    return table(["fault", *labels], rows) + "\n\n" + text
+
+
+def _with_and_without(row: Row, clean: Row) -> str:
+    there = _on_same_seeds(row, clean)
+    assert there is not None
+    change = 100 * (there - row["accuracy"])
+    return _spread(row) + (f" ({change:.2f})" if row is not clean else "")
 
 
 def residuals(result: Row) -> str:
