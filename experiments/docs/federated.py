@@ -198,15 +198,17 @@ def costs(result: Row) -> str:
     memory = result["memory"]
     network = memory["network_bytes"]
     rounds = [
-        f"{one['accepted_bytes'] / network:.1f} networks while it accepts them and "
-        f"{one['averaged_bytes'] / network:.1f} with the average, of which {one['reply_bytes'] / network:.1f} replies"
+        f"{(one['accepted_bytes'] - one['reply_bytes']) / network:.1f} networks beside them while it accepts and "
+        f"{(one['averaged_bytes'] - one['reply_bytes']) / network:.1f} with the average"
         for one in memory["rounds"]
     ]
     text = (
-        f"A residual of {result['residual_bytes'] / 1e6:.0f} MB, coded against the one before. A server of a "
-        f"{network / 1e6:.0f} MB network that holds {memory['replies']} replies peaks, beyond Python and the caller's "
-        f"first model, at {rounds[0]}; in the second round, when it holds what the first one left out as well, at "
-        f"{rounds[1]}."
+        f"A residual of {result['residual_bytes'] / 1e6:.0f} MB, coded against the one before; processor time, for two "
+        f"cores half of it or that of the busiest thread. By a client: rounded at random first, as `Client` does. A "
+        f"server of a {network / 1e6:.0f} MB network that holds {memory['replies']} replies "
+        f"({memory['rounds'][0]['reply_bytes'] / 1e6:.0f} MB) takes, beyond Python and the caller's first model, "
+        f"at most {rounds[0]}; in the second round, when it holds what the first one left out as well, {rounds[1]}. "
+        f"Buffers of the coder, some 15 MB a thread, are part of it."
     )
     return table(head, rows) + f"\n\n{text} {circumstances(result)}."
 
