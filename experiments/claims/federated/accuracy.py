@@ -114,7 +114,8 @@ for _name, _method in (("SBC 1 %", "sbc"), ("SKCompress 1 %", "skcompress"), ("D
                        ("top-k 1 %", "topk")):  # fmt: skip
     for _residual in (None, "qd-compressor", "lc-checkpoint", "nearzip"):
         _label = f"{_name}, R {_residual or 'dropped'}"
-        METHODS[_label] = _sparse(_label, _method, _residual, keep=0.01)
+        _bound = {"residual_bound": "rms:0.5"} if _residual == "nearzip" else {}
+        METHODS[_label] = _ours(_label, method=_method, options={"keep": 0.01}, residual=_residual, **_bound)
 
 
 def _path(setting: str, label: str, seed: int) -> Path:
