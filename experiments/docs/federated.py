@@ -165,8 +165,8 @@ def faults(result: Row) -> str:
     verdict = "within" if worst <= spread else "beyond"
     text = (
         f"In brackets: points below the same method without faults, over the same seeds, {n_seeds} or more. The "
-        f"largest loss of nearzip in a single run is {worst:.2f} points, {verdict} the spread of the seeds without faults "
-        f"(± {spread:.2f})."
+        f"largest loss of nearzip in a single run is {worst:.2f} points, {verdict} the spread of the seeds without "
+        f"faults (± {spread:.2f})."
     )
     return table(["fault", *labels], rows) + "\n\n" + text
 
