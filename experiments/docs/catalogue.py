@@ -102,6 +102,8 @@ BLOCKS = (
     Block("docs/tune.md", "roundings", ("roundings",), accuracy.roundings),
     Block("docs/tune.md", "gates", ("gates",), accuracy.gates),
     Block("docs/federated-results.md", "accuracy", ("federated",), federated.accuracy),
+    Block("docs/federated-results.md", "sweep", ("federated",), federated.sweep),
+    Block("docs/federated-results.md", "faults", ("federated",), federated.faults),
     Block("docs/federated-results.md", "residuals", ("federated",), federated.residuals),
     Block("docs/federated-results.md", "costs", ("federated_costs",), federated.costs),
     Block("docs/tune.md", "budget", ("budget",), accuracy.budgets),

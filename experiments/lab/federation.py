@@ -31,7 +31,9 @@ class Setting:
 
     `samples`: of the training split, over all clients. `alpha`: of the Dirichlet distribution of labels over clients;
     0: independent and identically distributed. `taking_part`: share of the clients in each round. `lost`: share of the
-    replies that never arrive. `optimizer`: "sgd" or "adam", new in each round.
+    replies that never arrive. `optimizer`: "sgd" or "adam", new in each round. Faults: `away` clients take no part in
+    rounds 5 to 14; server and clients are restored from their states every `restarts` rounds; in each round `resets`
+    clients have lost their states.
     """
 
     network: str = "lenet-300-100"
@@ -44,6 +46,13 @@ class Setting:
     batch: int = 32
     lr: float = 0.05
     optimizer: str = "sgd"
+    away: int = 0
+    restarts: int = 0
+    resets: int = 0
+
+
+#: Rounds, counted from 0, in which clients are away.
+_AWAY = range(4, 14)
 
 
 @dataclass(frozen=True)
@@ -178,6 +187,12 @@ class Federation:
         coding = 0.0
         for turn in range(setting.rounds):
             nodes = sorted(rng.choice(setting.clients, n_each, replace=False).tolist())
+            if turn in _AWAY:
+                nodes = [node for node in nodes if node >= setting.away]
+            if setting.restarts and turn % setting.restarts == setting.restarts - 1:
+                link.restart()
+            for node in rng.choice(nodes, setting.resets, replace=False).tolist() if setting.resets and turn else ():
+                link.reset(node)
             arrived = {}
             for node in nodes:
                 begin = time.process_time()

@@ -41,6 +41,14 @@ class Link(ABC):
         """Mean bytes that a client keeps between rounds."""
         return 0.0
 
+    @abstractmethod
+    def restart(self) -> None:
+        """Server and clients go on from what they stored."""
+
+    @abstractmethod
+    def reset(self, node: int) -> None:
+        """A client has lost what it stored."""
+
 
 class Ours(Link):
     """`nearzip.federated`: `up` and `down` are the arguments of `Client` and `Server`."""
@@ -78,6 +86,18 @@ class Ours(Link):
 
     def residual_bytes(self) -> float:
         return float(np.mean([client.residual_bytes for client in self.clients]))
+
+    def restart(self) -> None:
+        from nearzip.federated import Client, Server
+
+        self.server = Server.from_bytes(self.server.to_bytes())
+        self.clients = [Client.from_bytes(client.to_bytes()) for client in self.clients]
+
+    def reset(self, node: int) -> None:
+        from nearzip.federated import Client
+
+        self.server.forget(node)
+        self.clients[node] = Client(**self._seeded(node))
 
 
 class Plain(Link):
@@ -136,3 +156,9 @@ class Plain(Link):
 
     def residual_bytes(self) -> float:
         return float(np.mean([sum(v.nbytes for v in left.values()) for left in self._residuals]))
+
+    def restart(self) -> None:
+        return  # nothing is coded
+
+    def reset(self, node: int) -> None:
+        self._residuals[node] = {}

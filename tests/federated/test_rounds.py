@@ -11,7 +11,7 @@ import pytest
 
 from nearzip.digests import digest
 from nearzip.errors import CorruptError, Error, UsageError, WrongBaseError
-from nearzip.federated import Client, Server
+from nearzip.federated import Client, Server, residual
 from nearzip.federated.coding import as_model, model_id
 from nearzip.federated.downlink import read_downlink
 from nearzip.federated.message import read_message
@@ -105,6 +105,15 @@ def test_what_one_update_leaves_out_comes_with_the_next(residual):
         dropped_server.accept("a", dropped.send({"w": held["w"] + np.float32(0.001)}))
         dropped_server.average({"a": 1.0})
     assert float(np.abs(dropped_server.model["w"]).max()) == 0.0
+
+
+@pytest.mark.parametrize("piece", [3, 10, 1 << 19])
+def test_random_rounding_does_not_depend_on_how_it_is_divided(piece, monkeypatch):
+    monkeypatch.setattr(residual, "_PIECE", piece)
+    values = {name: np.full(shape, 3, np.float32) for name, shape in {"a": (5, 3), "b": (0,), "c": (), "d": 28}.items()}
+    rng = np.random.Generator(np.random.PCG64(1))
+    wanted = {n: v + np.float32(0.1) * (rng.random(v.shape, np.float32) - np.float32(0.5)) for n, v in values.items()}
+    assert same(residual.Residual("nearzip")._dithered(values, 0.1), wanted)
 
 
 def test_a_lost_reply_is_sent_again():

@@ -49,6 +49,7 @@ MORE = (
     ("blosc-bits", "blosc", None, {"filter": "BITSHUFFLE", "codec": "LZ4"}),
     ("lc-checkpoint-8", "lc-checkpoint", None, {"bits": 8}),
     ("skcompress-large", "skcompress", None, {"keep": 0.2, "buckets": 16}),
+    ("skcompress-sketch", "skcompress", None, {"keep": 0.2, "buckets": 16, "sketch": True}),
     ("deepreduce-p1-deflate", "deepreduce", None, {"keep": 0.1, "index": "bloom-p1", "values": "deflate"}),
     ("deepreduce-p2-poly", "deepreduce", None, {"keep": 0.2, "index": "bloom-p2", "values": "fit-poly", "eps": 0.05}),
     ("deepreduce-huffman-dexp", "deepreduce", None, {"keep": 0.1, "index": "huffman", "values": "fit-dexp"}),

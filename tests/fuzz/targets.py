@@ -49,6 +49,7 @@ from nearzip.stages.bits import AdaptivePrefix, FixedBits, KeyHuffman
 from nearzip.stages.bloom import BloomIndex
 from nearzip.stages.curves import FitCurve
 from nearzip.stages.golomb import Golomb
+from nearzip.stages.min_max import MinMaxSketch
 from nearzip.stages.qsgd import StochasticLevels
 from nearzip.stages.quantiles import QuantileBuckets
 from nearzip.stages.top_mean import TopMean
@@ -65,6 +66,7 @@ STAGES: list[Stage] = [
     Golomb(6), TopMean(0.01), StochasticLevels(7, 64, 0), QuantileBuckets(16), FixedBits(), AdaptivePrefix(),
     KeyHuffman(), FitCurve(), FitCurve("dexp"), BloomIndex(Chain((RawBytes(),))),
     BloomIndex(Chain((RawBytes(),)), policy="p2"),
+    MinMaxSketch(Chain((AdaptivePrefix(),)), Chain((Huffman(),)), 16),
     Sparse(Chain((QuantileBuckets(16), Huffman())), Chain((AdaptivePrefix(),)), 32, False),
 ]  # fmt: skip
 SYMBOL_TYPES = [np.dtype(t) for t in (np.int32, np.uint8, np.uint16, np.uint32, np.uint64)]

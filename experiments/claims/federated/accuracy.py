@@ -35,6 +35,9 @@ SETTINGS = {
     "mnist-part": replace(MNIST, taking_part=0.3),
     "mnist-iid-part": replace(MNIST, alpha=0.0, taking_part=0.3),
     "mnist-lost": replace(MNIST, lost=0.2),
+    "mnist-away": replace(MNIST, away=3),
+    "mnist-restarts": replace(MNIST, restarts=5),
+    "mnist-resets": replace(MNIST, resets=1),
     "cifar": CIFAR,
     "text": TEXT,
 }
@@ -60,6 +63,13 @@ def _sparse(label: str, method: str, residual: str | None = "exact", both: bool 
     return _ours(label, both, method=method, options=options, residual=residual)
 
 
+def _both(up: float, down: float, residual: str | None = "nearzip", **more: Any) -> Method:
+    """Steps of both directions, in root mean squares of the update; and how the residual is kept."""
+    kept = {"nearzip": more.get("residual_bound", "rms:0.5"), "exact": "float32", None: "none"}[residual]
+    label = f"nearzip both, {up:g} up, {down:g} down, residual {kept}"
+    return _ours(label, True, {"bound": f"rms:{down}"}, bound=f"rms:{up}", residual=residual, **more)
+
+
 METHODS = {
     method.label: method
     for method in (
@@ -70,7 +80,10 @@ METHODS = {
         _ours("nearzip rms:2", bound="rms:2"),
         _ours("nearzip rms:2.5", bound="rms:2.5"),
         _ours("nearzip rms:3", bound="rms:3"),
-        _ours("nearzip both", True, {"bound": "rms:1.95"}, bound="rms:2.1"),
+        *(_both(up, down) for up, down in ((2.1, 1.95), (2.3, 2.2), (2.5, 2.2), (2.5, 2.5), (2.3, 2.0), (2.2, 2.1))),
+        *(_both(up, down, "exact") for up, down in ((1.5, 1.5), (2.1, 1.95), (2.3, 2.2), (2.3, 2.4), (2.5, 2.35))),
+        *(_both(2.3, 2.2, residual_bound=f"rms:{r}") for r in (0.125, 0.25)),
+        *(_both(up, down, None) for up, down in ((1.5, 2.0), (1.8, 2.1), (2.0, 2.2), (2.2, 2.2))),
         _ours("nearzip both rms:1", True, bound="rms:1"),
         _ours("nearzip both rms:1.5", True, bound="rms:1.5"),
         _ours("nearzip both rms:2", True, bound="rms:2"),
@@ -83,6 +96,7 @@ METHODS = {
         _sparse("STC 5 %", "stc", keep=0.05),
         _sparse("STC both 1 %", "stc", both=True, keep=0.01),
         _sparse("STC both 5 %", "stc", both=True, keep=0.05),
+        _sparse("STC both 10 %", "stc", both=True, keep=0.1),
         _sparse("QSGD 7 levels", "qsgd", None, levels=7),
         _sparse("QSGD 1 level", "qsgd", None, levels=1),
         _sparse("SKCompress 1 %", "skcompress", keep=0.01),
@@ -100,7 +114,8 @@ for _name, _method in (("SBC 1 %", "sbc"), ("SKCompress 1 %", "skcompress"), ("D
                        ("top-k 1 %", "topk")):  # fmt: skip
     for _residual in (None, "qd-compressor", "lc-checkpoint", "nearzip"):
         _label = f"{_name}, R {_residual or 'dropped'}"
-        METHODS[_label] = _sparse(_label, _method, _residual, keep=0.01)
+        _bound = {"residual_bound": "rms:0.5"} if _residual == "nearzip" else {}
+        METHODS[_label] = _ours(_label, method=_method, options={"keep": 0.01}, residual=_residual, **_bound)
 
 
 def _path(setting: str, label: str, seed: int) -> Path:

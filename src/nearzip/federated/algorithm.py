@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ class Round:
 
     Attributes
     ----------
-    model : dict of arrays
+    model : mapping of str to array
         W after the round.
     update_bytes : dict of int to int
         Length of the message of each client that took part.
@@ -33,7 +33,7 @@ class Round:
         What each of them keeps: QR.
     """
 
-    model: dict[str, Array]
+    model: MutableMapping[str, Array]
     update_bytes: dict[int, int]
     residual_bytes: dict[int, int]
 

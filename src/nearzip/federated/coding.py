@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,19 @@ from nearzip.errors import UsageError
 from nearzip.federated.message import BLOCK_BYTES, Group, pack, read_message, whole_block
 from nearzip.tensors import Array, Checkpoint, TensorSpec
 
-__all__ = ["EXACT_NAMES", "UpdateCoding", "advanced", "applied", "as_model", "exact_delta", "model_id", "updates"]
+__all__ = [
+    "EXACT_NAMES",
+    "Copies",
+    "UpdateCoding",
+    "advanced",
+    "applied",
+    "as_model",
+    "check_same",
+    "exact_delta",
+    "model_id",
+    "moved",
+    "updates",
+]
 
 #: Tensors with fewer values than this take a finer step: they cost little, and a value of them matters more.
 _SMALL = 1000
@@ -191,13 +203,41 @@ def applied(
     found = {}
     for name, spec in held.specs.items():
         update = decoded.pop(name) if consume and isinstance(decoded, dict) else decoded[name]
-        if name in exact:
-            found[name] = np.array(update)
-            continue
-        old = held.read(name)
-        wide = np.float64 if spec.dtype == "float64" else np.float32
-        found[name] = np.asarray(old.astype(wide) + update.astype(wide)).astype(old.dtype)
+        found[name] = np.array(update) if name in exact else moved(spec, held.read(name), update)
     return found
+
+
+def moved(spec: TensorSpec, old: Array, update: Array) -> Array:
+    """A tensor after its float32 update, in memory of its own."""
+    wide = np.float64 if spec.dtype == "float64" else np.float32
+    return np.asarray(old.astype(wide, copy=False) + update.astype(wide, copy=False)).astype(old.dtype, copy=False)
+
+
+class Copies(MutableMapping[str, Array]):
+    """Tensors of a model that the caller may write to: each is copied when it is asked for, and the copy is kept."""
+
+    def __init__(self, model: Checkpoint) -> None:
+        self._arrays = {name: model.read(name) for name in model.specs}
+        self._own: set[str] = set()
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._own:
+            self[name] = np.array(self._arrays[name])
+        return self._arrays[name]
+
+    def __setitem__(self, name: str, value: Array) -> None:
+        self._arrays[name] = value
+        self._own.add(name)
+
+    def __delitem__(self, name: str) -> None:
+        del self._arrays[name]
+        self._own.discard(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
 
 
 def advanced(held: Checkpoint, held_id: bytes, data: bytes | memoryview) -> Checkpoint:

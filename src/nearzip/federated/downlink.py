@@ -21,11 +21,13 @@ from nearzip.digests import DIGEST_BYTES, digest
 from nearzip.errors import CorruptError, LimitError, NewerFormatError, TruncatedError, WrongBaseError
 from nearzip.stages.base import get_varint, put_varint
 
-__all__ = ["Downlink", "Part", "put_downlink", "read_downlink"]
+__all__ = ["TAG_BYTES", "Downlink", "Part", "put_downlink", "read_downlink"]
 
 MAGIC = b"ND"
 VERSION = 1
-_TAG, _ACK = 8, 4
+#: Of identities that are cut short, and of the checksum at the end.
+TAG_BYTES = _TAG = 8
+_ACK = 4
 _MAX_PARTS, _MAX_ACKS = 4096, 1 << 20
 
 
@@ -67,15 +69,13 @@ class Downlink:
 def put_downlink(takes: bytes, parts: Sequence[Part], acks: Iterable[bytes], gives: bytes) -> bytes:
     """Bytes for a client that holds `takes`."""
     tags = sorted({tag[:_ACK] for tag in acks})
-    body = b"".join((
+    pieces: list[bytes | memoryview] = [
         MAGIC, bytes([VERSION]), gives, takes[:_TAG].ljust(_TAG, b"\0"), put_varint(len(tags)), *tags,
         put_varint(len(parts)),
-        *(
-            bytes([not part.is_keyframe]) + part.gives[:_TAG] + put_varint(len(part.data)) + bytes(part.data)
-            for part in parts
-        ),
-    ))  # fmt: skip
-    return body + digest(body)[:_TAG]
+    ]  # fmt: skip
+    for part in parts:
+        pieces += [bytes([not part.is_keyframe]), part.gives[:_TAG], put_varint(len(part.data)), part.data]
+    return b"".join((*pieces, digest(*pieces)[:_TAG]))
 
 
 def read_downlink(data: bytes | memoryview) -> Downlink:

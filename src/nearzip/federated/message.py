@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from nearzip.blocks import Block, block_context, block_values, segment_blocks
+from nearzip.blocks import Block, block_context, block_values, in_own_memory, segment_blocks
 from nearzip.bounds import EXACT, Tolerance
 from nearzip.codec import decode_block, encode_block, exact_pipeline
 from nearzip.digests import DIGEST_BYTES, digest, join_pieces, part_digests, tensor_digest
@@ -35,7 +35,7 @@ from nearzip.stages import Pipeline, pipeline_from_json
 from nearzip.stages.base import get_varint, put_varint
 from nearzip.tensors import Array, Checkpoint, TensorSpec
 
-__all__ = ["BLOCK_BYTES", "Group", "Message", "as_update", "pack", "read_message", "whole_block"]
+__all__ = ["BLOCK_BYTES", "Group", "Message", "as_update", "pack", "pack_into", "read_message", "whole_block"]
 
 MAGIC = b"NU"
 #: Both sides split one large tensor at the same indices. Several tensors of a group share one block.
@@ -50,11 +50,12 @@ _STAGES = (
     "raw-bytes", "pack-integers", "symbol-bytes", "run-lengths", "huffman", "gzip", "zstd", "lzma", "range-quantize",
     "exponent-buckets", "smallest-of", "ordered-delta", "log-step", "top-mean", "golomb", "stochastic-levels",
     "quantile-buckets", "fixed-bits", "adaptive-prefix", "key-huffman", "bloom-index", "fit-curve",
+    "min-max-sketch",
 )  # fmt: skip
 _PARAMETERS = (
     "step", "mode", "gain", "values", "gaps", "gap_bits", "fill", "keep", "bits", "delta", "choices", "eps", "level",
     "scale", "zero", "codes", "split", "sides", "levels", "bucket", "seed",
-    "buckets", "policy", "curve", "segments",
+    "buckets", "policy", "curve", "segments", "keys", "tables", "groups", "columns",
 )  # fmt: skip
 #: A number of a stage or parameter that is spelled out, and a count of parameters that follows in a byte of its own.
 _OTHER_STAGE, _OTHER_PARAMETER, _MANY = 63, 31, 3
@@ -88,13 +89,29 @@ class Group:
 # ---- writing -----------------------------------------------------------------------------------------------------
 
 
+#: Takes the name of a tensor, and what a reader decodes for it.
+Take = Callable[[str, Array], None]
+
+
 def pack(
     groups: Sequence[Group], update: Checkpoint, values: Checkpoint, base: Checkpoint, base_id: bytes
 ) -> tuple[bytes, dict[str, Array]]:
-    """The message, and what a reader decodes: float32 updates, and exact values, by name.
+    """The message, and what a reader decodes: float32 updates, and exact values, by name. Else as `pack_into`."""
+    decoded: dict[str, Array] = {}
+    return pack_into(decoded.__setitem__, groups, update, values, base, base_id), decoded
+
+
+def pack_into(
+    take: Take, groups: Sequence[Group], update: Checkpoint, values: Checkpoint, base: Checkpoint, base_id: bytes
+) -> bytes:
+    """The message; `take` gets every tensor as a reader decodes it, once its group is encoded.
+
+    Of all that is decoded, one group is in memory at a time. No tensor is read once `take` got it.
 
     Parameters
     ----------
+    take : callable
+        Of a name, and a float32 update or exact values, which may be a view of a larger array.
     groups : sequence of Group
         Together they hold every tensor of the base once.
     update : Checkpoint
@@ -106,7 +123,7 @@ def pack(
         Identity of the base, 16 bytes.
     """
     payloads: list[bytes] = []
-    decoded: dict[str, Array] = {}
+    digests: dict[str, bytes] = {}
     pipelines: dict[Pipeline, int] = {}
     heads = b""
     for group in groups:
@@ -119,16 +136,19 @@ def pack(
         number_of = pipelines.setdefault(pipeline, len(pipelines))
         heads += put_varint(4 * number_of + 2 * group.whole + group.exact)
         payloads += [payload for payload, _, _ in encoded]
-        decoded.update(_split(group.tensors, [array for _, array, _ in encoded]))
+        for name, array in _split(group.tensors, [array for _, array, _ in encoded]):
+            digests[name] = tensor_digest(np.ascontiguousarray(array))
+            take(name, array)
+        del encoded
     number = {spec.name: i for i, group in enumerate(groups) for spec in group.tensors}
-    body = b"".join((
+    pieces = [
+        MAGIC, bytes([VERSION]), base_id[:_TAG], _tag_of(digests[name] for name in sorted(base.specs)),
         put_varint(len(pipelines)), *map(_put_pipeline, pipelines), put_varint(len(groups)), heads,
         b"".join(put_varint(number[name]) for name in sorted(base.specs)),
         b"".join(put_varint(len(payload)) for payload in payloads[:-1]),
         *payloads,
-    ))  # fmt: skip
-    head = MAGIC + bytes([VERSION]) + base_id[:_TAG] + _content_tag(decoded[name] for name in sorted(base.specs))
-    return head + body + digest(base_id, head, body), decoded
+    ]  # fmt: skip
+    return b"".join((*pieces, digest(base_id, *pieces)))
 
 
 def _exactly(group: Group) -> Group:
@@ -141,7 +161,7 @@ def _encoded(group: Group, block: Block, source: Checkpoint, base: Checkpoint) -
     with contextlib.ExitStack() as stack:
         context, values = block_context(block, with_base, stack), block_values(source, block, stack)
         encoded = encode_block(values, context, group.pipeline, group.tolerances)
-        return encoded.payload, np.array(encoded.restored), encoded.pipeline
+        return encoded.payload, in_own_memory(encoded.restored, values, context.base), encoded.pipeline
 
 
 def _split(tensors: Sequence[TensorSpec], blocks: Sequence[Array]) -> Iterator[tuple[str, Array]]:
@@ -150,10 +170,6 @@ def _split(tensors: Sequence[TensorSpec], blocks: Sequence[Array]) -> Iterator[t
     for spec in tensors:
         yield spec.name, whole[at : at + spec.n_elements].reshape(spec.shape)
         at += spec.n_elements
-
-
-def _content_tag(arrays: Iterable[Array]) -> bytes:
-    return _tag_of(tensor_digest(np.ascontiguousarray(array)) for array in arrays)
 
 
 def _tag_of(digests: Iterable[bytes]) -> bytes:
@@ -232,11 +248,18 @@ class Message:
                 start, length = next(places)
                 yield group, block, self._data[start : start + length]
 
+    def work_by_tensor(self) -> dict[str, list[tuple[Group, Block, memoryview]]]:
+        """The same by the name of each group's first tensor."""
+        found: dict[str, list[tuple[Group, Block, memoryview]]] = {}
+        for group, block, payload in self.work():
+            found.setdefault(group.tensors[0].name, []).append((group, block, payload))
+        return found
+
     def decode_block(self, group: Group, block: Block, payload: memoryview) -> Array:
-        """Values of one block, shape (n,): a float32 update, or exact values. Raises CorruptError."""
+        """Values of one block, shape (n,), perhaps read-only: a float32 update, or exact. Raises CorruptError."""
         with contextlib.ExitStack() as stack:
             context = block_context(block, self._base if group.pipeline.needs_base else None, stack)
-            return np.array(decode_block(payload, context, group.pipeline))
+            return in_own_memory(decode_block(payload, context, group.pipeline), context.base)
 
     def decoded(self) -> Iterator[tuple[Group, Block, Array]]:
         """The values of every block, in order, and then a comparison of their digest with the sender's.

@@ -7,7 +7,7 @@ is still too small to be sent, and the residual exists to let it grow.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from nearzip.api import compress, compress_quietly
 from nearzip.archive import Archive
 from nearzip.bounds import Absolute, Bound, Rms, Statistics, parse_bound
 from nearzip.errors import CorruptError, UsageError
+from nearzip.parallel import number_of_threads, ordered_map
 from nearzip.recipes import recipe_type
 from nearzip.tensors import Array
 
@@ -24,8 +25,10 @@ __all__ = ["Residual", "is_residual"]
 #: What marks an archive as a residual, so that no network is taken for one.
 _KEY, _MARK = "federated", "nearzip federated residual 1"
 
+#: Values that one thread rounds at random at a time.
+_PIECE = 1 << 19
 #: By method: the bound where none is given.
-_BOUNDS = {"nearzip": "rms:0.5"}
+_BOUNDS = {"nearzip": "rms:0.25"}
 
 
 class Residual:
@@ -92,11 +95,19 @@ class Residual:
     def _dithered(self, values: Mapping[str, Array], step: float) -> dict[str, Array]:
         """Values moved by up to half a step, evenly at random: the nearest level is then right on average."""
         self._n_stored += 1
-        rng = np.random.Generator(np.random.PCG64(self._n_stored))
-        return {
-            name: value + np.float32(step) * (rng.random(value.shape, np.float32) - np.float32(0.5))
-            for name, value in values.items()
-        }
+        seed, width = self._n_stored, np.float32(step)
+        found = {name: np.array(value, np.float32) for name, value in values.items()}
+
+        def move(piece: tuple[int, Array]) -> None:
+            at, flat = piece
+            noise = _uniform(seed, at, flat.size)
+            noise -= np.float32(0.5)
+            noise *= width
+            flat += noise
+
+        for _ in ordered_map(move, _pieces(found.values()), number_of_threads(None)):
+            pass
+        return found
 
     def archive(self, values: Mapping[str, Array]) -> Archive:
         """An archive of these values that needs no base, marked as a residual."""
@@ -141,6 +152,24 @@ def _marked(values: Mapping[str, Array], method: str, bound: Bound | None, optio
 def is_residual(metadata: Mapping[str, str]) -> bool:
     """Whether an archive's metadata say that `Residual.archive` made it."""
     return metadata.get(_KEY) == _MARK
+
+
+def _pieces(arrays: Iterable[Array]) -> Iterator[tuple[int, Array]]:
+    """Views of all values in pieces, each with the number of values before it."""
+    before = 0
+    for array in arrays:
+        flat = array.reshape(-1)
+        for at in range(0, flat.size, _PIECE):
+            yield before + at, flat[at : at + _PIECE]
+        before += flat.size
+
+
+def _uniform(seed: int, start: int, n: int) -> Array:
+    """Numbers start to start + n of a stream of float32 in [0, 1), whatever the pieces that it is drawn in."""
+    generator = np.random.PCG64(seed)
+    generator.advance(start // 2)  # one draw of 64 bits is two numbers
+    rng = np.random.Generator(generator)
+    return rng.random(n + start % 2, np.float32)[start % 2 :]
 
 
 def _half_step(bound: Rms | Absolute, values: Mapping[str, Array]) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,13 @@ import numpy as np
 from nearzip.api import compress
 from nearzip.blocks import Block
 from nearzip.bounds import Bound
+from nearzip.buffers import release_buffers
+from nearzip.coding import Codings
 from nearzip.digests import digest
 from nearzip.errors import BoundError, CorruptError, Error, LimitError, UsageError
 from nearzip.federated.coding import (
     EXACT_NAMES,
+    Copies,
     UpdateCoding,
     advanced,
     applied,
@@ -24,19 +29,24 @@ from nearzip.federated.coding import (
     check_same,
     exact_delta,
     model_id,
-    updates,
+    moved,
 )
-from nearzip.federated.downlink import Part, put_downlink
-from nearzip.federated.message import Group, Message, pack, read_message
+from nearzip.federated.downlink import TAG_BYTES, Part, put_downlink
+from nearzip.federated.message import Group, Message, pack_into, read_message
+from nearzip.federated.older import Old, Older
 from nearzip.federated.state import below, read_state
 from nearzip.limits import Limits
 from nearzip.tensors import Array, Checkpoint, is_float
+from nearzip.writing import write_archive
 
 __all__ = ["Server", "Update"]
 
 Node = str | int
 
 _STATE = "nearzip federated server 1"
+_ZERO = np.float32(0)
+#: Values that are converted at once.
+_PART = 1 << 15
 #: Updates between that come to less than this part of the model are sent as they are.
 _CATCH_UP = 16
 
@@ -86,6 +96,9 @@ class Server:
     The downlink is compressed too, in a closed loop: every client holds, bit for bit, what the server records as held,
     and what the last update left out goes into the next one.
 
+    Memory: the model, what the last update left out, the replies as they came, and what differs in the model that the
+    slowest client holds, at most a third model; while it averages, a tensor more.
+
     Parameters
     ----------
     model : mapping of str to array
@@ -130,10 +143,12 @@ class Server:
         self._left: dict[str, Array] = {}
         self._history: list[Part] = []
         #: The model that the history starts from: what clients that missed rounds hold is made from it.
-        self._oldest, self._first = self._held, self._held_id
+        self._older, self._first = Older(), self._held_id
         #: Exact differences from older models to the newest, by identity.
         self._exact: dict[bytes, Part] = {}
-        self._keyframe: bytes | None = None
+        self._keyframe: bytes | memoryview | None = None
+        #: The last message down, and what it was made of: the same for all clients that hold the same version.
+        self._blob: tuple[Any, bytes] = (None, b"")
         self._catch_up = _CATCH_UP
         self._confirmed: dict[Node, bytes] = {}
         self._sent: dict[Node, bytes] = {}
@@ -147,9 +162,12 @@ class Server:
         self.rejected: dict[Node, str] = {}
 
     @property
-    def model(self) -> dict[str, Array]:
-        """The current model, as clients hold it after the last broadcast. Evaluate this one."""
-        return {name: np.array(self._held.read(name)) for name in self._held.specs}
+    def model(self) -> MutableMapping[str, Array]:
+        """The current model, as clients hold it after the last broadcast. Evaluate this one.
+
+        Arrays by name, each copied when it is asked for: writing to them changes nothing here.
+        """
+        return Copies(self._held)
 
     # ---- down ----------------------------------------------------------------------------------------------------
 
@@ -164,8 +182,19 @@ class Server:
         self._sent[node] = self._held_id
         # Of replies made against the model that the client holds: its own is one of them, or was not accepted.
         acks = [*self._acks.get(known, ()), *(self._accepted.values() if known == self._held_id else ())]
-        takes = known if not parts or not parts[0].is_keyframe else b""
-        return put_downlink(takes, parts, acks, self._held_id)
+        is_keyframe = bool(parts) and parts[0].is_keyframe
+        takes = b"" if is_keyframe else known
+        key = (takes, frozenset(acks), tuple((part.is_keyframe, part.gives) for part in parts))
+        if self._blob[0] != key:
+            self._blob = (key, put_downlink(takes, parts, acks, self._held_id))
+            if is_keyframe:
+                self._share_keyframe(self._blob[1])
+        return self._blob[1]
+
+    def _share_keyframe(self, data: bytes) -> None:
+        """Keep the keyframe where it is in a message, instead of beside it."""
+        size = len(self._key())
+        self._keyframe = memoryview(data)[-size - TAG_BYTES : -TAG_BYTES]
 
     def forget(self, node: Node) -> None:
         """Record that a client lost its model: the next broadcast sends it a keyframe."""
@@ -199,7 +228,7 @@ class Server:
     def _exact_from(self, known: bytes) -> Part:
         """The exact difference to the newest model from one of the history."""
         if known not in self._exact:
-            old, old_id = self._oldest, self._first
+            old, old_id = self._older.model(self._held), self._first
             for part in self._history:
                 if old_id == known:
                     break
@@ -207,9 +236,12 @@ class Server:
             self._exact[known] = Part(False, self._held_id, exact_delta(self._held, old, old_id))
         return self._exact[known]
 
-    def _key(self) -> bytes:
+    def _key(self) -> bytes | memoryview:
         if self._keyframe is None:
-            self._keyframe = compress({name: self._held.read(name) for name in self._held.specs}).to_bytes()
+            stream = io.BytesIO()
+            write_archive(self._held, None, Codings.of("nearzip", None, {}), stream)
+            self._keyframe = stream.getvalue()
+            release_buffers()
         return self._keyframe
 
     # ---- up ------------------------------------------------------------------------------------------------------
@@ -244,7 +276,7 @@ class Server:
         self._accepted[node] = digest(data)
         return update
 
-    def average(self, weights: Mapping[Node, float]) -> dict[str, Array]:
+    def average(self, weights: Mapping[Node, float]) -> MutableMapping[str, Array]:
         """Make the next model: the weighted mean of the accepted replies. Clients get it with the next broadcast.
 
         Summed in the order of the nodes' names, in float64: the result does not depend on who replied first. Updates of
@@ -267,21 +299,30 @@ class Server:
         self._accepted = {node: tag for node, tag in self._accepted.items() if node in weights}
         total = math.fsum(weights[node] for node in chosen)
         shares = {node: weights[node] / total for node in chosen}
-        sums, values = self._summed(shares)
-        return self._advance(sums, values)
+        self._let_go()
+        return self._advance(*self._averaged(shares))
 
-    def update(self, model: Mapping[str, Any]) -> dict[str, Array]:
+    def update(self, model: Mapping[str, Any]) -> MutableMapping[str, Array]:
         """Set the next model from another aggregation than `average`. Clients get it with the next broadcast.
 
         Raises UsageError for other names, shapes or dtypes than the model's, or values that are not finite.
         """
         given = Checkpoint.of(model)
         check_same(given, self._held)
-        rounded = [spec.name for spec in self._held.specs.values() if not self._coding.is_exact(spec)]
-        wanted = {name: update.astype(np.float64) for name, update in updates(given, self._held, rounded).items()}
-        exact = {name: np.array(given.read(name)) for name in given.specs if name not in wanted}
+        self._let_go()
+        rounded: dict[str, Array] = {}
+        exact: dict[str, Array] = {}
         self._left = {}
-        return self._advance(wanted, exact)
+        for name, spec in self._held.specs.items():
+            new = given.read(name)
+            if self._coding.is_exact(spec):
+                exact[name] = np.array(new)
+                _require_finite(name, new)
+            else:
+                # Zero is added as what was left out: minus zero becomes zero.
+                rounded[name] = np.asarray(new.astype(np.float32) - self._held.read(name).astype(np.float32) + _ZERO)
+                _require_finite(name, rounded[name])
+        return self._advance(rounded, exact)
 
     def _within_norm(self, nodes: Sequence[Node]) -> list[Node]:
         self.rejected = {}
@@ -295,76 +336,130 @@ class Server:
                 )
         return [node for node in nodes if node not in self.rejected]
 
-    def _summed(self, shares: Mapping[Node, float]) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Weighted means: updates of rounded tensors in float64, and values of those that all replies sent exactly."""
-        replies = {node: self._replies[node]._message for node in shares}
+    def _averaged(self, shares: Mapping[Node, float]) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Weighted means, plus what the last update left out of them: float32 updates of tensors that the downlink
+        rounds, and values of the others.
+
+        Summed in float64, one tensor or block over all replies at a time; the updates take the place of what was left.
+        """
+        messages = {node: self._replies[node]._message for node in shares}
         always = frozenset.intersection(*(
             frozenset(spec.name for group in message.groups if group.exact for spec in group.tensors)
-            for message in replies.values()
+            for message in messages.values()
         ))  # fmt: skip
-        sums = {name: np.zeros(spec.n_elements) for name, spec in self._held.specs.items()}
-        for node, share in shares.items():
-            for group, block, payload in replies[node].work():
-                values = replies[node].decode_block(group, block, payload).astype(np.float64)
-                at = 0
-                for spec, part in zip(group.tensors, block.parts, strict=True):
-                    start = block.start if len(group.tensors) == 1 else 0
-                    piece = values[at : at + part]
-                    if group.exact and spec.name not in always:
-                        held = self._held.read(spec.name).reshape(-1)[start : start + part]
-                        piece = piece - held.astype(np.float64)
-                    sums[spec.name][start : start + part] += share * piece
-                    at += part
-        shaped = {name: total.reshape(self._held.spec(name).shape) for name, total in sums.items()}
-        exact = {name: self._cast(name, shaped.pop(name)) for name in always}
-        return shaped, exact
-
-    def _cast(self, name: str, mean: Array) -> Array:
-        dtype = self._held.read(name).dtype
-        return (np.rint(mean) if dtype.kind in "biu" else mean).astype(dtype)
-
-    def _advance(self, wanted: dict[str, Array], exact: dict[str, Array]) -> dict[str, Array]:
-        """Encode the step to the next model, and keep that model as clients will restore it."""
+        left, self._left = self._left, {}
         rounded: dict[str, Array] = {}
-        for name in list(wanted):
-            update = wanted.pop(name)
-            spec = self._held.spec(name)
+        exact: dict[str, Array] = {}
+        for spec in self._held.specs.values():
             if self._coding.is_exact(spec):
-                exact[name] = self._cast(name, self._held.read(name).astype(np.float64) + update)
+                exact[spec.name] = np.empty(spec.shape, spec.numpy_dtype)
             else:
-                rounded[name] = np.array(update + self._left.pop(name, 0.0), np.float32)
-        for name in [name for name in exact if not self._coding.is_exact(self._held.spec(name))]:
-            # Clients sent it exactly; the downlink rounds it.
-            new, old = exact.pop(name), self._held.read(name)
-            update = new.astype(np.float64) - old.astype(np.float64)
-            rounded[name] = np.array(update + self._left.pop(name, 0.0), np.float32)
-        _require_finite({**rounded, **exact})
+                rounded[spec.name] = left.pop(spec.name) if spec.name in left else np.zeros(spec.shape, np.float32)
+        for pieces in self._sums(shares, messages, always):
+            for name, start, total in pieces:
+                held = self._held.read(name).reshape(-1)[start : start + total.size]
+                if name in exact:
+                    mean = total if name in always else held.astype(np.float64) + total
+                    into = exact[name].reshape(-1)[start : start + total.size]
+                    into[...] = _cast(mean, into.dtype)
+                else:
+                    if name in always:  # clients sent it exactly; the downlink rounds it
+                        total = _cast(total, held.dtype).astype(np.float64) - held.astype(np.float64)
+                    into = rounded[name].reshape(-1)[start : start + total.size]
+                    total += into
+                    into[...] = total
+                _require_finite(name, into)
+        return rounded, exact
+
+    def _sums(
+        self, shares: Mapping[Node, float], messages: Mapping[Node, Message], always: frozenset[str]
+    ) -> Iterator[list[tuple[str, int, Array]]]:
+        """Weighted sums of all tensors: of one block, or of the tensors that share a block in any reply, at a time.
+
+        Each as its name, where the piece starts, and the sum in float64: of updates, or of values for those in
+        `always`.
+        """
+        work = {node: message.work_by_tensor() for node, message in messages.items()}
+        for names in _together(self._held, messages.values()):
+            found = {node: [one for name in names for one in work[node].get(name, ())] for node in shares}
+            sizes = {name: self._held.spec(name).n_elements for name in names}
+            starts = set.intersection(*({block.start for _, block, _ in blocks} for blocks in found.values()))
+            end = max(sizes.values())
+            for low, high in itertools.pairwise([*sorted(starts), end] if len(names) == 1 else [0, end]):
+                sums = {name: np.zeros(min(size, high) - low) for name, size in sizes.items()}
+                for node, share in shares.items():
+                    for group, block, payload in found[node]:
+                        if not low <= block.start < max(high, 1):
+                            continue
+                        values = messages[node].decode_block(group, block, payload)
+                        for name, start, piece in _pieces(group, block, values):
+                            is_model = group.exact and name not in always
+                            held = self._held.read(name).reshape(-1)[start:] if is_model else None
+                            _add(share, piece, held, sums[name][start - low :])
+                yield [(name, low, total) for name, total in sums.items()]
+
+    def _let_go(self) -> None:
+        """Before the next model is made: what serves only the present one, and models that no client holds any more."""
+        self._keyframe, self._blob, self._exact = None, (None, b""), {}
+        if self._history and all(held == self._held_id for held in self._confirmed.values()):
+            self._history, self._older, self._first = [], Older(), self._held_id
+        release_buffers()
+
+    def _advance(self, rounded: dict[str, Array], exact: dict[str, Array]) -> MutableMapping[str, Array]:
+        """Encode the step to the next model, and keep that model as clients will restore it.
+
+        `rounded`, float32 updates, becomes what is left of them. Tensor by tensor: a server holds few networks at once.
+        """
+        specs = self._held.specs
         source = Checkpoint.of({name: rounded[name] for name in sorted(rounded)})
-        values = Checkpoint.of({name: exact[name] for name in self._held.specs if name in exact})
-        data, decoded = pack(self._coding.groups(source, self._held), source, values, self._held, self._held_id)
-        # In place, and tensor by tensor: a server holds few networks at once.
-        for name, update in rounded.items():
-            np.subtract(update, decoded[name], out=update)
+        values = Checkpoint({name: spec for name, spec in specs.items() if name in exact}, exact.__getitem__)
+        groups = self._coding.groups(source, self._held)
+        self._replies = {}
+        old = {name: self._held.read(name) for name in specs}
+        self._held = Checkpoint(specs, old.__getitem__)
+        new: dict[str, Array] = {}
+        before: dict[str, Old] = {}
+
+        def take(name: str, decoded: Array) -> None:
+            if name in rounded:
+                np.subtract(rounded[name], decoded, out=rounded[name])
+                new[name] = moved(specs[name], old[name], decoded)
+            else:
+                new[name] = np.array(decoded)
+                del exact[name]
+            before[name] = Old.of(old.pop(name), new[name])
+
+        try:
+            data = pack_into(take, groups, source, values, self._held, self._held_id)
+        except BaseException:  # no memory, or a user's interrupt
+            was = {**old, **{name: before[name].restored(new[name]) for name in before}}
+            self._held = Checkpoint(specs, was.__getitem__)
+            raise
         self._left = rounded
         self._acks.setdefault(self._held_id, []).extend(self._accepted.values())
-        self._held = Checkpoint.of(applied(self._held, decoded, frozenset(exact), consume=True))
+        self._held = Checkpoint.of({name: new[name] for name in specs})
+        self._older.moved(before, self._held)
         self._held_id = model_id(self._held)
-        self._keyframe, self._exact = None, {}
         self._history.append(Part(False, self._held_id, data))
         self._trim()
         confirmed = set(self._confirmed.values())
         self._acks = {held: tags for held, tags in self._acks.items() if tags and held in confirmed}
         self._accepted = {}
-        self._replies, self._sent = {}, {}
+        self._sent = {}
         self.round += 1
+        release_buffers()
         return self.model
 
     def _trim(self) -> None:
         """Forget the oldest updates beyond the bytes that may be kept."""
         limit = self._max_history if self._max_history is not None else self._held.n_bytes
+        if _size(self._history) <= limit:
+            return
+        oldest = self._older.model(self._held)
         while self._history and _size(self._history) > limit:
             part = self._history.pop(0)
-            self._oldest, self._first = advanced(self._oldest, self._first, part.data), part.gives
+            oldest, self._first = advanced(oldest, self._first, part.data), part.gives
+        self._older = Older.of(oldest, self._held)
 
     # ---- state ---------------------------------------------------------------------------------------------------
 
@@ -376,7 +471,8 @@ class Server:
         tensors = {f"model/{name}": self._held.read(name) for name in self._held.specs}
         tensors.update({f"left/{name}": value for name, value in self._left.items()})
         if self._history:
-            tensors.update({f"oldest/{name}": self._oldest.read(name) for name in self._oldest.specs})
+            oldest = self._older.model(self._held)
+            tensors.update({f"oldest/{name}": oldest.read(name) for name in oldest.specs})
         tensors.update({f"update/{i}": np.frombuffer(part.data, np.uint8) for i, part in enumerate(self._history)})
         state = {
             "kind": _STATE, "coding": self._coding.to_json(), "round": self.round, "held": self._held_id.hex(),
@@ -408,35 +504,89 @@ class Server:
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptError(f"server state: {error}") from None
         server._left = below(tensors, "left/")
+        for name, value in server._left.items():
+            spec = server._held.specs.get(name)
+            if spec is None or value.shape != spec.shape or value.dtype != np.float32 or not np.isfinite(value).all():
+                raise CorruptError(f"server state: what was left of tensor {name!r} is not finite float32 of its shape")
         if server._history:
-            server._oldest = as_model(below(tensors, "oldest/"))
-            if model_id(server._oldest) != server._first:
+            oldest = as_model(below(tensors, "oldest/"))
+            if model_id(oldest) != server._first or not _same_kinds(oldest, server._held):
                 raise CorruptError("server state: its history starts from another model than it says")
+            server._older = Older.of(oldest, server._held)
         if held != server._held_id:
             raise CorruptError("server state: holds another model than it says")
         return server
+
+
+def _same_kinds(one: Checkpoint, other: Checkpoint) -> bool:
+    return one.specs.keys() == other.specs.keys() and all(
+        spec.same_kind(other.specs[name]) for name, spec in one.specs.items()
+    )
 
 
 def _size(parts: Sequence[Part]) -> int:
     return sum(len(part.data) for part in parts)
 
 
-def _require_finite(arrays: Mapping[str, Array]) -> None:
-    for name, array in arrays.items():
-        if array.dtype.kind not in "biu" and not np.isfinite(array.astype(np.float32)).all():
-            raise UsageError(f"the next model's tensor {name!r} is not finite")
+def _require_finite(name: str, values: Array) -> None:
+    if values.dtype.kind not in "biu" and not np.isfinite(values.astype(np.float32, copy=False)).all():
+        raise UsageError(f"the next model's tensor {name!r} is not finite")
+
+
+def _cast(mean: Array, dtype: np.dtype[Any]) -> Array:
+    return (np.rint(mean) if dtype.kind in "biu" else mean).astype(dtype)
+
+
+def _pieces(group: Group, block: Block, values: Array) -> Iterator[tuple[str, int, Array]]:
+    """The tensors of a block: name, index of the first value, and the values as a view."""
+    at = 0
+    for spec, part in zip(group.tensors, block.parts, strict=True):
+        yield spec.name, block.start if len(group.tensors) == 1 else 0, values[at : at + part]
+        at += part
+
+
+def _add(share: float, values: Array, minus: Array | None, total: Array) -> None:
+    """Add share * (values - minus) to the beginning of `total`, in float64."""
+    for some, wide in _wide(values, minus):
+        wide *= share
+        total[some] += wide
+
+
+def _together(held: Checkpoint, messages: Iterable[Message]) -> list[list[str]]:
+    """Names of tensors that share a block in any message; most are by themselves."""
+    sets = {name: [name] for name in held.specs}
+    for message in messages:
+        for group in message.groups:
+            first = sets[group.tensors[0].name]
+            for spec in group.tensors[1:]:
+                other = sets[spec.name]
+                if other is first:
+                    continue
+                if len(other) > len(first):
+                    first, other = other, first
+                first += other
+                sets.update(dict.fromkeys(other, first))
+    return list({id(names): names for names in sets.values()}.values())
 
 
 def _square(group: Group, block: Block, values: Array, held: Checkpoint) -> float:
     """Squared norm of what a block adds to the model held."""
-    wide = values.astype(np.float64)
-    if group.exact:
-        at = 0
-        for spec, part in zip(group.tensors, block.parts, strict=True):
-            start = block.start if len(group.tensors) == 1 else 0
-            wide[at : at + part] -= held.read(spec.name).reshape(-1)[start : start + part].astype(np.float64)
-            at += part
-    return float(np.dot(wide, wide))
+    total = 0.0
+    for name, start, piece in _pieces(group, block, values):
+        minus = held.read(name).reshape(-1)[start:] if group.exact else None
+        for _, wide in _wide(piece, minus):
+            total += float(np.dot(wide, wide))
+    return total
+
+
+def _wide(values: Array, minus: Array | None) -> Iterator[tuple[slice, Array]]:
+    """values - minus in float64, in parts that stay in the cache: where each is, and its numbers."""
+    for at in range(0, values.size, _PART):
+        some = slice(at, min(at + _PART, values.size))
+        wide = values[some].astype(np.float64)
+        if minus is not None:
+            wide -= minus[some].astype(np.float64)
+        yield some, wide
 
 
 def _checked_norm(message: Message, held: Checkpoint) -> float:

@@ -17,7 +17,7 @@ from nearzip.stages.sparse import scatter
 from nearzip.stages.split import Split, Stream
 from nearzip.tensors import Array, round_to
 
-__all__ = ["BloomIndex", "Policy", "filter_bits"]
+__all__ = ["BloomIndex", "Policy", "filter_bits", "key_cells"]
 
 Policy = Literal["p0", "p1", "p2"]
 
@@ -55,8 +55,8 @@ def _hashes(indices: Array) -> tuple[Array, Array]:
     return first, _mixed(first + _GOLDEN) | np.uint64(1)
 
 
-def _bits_of(indices: Array, n_hashes: int, n_bits: int) -> Array:
-    """The filter's bits for each index, shape (n_hashes, n)."""
+def key_cells(indices: Array, n_hashes: int, n_bits: int) -> Array:
+    """The cell of each index by each hash function, among `n_bits` of them, int64, shape (n_hashes, n)."""
     first, second = _hashes(indices.astype(np.uint64))
     steps = np.arange(n_hashes, dtype=np.uint64)[:, None]
     bits: Array = ((first + steps * second) % np.uint64(n_bits)).astype(np.int64)
@@ -78,7 +78,7 @@ def _positives(bits: Array, n_hashes: int, n: int) -> Array:
 
 def _most_certain(positives: Array, n_hashes: int, n_bits: int, n: int) -> Array:
     """Those in the smallest conflict sets: a set is what shares a bit, and holds at least one true key."""
-    bits = _bits_of(positives, n_hashes, n_bits)
+    bits = key_cells(positives, n_hashes, n_bits)
     sizes = np.zeros(n_bits, np.int64)
     for row, own in enumerate(bits):
         # Two functions may give an index the same bit; it counts once.
@@ -141,7 +141,7 @@ class BloomIndex(Split):
             keys = np.flatnonzero(typed != 0)
         n_hashes, n_bits = filter_bits(keys.size, self.eps)
         bits = np.zeros(n_bits, bool)
-        bits[_bits_of(keys, n_hashes, n_bits).reshape(-1)] = True
+        bits[key_cells(keys, n_hashes, n_bits).reshape(-1)] = True
         chosen = self._chosen(bits, n_hashes, keys.size, context.n)
         filtered = np.packbits(bits, bitorder="little").tobytes()
         return [typed[chosen]], put_varint(n_hashes) + put_varint(n_bits) + filtered

@@ -20,6 +20,7 @@ from nearzip.stages.external import Gzip, Lzma, Zstd
 from nearzip.stages.foreign import Blosc, Sz3, Zfp
 from nearzip.stages.golomb import Golomb
 from nearzip.stages.huffman import Huffman
+from nearzip.stages.min_max import MinMaxSketch
 from nearzip.stages.pipeline import Chain, Pipeline
 from nearzip.stages.predict import ContextDelta, OrderedBits, OrderedDelta, SubtractBase
 from nearzip.stages.prune import Prune
@@ -54,6 +55,7 @@ BUILT_IN: tuple[type[Stage], ...] = (
     Bloomier,
     Sparse,
     BloomIndex,
+    MinMaxSketch,
     SmallestOf,
     StepThenBits,
     RawBytes,
