@@ -32,6 +32,15 @@
 #define NZ_INLINE inline __attribute__((always_inline))
 #endif
 
+// Before a loop with a long body that is compiled once, not once for each of its few rounds.
+#if defined(__clang__)
+#define NZ_NO_UNROLL _Pragma("nounroll")
+#elif defined(__GNUC__)
+#define NZ_NO_UNROLL _Pragma("GCC unroll 1")
+#else
+#define NZ_NO_UNROLL
+#endif
+
 namespace nearzip {
 
 using Bytes = std::vector<uint8_t>;
