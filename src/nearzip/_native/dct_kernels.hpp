@@ -566,7 +566,7 @@ NZ_INLINE void ToOutput::operator()(size_t row, size_t column, Blocks<Many> &blo
 }
 
 void decode_many(const ManyStreams &in, const size_t *numbers, const DctOutput &out) {
-    ManyDecoder decoder(out.m.tables, in);
+    ManyDecoder<false> decoder(out.m.tables, in);
     code_image<Many>(out.m, out.shape, nullptr, decoder, ToOutput{out, numbers, in.n});
     decoder.finish();
 }

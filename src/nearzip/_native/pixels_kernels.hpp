@@ -225,7 +225,7 @@ NZ_INLINE Wide weighted_scale(const PixelModel &m, int c, const Features<Wide> &
 struct ToPixelsOfMany {
     const PixelOutput &out;
     const size_t *numbers;
-    const ManyDecoder &decoder;
+    const ManyDecoder<true> &decoder;
     int n_images;
 
     NZ_INLINE void operator()(size_t y, const Narrow *const *rows) const {
@@ -248,8 +248,8 @@ struct ToPixelsOfMany {
 };
 
 void decode_many(const ManyStreams &in, const size_t *numbers, const PixelOutput &out) {
-    ManyDecoder decoder(out.m.tables, in);
-    each_pixel<Many>(out.m, out.height, out.width, nullptr, CodePixel<Many, ManyDecoder>{out.m, decoder},
+    ManyDecoder<true> decoder(out.m.tables, in);
+    each_pixel<Many>(out.m, out.height, out.width, nullptr, CodePixel<Many, ManyDecoder<true>>{out.m, decoder},
                      ToPixelsOfMany{out, numbers, decoder, in.n});
     decoder.finish();
 }

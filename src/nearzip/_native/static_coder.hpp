@@ -5,14 +5,9 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <vector>
 
 #include "common.hpp"
-
-#if defined(__x86_64__) || defined(_M_X64)
-#include <emmintrin.h>
-#endif
 
 namespace nearzip {
 
@@ -36,6 +31,8 @@ inline Token token_of(int32_t value) {
 // Tables of cumulated frequencies, which sum to 2^14, and the table of each context.
 class StaticTables {
 public:
+    static constexpr size_t kRow = 48;  // entries of a table: so many can be read
+
     StaticTables() = default;
     // freqs: kStaticTokens for each of n tables; map: a table for each context. Throws Corrupt unless frequencies sum to 2^14
     // and every table exists.
@@ -59,32 +56,9 @@ public:
     NZ_INLINE const uint16_t *of(size_t context) const { return cum_.data() + place_[context]; }
 
 private:
-    static constexpr size_t kRow = 48;
     std::vector<uint16_t> cum_;
     std::vector<uint32_t> place_;
 };
-
-// The token that owns a slot. Nearly all are among the first sixteen, which are compared at once.
-NZ_INLINE uint32_t token_of_slot(const uint16_t *cum, uint32_t slot) {
-#if defined(__x86_64__) || defined(_M_X64)
-    const __m128i wanted = _mm_set1_epi16(short(slot));
-    const auto above = [&](int i) { return _mm_cmpgt_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(cum + i)), wanted); };
-    uint32_t t = uint32_t(std::countr_zero(0x10000u | unsigned(_mm_movemask_epi8(_mm_packs_epi16(above(1), above(9))))));
-#else
-    uint32_t t = 0;
-    for (int i = 1; i <= 16; ++i) t += cum[i] <= slot;
-#endif
-    if (t == 16)
-        while (slot >= cum[t + 1]) ++t;
-    return t;
-}
-
-// Takes a slot's token out of a state.
-NZ_INLINE uint32_t token_taken(const uint16_t *cum, uint32_t &x) {
-    const uint32_t slot = x & ((1u << kStaticScale) - 1), t = token_of_slot(cum, slot);
-    x = (uint32_t(cum[t + 1]) - cum[t]) * (x >> kStaticScale) + slot - cum[t];
-    return t;
-}
 
 // Counts tokens by context.
 class StaticCounter {

@@ -3,11 +3,47 @@
 // Like all of `wide.hpp` it has no linkage: files compiled for different processors have it each on their own.
 #pragma once
 
+#include <bit>
+
 #include "static_coder.hpp"
 #include "wide.hpp"
 
+#if defined(__x86_64__) || defined(_M_X64)
+#include <emmintrin.h>
+#endif
+
 namespace nearzip {
 namespace {
+
+// The token that owns a slot. Nearly all are among the first 16 or 32, which are compared at once.
+NZ_INLINE uint32_t token_of_slot(const uint16_t *cum, uint32_t slot) {
+#if defined(NZ_V3)
+    constexpr uint32_t compared = 32;
+    static_assert(StaticTables::kRow > compared);
+    const __m256i wanted = _mm256_set1_epi16(short(slot));
+    const auto above = [&](int i) { return _mm256_cmpgt_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(cum + i)), wanted); };
+    uint32_t t = compared - uint32_t(__builtin_popcount(unsigned(_mm256_movemask_epi8(_mm256_packs_epi16(above(1), above(17))))));
+#elif defined(__x86_64__) || defined(_M_X64)
+    constexpr uint32_t compared = 16;
+    const __m128i wanted = _mm_set1_epi16(short(slot));
+    const auto above = [&](int i) { return _mm_cmpgt_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(cum + i)), wanted); };
+    uint32_t t = uint32_t(std::countr_zero(0x10000u | unsigned(_mm_movemask_epi8(_mm_packs_epi16(above(1), above(9))))));
+#else
+    constexpr uint32_t compared = 16;
+    uint32_t t = 0;
+    for (uint32_t i = 1; i <= compared; ++i) t += cum[i] <= slot;
+#endif
+    if (t == compared)
+        while (slot >= cum[t + 1]) ++t;
+    return t;
+}
+
+// Takes a slot's token out of a state.
+NZ_INLINE uint32_t token_taken(const uint16_t *cum, uint32_t &x) {
+    const uint32_t slot = x & ((1u << kStaticScale) - 1), t = token_of_slot(cum, slot);
+    x = (uint32_t(cum[t + 1]) - cum[t]) * (x >> kStaticScale) + slot - cum[t];
+    return t;
+}
 
 // Half octaves of an expected magnitude in units of 2^-10.
 template <class V>
@@ -64,7 +100,21 @@ private:
 
 #ifdef NZ_MANY
 
+// Of each token the lowest number in the order 0, 1, -1, .., and from bit 16 how many bits follow.
+struct Starts {
+    uint32_t of[kStaticTokens] = {};
+    constexpr Starts() {
+        for (uint32_t t = 0; t < kStaticTokens; ++t) {
+            const uint32_t n = t < kDirect ? 0 : (t - kDirect) / 2 + 3;
+            of[t] = t < kDirect ? t : n << 16 | (2 | (t & 1)) << n;
+        }
+    }
+};
+constexpr Starts kStarts;
+
 // Streams side by side, so that one is worked on while another waits. Those that are not active are left alone, and give 0.
+// `kLarge`: whether numbers with bits behind their token are frequent.
+template <bool kLarge>
 class ManyDecoder {
 public:
     static constexpr bool kDecodes = true;
@@ -82,8 +132,15 @@ public:
             const int lane = active_[k];
             const uint32_t t = token_taken(tables_.of(size_t(contexts[lane])), x_[lane]);
             refill(lane);
-            tokens[lane] = int32_t(t);
-            rests |= t >= kDirect;
+            if (kLarge) {
+                const uint32_t start = kStarts.of[t], n = start >> 16;
+                tokens[lane] = int32_t((start & 0xffff) + (x_[lane] & ((1u << n) - 1)));
+                x_[lane] >>= n;
+                refill(lane);
+            } else {
+                tokens[lane] = int32_t(t);
+                rests |= t >= kDirect;
+            }
         }
         if (rests) take_rests(tokens);
         Wide z;
@@ -169,7 +226,8 @@ NZ_INLINE int32_t in_range(const Coder &, int32_t q, int32_t most) {
     return q;
 }
 #ifdef NZ_MANY
-NZ_INLINE Wide in_range(ManyDecoder &coder, const Wide &q, int32_t most) {
+template <bool kLarge>
+NZ_INLINE Wide in_range(ManyDecoder<kLarge> &coder, const Wide &q, int32_t most) {
     const Wide cut = clamp_to(q, -most, most);
     coder.note(q ^ cut);
     return cut & coder.mask();

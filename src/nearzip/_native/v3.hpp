@@ -4,5 +4,6 @@
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(NZ_NO_CLONES)
 #define NZ_V3 1
+#include <immintrin.h>
 #pragma GCC target("avx2,bmi,bmi2,fma,lzcnt,movbe,popcnt")
 #endif
