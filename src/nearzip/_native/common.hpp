@@ -26,7 +26,9 @@
 #define NZ_WIDE_CLONES NZ_CLONES
 #endif
 
-#if defined(_MSC_VER)
+#if defined(NZ_NO_CLONES)
+#define NZ_INLINE inline  // checks of every access make functions large
+#elif defined(_MSC_VER)
 #define NZ_INLINE __forceinline
 #else
 #define NZ_INLINE inline __attribute__((always_inline))

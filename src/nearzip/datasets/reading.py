@@ -231,7 +231,7 @@ class Reader(Samples):
 
     @cached_property
     def _together(self) -> int:
-        """How many samples are decoded at once: many, as coders work on several side by side, but no more than a few MiB."""
+        """How many samples are decoded at once: many, as coders work on several side by side, but of a few MiB."""
         shape = self._layout.document.shape
         if shape is not None:
             values = math.prod(shape)
