@@ -403,7 +403,8 @@ NZ_INLINE V clamped(const V &x, int32_t most) { return clamp_to(x, -most, most);
 template <class V>
 NZ_INLINE V restored(const V &q, int i, const int32_t *steps, const int32_t *shifts) {
     const V m = magnitude(q), sign = q >> 31;
-    const V shift = either(is_zero(m), V(0), either(is_zero(m - 1), V(shifts[i]), either(is_zero(m - 2), V(shifts[64 + i]), V(shifts[128 + i]))));
+    const V above_1 = either(is_zero(m - 2), V(shifts[64 + i]), V(shifts[128 + i]));
+    const V shift = either(is_zero(m), V(0), either(is_zero(m - 1), V(shifts[i]), above_1));
     const V v = clamped<V>(m * steps[i] - shift, 32767);
     return (v ^ sign) - sign;
 }
@@ -429,7 +430,10 @@ NZ_INLINE void undo_block(const Block<One> &b, const int32_t *steps, const int32
     for (int u = 0; u < 8; ++u) {
         if (!(b.row_used >> u & 1)) continue;
         for (int v = 0; v < 8; ++v)
-            if (b.q[8 * u + v]) x[8 * u + v] = restored<int32_t>(b.q[8 * u + v], 8 * u + v, steps, shifts), columns = v < columns ? columns : v + 1;
+            if (b.q[8 * u + v]) {
+                x[8 * u + v] = restored<int32_t>(b.q[8 * u + v], 8 * u + v, steps, shifts);
+                columns = v < columns ? columns : v + 1;
+            }
         for (int i = 0; i < 8; ++i)
             for (int v = 0; v < 8; ++v) half[8 * i + v] += kBasis[u][i] * x[8 * u + v];
     }

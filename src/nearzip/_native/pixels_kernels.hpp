@@ -117,7 +117,8 @@ NZ_INLINE void each_pixel(const PixelModel &m, size_t height, size_t width, cons
                     g[3] = y && x ? widened(above[x - 1]) : g[2];
                     f.scale[5 + back] = widened(earlier.differences(y)[x]);
                 }
-                f.scale[8] = magnitude<V>(n.w - n.nw), f.scale[9] = magnitude<V>(n.n - n.nw), f.scale[10] = magnitude<V>(n.n - n.ne);
+                f.scale[8] = magnitude<V>(n.w - n.nw), f.scale[9] = magnitude<V>(n.n - n.nw);
+                f.scale[10] = magnitude<V>(n.n - n.ne);
                 const V vary = f.scale[8] + f.scale[9] + f.scale[10];
                 f.texture = -is_below(V(5), vary) - is_below(V(17), vary) - is_below(V(47), vary);
                 narrow_to(d[x], each(c, f, v[x]));
@@ -203,7 +204,8 @@ NZ_INLINE void add_weighted(Wide &sum, const Wide &feature, const int32_t *w, co
     for (int i = 0; i < kHalves; ++i) sum.half[i] += feature.half[i] * __builtin_shuffle(all, texture.half[i]);
 #else
     const Wide low = texture & 1, high = texture >> 1;
-    sum += feature * either(is_zero(high), either(is_zero(low), Wide(w[0]), Wide(w[1])), either(is_zero(low), Wide(w[2]), Wide(w[3])));
+    const Wide first = either(is_zero(low), Wide(w[0]), Wide(w[1])), second = either(is_zero(low), Wide(w[2]), Wide(w[3]));
+    sum += feature * either(is_zero(high), first, second);
 #endif
 }
 
@@ -241,7 +243,8 @@ struct ToPixelsOfMany {
                 from_planes<Many>(m, rows, x, v);
                 for (size_t c = 0; c < n; ++c) outside |= v[c], store_bytes(bytes[n_bytes++], v[c]);
             }
-            for (int lane = 0; lane < n_images; ++lane) take_lane(out.pixels + numbers[lane] * out.image() + from, bytes, n_bytes, lane);
+            for (int lane = 0; lane < n_images; ++lane)
+                take_lane(out.pixels + numbers[lane] * out.image() + from, bytes, n_bytes, lane);
         }
         if (any((outside >> 8) & decoder.mask())) throw_corrupt("a pixel is out of range");
     }

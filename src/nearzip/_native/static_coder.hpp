@@ -152,8 +152,8 @@ struct Decoders {
     void (*many)(const ManyStreams &in, const size_t *numbers, const Output &out);  // null where the compiler has no vectors
 };
 
-// Decodes images, many of them at once where that takes no more memory than a few MiB. Images of like length are decoded together:
-// they have zeros in like places. `row_bytes`: what many take while they are decoded.
+// Decodes images, many of them at once where that takes no more memory than a few MiB. Images of like length are decoded
+// together: they have zeros in like places. `row_bytes`: what many take while they are decoded.
 template <class Output>
 void decode_each(const std::vector<View> &in, const Decoders<Output> &decoders, size_t row_bytes, const Output &out) {
     constexpr size_t few = 4;  // below it, one after the other is as fast

@@ -21,12 +21,16 @@ NZ_INLINE uint32_t token_of_slot(const uint16_t *cum, uint32_t slot) {
     constexpr uint32_t compared = 32;
     static_assert(StaticTables::kRow > compared);
     const __m256i wanted = _mm256_set1_epi16(short(slot));
-    const auto above = [&](int i) { return _mm256_cmpgt_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(cum + i)), wanted); };
+    const auto above = [&](int i) {
+        return _mm256_cmpgt_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(cum + i)), wanted);
+    };
     uint32_t t = compared - uint32_t(__builtin_popcount(unsigned(_mm256_movemask_epi8(_mm256_packs_epi16(above(1), above(17))))));
 #elif defined(__x86_64__) || defined(_M_X64)
     constexpr uint32_t compared = 16;
     const __m128i wanted = _mm_set1_epi16(short(slot));
-    const auto above = [&](int i) { return _mm_cmpgt_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(cum + i)), wanted); };
+    const auto above = [&](int i) {
+        return _mm_cmpgt_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(cum + i)), wanted);
+    };
     uint32_t t = uint32_t(std::countr_zero(0x10000u | unsigned(_mm_movemask_epi8(_mm_packs_epi16(above(1), above(9))))));
 #else
     constexpr uint32_t compared = 16;
