@@ -183,6 +183,102 @@ def contexts(data: bytes) -> None:
     assert np.array_equal(back, values)
 
 
+# As in images.cpp.
+_MOST = (0, 64, 1024, 1 << 12)
+
+
+class _Numbers:
+    """The numbers of a seed, one after the other."""
+
+    def __init__(self, seed: int):
+        self.seed, self.i = seed, 0
+
+    def next(self, n: int) -> np.ndarray:
+        x = np.uint32(self.seed * 0x9E3779B9 & 0xFFFFFFFF) + np.arange(self.i, self.i + n, dtype=np.uint32)
+        self.i += n
+        x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+        x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+        return x ^ (x >> 16)
+
+    def weights(self, n: int, most: int) -> np.ndarray:
+        return (self.next(n) % (2 * most + 1)).astype(np.int64).astype(np.int16) - np.int16(most)
+
+    def tables(self, n_contexts: int) -> tuple[np.ndarray, np.ndarray]:
+        freqs = []
+        for most in (370, 60, 1):
+            others = 1 + self.next(_core.STATIC_TOKENS - 1) % most
+            freqs += [(1 << 14) - int(others.sum()), *others.tolist()]
+        return (self.next(n_contexts) % 3).astype(np.uint8), np.array(freqs, np.uint16)
+
+
+@functools.lru_cache(maxsize=64)
+def _image_model(pixels: bool, channels: int, color: bool, seed: int) -> Any:
+    numbers, most = _Numbers(seed), _MOST[seed & 3]
+    if pixels:
+        sets = channels * _core.PIXEL_TEXTURES
+        weights = (
+            numbers.weights(sets * 15, 4 * most),
+            numbers.weights(sets * 12, 4 * most),
+            numbers.weights(channels, 511),
+        )
+        return _core.PixelModel(channels, color, *weights, *numbers.tables(_core.PIXEL_CONTEXTS))
+    weights = tuple(
+        numbers.weights(channels * n, k * most) for n, k in ((18 * 64, 4), (16 * 64, 1), (4 * 8, 4), (4 * 8, 1))
+    )
+    start = numbers.next(channels * 64).astype(np.uint8)
+    steps, shifts = ((numbers.next(channels * n) & 0xFFFF).astype(np.uint16) for n in (64, 192))
+    return _core.DctModel(channels, color, *weights, start, *numbers.tables(_core.DCT_CONTEXTS), steps, shifts)
+
+
+def images(data: bytes) -> None:
+    if len(data) < 7:
+        return
+    pixels, channels, given = bool(data[0] & 1), 1 + (data[0] >> 1 & 3), bool(data[0] & 16)
+    height, width, n = 1 + data[1] % 12, 1 + data[2] % 12, 1 + data[3] % 19
+    model = _image_model(pixels, channels, channels >= 3 and bool(data[0] & 8), data[4])
+    blocks, rest = ((height + 7) // 8, (width + 7) // 8), np.frombuffer(data[7:] or b"\0", np.uint8)
+    each = height * width * channels if pixels else blocks[0] * blocks[1] * channels * 64
+    values = np.resize(rest, n * each)
+    if not pixels:
+        place = np.arange(n * each)
+        small = np.trunc(values.view(np.int8) / np.where(place % 64 > 2, 16, 1)).astype(np.int16)
+        values = np.where(place % 64 > values[place // 64 % n] % 64, 0, small).astype(np.int16)
+    lengths = np.full(n, (len(data) - 7) // n, np.uint32)
+    coded = data[7:] if given else model.encode(*((height, width) if pixels else blocks), values, lengths)
+    for harmed in range(1 if given else 2):
+        stream = np.frombuffer(coded, np.uint8).copy()
+        if harmed:
+            stream[(data[5] * 257 + data[6]) % stream.size] ^= data[6] | 1
+        stops = np.cumsum(lengths, dtype=np.uint64)
+        decode = [(model.decode, (height, width), height * width * channels, np.uint8)]
+        if not pixels:
+            decode.append((model.decode_levels, blocks, each, np.int16))
+        outcomes = [_decoded_images(*how, stream, stops - lengths, stops) for how in decode]
+        assert len({found is None for found in outcomes}) == 1
+        if not given and not harmed:
+            assert np.array_equal(outcomes[-1], values)
+
+
+def _decoded_images(
+    decode: Any, shape: tuple[int, ...], each: int, dtype: Any, data: np.ndarray, starts: np.ndarray, stops: np.ndarray
+) -> np.ndarray | None:
+    """What all streams give, side by side as alone; None if any is refused."""
+
+    def values(some: slice) -> np.ndarray | None:
+        out = np.empty(each * len(starts[some]), dtype)
+        try:
+            decode(*shape, data, starts[some], stops[some], out)
+        except ValueError:
+            return None
+        return out
+
+    together = values(slice(None))
+    alone = [values(slice(i, i + 1)) for i in range(len(starts))]
+    assert (together is None) == any(found is None for found in alone)
+    assert together is None or np.array_equal(together, np.concatenate(alone))
+    return together
+
+
 def roundtrip(data: bytes) -> None:
     head = _head(data)
     if head is None:
@@ -392,6 +488,7 @@ def columns(data: bytes) -> None:
 
 NATIVE: dict[str, Callable[[bytes], None]] = {
     "tokens": tokens, "scaled": scaled, "symbols": symbols, "contexts": contexts, "roundtrip": roundtrip,
+    "images": images,
 }  # fmt: skip
 PYTHON: dict[str, Callable[[bytes], None]] = {
     "stages": stages, "blocks": blocks, "patch": patch, "archive": archive, "sealed": sealed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import threading
+import warnings
 
 import fsspec
 import numpy as np
@@ -145,6 +146,40 @@ def test_bytes_do_not_depend_on_workers(tmp_path):
     one = written(images, codec="nearzip:20")
     with joblib.parallel_config("threading", n_jobs=2):
         assert written(images, codec="nearzip:20") == one
+
+
+@pytest.fixture(scope="module")
+def dask_workers():
+    """Work goes to a Dask cluster of this machine, in threads of this process."""
+    joblib, distributed = pytest.importorskip("joblib"), pytest.importorskip("distributed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of dask's own
+        with (
+            distributed.LocalCluster(
+                n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+            ) as cluster,
+            distributed.Client(cluster) as client,
+            joblib.parallel_config("dask"),
+        ):
+            yield client
+
+
+@pytest.mark.parametrize("codec", ["nearzip:20", "lossless", "jpeg:80,tables=shared", "zfp:12", "bounded"])
+def test_encoding_runs_on_dask(dask_workers, codec):
+    joblib = pytest.importorskip("joblib")
+    images = pictures(300, 64, 64)
+    with joblib.parallel_config("sequential"):
+        one = written(images, range(300), codec=codec)
+    before = len(dask_workers.get_task_stream())
+    assert written(images, range(300), codec=codec) == one
+    assert len(dask_workers.get_task_stream()) > before
+    assert np.array_equal(datasets.open(one)[299], list(datasets.open(one))[299])
+
+
+def test_errors_of_workers_on_dask_are_named(dask_workers):
+    images = [*pictures(300, 64, 64), np.zeros((4, 4, 1), np.uint8)]
+    with pytest.raises(UsageError, match="sample 300"):
+        written(images, codec="png")
 
 
 def test_remote_files_are_read_by_ranges(tmp_path):

@@ -49,12 +49,10 @@ void make_dct(DctModel *self, int channels, bool color, Input<int16_t> mean, Inp
     same_size(steps.size(), n * 64), same_size(shifts.size(), n * 192);
     if (freqs.size() % kStaticTokens || freqs.size() > 256 * kStaticTokens) throw nb::value_error("at most 256 tables");
     model.start.assign(start.data(), start.data() + start.size());
-    model.map.assign(map.data(), map.data() + map.size());
-    model.tables = StaticTables(freqs.data(), freqs.size() / kStaticTokens);
-    for (uint8_t table : model.map)
-        if (table >= model.tables.of.size()) throw nb::value_error("a context has no table");
+    model.tables = StaticTables(freqs.data(), freqs.size() / kStaticTokens, map.data(), map.size());
     model.steps.assign(steps.data(), steps.data() + steps.size());
     model.shifts.assign(shifts.data(), shifts.data() + shifts.size());
+    model.arrange();
     new (self) DctModel(std::move(model));
 }
 
@@ -69,10 +67,8 @@ void make_pixels(PixelModel *self, int channels, bool color, Input<int16_t> mean
     model.start = weights(start, n, 511);
     same_size(map.size(), kPixelContexts);
     if (freqs.size() % kStaticTokens || freqs.size() > 256 * kStaticTokens) throw nb::value_error("at most 256 tables");
-    model.map.assign(map.data(), map.data() + map.size());
-    model.tables = StaticTables(freqs.data(), freqs.size() / kStaticTokens);
-    for (uint8_t table : model.map)
-        if (table >= model.tables.of.size()) throw nb::value_error("a context has no table");
+    model.tables = StaticTables(freqs.data(), freqs.size() / kStaticTokens, map.data(), map.size());
+    model.arrange();
     new (self) PixelModel(std::move(model));
 }
 
@@ -99,16 +95,17 @@ nb::bytes encoded(size_t n, Output<uint32_t> lengths, Work encode_one) {
     return nb::bytes(out.data(), out.size());
 }
 
-// `decode_one` gets the bytes of each image: from starts[i] to stops[i] of the data.
-template <class Work>
-void decoded(Input<uint8_t> data, Input<uint64_t> starts, Input<uint64_t> stops, Work decode_one) {
+// The bytes of each image: from starts[i] to stops[i] of the data.
+std::vector<View> streams(Input<uint8_t> data, Input<uint64_t> starts, Input<uint64_t> stops) {
     same_size(starts.size(), stops.size());
-    nb::gil_scoped_release nogil;
+    std::vector<View> found;
+    found.reserve(starts.size());
     for (size_t i = 0; i < starts.size(); ++i) {
         const uint64_t from = starts.data()[i], to = stops.data()[i];
         if (from > to || to > data.size()) throw Corrupt("a sample lies outside its group");
-        decode_one(i, View{data.data() + from, size_t(to - from)});
+        found.push_back({data.data() + from, size_t(to - from)});
     }
+    return found;
 }
 
 // Calls `each` for every image of a stack.
@@ -176,9 +173,9 @@ void bind_images(nb::module_ &m) {
                 Input<uint64_t> stops, Output<uint8_t> out) {
                  const size_t each = height * width * size_t(self.channels);
                  same_size(out.size(), each * starts.size());
-                 decoded(data, starts, stops, [&](size_t i, View in) {
-                     decode_image(self, height, width, in, out.data() + i * each);
-                 });
+                 const std::vector<View> in = streams(data, starts, stops);
+                 nb::gil_scoped_release nogil;
+                 decode_images(self, height, width, in, out.data());
              },
              "height"_a, "width"_a, "data"_a.noconvert(), "starts"_a.noconvert(), "stops"_a.noconvert(), "out"_a.noconvert())
         .def("decode_levels",
@@ -186,9 +183,9 @@ void bind_images(nb::module_ &m) {
                 Input<uint64_t> stops, Output<int16_t> out) {
                  const size_t each = level_count(self, {rows, columns});
                  same_size(out.size(), each * starts.size());
-                 decoded(data, starts, stops, [&](size_t i, View in) {
-                     decode_levels(self, {rows, columns}, in, out.data() + i * each);
-                 });
+                 const std::vector<View> in = streams(data, starts, stops);
+                 nb::gil_scoped_release nogil;
+                 decode_levels(self, {rows, columns}, in, out.data());
              },
              "rows"_a, "columns"_a, "data"_a.noconvert(), "starts"_a.noconvert(), "stops"_a.noconvert(), "out"_a.noconvert());
     nb::class_<PixelModel>(m, "PixelModel")
@@ -226,9 +223,9 @@ void bind_images(nb::module_ &m) {
                 Input<uint64_t> stops, Output<uint8_t> out) {
                  const size_t each = height * width * size_t(self.channels);
                  same_size(out.size(), each * starts.size());
-                 decoded(data, starts, stops, [&](size_t i, View in) {
-                     decode_pixels(self, height, width, in, out.data() + i * each);
-                 });
+                 const std::vector<View> in = streams(data, starts, stops);
+                 nb::gil_scoped_release nogil;
+                 decode_pixels(self, height, width, in, out.data());
              },
              "height"_a, "width"_a, "data"_a.noconvert(), "starts"_a.noconvert(), "stops"_a.noconvert(), "out"_a.noconvert());
     m.def("zfp_coefficients", &py_zfp<float>, "values"_a.noconvert(), "sizes"_a, "precision"_a, "out"_a.noconvert());

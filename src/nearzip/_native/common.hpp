@@ -26,10 +26,21 @@
 #define NZ_WIDE_CLONES NZ_CLONES
 #endif
 
-#if defined(_MSC_VER)
+#if defined(NZ_NO_CLONES)
+#define NZ_INLINE inline  // checks of every access make functions large
+#elif defined(_MSC_VER)
 #define NZ_INLINE __forceinline
 #else
 #define NZ_INLINE inline __attribute__((always_inline))
+#endif
+
+// Before a loop with a long body that is compiled once, not once for each of its few rounds.
+#if defined(__clang__)
+#define NZ_NO_UNROLL _Pragma("nounroll")
+#elif defined(__GNUC__)
+#define NZ_NO_UNROLL _Pragma("GCC unroll 1")
+#else
+#define NZ_NO_UNROLL
 #endif
 
 namespace nearzip {

@@ -11,6 +11,7 @@ constexpr int kMaxChannels = 4;
 constexpr int kMeanFeatures = 18;
 // Features of its magnitude: six lower frequencies of its own block, nine values of other blocks, a constant.
 constexpr int kIntra = 6, kScaleFeatures = 16;
+constexpr int kPlaceWeights = kMeanFeatures + kScaleFeatures;
 // Features of a block's mean brightness, and of how far it is from what was expected; each for four kinds of borders.
 constexpr int kDcFeatures = 8, kBorders = 4;
 constexpr int kBuckets = 5, kRegions = 3, kFlagClasses = 12;
@@ -25,10 +26,15 @@ struct DctModel {
     std::vector<int32_t> mean, scale;              // [channel][feature][64], in units of 2^-10
     std::vector<int32_t> dc_mean, dc_scale;        // [channel][border][feature]
     std::vector<uint8_t> start;                    // [channel][64]: magnitudes that a first block's neighbours are taken to have
-    std::vector<uint8_t> map;                      // context -> table
     StaticTables tables;
     std::vector<int32_t> steps, shifts;            // [channel][64], [channel][3][64], in 1/16 of a level
 
+    // The same weights by place, for many images at once: [channel][64][kPlaceWeights], mean before scale; and whether a
+    // place's mean has any.
+    std::vector<int32_t> by_place;
+    std::vector<uint8_t> has_mean;
+
+    void arrange();
     int type_of(int channel) const { return color && channel < 3 && channel > 0; }
 };
 
@@ -46,9 +52,23 @@ void count_levels(const DctModel &model, BlockShape shape, const int16_t *levels
 void fit_levels(const DctModel &model, BlockShape shape, const int16_t *levels, const Moments &moments);
 void encode_levels(const DctModel &model, BlockShape shape, const int16_t *levels, Bytes &out);
 
-// Throws Corrupt on anything that no encoder writes.
-void decode_levels(const DctModel &model, BlockShape shape, View in, int16_t *levels);
-// pixels: [height][width][channel].
-void decode_image(const DctModel &model, size_t height, size_t width, View in, uint8_t *pixels);
+// Images of one shape, of levels or of pixels [height][width][channel], each from its bytes. Throw Corrupt on anything that no
+// encoder writes.
+void decode_levels(const DctModel &model, BlockShape shape, const std::vector<View> &in, int16_t *levels);
+void decode_images(const DctModel &model, size_t height, size_t width, const std::vector<View> &in, uint8_t *pixels);
+
+// What images of one shape are decoded to: one of `pixels` and `levels`, `image` values of each.
+struct DctOutput {
+    const DctModel &m;
+    BlockShape shape;
+    size_t height, width, image;
+    uint8_t *pixels;
+    int16_t *levels;
+};
+
+using DctDecoders = Decoders<DctOutput>;
+
+// For x86-64-v3, where the compiler makes such code and the processor has it; else null.
+const DctDecoders *dct_decoders_v3();
 
 }  // namespace nearzip

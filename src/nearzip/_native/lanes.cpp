@@ -69,10 +69,7 @@ NZ_CLONES uint16_t *encode_clones(const Source &source, size_t from, size_t to, 
 
 std::atomic<bool> vectors_allowed{true};
 
-bool has_avx2() {
-    static const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt");
-    return has && vectors_allowed.load(std::memory_order_relaxed);
-}
+bool has_avx2() { return has_vectors(); }
 
 __attribute__((target("avx2"))) NZ_INLINE __m256i eight_bytes(const void *at) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i *>(at)));
@@ -288,6 +285,17 @@ const uint8_t *decode_any(const typename Entry::Type *table, int scale, int lane
 }
 
 }  // namespace
+
+bool has_vectors() {
+#ifdef NZ_AVX2
+    // All of x86-64-v3 that compilers make use of in our loops.
+    static const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("bmi") &&
+                            __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma");
+    return has && vectors_allowed.load(std::memory_order_relaxed);
+#else
+    return false;
+#endif
+}
 
 bool allow_vectors([[maybe_unused]] bool allowed) {
 #ifdef NZ_AVX2

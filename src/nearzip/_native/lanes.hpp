@@ -21,6 +21,8 @@ constexpr size_t kWordPadding = 2 * kManyLanes + 32;
 // For tests: whether the loops for AVX2 may be used where the processor has it. Returns whether they are. The bytes are the
 // same either way.
 bool allow_vectors(bool allowed);
+// Whether they may be used, and the processor has them: AVX2 and what all processors with it have.
+bool has_vectors();
 
 // bytes[i] = table[bytes[i]] for bytes below 128.
 void look_up(const uint8_t *table, uint8_t *bytes, size_t n);

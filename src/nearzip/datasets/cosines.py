@@ -1,6 +1,7 @@
 """The 8x8 cosine transform of images, and its coefficients as levels: the encoder's half of our image codec.
 
-The decoder's half is integer arithmetic in the native core (`_native/dct.cpp`), so that pixels are the same everywhere.
+The decoder's half is integer arithmetic in the native core (`_native/dct_kernels.hpp`), so that pixels are the same
+everywhere.
 """
 
 from __future__ import annotations
