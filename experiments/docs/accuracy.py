@@ -28,7 +28,8 @@ def budgets(result: Row) -> str:
         for row in result["rows"]
     ]
     head = ["network", "at most lost", *_SEARCHES.values()]
-    found = commits(*sorted({row["commit"] for row in result["rows"]}))
+    own = (search.get("commit") for row in result["rows"] for search in row["searches"].values())
+    found = commits(*sorted({row["commit"] for row in result["rows"]} | {each for each in own if each}))
     return "\n\n".join([table(head, rows), _tally(result["rows"]), f"{circumstances(result, found)}."])
 
 

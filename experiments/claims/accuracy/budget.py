@@ -151,8 +151,10 @@ def loss_of(evaluate: Evaluator, original: Tensors, restored: Tensors) -> float:
     return before - after
 
 
-def searches(case: Case) -> dict[str, dict[str, Any]]:
-    """All searches of a case; ours once more with half of what DeepSZ's took, and calibrated."""
+def searches(case: Case, only: str | None = None) -> dict[str, dict[str, Any]]:
+    """All searches, ours also with half of DeepSZ's evaluations, and calibrated; or `only` one strategy."""
+    if only:
+        return {only: measure(case, _uncalibrated(case, only), nz.compress)} if only in strategies(case) else {}
     found = {strategy: measure(case, _uncalibrated(case, strategy), nz.compress) for strategy in strategies(case)}
     if "evaluations" in found.get("deepsz", {}):
         more = _uncalibrated(case, "nearzip", found["deepsz"]["evaluations"] // 2)
@@ -212,6 +214,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--only", nargs="*", choices=NETWORKS_TUNED, default=list(NETWORKS_TUNED))
     parser.add_argument("--what", nargs="*", choices=_WHAT, default=_WHAT, help="the network alone, the update to it")
     parser.add_argument("--metrics", nargs="*", choices=BUDGETS, default=list(BUDGETS))
+    parser.add_argument(
+        "--strategy", choices=("nearzip", "delta-dnn", "deepsz"), help="only this one; what others found is kept"
+    )
     options = parser.parse_args(arguments)
     shared = traces.folder(options.data)
     folder = options.data or os.environ.get("NEARZIP_DATA")
@@ -226,13 +231,17 @@ def main(arguments: list[str]) -> None:
             what = _WHAT[case.base is not None]
             if what not in options.what or case.metric not in options.metrics:
                 continue
-            found = searches(case)
+            found, commit = searches(case, options.strategy), record.commit()
             # Only now: an interrupted run leaves the figures of the one before.
-            rows = [row for row in rows if (row["network"], row["what"], row["metric"]) != (name, what, case.metric)]
+            old = [row for row in rows if (row["network"], row["what"], row["metric"]) == (name, what, case.metric)]
+            rows = [row for row in rows if row not in old]
+            if options.strategy and old:
+                found = {**old[0]["searches"], **{key: {**one, "commit": commit} for key, one in found.items()}}
+                commit = old[0]["commit"]
             rows.append({
                 "network": name, "what": what, "metric": case.metric,
                 "max_loss": case.max_loss, "parameters": sum(w.size for w in case.new.values()),
-                "commit": record.commit(),
+                "commit": commit,
                 "searches": found,
             })  # fmt: skip
             print(json.dumps(rows[-1]), file=sys.stderr)
