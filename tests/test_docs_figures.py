@@ -15,7 +15,7 @@ pytest.importorskip("torch", reason="the experiments need PyTorch")
 
 from experiments import registry
 from experiments.docs import catalogue, writing
-from experiments.docs.markdown import LOST, circumstances, commits, span, table
+from experiments.docs.markdown import circumstances, commits, span, table
 from experiments.lab.record import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -71,9 +71,14 @@ def test_commits_of_results_exist():
     if asked.stdout.strip() != "false":
         pytest.skip("needs a Git checkout with its history")
     found = {name for path in RESULTS.glob("*.json") for name in _commits(json.loads(path.read_text()))}
-    for name in sorted(found - LOST):
+    for name in sorted(found):
         done = subprocess.run(["git", "cat-file", "-e", f"{name}^{{commit}}"], cwd=ROOT, check=False)
         assert done.returncode == 0, f"commit {name} of a result is not in Git"
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_results_come_from_clean_trees(path: Path):
+    assert not re.findall(r'"[0-9a-f]{7,40}\+"', path.read_text())
 
 
 def _commits(value: object) -> Iterator[str]:

@@ -34,10 +34,6 @@ def circumstances(result: Mapping[str, Any], commit: str | None = None) -> str:
     return f"{machine(result)}; commit {commits(commit or result['commit'])}, {result['date']}{note}"
 
 
-#: Commits that results name and that Git no longer has.
-LOST = frozenset({"585a9f5"})
-
-
 def commits(*found: str) -> str:
     """Commits in order, each once; "+" at the end of one says that files of the tree differed from it."""
     return ", ".join(_commit(name) for name in dict.fromkeys(found))
@@ -46,4 +42,4 @@ def commits(*found: str) -> str:
 def _commit(name: str) -> str:
     if name.endswith("+"):
         return f"{name.removesuffix('+')} with uncommitted changes"
-    return f"{name} (no longer in Git)" if name in LOST else name
+    return name
