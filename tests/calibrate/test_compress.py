@@ -177,6 +177,27 @@ def test_other_dtypes(dtype):
     assert archive.nbytes < nz.compress(dict(newer.state_dict()), base).nbytes
 
 
+class Tempered(nn.Module):
+    """With a parameter without dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.temperature = nn.Linear(24, 8), nn.Parameter(torch.tensor(1.7))
+
+    def forward(self, x):
+        return self.linear(x) * self.temperature
+
+
+@pytest.mark.parametrize("bound", [None, "abs:0.05"])
+def test_a_parameter_without_dimensions(bound):
+    torch.manual_seed(0)
+    module, batches = Tempered(), [torch.randn(32, 24) for _ in range(4)]
+    archive = calibrate.compress(module, batches, step=0.1, bound=bound)
+    found = archive.restored["temperature"]
+    assert found.shape == ()
+    assert abs(float(found) - 1.7) <= 0.05
+
+
 def test_a_bound_in_bfloat16():
     module, batches, _ = trained()
     module = module.to(torch.bfloat16)

@@ -71,3 +71,37 @@ def test_values_stay_within_what_is_allowed():
     for found in fit_biases(predictor, originals, restored, curvature, near):
         assert all(float((found[name] - restored[name]).abs().max()) <= 1e-3 + 1e-6 for name in found)
         assert any(float((found[name] - restored[name]).abs().max()) > 0 for name in found)
+
+
+class Rare(torch.nn.Module):
+    """A bias that only some batches use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix, self.bias = torch.nn.Parameter(torch.randn(6, 12)), torch.nn.Parameter(torch.zeros(6))
+
+    def forward(self, x):
+        found = x @ self.matrix.T
+        return found + self.bias if x.mean() > 1 else found
+
+
+@pytest.mark.parametrize("n_used", [0, 1, 2])
+def test_batches_may_use_none_of_the_tensors(n_used):
+    torch.manual_seed(0)
+    batches = [torch.randn(16, 12) + (2 if i < n_used else 0) for i in range(3)]
+    network = Rare()
+    predictor = Predictor(network, batches, output="values")
+    with torch.no_grad():
+        originals = [predictor.predictions(batch) for batch in batches]
+    restored = {"matrix": network.matrix.detach().clone(), "bias": torch.full((6,), 0.3)}
+    *_, found = fit_biases(predictor, originals, restored, {"bias": 1.0}, lambda name, value: value)
+    assert torch.allclose(found["bias"], torch.full((6,), 0.0 if n_used else 0.3), atol=0.01)
+
+
+def test_a_tensor_that_hardly_matters_does_not_spoil_the_others():
+    predictor, restored, originals, curvature = case({"fine": 0.01})
+    curvature["coarse"] = 1e-100
+    *_, found = fit_biases(predictor, originals, restored, curvature, lambda name, value: value)
+    assert set(found) == {"fine", "coarse"}
+    after = predictor.mean_divergence(originals, predictor.batches, {**restored, **found})
+    assert after < 0.1 * predictor.mean_divergence(originals, predictor.batches, restored)

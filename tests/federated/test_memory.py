@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import tracemalloc
 
@@ -113,6 +114,10 @@ def test_a_model_given_out_is_the_callers():
     assert list(model) == ["w"]
     assert it.model["w"][0] == 0
     assert int(it.model["n"]) == 1
+    for own in (model.copy(), copy.copy(model)):
+        own["w"] = np.ones(1, np.float32)
+        assert model["w"][0] == 7
+    assert repr(model) == repr(dict(model))
 
 
 @pytest.mark.parametrize("method", ["nearzip", "lossless"])
@@ -146,6 +151,7 @@ def test_a_server_that_ran_out_of_memory_holds_what_it_held(method, n_taken, mon
         it.average({"a": 1.0})
     monkeypatch.undo()
     assert all(same_bits(it.model[name], before[name]) for name in before)
+    assert not read_downlink(it.broadcast("a")).acks  # the reply is lost: its client sends it again
     it.update(trained(it.model, 3))
     model = client.receive(it.broadcast("a"))
     assert all(same_bits(model[name], it.model[name]) for name in model)

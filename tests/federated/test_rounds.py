@@ -427,3 +427,57 @@ def test_a_reply_that_was_not_averaged_is_sent_again():
         server.accept("b", clients["b"].send(clients["b"].receive(server.broadcast("b"))))
         server.average({"b": 1})
     assert server.model["w"].sum() - before == pytest.approx(8000)
+
+
+def after_a_round():
+    server, client = Server(network()), Client()
+    server.accept("a", client.send(trained(client.receive(server.broadcast("a")), 0)))
+    server.average({"a": 1.0})
+    return server
+
+
+def test_an_update_that_is_refused_changes_nothing():
+    server = after_a_round()
+    before, model = server.to_bytes(), trained(server.model, 1)
+    model["fc2.bias"][3] = np.nan
+    with pytest.raises(UsageError, match="not finite"):
+        server.update(model)
+    assert server.to_bytes() == before
+
+
+def test_no_model_overflows_by_the_rounding_of_the_downlink():
+    """The mean is finite; the nearest multiple of the downlink's step leads beyond float32."""
+    server, client = Server({"w": np.full((40, 50), 3e38, np.float32)}, bound="abs:3e37"), Client("lossless")
+    model = client.receive(server.broadcast("a"))
+    server.accept("a", client.send({"w": model["w"] + np.float32(3.5e37)}))
+    with pytest.raises(UsageError, match="not finite"):
+        server.average({"a": 1.0})
+    assert same(server.model, model)
+    server.update(server.model)
+    assert same(client.receive(server.broadcast("a")), server.model)
+
+
+def test_replies_are_acknowledged_though_an_average_without_them_failed(monkeypatch):
+    server, clients = Server(network()), {node: Client() for node in "ab"}
+    sent = {}
+    for i, (node, client) in enumerate(clients.items()):
+        sent[node] = client.send(trained(client.receive(server.broadcast(node)), i))
+        server.accept(node, sent[node])
+
+    def fails(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Server, "_averaged", fails)
+    with pytest.raises(MemoryError):
+        server.average({"a": 1.0})
+    monkeypatch.undo()
+    server.average({"a": 1.0, "b": 1.0})
+    for node in clients:
+        assert read_downlink(server.broadcast(node)).acknowledges(digest(sent[node]))
+
+
+def test_numbers_of_numpy_name_clients():
+    server, client, node = Server(network()), Client(), np.int64(3)
+    server.accept(node, client.send(trained(client.receive(server.broadcast(node)), 0)))
+    again = Server.from_bytes(server.to_bytes())
+    assert again.broadcast(3) == again.broadcast(node)

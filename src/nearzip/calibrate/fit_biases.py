@@ -17,6 +17,8 @@ _EVALUATIONS = (7, 6)
 #: Values go by units of this over the square root of their curvature. One alone could go by 1, but those of a layer
 #: go together, where the curvature is hundreds of times that of each.
 _UNIT = 0.05
+#: Units are at most this: of a tensor that hardly matters they would be infinite in float32, and its zero moves NaN.
+_LARGEST = 1e30
 
 
 def fit_biases(
@@ -45,7 +47,7 @@ def fit_biases(
     """
     batches = predictor.batches[: len(originals)]
     start = {name: restored[name].detach().float() for name in curvature}
-    units = {name: _UNIT / math.sqrt(own) for name, own in curvature.items()}
+    units = {name: min(_UNIT / math.sqrt(own), _LARGEST) for name, own in curvature.items()}
     moved = {name: torch.zeros_like(value).requires_grad_(True) for name, value in start.items()}
     n = sum(len(original) for original in originals)
     optimizer = torch.optim.LBFGS(list(moved.values()), lr=1, max_iter=max(_EVALUATIONS), line_search_fn="strong_wolfe")
@@ -59,7 +61,8 @@ def fit_biases(
         for original, batch in zip(originals, batches, strict=True):
             tensors = {**restored, **{name: value.to(restored[name].dtype) for name, value in values().items()}}
             loss = predictor.loss(original, batch, tensors) * (len(original) / n)
-            loss.backward()  # type: ignore[no-untyped-call]
+            if loss.requires_grad:  # a batch may use none of the tensors
+                loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total
 

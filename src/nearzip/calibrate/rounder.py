@@ -73,18 +73,19 @@ class _Tensor:
             reach -= min(reach / 2, half_spacing(values.dtype, statistics.largest))
         start = 0.0 if base is None else base.astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):
-            return _Tensor(values, base, reach, values.astype(np.float64) - start)
+            # NumPy makes numbers of arrays without dimensions.
+            return _Tensor(values, base, reach, np.asarray(values.astype(np.float64) - start))
 
     def restored(self, levels: Array, step: float) -> Array:
         """The values that a decoder will have."""
         start = 0.0 if self.base is None else self.base.astype(np.float64)
-        return round_to(self.values.dtype, start + levels * step)
+        return round_to(self.values.dtype, np.asarray(start + levels * step))
 
     def nearest(self, wanted: Array, step: float) -> Array:
         with np.errstate(invalid="ignore", over="ignore"):
             start = 0.0 if self.base is None else self.base.astype(np.float64)
             ratio = (wanted.astype(np.float64) - start) / step
-            return np.rint(np.where(np.abs(ratio) < 2.0**30, ratio, 0.0))
+            return np.asarray(np.rint(np.where(np.abs(ratio) < 2.0**30, ratio, 0.0)))
 
 
 @dataclass

@@ -239,6 +239,15 @@ class Copies(MutableMapping[str, Array]):
     def __len__(self) -> int:
         return len(self._arrays)
 
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def copy(self) -> dict[str, Array]:
+        """A dict of the tensors, as they are."""
+        return dict(self)
+
+    __copy__ = copy
+
 
 def advanced(held: Checkpoint, held_id: bytes, data: bytes | memoryview) -> Checkpoint:
     """The model after a message from anybody. Raises what `read_message` and `Message.arrays` raise."""

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import operator
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -295,12 +296,13 @@ class Server:
         chosen = self._within_norm(sorted(weights, key=str))
         if not chosen:
             raise Error("no update is left to average; see Server.rejected")
-        # Those that nobody asked for are not part of the model: their clients send them again.
-        self._accepted = {node: tag for node, tag in self._accepted.items() if node in weights}
         total = math.fsum(weights[node] for node in chosen)
         shares = {node: weights[node] / total for node in chosen}
         self._let_go()
-        return self._advance(*self._averaged(shares))
+        rounded, exact = self._averaged(shares)
+        # Those that nobody asked for are not part of the model: their clients send them again.
+        self._accepted = {node: tag for node, tag in self._accepted.items() if node in weights}
+        return self._advance(rounded, exact)
 
     def update(self, model: Mapping[str, Any]) -> MutableMapping[str, Array]:
         """Set the next model from another aggregation than `average`. Clients get it with the next broadcast.
@@ -309,6 +311,10 @@ class Server:
         """
         given = Checkpoint.of(model)
         check_same(given, self._held)
+        # Before anything is let go of: there is no memory for what was left out beside all updates.
+        for name, spec in self._held.specs.items():
+            new = given.read(name)
+            _require_finite(name, new if self._coding.is_exact(spec) else self._step_to(name, new))
         self._let_go()
         rounded: dict[str, Array] = {}
         exact: dict[str, Array] = {}
@@ -317,12 +323,14 @@ class Server:
             new = given.read(name)
             if self._coding.is_exact(spec):
                 exact[name] = np.array(new)
-                _require_finite(name, new)
             else:
-                # Zero is added as what was left out: minus zero becomes zero.
-                rounded[name] = np.asarray(new.astype(np.float32) - self._held.read(name).astype(np.float32) + _ZERO)
-                _require_finite(name, rounded[name])
+                rounded[name] = self._step_to(name, new)
         return self._advance(rounded, exact)
+
+    def _step_to(self, name: str, new: Array) -> Array:
+        """The float32 update from the model held; zero is added as what was left out: minus zero becomes zero."""
+        with np.errstate(invalid="ignore", over="ignore"):  # refused by the caller
+            return np.asarray(new.astype(np.float32) - self._held.read(name).astype(np.float32) + _ZERO)
 
     def _within_norm(self, nodes: Sequence[Node]) -> list[Node]:
         self.rejected = {}
@@ -423,7 +431,10 @@ class Server:
         def take(name: str, decoded: Array) -> None:
             if name in rounded:
                 np.subtract(rounded[name], decoded, out=rounded[name])
-                new[name] = moved(specs[name], old[name], decoded)
+                with np.errstate(over="ignore"):
+                    value = moved(specs[name], old[name], decoded)
+                _require_finite(name, value)
+                new[name] = value
             else:
                 new[name] = np.array(decoded)
                 del exact[name]
@@ -431,9 +442,10 @@ class Server:
 
         try:
             data = pack_into(take, groups, source, values, self._held, self._held_id)
-        except BaseException:  # no memory, or a user's interrupt
+        except BaseException:  # no memory, a user's interrupt, or values that overflow
             was = {**old, **{name: before[name].restored(new[name]) for name in before}}
             self._held = Checkpoint(specs, was.__getitem__)
+            self._accepted = {}  # the replies are gone: clients that are told of none send them again
             raise
         self._left = rounded
         self._acks.setdefault(self._held_id, []).extend(self._accepted.values())
@@ -481,7 +493,7 @@ class Server:
             "max_weight": self._max_weight, "max_norm": self._max_norm, "max_history_bytes": self._max_history,
             "confirmed": [[node, held.hex()] for node, held in self._confirmed.items()],
         }  # fmt: skip
-        return compress(tensors, metadata={"federated": json.dumps(state)}).to_bytes()
+        return compress(tensors, metadata={"federated": json.dumps(state, default=operator.index)}).to_bytes()
 
     @staticmethod
     def from_bytes(data: bytes, limits: Limits | None = None) -> Server:
