@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -128,3 +129,23 @@ def test_large_requests_are_decoded_in_parts(monkeypatch):
     reader = reader_of(images, "lossless", group=4)
     order = np.random.default_rng(3).permutation(40).tolist()
     assert np.array_equal(np.stack(reader.many(order)), images[order])
+
+
+def test_few_samples_of_many_groups_take_no_more_than_their_bytes(tmp_path):
+    path = tmp_path / "many.nzd"
+    datasets.write(
+        path, np.random.default_rng(4).integers(0, 256, (3000, 16, 16, 1), np.uint8), codec="lossless", group=100
+    )
+    with datasets.open(path) as reader:
+        some = range(0, 3000, 100)
+        reader.many([0])  # the index and the model
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("nearzip.datasets.reading._KEPT_BYTES", 0)
+            tracemalloc.start()
+            try:
+                reader.many(some)
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+    assert path.stat().st_size > 700_000
+    assert peak < 200_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import threading
@@ -245,24 +244,24 @@ class Reader(Samples):
         size, same = self.group_samples, self._layout.document.shape
         shapes = [self.shape(i) for i in numbers] if same is None else [same] * len(numbers)
         self._check_sizes(shapes, numbers[0])
-        opened: dict[int, tuple[memoryview, list[int]]] = {}
-        parts: list[memoryview] = []
-        for i in numbers:
-            group, k = divmod(i, size)
-            if group not in opened:
-                opened[group] = self._group(group), self._offsets(group)
-            data, offsets = opened[group]
-            parts.append(data[offsets[k] : offsets[k + 1]])
-        stops = list(itertools.accumulate(map(len, parts)))
-        whole = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+        groups: list[int] = []
+        whole, starts, stops = bytearray(), [0] * len(numbers), [0] * len(numbers)
+        # Group by group, of which no more is kept than the samples' bytes: few may be wanted of many groups.
+        for k in sorted(range(len(numbers)), key=numbers.__getitem__):
+            group, place = divmod(numbers[k], size)
+            if not groups or group != groups[-1]:
+                groups.append(group)
+                data, offsets = self._group(group), self._offsets(group)
+            starts[k] = len(whole)
+            whole += data[offsets[place] : offsets[place + 1]]
+            stops[k] = len(whole)
         try:
-            samples: list[Array] = getattr(self._coder, action)(Pieces(whole, [0, *stops[:-1]], stops, shapes))
+            samples: list[Array] = getattr(self._coder, action)(Pieces(memoryview(whole), starts, stops, shapes))
         except CorruptError as error:
-            group = numbers[0] // size
-            if len(opened) == 1:
-                raise CorruptError(f"{self.name}: group {group}: {error}") from None
+            if len(groups) == 1:
+                raise CorruptError(f"{self.name}: group {groups[0]}: {error}") from None
             # Which of the groups it is.
-            for group in opened:
+            for group in groups:
                 self._singly([i for i in numbers if i // size == group], action)
             raise
         return samples
