@@ -283,8 +283,9 @@ class Server:
         Summed in the order of the nodes' names, in float64: the result does not depend on who replied first. Updates of
         outlying norm are left out and named in `rejected`.
 
-        Raises UsageError for weights that are not positive and finite, or nodes without an accepted reply, and Error if
-        no update is left.
+        Raises UsageError for weights that are not positive and finite, nodes without an accepted reply, or a model that
+        would not be finite, and Error if no update is left. Whatever fails, the model stays the one that clients hold;
+        once the replies are summed they are gone, and clients send theirs again.
         """
         for node, weight in weights.items():
             if node not in self._replies:
