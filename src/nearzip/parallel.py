@@ -98,8 +98,8 @@ class _Pool:
 #: get. A pool serves one call at a time, so that work which itself calls `ordered_map` cannot wait for threads that
 #: wait for it. Accessed with `append` and `popleft` only, which need no lock: see `_give_back`.
 _kept: deque[_Pool] = deque()
-#: As many as callers that often work at once: threads of a pool that is let go take a while to end on a busy machine, and
-#: a pool for each call would leave dozens of them.
+#: As many as callers that often work at once: threads of a pool that is let go take a while to end on a busy machine,
+#: and a pool for each call would leave dozens of them.
 _MAX_IDLE = 4
 #: Addresses that a thread takes with its stack and its heap of the C library, and what must be left for the work.
 _THREAD_BYTES, _WORK_BYTES = 80 << 20, 128 << 20
