@@ -21,9 +21,8 @@ from nearzip.recipes import recipe_types
 from nearzip.testing.damage import Held, random_damage, storm
 
 METHODS = sorted(recipe_types())
-#: Beyond the start: two pools of four threads, and of one that was let go the threads that are just ending; one child
-#: process, its two pipes and a few files that are being opened.
-THREADS, CHILDREN, DESCRIPTORS = 8 + 4, 1, 6
+#: Beyond the start: two pools of four threads, one child process, its two pipes and a few files that are being opened.
+THREADS, CHILDREN, DESCRIPTORS = 8, 1, 6
 
 
 @functools.cache
