@@ -87,9 +87,6 @@ def test_children_forked_beside_eight_working_threads_work(method: str) -> None:
 
 def test_children_forked_beside_threads_that_commit(tmp_path: Path) -> None:
     numbers = iter(range(10**6))
-    # Once before: a child that is forked while another thread imports a module finds that module locked for ever, as
-    # with any import in Python, and our modules are imported when they are first used.
-    store_round_trip(f"{tmp_path}/first")
     with Crowd(lambda: store_round_trip(f"{tmp_path}/thread-{next(numbers)}"), 4):
         assert all(ends_well(lambda i=i: store_round_trip(f"{tmp_path}/child-{i}")) for i in range(4))
 

@@ -89,5 +89,31 @@ def __getattr__(name: str) -> Any:
     return found
 
 
+def _finish_imports() -> None:
+    """Before a fork: wait until other threads have imported what they are importing.
+
+    A child has these threads' locks on modules but not the threads, and would wait for them at its own first use of such
+    a module.
+    """
+    import contextlib
+    import importlib
+    import sys
+
+    for name, module in list(sys.modules.items()):
+        if getattr(getattr(module, "__spec__", None), "_initializing", False):
+            with contextlib.suppress(Exception):  # the importing thread reports it
+                importlib.import_module(name)
+
+
+def _register() -> None:
+    import os
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_finish_imports)
+
+
+_register()
+
+
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
