@@ -92,8 +92,8 @@ def __getattr__(name: str) -> Any:
 def _finish_imports() -> None:
     """Before a fork: wait until other threads have imported what they are importing.
 
-    A child has these threads' locks on modules but not the threads, and would wait for them at its own first use of such
-    a module.
+    A child has these threads' locks on modules but not the threads, and would wait for them at its own first use of
+    such a module.
     """
     import contextlib
     import importlib
