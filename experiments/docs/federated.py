@@ -159,7 +159,7 @@ def faults(result: Row) -> str:
             cells += ["-"] if row is None else [_with_and_without(row, clean)]
         rows.append(cells)
     ours = [methods[_OURS] for methods in measured.values()]
-    n_seeds = min(row["seeds"] for row in ours)
+    n_seeds = min(methods[label]["seeds"] for methods in measured.values() for label in labels if label in methods)
     spread = 50 * ours[0]["spread"]
     worst = max(100 * (ours[0]["by_seed"][seed] - row["by_seed"][seed]) for row in ours for seed in row["by_seed"])
     verdict = "within" if worst <= spread else "beyond"
