@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -24,3 +26,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "long" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="long: runs with --long"))
+
+
+@pytest.fixture
+def dask_workers():
+    """Work by joblib goes to a Dask cluster of this machine, in threads of this process."""
+    joblib, distributed = pytest.importorskip("joblib"), pytest.importorskip("distributed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of dask's own
+        with (
+            distributed.LocalCluster(
+                n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+            ) as cluster,
+            distributed.Client(cluster) as client,
+            joblib.parallel_config("dask"),
+        ):
+            yield client

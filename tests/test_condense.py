@@ -7,7 +7,6 @@ import math
 import re
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -179,27 +178,16 @@ def test_filed_trials_are_checked(network, judge, tmp_path):
         condense.tune(network, train_epoch, trials=tmp_path / "file", **options)
 
 
-def test_trials_run_on_dask(network):
-    joblib = pytest.importorskip("joblib")
-    distributed = pytest.importorskip("distributed")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of dask's own
-        with (
-            distributed.LocalCluster(
-                n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
-            ) as cluster,
-            distributed.Client(cluster),
-            joblib.parallel_config("dask"),
-        ):
-            small = condense.tune(
-                network,
-                train_epoch,
-                evaluate=_distance,
-                max_loss=2.0,
-                recover=condense.Direct(1),
-                samples=2,
-                evaluations=2,
-            )
+def test_trials_run_on_dask(network, dask_workers):
+    small = condense.tune(
+        network,
+        train_epoch,
+        evaluate=_distance,
+        max_loss=2.0,
+        recover=condense.Direct(1),
+        samples=2,
+        evaluations=2,
+    )
     assert len(small.trials) == 2
 
 

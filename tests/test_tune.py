@@ -8,7 +8,6 @@ import os
 import pickle
 import re
 import sys
-import warnings
 
 import joblib
 import ml_dtypes
@@ -656,18 +655,10 @@ def test_what_fails_in_another_process_is_named(evaluate, error, says):
         nz.tune(NETWORK, evaluate=evaluate, max_loss=0.1)
 
 
-def test_trials_run_on_dask():
-    distributed = pytest.importorskip("distributed")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of dask's own
-        with (
-            distributed.LocalCluster(
-                n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
-            ) as cluster,
-            distributed.Client(cluster),
-            joblib.parallel_config("dask"),
-        ):
-            plan = nz.tune(NETWORK, evaluate=agreement, max_loss=0.02)
+def test_trials_run_on_dask(dask_workers):
+    before = len(dask_workers.get_task_stream())
+    plan = nz.tune(NETWORK, evaluate=agreement, max_loss=0.02)
+    assert len(dask_workers.get_task_stream()) > before
     check(plan, evaluate=agreement)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import pickle
 import threading
-import warnings
 
 import fsspec
 import numpy as np
@@ -146,22 +145,6 @@ def test_bytes_do_not_depend_on_workers(tmp_path):
     one = written(images, codec="nearzip:20")
     with joblib.parallel_config("threading", n_jobs=2):
         assert written(images, codec="nearzip:20") == one
-
-
-@pytest.fixture(scope="module")
-def dask_workers():
-    """Work goes to a Dask cluster of this machine, in threads of this process."""
-    joblib, distributed = pytest.importorskip("joblib"), pytest.importorskip("distributed")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of dask's own
-        with (
-            distributed.LocalCluster(
-                n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
-            ) as cluster,
-            distributed.Client(cluster) as client,
-            joblib.parallel_config("dask"),
-        ):
-            yield client
 
 
 @pytest.mark.parametrize("codec", ["nearzip:20", "lossless", "jpeg:80,tables=shared", "zfp:12", "bounded"])
