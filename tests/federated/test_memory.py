@@ -68,8 +68,10 @@ def round_of(it, replies):
     it.average(dict.fromkeys(NODES, 1.0))
 
 
-def test_a_server_takes_three_networks_and_the_replies():
+@pytest.mark.parametrize("threads", ["1", "2", "16"])
+def test_a_server_takes_three_networks_and_the_replies(threads, monkeypatch):
     """In every round: of what Python and NumPy ask for, without the native coder's buffers."""
+    monkeypatch.setenv("NEARZIP_THREADS", threads)
     rng = np.random.default_rng(0)
     model = {f"layer{i}": rng.normal(0, 0.05, 3 << 19).astype(np.float32) for i in range(5)}
     n_bytes = sum(value.nbytes for value in model.values())

@@ -37,6 +37,7 @@ from nearzip.federated.message import Group, Message, pack_into, read_message
 from nearzip.federated.older import Old, Older
 from nearzip.federated.state import below, read_state
 from nearzip.limits import Limits
+from nearzip.parallel import default_threads
 from nearzip.tensors import Array, Checkpoint, is_float
 from nearzip.writing import write_archive
 
@@ -48,6 +49,8 @@ _STATE = "nearzip federated server 1"
 _ZERO = np.float32(0)
 #: Values that are converted at once.
 _PART = 1 << 15
+#: Bytes of the model for each thread that codes a keyframe: a thread works in a few blocks, beside three networks.
+_THREAD = 32 << 20
 #: Updates between that come to less than this part of the model are sent as they are.
 _CATCH_UP = 16
 
@@ -240,7 +243,8 @@ class Server:
     def _key(self) -> bytes | memoryview:
         if self._keyframe is None:
             stream = io.BytesIO()
-            write_archive(self._held, None, Codings.of("nearzip", None, {}), stream)
+            threads = max(1, min(default_threads(), self._held.n_bytes // _THREAD))
+            write_archive(self._held, None, Codings.of("nearzip", None, {}), stream, threads=threads)
             self._keyframe = stream.getvalue()
             release_buffers()
         return self._keyframe
