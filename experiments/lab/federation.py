@@ -213,6 +213,7 @@ class Federation:
             accuracies.append(round(self.accuracy(link.model()), 4))
             kept.append(link.residual_bytes())
         n_messages = len(up) + len(down)
+        coding += link.seconds_elsewhere()
         bits = 8 / self.n_parameters
         return {
             "accuracy": accuracies,

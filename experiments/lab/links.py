@@ -41,6 +41,13 @@ class Link(ABC):
         """Mean bytes that a client keeps between rounds."""
         return 0.0
 
+    def seconds_elsewhere(self) -> float:
+        """Processor seconds of all coding so far that other processes did."""
+        return 0.0
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Let other processes go."""
+
     @abstractmethod
     def restart(self) -> None:
         """Server and clients go on from what they stored."""
@@ -156,6 +163,13 @@ class Plain(Link):
 
     def residual_bytes(self) -> float:
         return float(np.mean([sum(v.nbytes for v in left.values()) for left in self._residuals]))
+
+    def seconds_elsewhere(self) -> float:
+        return self._codec.seconds + self._down.seconds
+
+    def close(self) -> None:
+        self._codec.close()
+        self._down.close()
 
     def restart(self) -> None:
         return  # nothing is coded

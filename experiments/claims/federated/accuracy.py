@@ -2,7 +2,7 @@
 
 Ten clients, one local epoch each round, over each method and seed: the same split, first weights and batches for all
 methods. The accuracy of a run is the mean of its last four rounds, on test data, of the model that clients hold.
-Runs are kept in `build/federated` and taken up again; `--save` writes what is there.
+Runs are kept in `build/federated` and taken up again; `--save` writes what is there, over earlier results.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CACHE = Path(__file__).parents[3] / "build" / "federated"
 _LAST = 4
 
 MNIST = Setting(rounds=20, lr=0.1)
-CIFAR = Setting("strided-small", samples=10_000, rounds=30, batch=64, lr=0.05)
+CIFAR = Setting("strided-small", samples=10_000, rounds=20, batch=64, lr=0.05)
 TEXT = Setting("transformer-small", rounds=20, batch=16, lr=1e-3, optimizer="adam")
 SETTINGS = {
     "mnist": MNIST,
@@ -106,6 +106,7 @@ METHODS = {
         Method("EDEN 1 bit", lambda: Plain("eden", False)),
         Method("EDEN 2 bits", lambda: Plain("eden", False, bits=2)),
         Method("PowerSGD rank 2", lambda: Plain("powersgd", True)),
+        *(Method(f"NNCodec {s:g}", lambda s=s: Plain("nncodec", True, step=s)) for s in (2.0, 3.0, 4.0, 6.0)),
         Method("FedSZ 1e-2", lambda: Plain("fedsz", False)),
     )
 }
@@ -128,7 +129,11 @@ def measure(setting: str, label: str, seed: int, folder: str | None) -> dict[str
     path = _path(setting, label, seed)
     if path.is_file():
         return json.loads(path.read_text())  # type: ignore[no-any-return]
-    row = Federation(SETTINGS[setting], folder, seed).run(METHODS[label].make())
+    link = METHODS[label].make()
+    try:
+        row = Federation(SETTINGS[setting], folder, seed).run(link)
+    finally:
+        link.close()
     row = {"setting": setting, "method": label, "seed": seed, "commit": record.commit(), **row}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(row) + "\n")
@@ -162,17 +167,24 @@ def kept_rows() -> list[dict[str, Any]]:
 
 
 def save() -> None:
-    """Write the results of all runs."""
+    """Write the results of all runs; what was measured of other methods, or over more seeds, stays."""
+    known = record.load("federated")
+    settings: dict[str, dict[str, Any]] = {name: dict(s["methods"]) for name, s in known.get("settings", {}).items()}
     by_setting: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in kept_rows():
         by_setting.setdefault(row["setting"], {}).setdefault(row["method"], []).append(row)
+    for setting, methods in by_setting.items():
+        kept = settings.setdefault(setting, {})
+        for label, rows in methods.items():
+            if len(rows) >= kept.get(label, {"seeds": 0})["seeds"]:
+                kept[label] = summary(rows)
     result = {
         "settings": {
-            setting: {"setup": asdict(SETTINGS[setting]), "methods": {m: summary(rows) for m, rows in methods.items()}}
-            for setting, methods in by_setting.items()
+            setting: {"setup": asdict(SETTINGS[setting]), "methods": dict(sorted(methods.items()))}
+            for setting, methods in settings.items()
         },
         "residual_bytes": 4 * 266_610,
-        "measured_at": sorted({row["commit"] for row in kept_rows()}),
+        "measured_at": sorted({*known.get("measured_at", ()), *(row["commit"] for row in kept_rows())}),
     }
     record.save("federated", result, ("nearzip", "numpy", "torch"))
 

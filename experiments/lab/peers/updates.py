@@ -5,19 +5,31 @@ float32 arrays by name in, one message out. Positions and levels are entropy-cod
 
 from __future__ import annotations
 
+import io
+import json
+import math
+import subprocess
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from experiments.lab.peers.environments import python_of
+from experiments.lab.peers.nnc import NncodecTrellisPeer
+
+_ROOT = Path(__file__).parents[3]
 
 Arrays = dict[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 class UpdateCodec(ABC):
-    """One method. `seed` changes with every message."""
+    """One method. `seed` changes with every message; `seconds`: of processors, in other processes than this one."""
+
+    seconds = 0.0
 
     @abstractmethod
     def encode(self, update: Arrays, seed: int) -> bytes:
@@ -26,6 +38,9 @@ class UpdateCodec(ABC):
     @abstractmethod
     def decode(self, data: bytes, shapes: Shapes) -> Arrays:
         """What the server gets."""
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Let other processes go."""
 
 
 class Raw(UpdateCodec):
@@ -256,5 +271,43 @@ class FedSz(UpdateCodec):
         return found
 
 
+class NnCodec(UpdateCodec):
+    """NNCodec with its trellis, in its own environment; `step`: in root mean squares of the update."""
+
+    def __init__(self, step: float = 4.0) -> None:
+        self._step = step
+        command = [python_of(NncodecTrellisPeer.needs), "-m", "experiments.lab.peers.nnc_server"]
+        self._server = subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # Imports and the first call are not what is timed.
+        shapes = {"w": (64, 64)}
+        self.decode(self.encode({"w": np.linspace(-1, 1, 4096, dtype=np.float32).reshape(64, 64)}, 0), shapes)
+        self.seconds = 0.0
+
+    def _asked(self, data: bytes, **request: Any) -> bytes:
+        to, back = self._server.stdin, self._server.stdout
+        assert to is not None
+        assert back is not None
+        to.write(json.dumps({**request, "n": len(data)}).encode() + b"\n" + data)
+        to.flush()
+        answer = json.loads(back.readline())
+        self.seconds += answer["seconds"]
+        return back.read(answer["n"])
+
+    def encode(self, update: Arrays, seed: int) -> bytes:
+        rms = math.sqrt(float(np.square(_flat(update), dtype=np.float64).mean())) or 1.0
+        # A QP is a quarter of a power of two; a trellis has two quantizers, each with twice the step.
+        qp = round(4 * math.log2(self._step * rms)) - 3
+        arrays = io.BytesIO()
+        np.savez(arrays, **update)  # type: ignore[arg-type]
+        return self._asked(arrays.getvalue(), encode=True, qp=qp)
+
+    def decode(self, data: bytes, shapes: Shapes) -> Arrays:
+        found = np.load(io.BytesIO(self._asked(data, encode=False)))
+        return {name: found[name].reshape(shape).astype(np.float32) for name, shape in shapes.items()}
+
+    def close(self) -> None:
+        self._server.communicate()
+
+
 CODECS: dict[str, Any] = {"fp32": Raw, "fp16": lambda: Raw("float16"), "3lc": ThreeLC, "eden": Eden,
-                          "powersgd": PowerSgd, "fedsz": FedSz}  # fmt: skip
+                          "powersgd": PowerSgd, "fedsz": FedSz, "nncodec": NnCodec}  # fmt: skip
