@@ -81,7 +81,10 @@ METHODS = {
         _ours("nearzip rms:2.5", bound="rms:2.5"),
         _ours("nearzip rms:3", bound="rms:3"),
         *(_both(up, down) for up, down in ((2.1, 1.95), (2.3, 2.2), (2.5, 2.2), (2.5, 2.5), (2.3, 2.0), (2.2, 2.1))),
-        *(_both(up, down, "exact") for up, down in ((1.5, 1.5), (2.1, 1.95), (2.3, 2.2), (2.3, 2.4), (2.3, 3.0), (2.5, 2.35))),
+        *(
+            _both(up, down, "exact")
+            for up, down in ((1.5, 1.5), (2.1, 1.95), (2.3, 2.2), (2.3, 2.4), (2.3, 3.0), (2.5, 2.35))
+        ),
         *(_both(2.3, 2.2, residual_bound=f"rms:{r}") for r in (0.125, 0.25)),
         *(_both(up, down, None) for up, down in ((1.5, 2.0), (1.8, 2.1), (2.0, 2.2), (2.2, 2.2))),
         _ours("nearzip both rms:1", True, bound="rms:1"),
