@@ -87,6 +87,7 @@ METHODS = {
         ),
         *(_both(2.3, 2.2, residual_bound=f"rms:{r}") for r in (0.125, 0.25)),
         *(_both(up, down, None) for up, down in ((1.5, 2.0), (1.8, 2.1), (2.0, 2.2), (2.2, 2.2))),
+        *(_ours(f"nearzip {up:g} up, residual float32", bound=f"rms:{up}", residual="exact") for up in (2.3, 2.6, 3.0)),
         _ours("nearzip both rms:1", True, bound="rms:1"),
         _ours("nearzip both rms:1.5", True, bound="rms:1.5"),
         _ours("nearzip both rms:2", True, bound="rms:2"),
@@ -109,7 +110,7 @@ METHODS = {
         Method("EDEN 1 bit", lambda: Plain("eden", False)),
         Method("EDEN 2 bits", lambda: Plain("eden", False, bits=2)),
         Method("PowerSGD rank 2", lambda: Plain("powersgd", True)),
-        *(Method(f"NNCodec {s:g}", lambda s=s: Plain("nncodec", True, step=s)) for s in (2.0, 3.0, 4.0, 6.0)),
+        *(Method(f"NNCodec {s:g}", lambda s=s: Plain("nncodec", True, step=s)) for s in (4.0, 6.0, 8.0, 10.0)),
         Method("FedSZ 1e-2", lambda: Plain("fedsz", False)),
     )
 }
