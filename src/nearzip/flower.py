@@ -207,6 +207,7 @@ class NearzipStrategy(Strategy):
     Attributes
     ----------
     report : list of RoundBytes
+        One for each round of training and of evaluation in which messages were sent.
     """
 
     def __init__(
@@ -248,7 +249,8 @@ class NearzipStrategy(Strategy):
 
         Raises Error where all replies of the round were refused.
         """
-        good = self._accepted(list(replies), self.report[-1])
+        sent = self.report and (self.report[-1].round, self.report[-1].kind) == (server_round, "train")
+        good = self._accepted(list(replies), self.report[-1] if sent else RoundBytes(server_round, "train"))
         result: tuple[Any, Any] = self.strategy.aggregate_train(server_round, good)
         return result
 
@@ -263,9 +265,9 @@ class NearzipStrategy(Strategy):
 
     def _sent(self, messages: Iterable[Message], arrays: Any, report: RoundBytes) -> list[Message]:
         found = list(messages)
-        self.report.append(report)
         if not found:
             return found
+        self.report.append(report)
         server = self._advance(arrays)
         for message in found:
             key, _ = _only(message.content)
