@@ -116,6 +116,10 @@ def test_a_model_given_out_is_the_callers():
     assert list(model) == ["w"]
     assert it.model["w"][0] == 0
     assert int(it.model["n"]) == 1
+    assert list(reversed(model)) == ["w"]
+    zeros = np.zeros(2, np.float32)
+    assert [type(one) for one in (model | {"b": zeros}, {"b": zeros} | model)] == [dict, dict]
+    assert list({"b": zeros} | model) == ["b", "w"]
     for own in (model.copy(), copy.copy(model)):
         own["w"] = np.ones(1, np.float32)
         assert model["w"][0] == 7

@@ -10,7 +10,7 @@ import pytest
 import nearzip as nz
 from nearzip.errors import CorruptError, UsageError
 from nearzip.federated import Client, Server
-from nearzip.stages import FLOATS, Chain, Coded, Context, Huffman, Rans, RawBytes
+from nearzip.stages import FLOATS, Chain, Coded, Context, Huffman, Pipeline, Rans, RawBytes
 from nearzip.stages import SymbolBytes as RawKeys
 from nearzip.stages.bits import AdaptivePrefix, FixedBits, KeyHuffman
 from nearzip.stages.bloom import BloomIndex, filter_bits
@@ -284,3 +284,13 @@ def test_what_no_encoder_writes_is_refused(stage, data, side, n):
     dtype = np.dtype(np.float32 if stage.takes is FLOATS else np.uint32)
     with pytest.raises(CorruptError):
         stage.decode(Coded(data, side), Context(dtype, (n,)))
+
+
+@pytest.mark.parametrize("value", [2.5, 16.0, True, "16", None, np.int64(16)])
+def test_an_integer_of_a_stage_is_an_integer(value):
+    """Anything else would be written to files that nobody reads."""
+    keys, tables = Chain((Rans(),)), Chain((Huffman(),))
+    with pytest.raises((UsageError, TypeError)):
+        Pipeline((MinMaxSketch(keys, tables, buckets=value),))
+    with pytest.raises(UsageError, match=r"not \[1\]"):
+        nz.compress({"w": np.ones(9, np.float32)}, method="skcompress", options={"sketch": [1]})

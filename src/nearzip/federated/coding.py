@@ -242,6 +242,19 @@ class Copies(MutableMapping[str, Array]):
     def __repr__(self) -> str:
         return repr(dict(self))
 
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(self._arrays)
+
+    def __or__(self, other: Mapping[str, Array]) -> dict[str, Array]:
+        return {**self, **other}
+
+    def __ror__(self, other: Mapping[str, Array]) -> dict[str, Array]:
+        return {**other, **self}
+
+    def __ior__(self, other: Mapping[str, Array]) -> Copies:  # noqa: PYI034 - Self is not in Python 3.10
+        self.update(other)
+        return self
+
     def copy(self) -> dict[str, Array]:
         """A dict of the tensors, as they are."""
         return dict(self)

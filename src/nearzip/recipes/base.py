@@ -220,8 +220,10 @@ def _convert(method: str, name: str, hint: Any, value: Any) -> Any:
         return ByName.parse(value)
     if hint is bool:
         words = {"true": True, "false": False}
-        if isinstance(value, bool) or value in words:
-            return words.get(value, value)
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value in words:
+            return words[value]
         raise UsageError(f"method {method!r}: {name} is true or false, not {value!r}")
     try:
         converted = hint(value)

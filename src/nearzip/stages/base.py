@@ -323,6 +323,13 @@ class Stage(ABC):
             values[name] = nested(value) if is_chain else _checked(cls.id, name, known[name], value)  # type: ignore[misc]
         return cls(**values)
 
+    def check_whole_numbers(self) -> None:
+        """Raise UsageError for an integer parameter that was given as anything else: no file would be read with it."""
+        for name in _whole_numbers(type(self)):
+            value = getattr(self, name)
+            if type(value) is not int:
+                raise UsageError(f"stage {self.id!r}: {name} is an integer, not {repr(value)[:80]}")
+
     @classmethod
     def hints(cls) -> Mapping[str, Any]:
         """Type of each field."""
@@ -334,6 +341,11 @@ def _hints_of(kind: type[Stage]) -> Mapping[str, Any]:
     # Evaluating annotations takes longer than all else that is done to read a stage.
     hints = typing.get_type_hints(kind)
     return MappingProxyType({f.name: hints[f.name] for f in fields(kind)})
+
+
+@functools.cache
+def _whole_numbers(kind: type[Stage]) -> tuple[str, ...]:
+    return tuple(name for name, hint in _hints_of(kind).items() if hint is int)
 
 
 def _is_nested(hint: Any) -> bool:
