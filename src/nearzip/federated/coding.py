@@ -251,7 +251,7 @@ class Copies(MutableMapping[str, Array]):
     def __ror__(self, other: Mapping[str, Array]) -> dict[str, Array]:
         return {**other, **self}
 
-    def __ior__(self, other: Mapping[str, Array]) -> Copies:  # noqa: PYI034 - Self is not in Python 3.10
+    def __ior__(self, other: Mapping[str, Array]) -> Copies:
         self.update(other)
         return self
 
