@@ -148,13 +148,14 @@ _LIMITS = {
 }
 
 
-def limit(result: Row) -> str:
+def limit(result: Row, fidelity: Row) -> str:
     """Bits of calibrated archives and of the limit, and the gap, at measured divergences."""
     rows, checks = [], []
     for pair, row in result["pairs"].items():
+        points = fidelity["pairs"][pair]["entries"]["nearzip calibrated"]["points"]
         for kl in TARGETS:
-            ours = bits_at(row["calibrated"], kl)
-            found = {name: bits_at(row["limits"][name]["points"], kl) for name in _LIMITS}
+            ours = bits_at(points, kl)
+            found = {name: bits_at(row["limits"].get(name, {"points": []})["points"], kl) for name in _LIMITS}
             gaps = [ours - bits if ours and bits else None for bits in list(found.values())[:2]]
             cells = [ours, *found.values(), *gaps]
             rows.append([pair, f"{kl:g}", *("" if cell is None else f"{cell:.3f}" for cell in cells)])
@@ -170,7 +171,7 @@ def limit(result: Row) -> str:
             table(head, rows),
             "Measured over estimated divergence of the samples, and of the base alone; processor seconds of the limit:",
             table(["update", "limit", "samples", "base", "seconds"], checks),
-            f"{circumstances(result)}.",
+            f"{circumstances(result, commits(*sorted({row['commit'] for row in result['pairs'].values()})))}.",
         ]
     )
 

@@ -73,7 +73,7 @@ BLOCKS = (
     Block("experiments/README.md", "claims", (), lambda: claims.claims("experiments/README.md", shown())),
     Block("docs/experiments.md", "claims", (), lambda: claims.claims("docs/experiments.md", shown())),
     Block("docs/calibration.md", "calibrated", ("fidelity",), bits.calibrated),
-    Block("docs/calibration.md", "limit", ("limit",), bits.limit),
+    Block("docs/calibration.md", "limit", ("limit", "fidelity"), bits.limit),
     Block("docs/calibration.md", "cost", ("calibration",), accuracy.calibration),
     Block("docs/cost-model.md", "cost-model", ("cost_model",), costs.measured),
     Block("docs/cost-model.md", "computed", ("cost_model",), costs.computed),
@@ -143,6 +143,7 @@ PAGES = (
             "memory",
             "bound_truth",
             "speed_before_after",
+            "limit",
         ),
         results.context,
     ),
@@ -164,7 +165,7 @@ def load(name: str) -> dict[str, Any]:
 def pictures() -> tuple[Picture, ...]:
     """All images made from results."""
     fidelity = tuple(
-        Picture(f"docs/images/{results.picture_name(pair)}", ("fidelity",), "fidelity:draw", (pair,), 110)
+        Picture(f"docs/images/{results.picture_name(pair)}", ("fidelity", "limit"), "fidelity:draw", (pair,), 110)
         for pair in load("fidelity")["pairs"]
     )
     return (

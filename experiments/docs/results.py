@@ -36,16 +36,27 @@ def picture_name(pair: str) -> str:
     return f"fidelity-{pair.replace(' ', '-')}.png"
 
 
-def headline(pairs: dict[str, Row]) -> str:
-    """Bits at given KL, and how many times ours."""
+_LIMIT = "limit of a Gaussian code"
+
+
+def _limit_points(limits: Row, pair: str) -> list[Row]:
+    """Of the limit on the held-out data: samples as they were measured."""
+    row = limits["pairs"].get(pair)
+    return [] if row is None else row["limits"]["held-out data"]["points"]  # type: ignore[no-any-return]
+
+
+def headline(pairs: dict[str, Row], limits: Row) -> str:
+    """Bits at given KL; how many times ours, and how far above the limit."""
     rows = []
     for pair, row in pairs.items():
-        ours = row["entries"][OURS]["points"]
-        for name, points in measured(row, lossless=False):
+        ours, least = row["entries"][OURS]["points"], _limit_points(limits, pair)
+        for name, points in [*measured(row, lossless=False), *([(_LIMIT, least)] if least else [])]:
             cells = []
             for kl in TARGETS:
-                bits, times = bits_at(points, kl), gap(points, ours, kl)
-                cells.append(_number(bits) + ("" if name == OURS or times is None else f" ({times:.2f}x)"))
+                bits, times, limit = bits_at(points, kl), gap(points, ours, kl), bits_at(least, kl)
+                beside = [] if name in (OURS, _LIMIT) or times is None else [f"{times:.2f}x"]
+                beside += [] if name == _LIMIT or bits is None or limit is None else [f"{bits - limit:+.2f}"]
+                cells.append(_number(bits) + (f" ({', '.join(beside)})" if beside else ""))
             rows.append([pair, f"**{name}**" if name == OURS else name, *cells])
     return table(["update", "method", *(f"KL {kl:.0e}" for kl in TARGETS)], rows)
 
@@ -61,8 +72,8 @@ def keeping(pairs: dict[str, Row]) -> str:
                   "accuracy", "accuracy of the old version"], rows)  # fmt: skip
 
 
-def points_table(row: Row) -> str:
-    """Every point of a pair."""
+def points_table(row: Row, least: list[Row]) -> str:
+    """Every point of a pair, and of the limit."""
     rows = [
         [
             name, _setting(p["setting"]), f"{p['bits_per_parameter']:.4f}", f"{p['ratio']:.1f}",
@@ -72,6 +83,11 @@ def points_table(row: Row) -> str:
             p.get("values_outside_bound", ""),
         ]
         for name, points in measured(row, lossless=False) for p in points
+    ]  # fmt: skip
+    rows += [
+        [_LIMIT, f"estimated KL {p['estimated_kl']:g}", f"{p['bits_per_parameter']:.4f}",
+         f"{32 / p['bits_per_parameter']:.1f}", _number(p["kl"], ".2e"), *[""] * 7]
+        for p in least
     ]  # fmt: skip
     head = ["method", "setting", "bits", "ratio", "KL", "loss", "accuracy, %", "agreement, %", "encode", "decode",
             "largest error", "outside the bound"]  # fmt: skip
@@ -159,6 +175,7 @@ def context(
     memory: Row,
     checked: Row,
     turns: Row,
+    limits: Row,
 ) -> Row:
     """Figures of the page."""
     pairs = result["pairs"]
@@ -169,12 +186,12 @@ def context(
     where = f"{machine(result)}; commits {commits(*found)}; {result['date']}; " + ", ".join(
         f"{name} {number}" for name, number in sorted(used.items())
     )
-    points = "\n\n".join(f"<details><summary>{pair}</summary>\n\n{points_table(row)}\n\n</details>"
+    points = "\n\n".join(f"<details><summary>{pair}</summary>\n\n{points_table(row, _limit_points(limits, pair))}\n\n</details>"
                          for pair, row in pairs.items())  # fmt: skip
     plots = "\n\n".join(f"![{pair}: bits per parameter against KL](images/{picture_name(pair)})" for pair in pairs)
     return {
         "where": where, "share": " or ".join(f"{100 * share:g} %" for share in sorted(shares)), "seed": result["seed"],
-        "keeping": keeping(pairs), "headline": headline(pairs), "plots": plots, "lossless": lossless(pairs),
+        "keeping": keeping(pairs), "headline": headline(pairs, limits), "plots": plots, "lossless": lossless(pairs),
         "missing": missing(pairs), "points": points,
         "repeated": repeated(twice), "sizes": bits.sizes(size), "speed": of_speed.speeds(speed),
         "memory": of_speed.memory(memory), "bounds": trust.bounds(checked),

@@ -24,11 +24,13 @@ _OTHERS = {
     "qd-compressor": ("qd-compressor",),
 }
 _OTHER_COLOUR = "#d1495b"
+_LIMIT_COLOUR = "#6c757d"
 
 
-def draw(result: Row, pair: str) -> Figure:
-    """Bits against KL, both logarithmic; the axes hold every point."""
+def draw(result: Row, limits: Row, pair: str) -> Figure:
+    """Bits against KL, both logarithmic; the axes hold every point of the methods. Dashed: the Gaussian limit."""
     row = result["pairs"][pair]
+    limit = _limit(limits, pair)
     swept = dict(measured(row, lossless=False))
     ours = {label: _curve(swept, (label,)) for label, _, _ in _OURS}
     others = {label: curve for label, names in _OTHERS.items() if (curve := _curve(swept, names))}
@@ -38,6 +40,7 @@ def draw(result: Row, pair: str) -> Figure:
     for axes, (label, curve) in zip(panels.flat, others.items(), strict=False):
         for name, colour, mark in _OURS:
             axes.plot(*_columns(ours[name]), marker=mark, color=colour, label=name, linewidth=2.2, markersize=4.5)
+        axes.plot(*_columns(limit), color=_LIMIT_COLOUR, linewidth=1.5, linestyle="--")
         axes.plot(*_columns(curve), marker="v", color=_OTHER_COLOUR, label=label, linewidth=1.5, markersize=4.5)
         axes.set_title(label, color=_OTHER_COLOUR, fontsize=10)
         axes.set(xscale="log", yscale="log", xlim=_range(kl for kl, _ in held + curve), ylim=bits)
@@ -46,7 +49,9 @@ def draw(result: Row, pair: str) -> Figure:
         axes.set_axis_off()
     handles = [plt.Line2D([], [], color=colour, marker=mark, linewidth=2.2, label=name) for name, colour, mark in _OURS]
     handles.append(plt.Line2D([], [], color=_OTHER_COLOUR, marker="v", label="the method above the panel"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, title=pair)
+    if limit:
+        handles.append(plt.Line2D([], [], color=_LIMIT_COLOUR, linestyle="--", label="limit of a Gaussian code"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, title=pair)
     figure.supxlabel("KL(original || restored), nats per prediction: further left is better", fontsize=10)
     figure.supylabel("bits per parameter: lower is better", fontsize=10)
     return figure
@@ -55,6 +60,12 @@ def draw(result: Row, pair: str) -> Figure:
 def _curve(swept: dict[str, list[Row]], names: tuple[str, ...]) -> Curve:
     """The best points of some entries."""
     return envelope([point for name in names for point in swept.get(name, ())])
+
+
+def _limit(limits: Row, pair: str) -> Curve:
+    """Of the held-out data, at what its samples were measured to diverge by."""
+    row = limits["pairs"].get(pair)
+    return [] if row is None else envelope(row["limits"]["held-out data"]["points"])
 
 
 def _columns(curve: Curve) -> tuple[list[float], list[float]]:
