@@ -186,8 +186,8 @@ def context(
     where = f"{machine(result)}; commits {commits(*found)}; {result['date']}; " + ", ".join(
         f"{name} {number}" for name, number in sorted(used.items())
     )
-    points = "\n\n".join(f"<details><summary>{pair}</summary>\n\n{points_table(row, _limit_points(limits, pair))}\n\n</details>"
-                         for pair, row in pairs.items())  # fmt: skip
+    tables = {pair: points_table(row, _limit_points(limits, pair)) for pair, row in pairs.items()}
+    points = "\n\n".join(f"<details><summary>{pair}</summary>\n\n{of}\n\n</details>" for pair, of in tables.items())
     plots = "\n\n".join(f"![{pair}: bits per parameter against KL](images/{picture_name(pair)})" for pair in pairs)
     return {
         "where": where, "share": " or ".join(f"{100 * share:g} %" for share in sorted(shares)), "seed": result["seed"],

@@ -2,8 +2,8 @@
 
 The limit (`nearzip.calibrate.rate_limit`) is taken twice: on the training batches that calibration has, and on the
 held-out data that everything is evaluated on. Its divergence is an estimate, so tensors are drawn from its test channel
-and evaluated as archives are; bits are compared at what was measured. Small pairs also have the limits with one variance
-for each matrix, and without damping.
+and evaluated as archives are; bits are compared at what was measured. Small pairs also have the limits with one
+variance for each matrix, and without damping.
 """
 
 from __future__ import annotations
