@@ -14,7 +14,7 @@ _TITLES = {
     "mnist-part": "MNIST, Dirichlet 0.3, three of ten clients in a round",
     "mnist-iid-part": "MNIST, independent and identically distributed, three of ten clients in a round",
     "cifar": "CIFAR-10, Dirichlet 0.3",
-    "text": "Text, split by place",
+    "text": "tinyshakespeare, every client with a tenth of the text in one piece, and so other speakers",
 }
 #: Settings with a fault that the first one has not.
 _FAULTS = {
@@ -108,22 +108,40 @@ def accuracy(result: Row) -> str:
     return "\n\n".join(parts) + f"\n\n{circumstances(result)}. Runs at commit {measured}."
 
 
+#: Methods with several settings, by what their labels begin and end with; the last two compress the uplink alone.
+_FAMILIES = (
+    ("nearzip both ways, residual in float32", "nearzip both", "residual float32"),
+    ("nearzip both ways, residual within 0.5", "nearzip both", "residual rms:0.5"),
+    ("STC both ways", "STC both", ""),
+    ("nearzip, uplink alone, residual in float32", "nearzip ", " up, residual float32"),
+    ("NNCodec, uplink alone, residual in float32", "NNCodec", ""),
+)
+
+
+def _members(methods: Row, begin: str, end: str) -> list[Row]:
+    up_only = begin == "nearzip "
+    return [
+        row
+        for label, row in methods.items()
+        if label.startswith(begin) and label.endswith(end) and not (up_only and " both" in label)
+    ]
+
+
 def sweep(result: Row) -> str:
     """Methods with several settings, both ways compressed, and the bits that they take at equal accuracy."""
     methods = result["settings"]["mnist"]["methods"]
-    labels = [label for label in methods if " both" in label]
-    found = []
-    for family, members in (
-        ("nearzip, residual in float32", [m for m in labels if m.endswith("residual float32")]),
-        ("nearzip, residual within 0.5", [m for m in labels if m.endswith("residual rms:0.5")]),
-        ("STC", [m for m in labels if m.startswith("STC")]),
-    ):
-        found.append(f"* {family}: {_at_equal([methods[m] for m in members], methods[_FEDAVG])}")
-    return _methods(methods, labels) + f"\n\nBits at {_EQUAL} points below FedAvg, interpolated:\n\n" + "\n".join(found)
+    parts = [_methods(methods, [label for label in methods if " both" in label])]
+    for name, title in _TITLES.items():
+        of = result["settings"].get(name, {"methods": {}})["methods"]
+        families = [(family, members) for family, *ends in _FAMILIES if len(members := _members(of, *ends)) > 1]
+        if families:
+            found = [f"* {family}: {_at_equal(members, of[_FEDAVG])}" for family, members in families]
+            parts.append(f"{title}, bits at {_EQUAL} points below FedAvg, interpolated:\n\n" + "\n".join(found))
+    return "\n\n".join(parts)
 
 
 def _at_equal(rows: list[Row], reference: Row) -> str:
-    """Bits both ways at `_EQUAL` points below the reference: their logarithms interpolated between neighbours."""
+    """Bits at `_EQUAL` points below the reference: their logarithms interpolated between neighbouring settings."""
     gaps = []
     for row in rows:
         there = _on_same_seeds(row, reference)
@@ -134,14 +152,19 @@ def _at_equal(rows: list[Row], reference: Row) -> str:
     far = [pair for pair in gaps if pair[0] > _EQUAL]
     if not near:
         gap, row = gaps[0]
-        return f"not reached; {gap:.2f} points below at {row['bits_up']:.2f} up and {row['bits_down']:.2f} down"
+        return f"not reached; {gap:.2f} points below at {_both_ways(row['bits_up'], row['bits_down'])}"
     if not far:
         gap, row = gaps[-1]
-        return f"at most {row['bits_up']:.2f} up and {row['bits_down']:.2f} down, {gap:.2f} points below"
+        return f"at most {_both_ways(row['bits_up'], row['bits_down'])}, {gap:.2f} points below"
     (low, fine), (high, coarse) = near[-1], far[0]
     share = (_EQUAL - low) / (high - low)
     up, down = (fine[way] * (coarse[way] / fine[way]) ** share for way in ("bits_up", "bits_down"))
-    return f"{up:.2f} up and {down:.2f} down"
+    return _both_ways(up, down)
+
+
+def _both_ways(up: float, down: float) -> str:
+    """Bits; those of a downlink that is raw or lossless are not compared."""
+    return f"{up:.2f} up" + (f" and {down:.2f} down" if down < 1 else "")
 
 
 def faults(result: Row) -> str:
