@@ -481,3 +481,31 @@ def test_numbers_of_numpy_name_clients():
     server.accept(node, client.send(trained(client.receive(server.broadcast(node)), 0)))
     again = Server.from_bytes(server.to_bytes())
     assert again.broadcast(3) == again.broadcast(node)
+
+
+DRAWS = {
+    "of one size": lambda rng, n: np.sign(rng.normal(size=n)),
+    "uniform": lambda rng, n: rng.uniform(-1, 1, n),
+    "normal": lambda rng, n: rng.normal(size=n),
+    "laplace": lambda rng, n: rng.laplace(size=n),
+    "few": lambda rng, n: rng.normal(size=n) * (rng.random(n) < 0.01),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("is_drift", [True, False])
+@pytest.mark.parametrize("bound", [None, "rms:3"])
+def test_nothing_is_left_for_ever(draw, is_drift, bound):
+    """Whatever the updates look like, the server's model follows, and what is left stays within some updates."""
+    rng, n, rounds = np.random.default_rng(0), 4000, 40
+    server, client = Server({"w": np.zeros(n, np.float32)}, bound=bound), Client(bound=bound, residual="exact")
+    step = DRAWS[draw](rng, n)
+    true = np.zeros(n)
+    for _ in range(rounds):
+        held = client.receive(server.broadcast(0))
+        step = step if is_drift else DRAWS[draw](rng, n)
+        true += step
+        server.accept(0, client.send({"w": (held["w"] + step).astype(np.float32)}))
+        server.average({0: 1.0})
+    apart = np.sqrt(np.mean((true - server.model["w"]) ** 2) / np.mean(step**2))
+    assert apart < (20 if is_drift else 12)

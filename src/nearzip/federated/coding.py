@@ -37,6 +37,12 @@ __all__ = [
 _SMALL = 1000
 #: By this factor.
 _FINER = 8.0
+#: A message carries at least this share of the update's square sum: error feedback converges only if every message goes
+#: some of the way (Stich and Karimireddy, 2020). Where all values are about as large, a step of four root mean squares
+#: carries nothing, and residual and step would grow together for ever.
+_LEAST = 0.02
+#: Values that this is estimated from.
+_SAMPLE = 1 << 17
 #: Buffers whose values must stay what they are: a running variance that is rounded below zero gives NaN.
 EXACT_NAMES = ("*running_mean", "*running_var", "*num_batches_tracked")
 
@@ -51,7 +57,8 @@ class UpdateCoding:
         "nearzip": one coarse step for the whole update, entropy-coded. "lossless": every bit of the trained model.
         Else a method of `nearzip.methods()`, applied to the update as a network of its own: topk, sbc, stc ...
     bound : str or Bound
-        For "nearzip": `rms:c`, each value within c times the root mean square of the whole update, or `abs:e`.
+        For "nearzip": `rms:c`, each value within c times the root mean square of the whole update and what was left
+        before, with a finer step where this one would carry less than 2 % of its square sum; or `abs:e`.
     options : mapping
         The method's own.
     exact : sequence of str
@@ -140,9 +147,23 @@ class UpdateCoding:
         else:
             total = sum((Statistics.of(update.read(name)) for name in names), Statistics())
             half = float(self.bound.value) * total.rms  # type: ignore[attr-defined]
+            half = _carrying(half, update, names)
         # Rounded down to float32, so that the step takes four bytes and the bound still holds; never to zero.
         step = float(np.float32(2 * half * (1 - 2**-22)))
         return step if 0 < step < math.inf else float(np.float32(1e-30))
+
+
+def _carrying(half: float, update: Checkpoint, names: Sequence[str]) -> float:
+    """Half a step, reduced in quarters of an octave until rounding by it carries `_LEAST` of the square sum."""
+    stride = -(-sum(update.spec(name).n_elements for name in names) // _SAMPLE) or 1
+    values = np.concatenate([update.read(name).reshape(-1)[::stride] for name in names]).astype(np.float64)
+    whole = float(np.dot(values, values))
+    while 0 < whole < math.inf and half > 0:
+        rest = values - 2 * half * np.rint(values / (2 * half))
+        if whole - float(np.dot(rest, rest)) >= _LEAST * whole:
+            break
+        half *= 2**-0.25
+    return half
 
 
 def _exact_group(specs: Sequence[TensorSpec]) -> Group:
