@@ -262,3 +262,20 @@ def test_the_norm_limit_is_checked(max_norm):
     base = model()
     with pytest.raises(UsageError, match="max_norm"):
         average_updates([nz.compress(base, base=base)], base, max_norm=max_norm)
+
+
+@pytest.mark.parametrize("draw", ["of one size", "uniform", "laplace"])
+def test_nothing_is_left_for_ever(draw):
+    """One step of Adam moves every value by as much: an update of twice the root mean square would be empty."""
+    rng, n = np.random.default_rng(0), 5000
+    step = {
+        "of one size": np.sign(rng.normal(size=n)),
+        "uniform": rng.uniform(-1, 1, n),
+        "laplace": rng.laplace(size=n),
+    }
+    held, left = {"w": np.zeros(n, np.float32)}, None
+    for _ in range(30):
+        update, kept = compress_update({"w": (held["w"] + step[draw]).astype(np.float32)}, held, left)
+        held, left = dict(update.restored), dict(kept.restored)
+    apart = np.sqrt(np.mean((30 * step[draw] - held["w"]) ** 2) / np.mean(step[draw] ** 2))
+    assert apart < 20

@@ -26,6 +26,7 @@ __all__ = [
     "advanced",
     "applied",
     "as_model",
+    "carrying",
     "check_same",
     "exact_delta",
     "model_id",
@@ -147,16 +148,16 @@ class UpdateCoding:
         else:
             total = sum((Statistics.of(update.read(name)) for name in names), Statistics())
             half = float(self.bound.value) * total.rms  # type: ignore[attr-defined]
-            half = _carrying(half, update, names)
+            half = carrying(half, [update.read(name) for name in names])
         # Rounded down to float32, so that the step takes four bytes and the bound still holds; never to zero.
         step = float(np.float32(2 * half * (1 - 2**-22)))
         return step if 0 < step < math.inf else float(np.float32(1e-30))
 
 
-def _carrying(half: float, update: Checkpoint, names: Sequence[str]) -> float:
+def carrying(half: float, arrays: Sequence[Array]) -> float:
     """Half a step, reduced in quarters of an octave until rounding by it carries `_LEAST` of the square sum."""
-    stride = -(-sum(update.spec(name).n_elements for name in names) // _SAMPLE) or 1
-    values = np.concatenate([update.read(name).reshape(-1)[::stride] for name in names]).astype(np.float64)
+    stride = -(-sum(array.size for array in arrays) // _SAMPLE) or 1
+    values = np.concatenate([array.reshape(-1)[::stride] for array in arrays]).astype(np.float64)
     whole = float(np.dot(values, values))
     while 0 < whole < math.inf and half > 0:
         rest = values - 2 * half * np.rint(values / (2 * half))

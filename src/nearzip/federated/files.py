@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,10 @@ import numpy as np
 
 from nearzip.api import compress
 from nearzip.archive import Archive
-from nearzip.bounds import Update
+from nearzip.bounds import Statistics, Update
 from nearzip.coding import BoundLike
 from nearzip.errors import CorruptError, Error, UsageError
-from nearzip.federated.coding import EXACT_NAMES, check_same
+from nearzip.federated.coding import EXACT_NAMES, carrying, check_same
 from nearzip.federated.residual import Residual
 from nearzip.tensors import Array, Checkpoint
 
@@ -44,8 +45,8 @@ def compress_update(
     residual : mapping of str to array, optional
         The residual of the last call, float32. Default: none.
     method, bound, options
-        As for `nearzip.compress`. "nearzip" without a bound: `upd:2`, twice the root mean square of the update, with
-        batch norm's running statistics exact.
+        As for `nearzip.compress`. "nearzip" without a bound: `upd:2`, twice the root mean square of the update, or
+        less where that would carry less than 2 % of its square sum, with batch norm's running statistics exact.
     residual_method : str
         How the residual is stored: "exact", "nearzip" (rounded at random), "qd-compressor", "lc-checkpoint".
 
@@ -69,7 +70,7 @@ def compress_update(
         for name in source.specs
     }
     if method == "nearzip" and bound is None:
-        bound = {"*": Update(2.0), **{name: "lossless" for name in EXACT_NAMES if _any(source, name)}}
+        bound = {"*": Update(_value(wanted, held)), **{name: "lossless" for name in EXACT_NAMES if _any(source, name)}}
     arrays = {name: held.read(name) for name in held.specs}
     archive = compress(shifted, base=arrays, method=method, bound=bound, options=options)
     left = {name: wanted[name] - archive.restored[name].astype(np.float32) for name in wanted}
@@ -92,6 +93,17 @@ def _wanted(source: Checkpoint, residual: Mapping[str, Any]) -> dict[str, Array]
             if not np.isfinite(found[name]).all():
                 raise UsageError(f"tensor {name!r} is not finite; the training diverged, or the residual is damaged")
     return found
+
+
+def _value(wanted: Mapping[str, Array], held: Checkpoint) -> float:
+    """Root mean squares of the update that a value may be off by."""
+    changes = [
+        wanted[name] - held.read(name).astype(np.float32)
+        for name in wanted
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in EXACT_NAMES)
+    ]
+    rms = sum((Statistics.of(change) for change in changes), Statistics()).rms
+    return carrying(2 * rms, changes) / rms if changes and 0 < rms < math.inf else 2.0
 
 
 def _any(source: Checkpoint, pattern: str) -> bool:
