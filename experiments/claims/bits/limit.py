@@ -19,7 +19,7 @@ from experiments.lab import evaluate, record, traces
 from experiments.lab.peers import running
 
 #: Estimated divergences of the limit's curve, nats per prediction.
-_ESTIMATED = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+_ESTIMATED = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 #: Pairs whose limits are taken in two more ways.
 _SMALL = ("quick lenet-300-100", "quick lenet-5")
 #: Next to none.
