@@ -63,6 +63,22 @@ class Predictor:
         if not self.batches:
             raise UsageError("calibration needs at least one batch")
 
+    @property
+    def device(self) -> torch.device:
+        return self._caller.device
+
+    @property
+    def held(self) -> range:
+        """Numbers of the batches that are held back to measure on: the last quarter."""
+        n = len(self.batches)
+        return range(n - max(1, n // 4), n)
+
+    @property
+    def fitted(self) -> range:
+        """Numbers of the batches that biases are fitted to: half of the others fit as well (docs/tried.md)."""
+        n = self.held.start or len(self.batches)
+        return range((n + 1) // 2)
+
     def evaluating(self) -> contextlib.AbstractContextManager[None]:
         return _evaluating(self.module)
 
@@ -87,7 +103,8 @@ class Predictor:
                 return torch.randn(predictions.shape, generator=generator).to(predictions.device)
             shares = predictions.softmax(-1)
             drawn = torch.multinomial(shares.cpu(), 1, generator=generator)[:, 0].to(shares.device)
-            return shares - functional.one_hot(drawn, shares.shape[-1])
+            shares[torch.arange(len(shares), device=shares.device), drawn] -= 1
+            return shares
 
     def divergence(self, original: Tensor, restored: Tensor) -> Tensor:
         """KL(original || restored) in nats per prediction; of plain numbers half the squared distance."""
