@@ -23,8 +23,8 @@ from experiments.lab.anonymous import anonymous, peak_of
 _SIZES = {"12 M": (192, 6, 3), "41 M": (384, 12, 6), "124 M": (768, 12, 12)}
 _VOCABULARY, _CONTEXT, _ROWS, _TIME = 50257, 1024, 2, 128
 #: Steps of the base, and of the update.
-_TRAINED, _UPDATE = 8, 4
-_BATCHES = 8
+_TRAINED, _UPDATE = 5, 3
+_BATCHES = 4
 #: Moments of each network in memory, in the second run.
 _MEMORY = 64 << 20
 _STEP = 1e-3

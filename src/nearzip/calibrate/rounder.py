@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ __all__ = ["Rounded", "Rounder", "floats_of"]
 
 #: A value farther from its base, in steps, is not calibrated: float32 could not represent it.
 _MAX_STEPS = 1 << 24
+#: Share of the predictions of their batches that biases are fitted to, and at least how many.
+_FITTED, _FEWEST_FITTED = 1 / 4, 256
 #: Values that are computed with in double precision at once.
 _AT_ONCE = 1 << 20
 #: Levels beyond are counted as this one, where the price of a bit is asked for.
@@ -164,6 +167,7 @@ class Rounder:
         }
         self._plain = self._reasons()
         self._factors = self._factored()
+        self._ways = self._of_biases()
         self.steps = Steps(self._costs())
         self._originals = dict(self.sensitivity.originals)
         wanted = [i for i in (*self.predictor.held, *self.predictor.fitted) if i not in self._originals]
@@ -195,6 +199,18 @@ class Rounder:
             return triangular(weighed.rows, row_damping, device), triangular(weighed.columns, column_damping, device)
 
         return dict(zip(wanted, ordered_map(work, wanted, self.threads), strict=True))
+
+    def _of_biases(self) -> dict[str, Factor]:
+        """The factor of each bias and norm: of the gradients where it is added or multiplied."""
+        found = {}
+        for name, gram in self.sensitivity.norms.items():
+            found[name] = triangular(gram, self.damping.gradients)[0]
+        self.sensitivity.norms.clear()
+        for name, piece in self.sensitivity.biases.items():
+            rows = self._factors[piece][0] if piece in self._factors else []
+            if len(rows) == 1:
+                found[name] = rows[0]
+        return found
 
     def _costs(self) -> dict[str, Cost]:
         carried: dict[str, list[tuple[float, int]]] = {}
@@ -253,6 +269,15 @@ class Rounder:
     def _carried(self) -> list[str]:
         """Tensors whose error is carried on."""
         return [name for name in self._states if self.steps.costs[name].carried]
+
+    @cached_property
+    def _fitting(self) -> tuple[list[Any], list[Tensor]]:
+        """Batches that biases are fitted to, or some rows of each, and the original predictions."""
+        originals = [self._originals[i] for i in self.predictor.fitted]
+        share = max(_FITTED, _FEWEST_FITTED / sum(len(each) for each in originals))
+        batches = [self.predictor.batches[i] for i in self.predictor.fitted]
+        found = [self.predictor.part(*each, min(1.0, share)) for each in zip(batches, originals, strict=True)]
+        return [batch for batch, _ in found], [original for _, original in found]
 
     def _step(self, name: str, step: float, price: float = 1.0) -> float:
         own, reach = self.steps.of(name, step, price), self._states[name].reach
@@ -316,8 +341,9 @@ class Rounder:
             return values if math.isinf(margin) else original + (values - original).clamp(-margin, margin)
 
         with self.predictor.evaluating():
-            originals = [self._originals[i] for i in self.predictor.fitted]
-            for values in fit_biases(self.predictor, originals, restored, curvature, limited):
+            batches, originals = self._fitting
+            ways = self._ways
+            for values in fit_biases(self.predictor, originals, restored, curvature, limited, ways, batches):
                 fitted = {}
                 for name, wanted in values.items():
                     state, step = self._states[name], rounded.steps[name]

@@ -13,16 +13,17 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from nearzip.calibrate.gram import Gram
 from nearzip.calibrate.network import Predictor
 from nearzip.calibrate.scratch import Scratch
-from nearzip.calibrate.uses import Piece, Use, Vectors, watching
+from nearzip.calibrate.uses import Piece, Scaling, Use, Vectors, watching
 
 __all__ = ["Sensitivity", "Weighed", "gather"]
 
 #: Vectors that a moment is taken of, for each of its dimensions: more of them cost time and gain nothing (docs/tried.md).
-_PER_DIMENSION = 16
+_PER_DIMENSION = 32
 #: Of one batch at least so many.
 _FEWEST = 256
 
@@ -64,12 +65,18 @@ class Sensitivity:
     n_predictions : int
     originals : dict of int to Tensor
         Predictions of some of the batches, by their number.
+    biases : dict of str to Piece
+        The piece to whose outputs a parameter is added.
+    norms : dict of str to Gram
+        Of weights and biases of layer norms: moments of what single vectors add to their gradients.
     """
 
     pieces: dict[Piece, Weighed]
     curvature: dict[str, float]
     n_predictions: int
     originals: dict[int, Tensor] = field(default_factory=dict)
+    biases: dict[str, Piece] = field(default_factory=dict)
+    norms: dict[str, Gram] = field(default_factory=dict)
 
 
 @dataclass
@@ -79,8 +86,16 @@ class _Gatherer:
     generator: torch.Generator
     per_dimension: int | None
     sums: dict[tuple[Piece, bool], _Sums] = field(default_factory=dict)
+    biases: dict[str, Piece] = field(default_factory=dict)
+    norms: dict[str, Gram] = field(default_factory=dict)
 
-    def see(self, use: Use) -> None:
+    def see(self, use: Use | Scaling) -> None:
+        if isinstance(use, Scaling):
+            if use.output.requires_grad:
+                use.output.register_hook(self._norm_taker(use))  # type: ignore[no-untyped-call]
+            return
+        if use.bias is not None:
+            self.biases.setdefault(use.bias, use.piece)
         looked_up = use.indices is not None
         sums = self.sums.setdefault((use.piece, looked_up), _Sums())
         if use.indices is not None:
@@ -92,18 +107,33 @@ class _Gatherer:
             use.output.register_hook(self._taker(sums, use.split))  # type: ignore[no-untyped-call]
 
     def _added(self, gram: Gram | None, vectors: Vectors) -> Gram:
-        """With some of the vectors, spread over all of them, each in place of several."""
+        """With some of the vectors, each in place of several."""
         gram = gram or Gram.zeros(vectors.groups, vectors.width, self.scratch.zeros)
-        most = vectors.n if gram.is_diagonal or self.per_dimension is None else self._most(vectors.width)
-        if vectors.n <= most:
-            gram.add(vectors.take(None))
-        else:
-            at = torch.arange(most, dtype=torch.float64) + torch.rand(most, generator=self.generator)
-            gram.add(vectors.take((at * (vectors.n / most)).long().clamp_(max=vectors.n - 1)), vectors.n / most)
+        some = None if gram.is_diagonal else self._some(vectors)
+        gram.add(vectors.take(some), 1.0 if some is None else vectors.n / len(some))
         return gram
 
-    def _most(self, width: int) -> int:
-        return max(_FEWEST, -(-(self.per_dimension or 0) * width // self.n_batches))
+    def _some(self, vectors: Vectors) -> Tensor | None:
+        """Places of some vectors, spread over all of them; None: all."""
+        if self.per_dimension is None:
+            return None
+        most = max(_FEWEST, -(-self.per_dimension * vectors.width // self.n_batches))
+        if vectors.n <= most:
+            return None
+        at = torch.arange(most, dtype=torch.float64) + torch.rand(most, generator=self.generator)
+        return (at * (vectors.n / most)).long().clamp_(max=vectors.n - 1)
+
+    def _norm_taker(self, use: Scaling) -> Callable[[Tensor], None]:
+        def take(gradient: Tensor) -> None:
+            gradients = gradient.detach().reshape(-1, use.inputs.width)
+            some = self._some(use.inputs)
+            gradients = gradients if some is None else gradients[some.to(gradients.device)]
+            scaled = functional.layer_norm(use.inputs.take(some)[0], gradients.shape[1:]) * gradients
+            for name, vectors in ((use.weight, scaled), (use.bias, gradients)):
+                if name is not None:
+                    self.norms.setdefault(name, Gram.zeros(1, vectors.shape[1], self.scratch.zeros)).add(vectors[None])
+
+        return take
 
     def _taker(self, sums: _Sums, split: Callable[[Tensor], Vectors]) -> Callable[[Tensor], None]:
         def take(gradient: Tensor) -> None:
@@ -199,4 +229,4 @@ def gather(
             if progress:
                 progress(i + 1, n_batches)
     curvature = {name: square / n_predictions for name, square in squares.items()}
-    return Sensitivity(gatherer.weighed(n_predictions), curvature, n_predictions, originals)
+    return Sensitivity(gatherer.weighed(n_predictions), curvature, n_predictions, originals, gatherer.biases, gatherer.norms)

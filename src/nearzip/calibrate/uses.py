@@ -87,6 +87,8 @@ class Use:
         As the network goes on with it.
     split : callable
         From a gradient of `output` to vectors; the outputs are the matrix's rows, or an embedding's columns.
+    bias : str or None
+        The parameter that is added to the outputs.
     """
 
     piece: Piece
@@ -94,9 +96,20 @@ class Use:
     indices: Tensor | None
     output: Tensor
     split: Callable[[Tensor], Vectors]
+    bias: str | None = None
 
 
-Report = Callable[[Use], None]
+@dataclass(frozen=True)
+class Scaling:
+    """A layer norm: names of its weight and bias, its inputs as vectors, and its output."""
+
+    weight: str | None
+    bias: str | None
+    inputs: Vectors
+    output: Tensor
+
+
+Report = Callable[[Use | Scaling], None]
 
 
 class _Watcher:
@@ -105,7 +118,7 @@ class _Watcher:
     def __init__(self, names: Mapping[int, str], report: Report | None):
         self._names, self.report = names, report
 
-    def _report(self, use: Use) -> None:
+    def _report(self, use: Use | Scaling) -> None:
         if self.report is not None:
             self.report(use)
 
@@ -124,11 +137,15 @@ class _Watcher:
             return None
         return Piece(self._names[id(whole)], begin, begin + weight.shape[0], turned=turned)
 
-    def linear(self, piece: Piece, output: Tensor, input: Tensor, *rest: Any, **more: Any) -> None:
-        self._report(Use(piece, _last_dimension(input.detach()), None, output, _last_dimension))
+    def linear(
+        self, piece: Piece, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None
+    ) -> None:
+        inputs = _last_dimension(input.detach())
+        self._report(Use(piece, inputs, None, output, _last_dimension, self._names.get(id(bias))))
 
     def addmm(self, piece: Piece, output: Tensor, input: Tensor, mat1: Tensor, *rest: Any, **more: Any) -> None:
-        self._report(Use(piece, _last_dimension(mat1.detach()), None, output, _last_dimension))
+        inputs = _last_dimension(mat1.detach())
+        self._report(Use(piece, inputs, None, output, _last_dimension, self._names.get(id(input))))
 
     def embedding(self, piece: Piece, output: Tensor, input: Tensor, *rest: Any, **more: Any) -> None:
         self._report(Use(piece, None, input.flatten(), output, _last_dimension))
@@ -172,7 +189,23 @@ class _Watcher:
             return Vectors(groups, n, weight.shape[0] // groups, rows)
 
         width = math.prod(weight.shape[1:])
-        self._report(Use(replace(piece, groups=groups), Vectors(groups, n, width, columns), None, output, split))
+        piece, inputs = replace(piece, groups=groups), Vectors(groups, n, width, columns)
+        self._report(Use(piece, inputs, None, output, split, self._names.get(id(bias))))
+
+
+    def layer_norm(
+        self,
+        output: Tensor,
+        input: Tensor,
+        normalized_shape: Any,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        *rest: Any,
+        **more: Any,
+    ) -> None:
+        if weight is not None and weight.dim() == 1:
+            names = self._names.get(id(weight)), self._names.get(id(bias))
+            self._report(Scaling(*names, _last_dimension(input.detach()), output))
 
 
 def _last_dimension(values: Tensor) -> Vectors:
@@ -223,6 +256,16 @@ class _Watched:
         return isinstance(inputs, Tensor) and inputs.requires_grad
 
 
+def _seen(function: Callable[..., Any], see: Callable[..., None]) -> Callable[..., Any]:
+    def call(*arguments: Any, **named: Any) -> Any:
+        output = function(*arguments, **named)
+        with torch.no_grad():
+            see(output, *arguments, **named)
+        return output
+
+    return call
+
+
 @contextlib.contextmanager
 def watching(names: Mapping[int, str], report: Report) -> Iterator[_Watcher]:
     """Report every use of the parameters whose `id` is in `names`, as long as the context lasts.
@@ -241,10 +284,13 @@ def watching(names: Mapping[int, str], report: Report) -> Iterator[_Watcher]:
     ]
     with _ONE_AT_A_TIME:
         originals = [(module, name, getattr(module, name)) for module, name, *_ in watched]
+        norm = functional.layer_norm
         try:
             for (module, name, original), (_, _, *how) in zip(originals, watched, strict=True):
                 setattr(module, name, _Watched(original, watcher, *how))
+            functional.layer_norm = _seen(norm, watcher.layer_norm)
             yield watcher
         finally:
             for module, name, original in originals:
                 setattr(module, name, original)
+            functional.layer_norm = norm
