@@ -146,8 +146,8 @@ def calibration_scale(result: Row) -> str:
     growth = "; ".join(_growth(kind, points) for kind, points in lines.items())
     return (
         table(head, rows)
-        + f"\n\nOne call at the step {result['step']:g}, on {result['predictions']:,} predictions; processor seconds of "
-        f"one thread, and the most anonymous memory beyond network and base. {growth}. {circumstances(result)}."
+        + f"\n\nOne call at the step {result['step']:g}, on {result['predictions']:,} predictions; processor seconds "
+        f"of one thread, and the most anonymous memory beyond network and base. {growth}. {circumstances(result)}."
     )
 
 

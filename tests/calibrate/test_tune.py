@@ -42,7 +42,7 @@ def test_the_plan_keeps_its_budget_and_gives_its_archive_again(base, judge, max_
     assert nz.Plan.load(tmp_path / "p.json").to_json() == plan.to_json()
     archive = calibrate.compress(NETWORK, BATCHES, base, plan=nz.Plan.load(tmp_path / "p.json"))
     assert (archive.nbytes, archive.id) == (plan.nbytes, plan.chosen.restored_id)
-    assert loss(judge, nz.decompress(archive.to_bytes(), base)) == plan.losses[judge.metric] <= max_loss
+    assert loss(judge, nz.decompress(archive.to_bytes(), base)) == plan.losses[judge.metric] <= max_loss + 1e-12
 
 
 def test_at_one_budget_calibrated_archives_are_smaller():

@@ -22,7 +22,7 @@ from nearzip.calibrate.uses import Piece, Scaling, Use, Vectors, watching
 
 __all__ = ["Sensitivity", "Weighed", "gather"]
 
-#: Vectors that a moment is taken of, for each of its dimensions: more of them cost time and gain nothing (docs/tried.md).
+#: Vectors that a moment is taken of, for each of its dimensions: more of them gain little (docs/tried.md).
 _PER_DIMENSION = 32
 #: Of one batch at least so many.
 _FEWEST = 256
@@ -181,7 +181,10 @@ def _squared(parameters: Mapping[str, Tensor], squares: dict[str, float]) -> Ite
 
         return take
 
-    hooks = [p.register_post_accumulate_grad_hook(taker(name)) for name, p in parameters.items()]
+    hooks = [
+        parameter.register_post_accumulate_grad_hook(taker(name))  # type: ignore[no-untyped-call]
+        for name, parameter in parameters.items()
+    ]
     try:
         yield
     finally:
@@ -229,4 +232,6 @@ def gather(
             if progress:
                 progress(i + 1, n_batches)
     curvature = {name: square / n_predictions for name, square in squares.items()}
-    return Sensitivity(gatherer.weighed(n_predictions), curvature, n_predictions, originals, gatherer.biases, gatherer.norms)
+    return Sensitivity(
+        gatherer.weighed(n_predictions), curvature, n_predictions, originals, gatherer.biases, gatherer.norms
+    )

@@ -137,9 +137,7 @@ class _Watcher:
             return None
         return Piece(self._names[id(whole)], begin, begin + weight.shape[0], turned=turned)
 
-    def linear(
-        self, piece: Piece, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None
-    ) -> None:
+    def linear(self, piece: Piece, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
         inputs = _last_dimension(input.detach())
         self._report(Use(piece, inputs, None, output, _last_dimension, self._names.get(id(bias))))
 
@@ -192,7 +190,6 @@ class _Watcher:
         piece, inputs = replace(piece, groups=groups), Vectors(groups, n, width, columns)
         self._report(Use(piece, inputs, None, output, split, self._names.get(id(bias))))
 
-
     def layer_norm(
         self,
         output: Tensor,
@@ -244,7 +241,7 @@ class _Watched:
         weight = arguments[self.place] if len(arguments) > self.place else named.get(self.keyword)
         turned = self.keyword == "mat2"
         piece = self.watcher.piece_of(weight, turned)
-        if piece is None or weight.dim() < 2:
+        if piece is None or weight is None or weight.dim() < 2:
             return None
         scaled = {"alpha", "beta"} & named.keys()
         return None if turned and scaled else piece
@@ -270,8 +267,8 @@ def _seen(function: Callable[..., Any], see: Callable[..., None]) -> Callable[..
 def watching(names: Mapping[int, str], report: Report) -> Iterator[_Watcher]:
     """Report every use of the parameters whose `id` is in `names`, as long as the context lasts.
 
-    Parameters whose uses are reported may get no gradient of their own. Compiled and scripted networks call nothing that
-    can be watched.
+    Parameters whose uses are reported may get no gradient of their own. Compiled and scripted networks call nothing
+    that can be watched.
     """
     watcher = _Watcher(names, report)
     watched: list[tuple[Any, str, int, str, Callable[..., None]]] = [
@@ -286,8 +283,8 @@ def watching(names: Mapping[int, str], report: Report) -> Iterator[_Watcher]:
         originals = [(module, name, getattr(module, name)) for module, name, *_ in watched]
         norm = functional.layer_norm
         try:
-            for (module, name, original), (_, _, *how) in zip(originals, watched, strict=True):
-                setattr(module, name, _Watched(original, watcher, *how))
+            for (module, name, original), (_, _, place, keyword, see) in zip(originals, watched, strict=True):
+                setattr(module, name, _Watched(original, watcher, place, keyword, see))
             functional.layer_norm = _seen(norm, watcher.layer_norm)
             yield watcher
         finally:
