@@ -168,6 +168,62 @@ def test_some_positions_of_a_convolution_are_those_of_all(name):
             assert torch.equal(vectors.take(at), every[:, at])
 
 
+@pytest.mark.parametrize("n", [5, 256, 257, 600])
+def test_moments_of_every_width_are_products(n):
+    from nearzip.calibrate.gram import Gram
+
+    vectors = torch.randn(2, 50, n)
+    gram = Gram.of(vectors)
+    gram.add(vectors, 0.5)
+    assert torch.allclose(gram.values, 1.5 * vectors.transpose(1, 2) @ vectors, atol=1e-3)
+
+
+def test_norms_are_looked_at_only_to_fit_them():
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 3))
+    predictor = Predictor(module, [torch.randn(64, 6)], output="values")
+    assert not gather(predictor, with_norms=False).norms
+    found = gather(predictor)
+    assert set(found.norms) == {"1.weight", "1.bias"}
+    assert found.biases == {"0.bias": Piece("0.weight", 0, 8), "2.bias": Piece("2.weight", 0, 3)}
+    # The mean square of a sum of independent gradients is the sum of the moments' diagonals.
+    mean = float(found.norms["1.bias"].diagonal.mean()) / 64
+    assert mean == pytest.approx(found.curvature["1.bias"], rel=1.0)
+
+
+class Masked(torch.nn.Module):
+    """Rows depend on each other: each is seen beside the batch's mean."""
+
+    def __init__(self, mixes: bool) -> None:
+        super().__init__()
+        self.f, self.mixes = torch.nn.Linear(4, 3), mixes
+
+    def forward(self, x):
+        return self.f(x - x.mean(0)) if self.mixes else self.f(x)
+
+
+@pytest.mark.parametrize(
+    ("mixes", "batch", "expected"),
+    [
+        (False, torch.randn(20, 4), 5),
+        (True, torch.randn(20, 4), 20),
+        (False, (torch.randn(20, 4), torch.zeros(20)), 5),
+        (False, (torch.randn(20, 4), torch.zeros(7)), 20),
+        (False, {"x": torch.randn(20, 4)}, 5),
+        (False, {"x": torch.randn(20, 4), "labels": torch.tensor(1)}, 20),
+    ],
+)
+def test_rows_of_a_batch_are_used_alone_where_they_predict_the_same(mixes, batch, expected):
+    predictor = Predictor(Masked(mixes), [batch])
+    with torch.no_grad():
+        original = predictor.predictions(predictor.batches[0])
+    some, predictions = predictor.part(predictor.batches[0], original, 0.25)
+    assert len(predictions) == expected
+    assert torch.equal(predictions, original[:expected])
+    with torch.no_grad():
+        assert torch.allclose(predictor.predictions(some), predictions, atol=1e-5)
+
+
 def test_a_long_vocabulary_is_rounded_some_rows_at_a_time():
     from nearzip.calibrate.gram import Gram
     from nearzip.calibrate.rounding import Factor

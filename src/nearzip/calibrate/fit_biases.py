@@ -16,7 +16,7 @@ from nearzip.calibrate.rounding import Factor
 __all__ = ["fit_biases"]
 
 #: Evaluations of L-BFGS until it is asked whether fitting helps, and from there on.
-_EVALUATIONS = (5, 4)
+_EVALUATIONS = (7, 6)
 #: Values go by units of this over the square root of their curvature. One alone could go by 1, but those of a layer
 #: go together, where the curvature is hundreds of times that of each.
 _UNIT = 0.05

@@ -12,6 +12,8 @@ __all__ = ["Gram"]
 
 #: Wider matrices keep their diagonal only: 8 192 squared are 256 MB of float32.
 _WIDEST = 8192
+#: Rows of a moment that are multiplied at once.
+_PANEL = 256
 
 
 @dataclass
@@ -45,10 +47,13 @@ class Gram:
         vectors = vectors.float()
         if self.is_diagonal:
             self.values.add_(torch.linalg.vector_norm(vectors, dim=1).square().cpu(), alpha=weight)
-        elif vectors.device.type == "cpu":
+        elif vectors.device.type != "cpu":
+            self.values.add_((vectors.transpose(1, 2) @ vectors).cpu(), alpha=weight)
+        elif vectors.shape[-1] <= _PANEL:
             self.values.baddbmm_(vectors.transpose(1, 2), vectors, alpha=weight)
         else:
-            self.values.add_((vectors.transpose(1, 2) @ vectors).cpu(), alpha=weight)
+            for values, each in zip(self.values, vectors, strict=True):
+                _add_panels(values, each, weight)
 
     def merge(self, other: Gram, weight: float, other_weight: float) -> Gram:
         """The weighted sum, in the room of the one that is a whole matrix."""
@@ -76,3 +81,11 @@ class Gram:
     def mean(self) -> float:
         """Of the diagonal."""
         return float(self.diagonal.mean())
+
+
+def _add_panels(values: Tensor, vectors: Tensor, weight: float) -> None:
+    """Products above the diagonal only, and their mirror image: nearly half of the work for wide matrices."""
+    for start in range(0, len(values), _PANEL):
+        stop = start + _PANEL
+        values[start:stop, start:].addmm_(vectors[:, start:stop].T, vectors[:, start:], alpha=weight)
+        values[stop:, start:stop] = values[start:stop, stop:].T

@@ -73,7 +73,8 @@ class Prepared:
         tensors = floats_of({name: source.read(name) for name in known})
         predictor = Predictor(module, batches, calibration.forward, calibration.output, calibration.n_batches)
         keep = {*predictor.held, *(predictor.fitted if calibration.fit_biases else ())}
-        sensitivity = gather(predictor, progress=progress, scratch=Scratch(calibration.memory), keep=keep)
+        scratch, fits = Scratch(calibration.memory), calibration.fit_biases
+        sensitivity = gather(predictor, progress=progress, scratch=scratch, keep=keep, with_norms=fits)
         matches = {} if base is None else match_tensors(source, base, rename)
         same = same_kind(None if base is None else matched(base, source.specs, matches), tensors)
         before = None if base is None else matched(base, source.specs, matches, source.read)

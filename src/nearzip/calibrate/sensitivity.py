@@ -23,7 +23,7 @@ from nearzip.calibrate.uses import Piece, Scaling, Use, Vectors, watching
 __all__ = ["Sensitivity", "Weighed", "gather"]
 
 #: Vectors that a moment is taken of, for each of its dimensions: more of them gain little (docs/tried.md).
-_PER_DIMENSION = 32
+_PER_DIMENSION = 64
 #: Of one batch at least so many.
 _FEWEST = 256
 
@@ -85,13 +85,14 @@ class _Gatherer:
     scratch: Scratch
     generator: torch.Generator
     per_dimension: int | None
+    with_norms: bool
     sums: dict[tuple[Piece, bool], _Sums] = field(default_factory=dict)
     biases: dict[str, Piece] = field(default_factory=dict)
     norms: dict[str, Gram] = field(default_factory=dict)
 
     def see(self, use: Use | Scaling) -> None:
         if isinstance(use, Scaling):
-            if use.output.requires_grad:
+            if use.output.requires_grad and self.with_norms:
                 use.output.register_hook(self._norm_taker(use))  # type: ignore[no-untyped-call]
             return
         if use.bias is not None:
@@ -199,6 +200,7 @@ def gather(
     scratch: Scratch | None = None,
     keep: Collection[int] = (),
     per_dimension: int | None = _PER_DIMENSION,
+    with_norms: bool = True,
 ) -> Sensitivity:
     """One pass forward and one back over the batches. Raises UsageError as `Predictor.predictions` does.
 
@@ -210,10 +212,14 @@ def gather(
         Batches whose predictions are returned.
     per_dimension : int or None
         How many vectors a moment is taken of, for each of its dimensions; None: all of them.
+    with_norms : bool
+        Whether moments are taken for layer norms too, which only the fit of biases needs.
     """
     parameters = {name: p for name, p in predictor.module.named_parameters() if p.is_floating_point()}
     n_batches = len(predictor.batches)
-    gatherer = _Gatherer(n_batches, scratch or Scratch(), torch.Generator().manual_seed(seed), per_dimension)
+    gatherer = _Gatherer(
+        n_batches, scratch or Scratch(), torch.Generator().manual_seed(seed), per_dimension, with_norms
+    )
     squares = dict.fromkeys(parameters, 0.0)
     originals = {}
     generator = torch.Generator().manual_seed(seed)
