@@ -30,7 +30,7 @@ __all__ = ["Rounded", "Rounder", "floats_of"]
 #: A value farther from its base, in steps, is not calibrated: float32 could not represent it.
 _MAX_STEPS = 1 << 24
 #: Share of the predictions of their batches that biases are fitted to, and at least how many.
-_FITTED, _FEWEST_FITTED = 1 / 4, 256
+_FITTED, _FEWEST_FITTED = 3 / 8, 256
 #: Values that are computed with in double precision at once.
 _AT_ONCE = 1 << 20
 #: Levels beyond are counted as this one, where the price of a bit is asked for.

@@ -23,7 +23,7 @@ from nearzip.calibrate.uses import Piece, Scaling, Use, Vectors, watching
 __all__ = ["Sensitivity", "Weighed", "gather"]
 
 #: Vectors that a moment is taken of, for each of its dimensions: more of them gain little (docs/tried.md).
-_PER_DIMENSION = 64
+_PER_DIMENSION = 128
 #: Of one batch at least so many.
 _FEWEST = 256
 
