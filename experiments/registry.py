@@ -129,7 +129,7 @@ CLAIMS = {
         "claims.accuracy.calibration", ("calibration",), _DATA,
     ),
     "calibration_scale": Claim(
-        "Calibration takes a language model of 124 M parameters on two cores; its memory can be limited",
+        "What calibration costs by the size of a language model, and within a limit of memory",
         "claims.accuracy.calibration_scale", _measured("calibration_scale"), _DATA,
     ),
     "federated": Claim(
