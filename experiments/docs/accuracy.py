@@ -126,7 +126,8 @@ def calibration(result: Row) -> str:
 
 def calibration_scale(result: Row) -> str:
     """Time, passes and memory by number of parameters, and what they come to for a billion."""
-    rows, lines = [], {"all in memory": [], "limited": []}
+    rows: list[list[str]] = []
+    lines: dict[str, list[tuple[int, float, float]]] = {"all in memory": [], "limited": []}
     for name, row in result["sizes"].items():
         whole, limited = row["all in memory"], row["limited"]
         for kind, points in lines.items():
