@@ -128,6 +128,10 @@ CLAIMS = {
         "Calibration costs some evaluation passes",
         "claims.accuracy.calibration", ("calibration",), _DATA,
     ),
+    "calibration_scale": Claim(
+        "What calibration costs by the size of a language model, and within a limit of memory",
+        "claims.accuracy.calibration_scale", _measured("calibration_scale"), _DATA,
+    ),
     "federated": Claim(
         "Federated rounds come near FedAvg's accuracy at a hundredth of its bits, both ways",
         "claims.federated.accuracy", ("federated",), _DATA,

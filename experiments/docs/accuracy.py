@@ -124,6 +124,46 @@ def calibration(result: Row) -> str:
     )
 
 
+def calibration_scale(result: Row) -> str:
+    """Time, passes and memory by number of parameters, and what they come to for a billion."""
+    rows: list[list[str]] = []
+    lines: dict[str, list[tuple[int, float, float]]] = {"all in memory": [], "limited": []}
+    for name, row in result["sizes"].items():
+        whole, limited = row["all in memory"], row["limited"]
+        for kind, points in lines.items():
+            points.append((row["parameters"], row[kind]["memory_bytes"], row[kind]["processor_seconds"]))
+        rows.append(
+            [
+                f"{name} ({row['layers']} x {row['width']})", f"{whole['evaluation_pass_s']:.1f}",
+                f"{whole['processor_seconds']:.0f}", f"{whole['passes']:.1f}",
+                f"{whole['memory_bytes'] / 1e6:,.0f}", f"{limited['memory_bytes'] / 1e6:,.0f}",
+                f"{limited['processor_seconds']:.0f}",
+                f"{8 * whole['bytes'] / row['parameters']:.2f}", f"{whole['divergence']:.1e}",
+            ]
+        )  # fmt: skip
+    limit = f"within {result['memory'] >> 20} MiB"
+    head = ["parameters (layers x width)", "a pass (s)", "calibration (s)", "in passes", "memory (MB)",
+            f"{limit} (MB)", f"{limit} (s)", "bits a parameter", "divergence"]  # fmt: skip
+    growth = "; ".join(_growth(kind, points) for kind, points in lines.items())
+    return (
+        table(head, rows)
+        + f"\n\nOne call at the step {result['step']:g}, on {result['predictions']:,} predictions; processor seconds "
+        f"of one thread, and the most anonymous memory beyond network and base. {growth}. {circumstances(result)}."
+    )
+
+
+def _growth(kind: str, points: list[tuple[int, float, float]]) -> str:
+    """From the smallest to the largest size, how the middle one lies to that line, and a billion on it."""
+    (n, memory, seconds), middle, (most, memory_most, seconds_most) = points[0], points[1], points[-1]
+    each, each_s = (memory_most - memory) / (most - n), (seconds_most - seconds) / (most - n)
+    between = middle[1] / (memory + each * (middle[0] - n)), middle[2] / (seconds + each_s * (middle[0] - n))
+    return (
+        f"{kind.capitalize()}: {each:.1f} bytes and {1e9 * each_s:,.0f} ns for each parameter more, the middle size at "
+        f"{between[0]:.2f} and {between[1]:.2f} of those lines; a billion parameters would take "
+        f"{(memory + each * (1e9 - n)) / 1e9:.0f} GB beyond network and base"
+    )
+
+
 def roundings(result: Row) -> str:
     """Bits that each knob finds within one divergence, and the options found."""
     rows = []

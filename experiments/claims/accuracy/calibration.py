@@ -84,7 +84,8 @@ def cost(where: Path, pair: str) -> dict[str, Any]:
     evaluation_pass()
     _, pass_s = timed(evaluation_pass, 3)
     predictor = Predictor(module, batches)
-    sensitivity, gather_s = timed(lambda: gather(predictor), 3)
+    keep = {*predictor.held, *predictor.fitted}
+    sensitivity, gather_s = timed(lambda: gather(predictor, keep=keep), 3)
     floats = {n: w for n, w in new.items() if w.dtype == np.float32}
     calibration, factors_s = timed(lambda: Rounder(predictor, sensitivity, floats, old))
     step = calibration.steps.for_divergence(3e-4)

@@ -198,7 +198,7 @@ def compress(
     calibration : Calibration
         How the network is called and its weights are rounded.
     **separate
-        Its fields one by one, in its place: `forward`, `output`, `n_batches`, `damping`, `fit_biases`.
+        Its fields one by one, in its place: `forward`, `output`, `n_batches`, `damping`, `fit_biases`, `memory`.
     metadata, rename, threads, progress
         As in `nearzip.compress`.
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nearzip.calibrate.network import Predictor
+from nearzip.calibrate.rounding import Factor
 
 __all__ = ["fit_biases"]
 
@@ -27,6 +30,8 @@ def fit_biases(
     restored: Mapping[str, Tensor],
     curvature: Mapping[str, float],
     limited: Callable[[str, Tensor], Tensor],
+    factors: Mapping[str, Factor] | None = None,
+    batches: list[Any] | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Values for some tensors that bring the predictions nearer to the original ones, better ones each time.
 
@@ -35,7 +40,6 @@ def fit_biases(
     Parameters
     ----------
     predictor : Predictor
-        Its first batches are learned from: as many as `originals`.
     originals : list of tensor
         The predictions to come near to.
     restored : mapping of str to tensor
@@ -44,16 +48,21 @@ def fit_biases(
         Of each tensor to fit: its information per prediction, mean over its values; positive.
     limited : callable
         Name and values to values within the caller's bound.
+    factors : mapping of str to Factor
+        Of biases, the factor of the gradients' moments at the outputs that they are added to: values go along its
+        columns, where the curvature is about the same in all directions. Fewer evaluations lead as far.
+    batches : list
+        What is learned from, one for each of `originals`; the first batches of the predictor by default.
     """
-    batches = predictor.batches[: len(originals)]
+    batches = predictor.batches[: len(originals)] if batches is None else batches
     start = {name: restored[name].detach().float() for name in curvature}
-    units = {name: min(_UNIT / math.sqrt(own), _LARGEST) for name, own in curvature.items()}
+    ways = {name: _way(own, (factors or {}).get(name), start[name]) for name, own in curvature.items()}
     moved = {name: torch.zeros_like(value).requires_grad_(True) for name, value in start.items()}
     n = sum(len(original) for original in originals)
     optimizer = torch.optim.LBFGS(list(moved.values()), lr=1, max_iter=max(_EVALUATIONS), line_search_fn="strong_wolfe")
 
     def values() -> dict[str, Tensor]:
-        return {name: start[name] + units[name] * by for name, by in moved.items()}
+        return {name: start[name] + ways[name](by) for name, by in moved.items()}
 
     def closure() -> float:
         optimizer.zero_grad()
@@ -73,3 +82,16 @@ def fit_biases(
         with torch.no_grad():
             found = {name: limited(name, value) for name, value in values().items()}
         yield {name: value for name, value in found.items() if bool(torch.isfinite(value).all())}
+
+
+def _way(curvature: float, factor: Factor | None, like: Tensor) -> Callable[[Tensor], Tensor]:
+    """From coordinates in which the curvature is about one to a tensor's values."""
+    if factor is None or factor.is_diagonal or factor.order.shape != like.shape:
+        unit = min(_UNIT / math.sqrt(curvature), _LARGEST)
+        return lambda by: unit * by
+    upper = torch.from_numpy(factor.upper).to(like.device)
+    back = torch.from_numpy(np.argsort(factor.order)).to(like.device)
+    # The moment is of one vector, the curvature of a prediction, which may be made of many.
+    mean = float(torch.linalg.vector_norm(upper).square()) / len(upper)
+    unit = 1 / math.sqrt(curvature * mean)
+    return lambda by: (upper.T @ by)[back] * unit

@@ -188,7 +188,8 @@ def rate_limit(
     ties = tied(module)
     tensors = floats_of({name: source.read(name) for name in source.specs if name not in ties})
     differences = _differences(source, tensors, base)
-    sensitivity = gather(Predictor(module, batches, settings.forward, settings.output, settings.n_batches))
+    predictor = Predictor(module, batches, settings.forward, settings.output, settings.n_batches)
+    sensitivity = gather(predictor, per_dimension=None, with_norms=False)
     plain = _plain(differences, sensitivity)
     usable = {name: each for name, each in differences.items() if name not in plain}
     parts = list(_parts(usable, sensitivity, variances, settings.damping))

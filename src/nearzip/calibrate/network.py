@@ -44,6 +44,28 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             m.training = training
 
 
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, (Mapping, tuple)):
+        for value in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _tensors(value)
+
+
+def _rows(batch: Any) -> int:
+    """Of all tensors in it; 0 where they differ."""
+    found = {each.shape[0] if each.dim() else 0 for each in _tensors(batch)}
+    return found.pop() if len(found) == 1 else 0
+
+
+def _first(batch: Any, n: int) -> Any:
+    if isinstance(batch, Tensor):
+        return batch[:n]
+    if isinstance(batch, Mapping):
+        return {name: _first(value, n) for name, value in batch.items()}
+    return tuple(_first(value, n) for value in batch) if isinstance(batch, tuple) else batch
+
+
 class Predictor:
     """A network, how it is called, and the batches that it is called with."""
 
@@ -63,6 +85,22 @@ class Predictor:
         if not self.batches:
             raise UsageError("calibration needs at least one batch")
 
+    @property
+    def device(self) -> torch.device:
+        return self._caller.device
+
+    @property
+    def held(self) -> range:
+        """Numbers of the batches that are held back to measure on: the last quarter."""
+        n = len(self.batches)
+        return range(n - max(1, n // 4), n)
+
+    @property
+    def fitted(self) -> range:
+        """Numbers of the batches that biases are fitted to: half of the others fit as well (docs/tried.md)."""
+        n = self.held.start or len(self.batches)
+        return range((n + 1) // 2)
+
     def evaluating(self) -> contextlib.AbstractContextManager[None]:
         return _evaluating(self.module)
 
@@ -77,6 +115,23 @@ class Predictor:
             )
         return found.reshape(-1, found.shape[-1]).float()
 
+    def part(self, batch: Any, original: Tensor, share: float) -> tuple[Any, Tensor]:
+        """The first rows of a batch and their original predictions; all of them where rows cannot be told apart, or
+        depend on each other.
+        """
+        rows = _rows(batch)
+        n = math.ceil(share * rows) if rows else 0
+        if n in (0, rows) or len(original) % rows:
+            return batch, original
+        some, expected = _first(batch, n), original[: n * len(original) // rows]
+        try:
+            with torch.no_grad():
+                found = self.predictions(some)
+        except (IndexError, RuntimeError, TypeError, ValueError, UsageError):
+            return batch, original
+        same = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
+        return (some, expected) if same else (batch, original)
+
     def score(self, predictions: Tensor, generator: torch.Generator) -> Tensor:
         """Gradient, at the predictions, of the logarithm of the probability of an output drawn from the network itself.
 
@@ -87,7 +142,8 @@ class Predictor:
                 return torch.randn(predictions.shape, generator=generator).to(predictions.device)
             shares = predictions.softmax(-1)
             drawn = torch.multinomial(shares.cpu(), 1, generator=generator)[:, 0].to(shares.device)
-            return shares - functional.one_hot(drawn, shares.shape[-1])
+            shares[torch.arange(len(shares), device=shares.device), drawn] -= 1
+            return shares
 
     def divergence(self, original: Tensor, restored: Tensor) -> Tensor:
         """KL(original || restored) in nats per prediction; of plain numbers half the squared distance."""

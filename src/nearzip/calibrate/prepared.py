@@ -12,6 +12,7 @@ from nearzip.archive import Progress
 from nearzip.bounds import Bound, NoPromise
 from nearzip.calibrate.network import Predictor
 from nearzip.calibrate.rounder import Rounded, Rounder, floats_of
+from nearzip.calibrate.scratch import Scratch
 from nearzip.calibrate.sensitivity import gather
 from nearzip.calibrate.settings import Calibration
 from nearzip.coding import Coding, Codings
@@ -71,7 +72,9 @@ class Prepared:
         known = [name for name in module.state_dict() if name in source.specs and name not in ties]
         tensors = floats_of({name: source.read(name) for name in known})
         predictor = Predictor(module, batches, calibration.forward, calibration.output, calibration.n_batches)
-        sensitivity = gather(predictor, progress=progress)
+        keep = {*predictor.held, *(predictor.fitted if calibration.fit_biases else ())}
+        scratch, fits = Scratch(calibration.memory), calibration.fit_biases
+        sensitivity = gather(predictor, progress=progress, scratch=scratch, keep=keep, with_norms=fits)
         matches = {} if base is None else match_tensors(source, base, rename)
         same = same_kind(None if base is None else matched(base, source.specs, matches), tensors)
         before = None if base is None else matched(base, source.specs, matches, source.read)

@@ -23,6 +23,8 @@ __all__ = ["Factor", "round_matrix", "triangular"]
 
 #: Rows and columns that the native pass takes at once; between tiles the error is carried by matrix products.
 _TILE = 64
+#: Rows of a matrix whose rows are independent that are gone through at once.
+_MAX_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -53,23 +55,29 @@ class Factor:
         return np.diag(part) if self.is_diagonal else np.ascontiguousarray(part[:, start:stop])
 
 
-def triangular(gram: Gram, damping: float) -> list[Factor]:
-    """The factor of each group. Least energy comes first: it is the most that later columns can compensate."""
-    return [_factor(values, damping) for values in gram.values]
+def triangular(gram: Gram, damping: float, device: torch.device | None = None) -> list[Factor]:
+    """The factor of each group. Least energy comes first: it is the most that later columns can compensate.
+
+    The moments' own memory becomes that of the factors. `device`: where they are computed; the CPU by default.
+    """
+    return [_factor(values, damping, device or torch.device("cpu")) for values in gram.values]
 
 
-def _factor(values: Tensor, damping: float) -> Factor:
+def _factor(values: Tensor, damping: float, device: torch.device) -> Factor:
     energy = values if values.dim() == 1 else values.diagonal()
     order = torch.argsort(energy, stable=True)
     floor = damping * float(energy.mean()) or 1.0
     if values.dim() == 1:
         return Factor(order.numpy(), (values[order] + floor).rsqrt().numpy())
-    ordered = values[order][:, order].double()
+    ordered = values.to(device)[order.to(device)][:, order.to(device)].double()
     ordered.diagonal().add_(floor)
     # H = R R^T with R upper triangular, so that H^-1 = U^T U with U = R^-1: one factorization, no inverse.
-    reverse = torch.linalg.cholesky(ordered.flip(0, 1)).flip(0, 1)
-    upper = torch.linalg.solve_triangular(reverse, torch.eye(len(reverse), dtype=reverse.dtype), upper=True)
-    return Factor(order.numpy(), np.ascontiguousarray(upper.float().numpy()))
+    ordered = ordered.flip(0, 1)
+    torch.linalg.cholesky(ordered, out=ordered)
+    ordered = ordered.flip(0, 1)
+    one = torch.eye(len(ordered), dtype=ordered.dtype, device=device)
+    torch.linalg.solve_triangular(ordered, one, upper=True, out=one)
+    return Factor(order.numpy(), values.copy_(one).numpy())
 
 
 def round_matrix(target: Array, rows: Factor, columns: Factor, step: float, reach: float = np.inf) -> Array:
@@ -89,7 +97,9 @@ def round_matrix(target: Array, rows: Factor, columns: Factor, step: float, reac
     -------
     array of int32, shape (n, m)
     """
-    ordered = np.ascontiguousarray(target[rows.order][:, columns.order], np.float32)
+    if rows.is_diagonal and len(target) > _MAX_ROWS:
+        return _by_rows(target, rows, columns, step, reach)
+    ordered = np.ascontiguousarray(target.astype(np.float32)[rows.order][:, columns.order])
     if rows.is_diagonal and columns.is_diagonal:
         found = np.rint(ordered.astype(np.float64) / step).astype(np.int32)
     else:
@@ -97,6 +107,16 @@ def round_matrix(target: Array, rows: Factor, columns: Factor, step: float, reac
     levels = np.empty_like(found)
     levels[np.ix_(rows.order, columns.order)] = found
     return levels
+
+
+def _by_rows(target: Array, rows: Factor, columns: Factor, step: float, reach: float) -> Array:
+    """Rows that carry nothing to each other, some at a time: vocabularies are long."""
+    found = np.empty(target.shape, np.int32)
+    for start in range(0, len(target), _MAX_ROWS):
+        some = rows.order[start : start + _MAX_ROWS]
+        part = Factor(np.arange(some.size), rows.upper[start : start + _MAX_ROWS])
+        found[some] = round_matrix(target[some], part, columns, step, reach)
+    return found
 
 
 def _round_ordered(target: Array, rows: Factor, columns: Factor, step: float, reach: float) -> Array:

@@ -45,6 +45,9 @@ class Calibration:
     damping : Damping
     fit_biases : bool
         Whether biases and norms may follow the rounded weights, where that helps on the batches held back.
+    memory : int or None
+        Bytes of memory that the moments of inputs and gradients may take (about 15 for each weight of a transformer);
+        those beyond lie in a temporary file, below `TMPDIR`. The archive is the same. None: no limit.
 
     Examples
     --------
@@ -57,10 +60,13 @@ class Calibration:
     n_batches: int = 8
     damping: Damping = field(default_factory=Damping)
     fit_biases: bool = True
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         if type(self.n_batches) is not int or self.n_batches < 1:
             raise UsageError(f"n_batches is a positive number, not {self.n_batches!r}")
+        if self.memory is not None and (type(self.memory) is not int or self.memory < 0):
+            raise UsageError(f"memory is a number of bytes or None, not {self.memory!r}")
 
     @staticmethod
     def of(calibration: Calibration | None, separate: Mapping[str, Any], called: str) -> Calibration:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["patches"]
+__all__ = ["patches", "unfolded"]
 
 
 def _each(value: Any, n: int) -> list[int]:
@@ -27,8 +28,10 @@ def _margins(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> li
     return [(p, p) for p in _each(padding, len(kernel))]
 
 
-def patches(images: Tensor, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any) -> Tensor:
-    """Every position of a convolution's kernel, as one row.
+def patches(
+    images: Tensor, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any, at: Tensor | None = None
+) -> Tensor:
+    """Every position of a convolution's kernel, as one row; or some of the positions only, by their numbers `at`.
 
     Parameters
     ----------
@@ -47,6 +50,15 @@ def patches(images: Tensor, kernel: Sequence[int], stride: Any, padding: Any, di
     >>> patches(torch.arange(4.0).view(1, 1, 4), (2,), 1, 0, 1).tolist()
     [[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]]
     """
+    by_position = unfolded(images, kernel, stride, padding, dilation)
+    n = len(kernel)
+    if at is None:
+        return by_position.flatten(0, n).flatten(1)
+    return by_position[torch.unravel_index(at.to(images.device), by_position.shape[: n + 1])].flatten(1)
+
+
+def unfolded(images: Tensor, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any) -> Tensor:
+    """A view of the padded images, shape (n, *positions, channels, *kernel)."""
     n = len(kernel)
     steps, gaps = _each(stride, n), _each(dilation, n)
     margins = _margins(padding, kernel, gaps)
@@ -54,4 +66,4 @@ def patches(images: Tensor, kernel: Sequence[int], stride: Any, padding: Any, di
     for i, (k, step, gap) in enumerate(zip(kernel, steps, gaps, strict=True)):
         padded = padded.unfold(2 + i, gap * (k - 1) + 1, step)[..., ::gap]
     # (n, channels, *positions, *kernel) -> (n, *positions, channels, *kernel)
-    return padded.movedim(1, 1 + n).flatten(0, n).flatten(1)
+    return padded.movedim(1, 1 + n)

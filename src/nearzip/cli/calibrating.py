@@ -87,7 +87,7 @@ def _parts(calibrate: str, returned: Any) -> tuple[Any, Any, Any]:
     module, batches, options = (*returned, {})[:3]
     if isinstance(options, Calibration):
         return module, batches, options
-    known = sorted({"forward", "output", "n_batches", "damping", "fit_biases"})
+    known = sorted({"forward", "output", "n_batches", "damping", "fit_biases", "memory"})
     unknown = sorted(set(options) - {*known, "tune"}) if isinstance(options, Mapping) else [repr(options)]
     if unknown:
         raise UsageError(f"--calibrate {calibrate}: options are {', '.join(known)}, not {unknown[0]}")
