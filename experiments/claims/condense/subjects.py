@@ -9,6 +9,7 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from experiments.lab import data
 from experiments.lab.networks import NETWORKS, data_of
 from experiments.lab.sampling import augment, evaluate, loss_of
+from experiments.lab.trace_sets import traces_folder
 from experiments.lab.traces import cache_folder
 from nearzip.torch import evaluator
 
@@ -31,7 +33,7 @@ class Subject:
     """A network and how it is trained.
 
     `epochs`: of the reference; `lr`, `momentum`, `weight_decay`: of SGD, for the reference and for every recovery;
-    `per_epoch`: images of an epoch, drawn anew from all.
+    `per_epoch`: images of an epoch, drawn anew from all; `start`: the cached trace that the reference begins with.
     """
 
     network: str
@@ -40,6 +42,7 @@ class Subject:
     momentum: float = 0.9
     weight_decay: float = 0.0
     per_epoch: int | None = None
+    start: str | None = None
 
 
 SUBJECTS = {
@@ -47,6 +50,9 @@ SUBJECTS = {
     "lenet-300-100": Subject("lenet-300-100", 15),
     "lenet-5": Subject("lenet-5", 6, lr=0.02),
     "vgg-small": Subject("vgg-small", 0, lr=0.01),
+    "resnet-20": Subject(
+        "resnet-20", 3, lr=0.05, weight_decay=1e-4, per_epoch=20_000, start="correctness/resnet-20/004"
+    ),
 }
 
 
@@ -137,9 +143,9 @@ def case_of(name: str, folder: str | None, seed: int = 0, per_epoch: int | None 
 
 def _reference(subject: Subject, trainer: Trainer, folder: str | None, seed: int) -> Mapping[str, Tensor]:
     if not subject.epochs:
-        from experiments.lab.traces import folder as traces_folder
+        from experiments.lab.traces import folder as shared_traces
 
-        where = traces_folder(folder)
+        where = shared_traces(folder)
         if where is None:
             raise SystemExit(f"{subject.network}: needs the shared traces; give their folder with --data")
         return load_file(where / subject.network / "009.safetensors")
@@ -148,7 +154,18 @@ def _reference(subject: Subject, trainer: Trainer, folder: str | None, seed: int
     if not path.is_file():
         torch.manual_seed(seed)
         module = make(subject.network)
+        if subject.start:
+            module.load_state_dict(load_file(_trace(subject.start)))
         for epoch in range(subject.epochs):
             trainer(module, 0.05 ** (epoch / max(subject.epochs - 1, 1)))
         save_file(module.state_dict(), path)
     return load_file(path)
+
+
+def _trace(name: str) -> Path:
+    """A version of a trace: SET/NETWORK/VERSION."""
+    path = traces_folder() / f"{name}.safetensors"
+    if not path.is_file():
+        kind, network, _ = name.split("/")
+        raise SystemExit(f"{path}: missing; train it with `scripts/bench traces --set {kind} --only {network}`")
+    return path
