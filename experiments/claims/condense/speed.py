@@ -52,8 +52,8 @@ def measured(network: str, folder: str | None) -> dict[str, Any]:
         "recovery": "fine-tuning alone",
         "speed": small.objective["details"], "flops": before / after, "ratio": small.ratio,
         "widths": widths(small.module), "original_widths": widths(case.module), "reference": case.test(case.module),
-        "test": case.test(small.module), "as_long": as_long(case, recover), "losses": dict(small.losses), "notes": list(small.notes),
-        "seconds": round(time.process_time() - begin),
+        "test": case.test(small.module), "as_long": as_long(case, recover), "losses": dict(small.losses),
+        "notes": list(small.notes), "seconds": round(time.process_time() - begin),
     }  # fmt: skip
 
 
