@@ -51,7 +51,7 @@ SUBJECTS = {
     "lenet-5": Subject("lenet-5", 6, lr=0.02),
     "vgg-small": Subject("vgg-small", 0, lr=0.01),
     "resnet-20": Subject(
-        "resnet-20", 3, lr=0.05, weight_decay=1e-4, per_epoch=20_000, start="correctness/resnet-20/004"
+        "resnet-20", 2, lr=0.05, weight_decay=1e-4, per_epoch=20_000, start="correctness/resnet-20/004"
     ),
 }
 
