@@ -26,6 +26,7 @@ from experiments.claims.condense.subjects import BATCH, Case, case_of, make
 from experiments.lab import record
 from experiments.lab.peers.environments import NotInstalledError, python_of
 from nearzip import condense
+from nearzip.condense.execution import compare_speed
 
 _ROOT = Path(__file__).parents[3]
 
@@ -59,14 +60,14 @@ class Setting:
 
 SETTINGS = {
     "lenet-300-100": Setting(0.002, 20, 5, n_validation=10_000, confidence=0.8),
-    "lenet-5": Setting(0.0015, 8, 4, 20_000, n_validation=10_000, confidence=0.8),
+    "lenet-5": Setting(0.0015, 8, 4, 15_000, n_validation=10_000, confidence=0.8),
     "vgg-small": Setting(0.02, 4, 3, 10_000),
     "vgg-19": Setting(0.02, 60, 5),
     "resnet-56": Setting(0.02, 60, 5),
 }
 #: Networks that a processor trains in minutes.
 SMALL = ("lenet-300-100", "lenet-5", "vgg-small")
-TINY = {"epochs": 2, "samples": 1, "per_epoch": 128, "max_loss": 0.9, "n_validation": 200, "confidence": None}
+TINY = {"epochs": 2, "samples": 1, "per_epoch": 256, "max_loss": 0.25, "n_validation": 200, "confidence": None}
 #: Other methods on the network that one-shot pruning and as many epochs of fine-tuning give at the same share.
 PEERS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "DeepSZ, absolute bound 0.01": ("deepsz-nearzip", {"keep": 1.0}, "abs:0.01"),
@@ -79,7 +80,7 @@ _KAPPA, _LR_END = (0.13, 3.0), 0.01
 def condensas_count(tensors: dict[str, np.ndarray]) -> float:
     """Four bytes a weight before, two bytes a nonzero after: no positions."""
     n = sum(array.size for array in tensors.values())
-    return 4 * n / (2 * sum(int(np.count_nonzero(array)) for array in tensors.values()))
+    return 4 * n / (2 * max(1, sum(int(np.count_nonzero(array)) for array in tensors.values())))
 
 
 def arrays(module: Any) -> dict[str, np.ndarray]:
@@ -174,11 +175,13 @@ def measured(network: str, options: argparse.Namespace) -> dict[str, Any]:
     seconds = time.process_time() - begin
     print(small, flush=True)
     rows = [row(case, "nearzip.condense", small.module, small.archive.nbytes), *peers(case, small.keep, setting.epochs)]
+    speed = compare_speed(case.module, condense.sparse(small.module), case.inputs)
     if options.condensa:
         rows += condensa(case, small.keep, setting.epochs)
     return {
         **asdict(setting), "device": options.device, "keep": small.keep, "seconds": round(seconds),
         "reference": case.test(case.module), "trainings": len(small.trials), "rows": rows,
+        "speed": speed.to_json(),
         "trials": [{"keep": t.keep, "usage": t.usage, "bytes": t.n_bytes} for t in small.trials],
     }  # fmt: skip
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from experiments.claims.condense.networks import n_parameters
 from experiments.claims.condense.subjects import Case, case_of
 from experiments.lab import record
 from nearzip import condense
@@ -17,7 +18,7 @@ from nearzip.condense.flops import count_flops
 
 #: Budget, share of the channels, epochs of the recovery, images of an epoch. The share is given: a search takes five
 #: trainings, as many times the time.
-SETTINGS = {"vgg-small": (0.02, 0.5, 8, 10_000), "resnet-20": (0.02, 0.47, 4, 10_000)}
+SETTINGS = {"vgg-small": (0.02, 0.5, 8, 10_000), "resnet-20": (0.02, 0.47, 3, 8_000)}
 ALIGN = 8
 
 
@@ -51,6 +52,7 @@ def measured(network: str, folder: str | None) -> dict[str, Any]:
         "max_loss": max_loss, "epochs": epochs, "per_epoch": per_epoch, "batch": len(case.inputs), "keep": small.keep,
         "recovery": "fine-tuning alone",
         "speed": small.objective["details"], "flops": before / after, "ratio": small.ratio,
+        "parameters": [n_parameters(case.module), n_parameters(small.module)],
         "widths": widths(small.module), "original_widths": widths(case.module), "reference": case.test(case.module),
         "test": case.test(small.module), "as_long": as_long(case, recover), "losses": dict(small.losses),
         "notes": list(small.notes), "seconds": round(time.process_time() - begin),
