@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -327,6 +328,8 @@ def test_mostly_zero_linear_layers_run_sparse(network):
     x = torch.randn(3, 5, 64)
     torch.testing.assert_close(fast(x), small(x), rtol=1e-5, atol=1e-6)
     assert isinstance(condense.sparse(small[0]), SparseLinear)
+    assert torch.equal(copy.deepcopy(fast)(x), fast(x))
+    assert Objective("throughput", x, rounds=2).measure(small, module).value > 0
     with pytest.raises(UsageError, match="zeros is a share"):
         condense.sparse(small, 0)
 
