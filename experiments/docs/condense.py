@@ -30,7 +30,8 @@ def recovery(result: Row) -> str:
         table(["weights kept", *names], body),
         f"Test accuracy in percent of {result['network']} after {result['epochs']} epochs of {result['per_epoch']:,} "
         f"images each, mean of {result['seeds']} seeds; the reference has {100 * result['reference']:.2f}. L-C against "
-        f"gradual: {said}: {verdict}{behind}. {circumstances(result)}.",
+        f"gradual: {said}: {verdict}{behind}. {sum(r['seconds'] for r in result['rows']):.0f} processor seconds. "
+        f"{circumstances(result)}.",
     ])  # fmt: skip
 
 
