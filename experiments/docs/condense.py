@@ -78,7 +78,7 @@ def files(result: Row) -> str:
         "Whole file: float32 tensors over all bytes of the archive. Condensa's count: four bytes a weight over two for "
         "each nonzero, without positions; the published rows have no other. The share was chosen on validation images; "
         "the methods below ours have the same share and epochs, pruned at once. "
-        f"{verdict} {settings}. Searches took {seconds:,} processor seconds. "
+        f"{verdict} {settings}. Searches took {seconds:,} seconds on a busy machine. "
         f"{circumstances(result, ', '.join(_commits(result)))}.",
     ])  # fmt: skip
 

@@ -12,7 +12,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from experiments.claims.condense.condensa_peer import NEEDS
 from experiments.claims.condense.subjects import BATCH, Case, case_of, make
 from experiments.lab import record
 from experiments.lab.peers.environments import NotInstalledError, python_of
+from experiments.lab.traces import cache_folder
 from nearzip import condense
 from nearzip.condense.execution import compare_speed
 
@@ -59,7 +59,7 @@ class Setting:
 
 
 SETTINGS = {
-    "lenet-300-100": Setting(0.002, 20, 5, n_validation=10_000, confidence=0.8),
+    "lenet-300-100": Setting(0.002, 16, 4, n_validation=10_000, confidence=0.8),
     "lenet-5": Setting(0.0015, 8, 4, 15_000, n_validation=10_000, confidence=0.8),
     "vgg-small": Setting(0.02, 4, 3, 10_000),
     "vgg-19": Setting(0.02, 60, 5),
@@ -159,27 +159,27 @@ def condensa(case: Case, keep: float, epochs: int) -> list[dict[str, Any]]:
     ]
 
 
-def measured(network: str, options: argparse.Namespace) -> dict[str, Any]:
+def measured(network: str, options: argparse.Namespace, commit: str) -> dict[str, Any]:
     """The search on one network, and the others at the share that it found."""
     setting = replace(SETTINGS[network], **TINY) if options.tiny else SETTINGS[network]
     case = case_of(
         network, options.data, per_epoch=setting.per_epoch, n_validation=setting.n_validation, device=options.device,
         tiny=options.tiny,
     )  # fmt: skip
-    begin = time.process_time()
+    # Of one commit: what another one measured is not this one's.
+    trials = cache_folder() / "condense-trials" / commit
     small = condense.tune(
         case.module, case.train_epoch, evaluate=case.evaluator(setting.confidence), max_loss=setting.max_loss,
         scheme=condense.Prune(), inputs=case.inputs, recover=condense.LC(setting.epochs), samples=setting.samples,
-        progress=lambda status: print(status.latest, flush=True),
+        trials=None if commit.endswith("+") else trials, progress=lambda status: print(status.latest, flush=True),
     )  # fmt: skip
-    seconds = time.process_time() - begin
     print(small, flush=True)
     rows = [row(case, "nearzip.condense", small.module, small.archive.nbytes), *peers(case, small.keep, setting.epochs)]
     speed = compare_speed(case.module, condense.sparse(small.module), case.inputs)
     if options.condensa:
         rows += condensa(case, small.keep, setting.epochs)
     return {
-        **asdict(setting), "device": options.device, "keep": small.keep, "seconds": round(seconds),
+        **asdict(setting), "device": options.device, "keep": small.keep, "seconds": round(sum(t.seconds for t in small.trials)),
         "reference": case.test(case.module), "trainings": len(small.trials), "rows": rows,
         "speed": speed.to_json(),
         "trials": [{"keep": t.keep, "usage": t.usage, "bytes": t.n_bytes} for t in small.trials],
@@ -200,7 +200,7 @@ def main(arguments: list[str]) -> None:
         torch.set_num_threads(1)
     commit = record.commit()
     for network in options.networks:
-        one = {"commit": commit, **measured(network, options)}
+        one = {"commit": commit, **measured(network, options, commit)}
         # Read again: networks may be measured at once.
         known = {**record.load_from(options.output, "condense_files").get("networks", {}), network: one}
         result = {"commit": commit, "networks": known}

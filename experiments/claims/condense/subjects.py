@@ -92,6 +92,11 @@ class Trainer:
     split: data.Split
     augmented: bool
 
+    @property
+    def identity(self) -> str:
+        """For trials that are filed."""
+        return repr(self.subject)
+
     def __call__(self, module: nn.Module, factor: float = 1.0) -> None:
         s = self.subject
         optimizer = torch.optim.SGD(module.parameters(), s.lr * factor, s.momentum, weight_decay=s.weight_decay)
