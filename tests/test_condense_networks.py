@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 
 import numpy as np
 import pytest
+from idx import write_mnist
 
 pytest.importorskip("torch")
 pytest.importorskip("torch_pruning")
@@ -37,6 +39,19 @@ def test_masked_thinned_and_rebuilt_networks_give_the_same_outputs(name):
     assert row["difference"] <= TOLERANCE
     assert row["rebuilt_equal"]
     assert any("makes the network's outputs" in note for note in row["not_thinned"])
+
+
+def test_the_bench_of_whole_files_runs_on_a_few_images(tmp_path, monkeypatch):
+    from experiments.claims.condense import files
+
+    monkeypatch.setenv("NEARZIP_CACHE", str(tmp_path / "cache"))
+    data = write_mnist(tmp_path, np.random.default_rng(0), 460, 100)
+    arguments = ["--tiny", "--networks", "lenet-300-100", "--data", str(data), "--output", str(tmp_path)]
+    files.main(arguments)
+    one = json.loads((tmp_path / "condense_files.json").read_text())["networks"]["lenet-300-100"]
+    assert one["trainings"] == 1
+    assert one["rows"][0]["name"] == "nearzip.condense"
+    assert all(row["bytes"] > 0 for row in one["rows"])
 
 
 def test_a_transformer_thins_its_feed_forwards_and_names_the_rest():

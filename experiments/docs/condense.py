@@ -112,7 +112,7 @@ _PAPER = (
     ("AlexNet, CIFAR-10 (notebook)", "weights, float16", "98 %", "97.8x", "", "77.49 (77.07)"),
     ("AlexNet, CIFAR-10 (notebook)", "filters", "50 %", "", "", "76.81 (77.07)"),
     ("VGG-19, CIFAR-10", "filters", "72 %", "", "2.22x", "0.5 points gained"),
-    ("VGG-16, ImageNet", "filters", "", "25.59x", "1.16x", ""),
+    ("VGG-16, ImageNet", "", "", "25.59x", "1.16x", ""),
     ("abstract", "best of four networks", "", "188x", "2.59x", ""),
 )
 

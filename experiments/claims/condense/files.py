@@ -180,8 +180,8 @@ def measured(network: str, options: argparse.Namespace, commit: str) -> dict[str
         rows += condensa(case, small.keep, setting.epochs)
     return {
         **asdict(setting), "device": options.device, "keep": small.keep,
-        "seconds": round(sum(t.seconds for t in small.trials)), "reference": case.test(case.module), "trainings": len(small.trials), "rows": rows,
-        "speed": speed.to_json(),
+        "seconds": round(sum(t.seconds for t in small.trials)), "reference": case.test(case.module),
+        "trainings": len(small.trials), "rows": rows, "speed": speed.to_json(),
         "trials": [{"keep": t.keep, "usage": t.usage, "bytes": t.n_bytes} for t in small.trials],
     }  # fmt: skip
 
