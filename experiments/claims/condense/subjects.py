@@ -52,7 +52,7 @@ class Subject:
 SUBJECTS = {
     "digits": Subject("digits", 30, lr=0.1),
     "lenet-300-100": Subject("lenet-300-100", 15),
-    "lenet-5": Subject("lenet-5", 6, lr=0.02),
+    "lenet-5": Subject("lenet-5", 2, lr=0.02, per_epoch=20_000, start="quick/lenet-5/002"),
     "vgg-small": Subject("vgg-small", 0, lr=0.01),
     "resnet-20": Subject(
         "resnet-20", 2, lr=0.05, weight_decay=1e-4, per_epoch=20_000, start="correctness/resnet-20/004"
