@@ -20,6 +20,7 @@ def recovery(result: Row) -> str:
     ]
     ahead = {k: 100 * (m["L-C"] - m["gradual"]) for k, m in result["means"].items()}
     said = ", ".join(f"{value:+.2f} points at {100 * float(keep):g} %" for keep, value in ahead.items())
+    measured = dict.fromkeys(r.get("commit", result["commit"]) for r in result["rows"])
     sparse = [value for keep, value in ahead.items() if float(keep) <= 0.02]
     verdict = (
         "at 2 % and below it is at least 0.1 points ahead" if min(sparse) >= 0.1
@@ -31,7 +32,7 @@ def recovery(result: Row) -> str:
         f"Test accuracy in percent of {result['network']} after {result['epochs']} epochs of {result['per_epoch']:,} "
         f"images each, mean of {result['seeds']} seeds; the reference has {100 * result['reference']:.2f}. L-C against "
         f"gradual: {said}: {verdict}{behind}. {sum(r['seconds'] for r in result['rows']):.0f} processor seconds. "
-        f"{circumstances(result)}.",
+        f"{circumstances(result, ', '.join(measured))}.",
     ])  # fmt: skip
 
 
