@@ -79,9 +79,18 @@ def files(result: Row) -> str:
         "Whole file: float32 tensors over all bytes of the archive. Condensa's count: four bytes a weight over two for "
         "each nonzero, without positions; the published rows have no other. The share was chosen on validation images; "
         "the methods below ours have the same share and epochs, pruned at once. "
-        f"{verdict} {settings}. Searches took {seconds:,} seconds on a busy machine. "
+        f"{verdict} {_missing(result)}{settings}. Searches took {seconds:,} seconds on a busy machine. "
         f"{circumstances(result, ', '.join(_commits(result)))}.",
     ])  # fmt: skip
+
+
+#: What `scripts/bench condense_files` measures by default.
+_FILES = ("lenet-300-100", "lenet-5", "vgg-small")
+
+
+def _missing(result: Row) -> str:
+    names = [name for name in _FILES if name not in result["networks"]]
+    return f"Not measured: {', '.join(names)}. " if names else ""
 
 
 def _files_settings(network: str, one: Row) -> str:
