@@ -59,7 +59,7 @@ class Setting:
 
 
 SETTINGS = {
-    "lenet-300-100": Setting(0.002, 16, 4, n_validation=10_000, confidence=0.8),
+    "lenet-300-100": Setting(0.002, 16, 2, n_validation=10_000, confidence=0.8),
     "lenet-5": Setting(0.0015, 6, 3, 12_000, confidence=0.7),
     "vgg-small": Setting(0.02, 4, 3, 10_000),
     "vgg-19": Setting(0.02, 60, 5),
