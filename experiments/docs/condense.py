@@ -193,6 +193,19 @@ def _beside(one: Row) -> str:
     return f"{100 * (longer['test'] - one['test']):.2f}" if longer else ""
 
 
+def _speed_verdict(network: str, one: Row) -> str:
+    lost = one["reference"] - one["test"]
+    said = "within its budget" if lost <= one["max_loss"] + 1e-9 else "more than its budget"
+    found = f"On test images {network} lost {100 * lost:.2f} points, {said}."
+    longer = one.get("as_long")
+    if longer and longer["test"] > one["reference"]:
+        gained = 100 * (longer["test"] - one["reference"])
+        found += (
+            f" Its reference was not trained to the end: trained as long as the thinned one, it gains {gained:.2f}."
+        )
+    return found
+
+
 def speed(result: Row) -> str:
     """Measured throughput beside the operations."""
     body = []
@@ -209,9 +222,10 @@ def speed(result: Row) -> str:
         f"{', '.join(map(str, one['original_widths']))}"
         for network, one in result["networks"].items()
     )
+    verdicts = " ".join(_speed_verdict(network, one) for network, one in result["networks"].items())
     return "\n\n".join([
         table(["network", "throughput (quartiles)", "operations", "whole file", "points lost, validation", "test",
                "test, against the original trained as long", "widths"], body),
         "On one thread, in turns with the original. Published for VGG-19 on CIFAR-10, filters: 2.59x, on a GPU. "
-        f"{settings}. {circumstances(result)}.",
+        f"{verdicts} {settings}. {circumstances(result, ', '.join(_commits(result)))}.",
     ])  # fmt: skip
