@@ -176,14 +176,21 @@ def measured(network: str, options: argparse.Namespace, commit: str) -> dict[str
     print(small, flush=True)
     rows = [row(case, "nearzip.condense", small.module, small.archive.nbytes), *peers(case, small.keep, setting.epochs)]
     speed = compare_speed(case.module, condense.sparse(small.module), case.inputs)
-    if options.condensa:
-        rows += condensa(case, small.keep, setting.epochs)
     return {
         **asdict(setting), "device": options.device, "keep": small.keep,
         "seconds": round(sum(t.seconds for t in small.trials)), "reference": case.test(case.module),
         "trainings": len(small.trials), "rows": rows, "speed": speed.to_json(),
         "trials": [{"keep": t.keep, "usage": t.usage, "bytes": t.n_bytes} for t in small.trials],
     }  # fmt: skip
+
+
+def with_condensa(network: str, options: argparse.Namespace, commit: str) -> dict[str, Any]:
+    """What was measured before, with Condensa's package at the same share and epochs."""
+    one: dict[str, Any] = record.load_from(options.output, "condense_files")["networks"][network]
+    case = case_of(network, options.data, per_epoch=one["per_epoch"], n_validation=one["n_validation"])
+    others = [row for row in one["rows"] if "Condensa" not in row["name"]]
+    rows = [{**row, "commit": commit} for row in condensa(case, one["keep"], one["epochs"])]
+    return {**one, "rows": others + rows}
 
 
 def main(arguments: list[str]) -> None:
@@ -193,14 +200,19 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--networks", nargs="+", default=list(SMALL), choices=SETTINGS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tiny", action="store_true", help="a few images and epochs, to see that it runs")
-    parser.add_argument("--condensa", action="store_true", help="Condensa's own package as well, on a processor")
+    parser.add_argument(
+        "--condensa", action="store_true", help="add Condensa's own package at the share that was found"
+    )
     parser.add_argument("--output", type=Path, default=record.RESULTS, help="folder of the result")
     options = parser.parse_args(arguments)
     if options.device == "cpu":
         torch.set_num_threads(1)
     commit = record.commit()
     for network in options.networks:
-        one = {"commit": commit, **measured(network, options, commit)}
+        if options.condensa:
+            one = with_condensa(network, options, commit)
+        else:
+            one = {"commit": commit, **measured(network, options, commit)}
         # Read again: networks may be measured at once.
         known = {**record.load_from(options.output, "condense_files").get("networks", {}), network: one}
         result = {"commit": commit, "networks": known}
