@@ -71,6 +71,8 @@ def files(result: Row) -> str:
     published = [[name, scheme, f"{sparsity} removed", "", count, "", lost] for name, scheme, sparsity, count, lost in
                  _PUBLISHED]  # fmt: skip
     settings = "; ".join(_files_settings(network, one) for network, one in result["networks"].items())
+    measured = [*_commits(result), *(r["commit"] for one in result["networks"].values() for r in one["rows"]
+                                     if "commit" in r)]  # fmt: skip
     seconds = sum(one["seconds"] for one in result["networks"].values())
     verdict = " ".join(_files_verdict(network, one) for network, one in result["networks"].items())
     return "\n\n".join([
@@ -78,9 +80,10 @@ def files(result: Row) -> str:
               [*body, *published]),
         "Whole file: float32 tensors over all bytes of the archive. Condensa's count: four bytes a weight over two for "
         "each nonzero, without positions; the published rows have no other. The share was chosen on validation images; "
-        "the methods below ours have the same share and epochs, pruned at once. "
+        "the methods below ours have the same share and epochs, pruned at once; Condensa's package (0.5.0b0) has its own "
+        "L-C optimizer, with penalties that rise as in its published settings, and its files are nearzip's, lossless. "
         f"{verdict} {_missing(result)}{settings}. Searches took {seconds:,} seconds on a busy machine. "
-        f"{circumstances(result, ', '.join(_commits(result)))}.",
+        f"{circumstances(result, ', '.join(dict.fromkeys(measured)))}.",
     ])  # fmt: skip
 
 
