@@ -149,7 +149,8 @@ def condensa(case: Case, keep: float, epochs: int) -> list[dict[str, Any]]:
         if done.returncode:
             raise SystemExit(f"condensa: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
         with np.load(place / "out.npz") as found:
-            tensors = {name: found[name] for name in found}
+            # Its masks leave zeros with signs, which would cost a bit each.
+            tensors = {name: found[name] + 0.0 for name in found}
     archive = nz.compress(tensors)
     half = nz.compress({name: array.astype(np.float16) for name, array in tensors.items()})
     restored = {name: array.astype(np.float32) for name, array in half.restored.items()}
