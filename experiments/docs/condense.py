@@ -81,7 +81,7 @@ def files(result: Row) -> str:
         "Whole file: float32 tensors over all bytes of the archive. Condensa's count: four bytes a weight over two for "
         "each nonzero, without positions; the published rows have no other. The share was chosen on validation images; "
         "the methods below ours have the same share and epochs, pruned at once; Condensa's package (0.5.0b0) has its "
-        "own L-C optimizer, with penalties that rise as in its published settings, and its files are nearzip's, lossless. "
+        "own L-C optimizer, with penalties that rise as in its published settings; its files are nearzip's, lossless. "
         f"{verdict} {_missing(result)}{settings}. Searches took {seconds:,} seconds on a busy machine. "
         f"{circumstances(result, ', '.join(dict.fromkeys(measured)))}.",
     ])  # fmt: skip
