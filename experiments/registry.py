@@ -108,6 +108,10 @@ CLAIMS = {
         "Condensed networks are stored in fewer bytes, positions and all, than two for each nonzero",
         "claims.condense.files", ("condense_files",), _DATA,
     ),
+    "condense_networks": Claim(
+        "Thinned networks give the outputs of masked ones, and files rebuild them bit for bit, for every network",
+        "claims.condense.networks", ("condense_networks",),
+    ),
     "behaviour": Claim(
         "Methods of equal size and accuracy differ in what they change",
         "claims.accuracy.behaviour", ("behaviour",), _DATA,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -80,7 +81,7 @@ def test_a_search_keeps_its_budget_on_what_the_archive_restores(network, judge, 
     small.archive.save(tmp_path / "small.nz")
     restored = nz.decompress(tmp_path / "small.nz")
     assert judge(network.state_dict()) - judge(restored) == pytest.approx(small.losses["top1"])
-    assert small.losses["top1"] <= 0.02
+    assert small.losses["top1"] <= 0.02 + 1e-9
     assert small.keep < 0.7
     assert small.ratio > 8
     assert all(np.array_equal(value, restored[name]) for name, value in small.archive.restored.items())
@@ -240,6 +241,29 @@ def test_five_trainings_find_the_share_within_ten_percent(at):
     assert found.keep <= 1.1 * at
 
 
+def test_a_near_miss_is_repeated_in_a_narrow_bracket_and_not_in_a_wide_one():
+    from nearzip.condense.search import search
+
+    class Noisy(Cliff):
+        repeated = ()
+
+        def run(self, keeps, stage, again=0):
+            high = min((t.keep for t in self.feasible), default=1.0)
+            made = super().run(keeps, stage, again)
+            for trial in made:
+                trial.nearly = 1 < trial.usage < 3
+            if again:
+                self.repeated += ((keeps[0], math.log2(high / keeps[0])),)
+            return made
+
+    runner = Noisy(0.03, 9)
+    found = search(runner, [2.0 ** (-10 * i / 40) for i in range(1, 41)])
+    assert found.keep <= 1.05 * 0.03
+    assert runner.repeated
+    assert all(width < 0.3 for _, width in runner.repeated)
+    assert len({keep for keep, _ in runner.repeated}) == len(runner.repeated)
+
+
 @pytest.mark.parametrize("coordinate", ["linear", "log2"])
 @pytest.mark.parametrize("at", [0.4, 0.05])
 def test_condensas_search_takes_ten_samples(coordinate, at):
@@ -327,6 +351,8 @@ def test_mostly_zero_linear_layers_run_sparse(network):
     x = torch.randn(3, 5, 64)
     torch.testing.assert_close(fast(x), small(x), rtol=1e-5, atol=1e-6)
     assert isinstance(condense.sparse(small[0]), SparseLinear)
+    assert torch.equal(copy.deepcopy(fast)(x), fast(x))
+    assert Objective("throughput", x, rounds=2).measure(small, module).value > 0
     with pytest.raises(UsageError, match="zeros is a share"):
         condense.sparse(small, 0)
 

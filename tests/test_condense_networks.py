@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 
 import numpy as np
 import pytest
+from idx import write_mnist
 
 pytest.importorskip("torch")
 pytest.importorskip("torch_pruning")
@@ -15,9 +17,11 @@ import torch
 from torch import nn
 
 import nearzip as nz
-from experiments.lab.networks import NETWORKS, data_of
+from experiments.claims.condense import networks
+from experiments.claims.condense.networks import inputs_for, made
+from experiments.lab.networks import NETWORKS
 from nearzip import condense
-from nearzip.condense.groups import TOLERANCE, find_groups, outputs_of, relative_difference
+from nearzip.condense.groups import TOLERANCE, find_groups
 from nearzip.condense.recovery import load_values, marked
 from nearzip.errors import Error, UsageError
 from nearzip.torch import evaluator
@@ -25,39 +29,29 @@ from nearzip.torch import evaluator
 SMALL = ("lenet-300-100", "lenet-5", "vgg-small", "resnet-20", "mobilenet-small", "transformer-small")
 
 
-def inputs_for(name):
-    torch.manual_seed(1)
-    if data_of(name) == "tinyshakespeare":
-        return torch.randint(0, 65, (2, 8))
-    return torch.randn(2, 1, 28, 28) if data_of(name) == "mnist" else torch.randn(2, 3, 32, 32)
+LONG = sorted(set(NETWORKS) - set(SMALL))
 
 
-def made(name):
-    torch.manual_seed(0)
-    module = NETWORKS[name]()
-    # Statistics as a training leaves them: a filter of zeros is then no dead channel.
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            nn.init.normal_(layer.bias, 0.3, 0.2)
-            nn.init.uniform_(layer.weight, 0.5, 1.5)
-            layer.running_mean.normal_()
-            layer.running_var.uniform_(0.5, 2.0)
-    return module.eval()
-
-
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.long) for name in LONG)])
 def test_masked_thinned_and_rebuilt_networks_give_the_same_outputs(name):
-    module, inputs = made(name), inputs_for(name)
-    prepared = condense.Structure(align=4).prepare(module, inputs)
-    masked = copy.deepcopy(module)
-    load_values(masked, prepared.project(marked(module, prepared), 0.5))
-    thin = prepared.thin(copy.deepcopy(masked), 0.5)
-    assert sum(p.numel() for p in thin.parameters()) < 0.8 * sum(p.numel() for p in module.parameters())
-    assert relative_difference(outputs_of(masked, inputs), outputs_of(thin, inputs)) <= TOLERANCE
-    data = nz.compress(thin.state_dict()).to_bytes()
-    with nz.open(data) as archive:
-        again = condense.fit(made(name), archive).eval()
-    assert torch.equal(outputs_of(again, inputs), outputs_of(thin, inputs))
+    row = networks.checked(name)
+    assert row["thinned_parameters"] < 0.8 * row["parameters"]
+    assert row["difference"] <= TOLERANCE
+    assert row["rebuilt_equal"]
+    assert any("makes the network's outputs" in note for note in row["not_thinned"])
+
+
+def test_the_bench_of_whole_files_runs_on_a_few_images(tmp_path, monkeypatch):
+    from experiments.claims.condense import files
+
+    monkeypatch.setenv("NEARZIP_CACHE", str(tmp_path / "cache"))
+    data = write_mnist(tmp_path, np.random.default_rng(0), 460, 100)
+    arguments = ["--tiny", "--networks", "lenet-300-100", "--data", str(data), "--output", str(tmp_path)]
+    files.main(arguments)
+    one = json.loads((tmp_path / "condense_files.json").read_text())["networks"]["lenet-300-100"]
+    assert one["trainings"] == 1
+    assert one["rows"][0]["name"] == "nearzip.condense"
+    assert all(row["bytes"] > 0 for row in one["rows"])
 
 
 def test_a_transformer_thins_its_feed_forwards_and_names_the_rest():

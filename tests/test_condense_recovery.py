@@ -17,6 +17,8 @@ from nearzip import condense
 from nearzip.condense.recovery import Job
 from nearzip.condense.training import Training, restimate
 from nearzip.errors import Error, UsageError
+from nearzip.recipes.retrain import Hold
+from nearzip.torch.finetune import holding
 
 torch.manual_seed(0)
 INPUTS, TARGETS = torch.randn(64, 6), torch.randint(0, 3, (64,))
@@ -58,7 +60,7 @@ def nonzeros(module):
 def test_l_c_is_the_published_algorithm():
     """Every step by hand: penalty and multipliers in the gradient, momentum anew each L step, C step, multipliers."""
     mu_init, growth, steps, lr, momentum, keep = 0.05, 1.5, 5, 0.1, 0.9, 0.3
-    recover = condense.LC(steps, finetune=0.0, mu=mu_init, growth=growth)
+    recover = condense.LC(steps, finetune=0.0, gradual=False, mu=mu_init, growth=growth)
     found = recover.run(job(network(), Sgd(lr, momentum), keep))
 
     module = network()
@@ -89,14 +91,43 @@ def test_l_c_is_the_published_algorithm():
 
 def test_kappa_sets_the_penalty_by_how_far_training_moves(monkeypatch):
     seen = []
-    original = condense.LC._step
-    monkeypatch.setattr(
-        condense.LC, "_step", lambda self, j, t, lam, mu, f: seen.append(mu) or original(self, j, t, lam, mu, f)
-    )
+    original = condense.LC._mu
+    monkeypatch.setattr(condense.LC, "_mu", lambda self, *args: seen.append(original(self, *args)) or seen[-1])
     condense.LC(8, finetune=0.25, kappa=0.1, kappa_end=1.6).run(job(network(), Sgd(0.1, 0.9)))
     pull = 2 * 0.1 / (1 - 0.9)  # two steps
     assert seen[0] == 0
     assert [mu * pull for mu in seen[1:]] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6])
+
+
+def test_l_c_removes_gradually_and_pulls_only_what_the_projection_changed(monkeypatch):
+    targets = []
+
+    def seeing(module, hold):
+        if hold.weight:
+            targets.append({name: torch.as_tensor(value).clone() for name, value in hold.near.items()})
+        return holding(module, hold)
+
+    monkeypatch.setattr("nearzip.condense.recovery.holding", seeing)
+    small = job(network(), Sgd(), 0.25)
+    condense.LC(7, finetune=0.3).run(small)
+    free = [sum(int(target.isnan().sum()) for target in one.values()) for one in targets]
+    # Five L steps; the first one trains the network that is cut to the first share.
+    assert free == [round(72 * (0.25 + 0.75 * (1 - (j + 1) / 5) ** 3)) for j in range(1, 5)]
+    assert nonzeros(small.module) == round(0.25 * 72)
+
+
+def test_values_that_nothing_pulls_train_as_without_a_penalty():
+    module, other = network(), network()
+    near = {"0.weight": torch.full((8, 6), torch.nan).numpy(), "2.weight": torch.zeros(3, 8).numpy()}
+    near["0.weight"][0, 0] = 0.0
+    for one, hold in ((module, Hold(near=near, weight=1e3)), (other, Hold())):
+        with holding(one, hold):
+            optimizer = torch.optim.SGD(one.parameters(), 1e-3)
+            loss_of(one).backward()
+            optimizer.step()
+    same = module[0].weight == other[0].weight
+    assert not same[0, 0]
+    assert int(same.sum()) == 47
 
 
 @pytest.mark.parametrize("recover", [condense.LC(6), condense.Gradual(6), condense.Direct(6)])

@@ -82,6 +82,8 @@ BLOCKS = (
     Block("docs/condense.md", "condense-search", ("condense_search",), condense.search),
     Block("docs/condense.md", "condense-files", ("condense_files",), condense.files),
     Block("docs/condense.md", "condense-speed", ("condense_speed",), condense.speed),
+    Block("docs/condense.md", "condense-paper", ("condense_files", "condense_speed"), condense.paper),
+    Block("docs/condense.md", "condense-networks", ("condense_networks",), condense.networks),
     Block("docs/damage.md", "peers", ("damage_peers",), trust.damage),
     Block("docs/damage.md", "runs", ("damage", "fuzz"), trust.long_runs),
     Block("docs/damage.md", "many", ("damaged_many",), trust.damaged_many),

@@ -9,6 +9,7 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,14 @@ from torch import Tensor, nn
 from experiments.lab import data
 from experiments.lab.networks import NETWORKS, data_of
 from experiments.lab.sampling import augment, evaluate, loss_of
+from experiments.lab.trace_sets import traces_folder
 from experiments.lab.traces import cache_folder
 from nearzip.torch import evaluator
 
 BATCH = 128
 _TEST_BATCH = 500
+#: Images to train and test on, to see that the code runs.
+_TINY = 256
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Subject:
     """A network and how it is trained.
 
     `epochs`: of the reference; `lr`, `momentum`, `weight_decay`: of SGD, for the reference and for every recovery;
-    `per_epoch`: images of an epoch, drawn anew from all.
+    `per_epoch`: images of an epoch, drawn anew from all; `start`: the cached trace that the reference begins with;
+    `n_validation`: images held out from training.
     """
 
     network: str
@@ -40,21 +45,29 @@ class Subject:
     momentum: float = 0.9
     weight_decay: float = 0.0
     per_epoch: int | None = None
+    start: str | None = None
+    n_validation: int = 5000
 
 
 SUBJECTS = {
     "digits": Subject("digits", 30, lr=0.1),
     "lenet-300-100": Subject("lenet-300-100", 15),
-    "lenet-5": Subject("lenet-5", 6, lr=0.02),
+    "lenet-5": Subject("lenet-5", 2, lr=0.02, per_epoch=20_000, start="quick/lenet-5/002"),
     "vgg-small": Subject("vgg-small", 0, lr=0.01),
+    "resnet-20": Subject(
+        "resnet-20", 2, lr=0.05, weight_decay=1e-4, per_epoch=20_000, start="correctness/resnet-20/004"
+    ),
+    # The paper's, for a GPU.
+    "vgg-19": Subject("vgg-19", 160, lr=0.1, weight_decay=5e-4),
+    "resnet-56": Subject("resnet-56", 160, lr=0.1, weight_decay=1e-4),
 }
 
 
 @functools.cache
-def dataset(name: str, folder: str | None) -> data.Dataset:
+def dataset(name: str, folder: str | None, n_validation: int = 5000) -> data.Dataset:
     """The images of a subject; for digits, 1 000 of scikit-learn's to train on, 397 to choose and 400 to test on."""
     if name != "digits":
-        return data.load(data_of(name), folder)
+        return data.load(data_of(name), folder, n_validation)
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
@@ -78,6 +91,11 @@ class Trainer:
     subject: Subject
     split: data.Split
     augmented: bool
+
+    @property
+    def identity(self) -> str:
+        """For trials that are filed."""
+        return repr(self.subject)
 
     def __call__(self, module: nn.Module, factor: float = 1.0) -> None:
         s = self.subject
@@ -103,11 +121,15 @@ class Case:
     images: data.Dataset
     train_epoch: Trainer
 
-    def evaluator(self) -> Any:
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def evaluator(self, confidence: float | None = None) -> Any:
+        """Accuracy on the validation images; with a confidence, searches bound the loss by it."""
         split = self.images.validation
-        return evaluator(
-            self.module, list(zip(*(t.split(_TEST_BATCH) for t in (split.inputs, split.targets)), strict=True))
-        )
+        batches = list(zip(split.inputs.split(_TEST_BATCH), split.targets.split(_TEST_BATCH), strict=True))
+        return evaluator(self.module, batches, confidence=confidence)
 
     @property
     def inputs(self) -> Tensor:
@@ -121,14 +143,29 @@ class Case:
         return evaluate(module, self.images.validation)["accuracy"]
 
 
-def case_of(name: str, folder: str | None, seed: int = 0, per_epoch: int | None = None) -> Case:
+def case_of(
+    name: str, folder: str | None, seed: int = 0, per_epoch: int | None = None, n_validation: int = 5000,
+    device: str = "cpu", tiny: bool = False,
+) -> Case:  # fmt: skip
     """The reference, trained once for each seed and kept in the experiments' cache; vgg-small is the shared trace.
 
-    `per_epoch`: images of an epoch of the recoveries, if others than the subject's.
+    Parameters
+    ----------
+    per_epoch : int or None
+        Images of an epoch of the recoveries, if others than the subject's.
+    n_validation : int
+        Images held out from the training images.
+    tiny : bool
+        A few images, and a reference of one epoch.
     """
-    subject, images = SUBJECTS[name], dataset(name, folder)
+    subject = replace(SUBJECTS[name], n_validation=n_validation)
+    images = dataset(name, folder, n_validation)
+    if tiny:
+        subject = replace(subject, epochs=1, start=None, per_epoch=_TINY)
+        images = replace(images, train=images.train[:_TINY], test=images.test[:_TINY])
+    images = images.to(torch.device(device))
     trainer = Trainer(subject, images.train, images.name == "cifar-10")
-    module = make(name)
+    module = make(name).to(device)
     module.load_state_dict(_reference(subject, trainer, folder, seed))
     if per_epoch:
         trainer = replace(trainer, subject=replace(subject, per_epoch=per_epoch))
@@ -137,9 +174,9 @@ def case_of(name: str, folder: str | None, seed: int = 0, per_epoch: int | None 
 
 def _reference(subject: Subject, trainer: Trainer, folder: str | None, seed: int) -> Mapping[str, Tensor]:
     if not subject.epochs:
-        from experiments.lab.traces import folder as traces_folder
+        from experiments.lab.traces import folder as shared_traces
 
-        where = traces_folder(folder)
+        where = shared_traces(folder)
         if where is None:
             raise SystemExit(f"{subject.network}: needs the shared traces; give their folder with --data")
         return load_file(where / subject.network / "009.safetensors")
@@ -147,8 +184,19 @@ def _reference(subject: Subject, trainer: Trainer, folder: str | None, seed: int
     path = cache_folder() / f"condense-{subject.network}-{key}.safetensors"
     if not path.is_file():
         torch.manual_seed(seed)
-        module = make(subject.network)
+        module = make(subject.network).to(trainer.split.inputs.device)
+        if subject.start:
+            module.load_state_dict(load_file(_trace(subject.start)))
         for epoch in range(subject.epochs):
             trainer(module, 0.05 ** (epoch / max(subject.epochs - 1, 1)))
         save_file(module.state_dict(), path)
     return load_file(path)
+
+
+def _trace(name: str) -> Path:
+    """A version of a trace: SET/NETWORK/VERSION."""
+    path = traces_folder() / f"{name}.safetensors"
+    if not path.is_file():
+        kind, network, _ = name.split("/")
+        raise SystemExit(f"{path}: missing; train it with `scripts/bench traces --set {kind} --only {network}`")
+    return path

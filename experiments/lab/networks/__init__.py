@@ -21,9 +21,10 @@ from experiments.lab.networks.plain import (
     strided_plain,
     strided_small,
     vgg_16,
+    vgg_19,
     vgg_small,
 )
-from experiments.lab.networks.residual import resnet_18, resnet_20, resnet_34, resnet_101
+from experiments.lab.networks.residual import resnet_18, resnet_20, resnet_34, resnet_56, resnet_101
 from experiments.lab.networks.transformer import Transformer
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -38,8 +39,10 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "transformer-small": partial(Transformer, width=96, layers=3),
     "alexnet": alexnet,
     "vgg-16": vgg_16,
+    "vgg-19": vgg_19,
     "resnet-18": resnet_18,
     "resnet-34": resnet_34,
+    "resnet-56": resnet_56,
     "resnet-101": resnet_101,
     "googlenet": googlenet,
     "mobilenet-v2": mobilenet_v2,

@@ -68,16 +68,26 @@ def strided_plain() -> nn.Module:
     )  # fmt: skip
 
 
-def vgg_16() -> nn.Module:
-    """Simonyan and Zisserman 2015, configuration D with batch norm and one linear layer, as the papers have it."""
+def _vgg(stages: tuple[tuple[int, int], ...]) -> nn.Module:
+    """Stages of (channels, convolutions), each ended by pooling; batch norm, and one linear layer."""
     layers: list[nn.Module] = []
     n_in = 3
-    for n_out, n in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+    for n_out, n in stages:
         for _ in range(n):
             layers.append(biased_conv_bn_relu(n_in, n_out, 3))
             n_in = n_out
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10))
+
+
+def vgg_16() -> nn.Module:
+    """Simonyan and Zisserman 2015, configuration D with batch norm and one linear layer, as the papers have it."""
+    return _vgg(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)))
+
+
+def vgg_19() -> nn.Module:
+    """Configuration E in the same form: Condensa's VGG-19."""
+    return _vgg(((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)))
 
 
 def mobilenet_small() -> nn.Module:

@@ -27,16 +27,26 @@ def _bottleneck(n_in: int, width: int, stride: int) -> nn.Sequential:
     return nn.Sequential(conv_bn_relu(n_in, width, 1), conv_bn_relu(width, width, 3, stride), conv_bn(width, 4 * width))
 
 
-def resnet_20() -> nn.Module:
-    """Section 4.2: three stages of three blocks of 16, 32 and 64 channels; 0.27 M parameters."""
+def _cifar(blocks: int) -> nn.Module:
+    """Section 4.2: three stages of 16, 32 and 64 channels."""
     layers: list[nn.Module] = [conv_bn_relu(3, 16)]
     n_in = 16
-    for width in (16, 16, 16, 32, 32, 32, 64, 64, 64):
+    for width in (16,) * blocks + (32,) * blocks + (64,) * blocks:
         grows = width != n_in
         shortcut = _PadChannels(width - n_in) if grows else nn.Identity()
         layers.append(Residual(_two(n_in, width, 2 if grows else 1), shortcut, functional.relu))
         n_in = width
     return nn.Sequential(*layers, GlobalMean(), nn.Linear(64, 10))
+
+
+def resnet_20() -> nn.Module:
+    """Three blocks a stage; 0.27 M parameters."""
+    return _cifar(3)
+
+
+def resnet_56() -> nn.Module:
+    """Nine blocks a stage; 0.85 M parameters."""
+    return _cifar(9)
 
 
 def _resnet(blocks: tuple[int, int, int, int], bottleneck: bool) -> nn.Module:

@@ -105,6 +105,15 @@ class SparseLinear(nn.Module):
             self.register_buffer("weight", linear.weight.detach().to_sparse_csr())
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparseLinear:
+        # Tensors in rows of nonzeros have no storage that deepcopy could copy.
+        found = SparseLinear.__new__(SparseLinear)
+        nn.Module.__init__(found)
+        found.in_features, found.out_features, found.training = self.in_features, self.out_features, self.training
+        found.register_buffer("weight", self.weight.clone())
+        found.register_buffer("bias", None if self.bias is None else self.bias.clone())
+        return found
+
     def forward(self, inputs: Tensor) -> Tensor:
         flat = inputs.reshape(-1, self.in_features)
         found: Tensor = torch.mm(self.weight, flat.t()).t()

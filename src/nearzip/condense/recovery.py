@@ -51,6 +51,13 @@ class Job:
         """The projection of the network as it is."""
         return self.prepared.project(marked(self.module, self.prepared), self.keep if keep is None else keep)
 
+    def held(self, keep: float, factors: list[float]) -> None:
+        """Project the network to a share, and train it within the scheme."""
+        load_values(self.module, self.projected(keep))
+        with holding(self.module, self.prepared.hold(self.module)):
+            for factor in factors:
+                self.training.epoch(self.module, factor)
+
     def cut(self) -> None:
         """Project the network in place."""
         load_values(self.module, self.projected())
@@ -161,12 +168,15 @@ class Gradual(Recovery):
     def run(self, job: Job) -> nn.Module:
         last, n = self.tail, self.epochs - self.tail
         for i, factor in zip(range(1, n + 1), self.factors, strict=False):
-            keep = job.keep + (1 - job.keep) * (1 - i / n) ** 3
-            load_values(job.module, job.projected(keep))
-            with holding(job.module, job.prepared.hold(job.module)):
-                job.training.epoch(job.module, factor)
+            keep = cubic(job.keep, i / n)
+            job.held(keep, [factor])
         job.cut()
         return job.finished(last, self.factors)
+
+
+def cubic(keep: float, t: float) -> float:
+    """The share at time t, from 0 to 1, of a removal that ends at `keep`."""
+    return keep + (1 - keep) * (1 - min(t, 1.0)) ** 3
 
 
 def check_finetune(share: Any) -> None:
@@ -193,6 +203,13 @@ class LC(Recovery):
             C: theta = project(w - lam / mu)
             lam -= mu (w - theta)
 
+    The published form takes hundreds of epochs. With `gradual`, two things are different, which short trainings need:
+
+    * The share falls from step to step as in `Gradual`, and the first L step trains the network that is cut to the
+      first share. In the published form the first projection decides which weights stay, before anything was learned.
+    * The penalty counts only values that the projection changed: theta's other values are free, so that they are what
+      they are in w at any time of the L step. In the published form they hold w near to where the L step began.
+
     The first L step measures how far the training moves weights, without a penalty: ``pull``, the sum over its steps
     of lr / (1 - momentum). Then mu rises exponentially so that ``kappa = mu pull``, how far one L step takes w to
     theta, goes from `kappa` to `kappa_end`. In the published settings kappa goes from 0.1 to 0.4 up to 1.5 to 8, over
@@ -204,7 +221,10 @@ class LC(Recovery):
         In all: L steps of `epochs_per_step` epochs, the rest fine-tuning.
     finetune : float
         Share of the epochs for fine-tuning. 0: none; the theta with the best evaluation is returned, as published.
-    kappa, kappa_end : float
+    gradual : bool
+        False: the published form.
+    kappa, kappa_end : float or None
+        None: 2 and 8; in the published form 0.15 and 0.6.
     mu, growth, mu_max : float or None
         In place of kappa: mu of the second L step (the first has none), its factor from step to step, and its largest
         value.
@@ -212,8 +232,9 @@ class LC(Recovery):
     """
 
     finetune: float = 0.3
-    kappa: float = 0.15
-    kappa_end: float = 0.6
+    gradual: bool = True
+    kappa: float | None = None
+    kappa_end: float | None = None
     mu: float | None = None
     growth: float = 1.1
     mu_max: float = 1e4
@@ -223,8 +244,12 @@ class LC(Recovery):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_finetune(self.finetune)
-        positive = {"kappa": self.kappa, "kappa_end": self.kappa_end, "growth": self.growth, "mu_max": self.mu_max}
-        for name, value in {**positive, "mu": 1.0 if self.mu is None else self.mu}.items():
+        if type(self.gradual) is not bool:
+            raise UsageError(f"gradual is True or False, not {self.gradual!r}")
+        for name in ("kappa", "kappa_end", "growth", "mu_max", "mu"):
+            value = getattr(self, name)
+            if value is None and name not in ("growth", "mu_max"):
+                continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
                 raise UsageError(f"{name} is a positive number, not {value!r}")
         for name, least in (("epochs_per_step", 1), ("epochs_first", 0)):
@@ -251,8 +276,8 @@ class LC(Recovery):
             raise UsageError(f"published constants are those of {', '.join(_PUBLISHED)}, not {name!r}")
         steps, each, first, mu = _PUBLISHED[name]
         return LC(
-            first + (steps - 1) * each, finetune=0.0, mu=mu, growth=1.1, mu_max=1e4, epochs_per_step=each,
-            epochs_first=first,
+            first + (steps - 1) * each, finetune=0.0, gradual=False, mu=mu, growth=1.1, mu_max=1e4,
+            epochs_per_step=each, epochs_first=first,
         )  # fmt: skip
 
     @property
@@ -263,16 +288,26 @@ class LC(Recovery):
         last = self.tail
         ends = self._ends(self.epochs - last)
         steps = len(ends)
-        theta = job.projected()
+        gradual = self.gradual and job.prepared.prunes
+        # With `gradual`: the share of each projection, the first of which comes before the first L step.
+        keeps = [cubic(job.keep, (j + 1) / steps) if gradual else job.keep for j in range(steps)] + [job.keep]
+        theta = job.projected(keeps[0])
         lam = {name: torch.zeros_like(value) for name, value in theta.items()}
+        free: Values = {}
         best = _Best(job) if not self.finetune else None
         mu = pull = 0.0
         for j, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
-            mu = self._mu(mu, j, steps, pull * sum(self.factors[begin:end]))
-            theta, lam = self._step(job, theta, lam, mu, self.factors[begin:end])
+            factors, keep = self.factors[begin:end], keeps[j + 1]
+            mu = self._mu(mu, j, steps, pull * sum(factors))
+            if gradual and not j:
+                job.held(keeps[0], factors)
+            else:
+                self._learn(job, theta, lam, mu, factors, free)
+            theta, lam, left = self._compress(job, lam, mu, keep)
+            free = left if gradual else {}
             if not j:
-                pull = job.training.pull / self.factors[end - 1]
-            if best is not None:
+                pull = job.training.pull / factors[-1]
+            if best is not None and keep == job.keep:
                 best.offer(theta)
         load_values(job.module, theta if best is None else best.chosen(theta))
         return job.finished(last, self.factors)
@@ -288,20 +323,28 @@ class LC(Recovery):
             return 0.0
         if self.mu is not None:
             return self.mu if j == 1 else min(before * self.growth, self.mu_max)
-        kappa = self.kappa * float((self.kappa_end / self.kappa) ** ((j - 1) / max(steps - 2, 1)))
+        begin, end = (2.0, 8.0) if self.gradual else (0.15, 0.6)
+        begin, end = self.kappa or begin, self.kappa_end or end
+        kappa = begin * float((end / begin) ** ((j - 1) / max(steps - 2, 1)))
         return min(kappa / max(pull, 1e-12), self.mu_max)
 
-    def _step(self, job: Job, theta: Values, lam: Values, mu: float, factors: list[float]) -> tuple[Values, Values]:
-        """An L step, a C step, and the multipliers: theta and lam."""
+    def _learn(self, job: Job, theta: Values, lam: Values, mu: float, factors: list[float], free: Values) -> None:
+        """An L step. `free`: where values are not pulled."""
         # mu (w - theta) - lam is the gradient of mu / 2 |w - (theta + lam / mu)|^2.
-        near = {name: _array(theta[name] + lam[name] / mu) for name in theta} if mu else {}
-        with holding(job.module, Hold(near=near, weight=mu)):
+        near = {name: theta[name] + lam[name] / mu for name in theta} if mu else {}
+        near |= {name: near[name].masked_fill(mask, torch.nan) for name, mask in free.items() if mu}
+        with holding(job.module, Hold(near={name: _array(value) for name, value in near.items()}, weight=mu)):
             for factor in factors:
                 job.training.epoch(job.module, factor)
+
+    def _compress(self, job: Job, lam: Values, mu: float, keep: float) -> tuple[Values, Values, Values]:
+        """A C step, and the multipliers: theta, lam, and where the projection changed nothing."""
         w = {name: value.clone() for name, value in marked(job.module, job.prepared).items()}
         target = {name: w[name] - lam[name] / mu for name in w} if mu else w
-        theta = job.prepared.project(target, job.keep)
-        return theta, {name: lam[name] - mu * (w[name] - theta[name]) for name in w}
+        theta = job.prepared.project(target, keep)
+        # A removed value that was zero before is not free: it would grow again.
+        free = {name: (theta[name] == target[name]) & (theta[name] != 0) for name in w}
+        return theta, {name: lam[name] - mu * (w[name] - theta[name]) for name in w}, free
 
 
 def _array(value: Tensor) -> Any:

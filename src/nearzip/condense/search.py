@@ -29,6 +29,8 @@ _GRID, _LEAST = 40, 2.0**-10
 _ROUNDS = 5
 #: A bracket this narrow is not divided further: its ends differ by less than 7 %.
 _NARROW = 0.1
+#: In a bracket this narrow a near miss is repeated; in a wider one another share says more.
+_REPEATED = 0.3
 #: Usages beyond these say nothing about the slope near 1.
 _CLIP = 4.0
 #: One-shot pruning that loses so many times the budget is about where training just recovers it.
@@ -76,14 +78,15 @@ def search(runner: Runner, worth: Sequence[float]) -> Trial | None:
     """The best trial within the budget; None if there is none. `worth`: shares that may be trained, falling."""
     finder = _Finder(runner, worth)
     while runner.left > 0:
+        near = finder.near_miss()
+        if near is not None:
+            # One image more or less would have made the difference: another seed decides.
+            runner.run([near.keep], "again", again=1)
+            continue
         points = finder.next(runner.workers())
         if not points:
             break
-        trials = runner.run(points, "search")
-        near = [trial for trial in trials if trial.nearly and finder.matters(trial)]
-        if near and runner.left > 0:
-            # One image more or less would have made the difference: another seed decides.
-            runner.run([near[-1].keep], "again", again=1)
+        runner.run(points, "search")
     return runner.best
 
 
@@ -113,10 +116,13 @@ class _Finder:
             return self._tried([under + (top - under) * (i + 1) / (n + 1) for i in range(n)], under, top)
         return self._tried([self._line(high, low) - i * 0.5 for i in range(n)], under, top)
 
-    def matters(self, trial: Trial) -> bool:
-        """Whether a trial over the budget would be the best if it were within."""
-        high, _ = self._bracket()
-        return high is None or trial.keep < high.keep
+    def near_miss(self) -> Trial | None:
+        """The lower end of a narrow bracket, if it missed the budget by less than its noise and was tried once."""
+        high, low = self._bracket()
+        if low is None or not low.nearly or sum(t.keep == low.keep for t in self._runner.trials) > 1:
+            return None
+        top = 0.0 if high is None else math.log2(high.keep)
+        return low if top - math.log2(low.keep) < _REPEATED else None
 
     def _bracket(self) -> tuple[Trial | None, Trial | None]:
         feasible = self._runner.feasible

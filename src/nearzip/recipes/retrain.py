@@ -29,7 +29,8 @@ class Hold:
         Tensors that stay as they are.
     near : dict of str to array
         Values that tensors are pulled towards while they train, by the penalty ``weight / 2 * sum((w - near) ** 2)``:
-        the learning step of learning-compression algorithms, where `near` is the compressed network.
+        the learning step of learning-compression algorithms, where `near` is the compressed network. Weights at a NaN
+        are not pulled.
     weight : float
         Of the penalty, from 0 on.
     reshaped : tuple of str

@@ -211,11 +211,11 @@ class _Pulling:
         for parameter, target in pulls:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            parameter.grad.add_(parameter - target, alpha=self._weight * scale)
+            parameter.grad.add_((parameter - target).nan_to_num_(0.0), alpha=self._weight * scale)
 
     @torch.no_grad()
     def _penalty(self, pulls: list[tuple[nn.Parameter, Tensor]]) -> Tensor | float:
-        return sum((self._weight / 2 * (p - target).square().sum() for p, target in pulls), 0.0)
+        return sum((self._weight / 2 * (p - target).square().nansum() for p, target in pulls), 0.0)
 
 
 def _loss_scale(optimizer: torch.optim.Optimizer) -> float:
