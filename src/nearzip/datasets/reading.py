@@ -172,7 +172,7 @@ class Reader(Samples):
         return self.many(range(begin, end))
 
     def many(self, indices: Sequence[int]) -> list[Array]:
-        """The samples `indices`, in that order. Each group of samples is read only once.
+        """The samples `indices`, in that order, each an array of its own. Each group of samples is read only once.
 
         Images of `nearzip` and `lossless` are decoded several times as fast in batches of 16 and more.
         """
@@ -276,7 +276,8 @@ class Reader(Samples):
             first = group * self.group_samples
             samples = self._of_group(group, action)
             for k in places:
-                found[k] = samples[numbers[k] - first]
+                # Copies: a sample that is asked for twice comes twice, and one does not keep its group in memory.
+                found[k] = samples[numbers[k] - first].copy()
         return found
 
     def _of_group(self, group: int, action: str) -> list[Array]:
