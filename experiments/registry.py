@@ -229,6 +229,10 @@ CLAIMS = {
         "A subset of the training images, well chosen, trains as well as all of them",
         "claims.datasets.subsets", ("dataset_subsets",), _DATA,
     ),
+    "dataset_coefficients": Claim(
+        "Networks learn from transform coefficients about as well as from pixels; Table II",
+        "claims.datasets.coefficients", ("dataset_coefficients",), _DATA,
+    ),
     "dataset_attributions": Claim(
         "What a network looks at on decoded images, by codec at equal size; Figure 8",
         "claims.datasets.attributions", ("dataset_attributions",), _DATA,

@@ -34,7 +34,7 @@ _OF_TABLE_I = (
 
 def bytes_at(rows: list[Row], network: str, kl: float) -> float | None:
     """Bytes an image at a divergence, between the two settings around it (log of the divergence, straight)."""
-    points = sorted((-row["networks"][network]["kl"], row["bytes"]) for row in rows)
+    points = sorted((-row["networks"][network]["kl"], row["bytes"]) for row in rows if network in row["networks"])
     for (low, large), (high, small) in itertools.pairwise(points):
         if 0 < low <= kl <= high:
             share = math.log(kl / low) / math.log(high / low)
