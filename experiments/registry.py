@@ -229,6 +229,10 @@ CLAIMS = {
         "A subset of the training images, well chosen, trains as well as all of them",
         "claims.datasets.subsets", ("dataset_subsets",), _DATA,
     ),
+    "dataset_subsets_cifar": Claim(
+        "The same on CIFAR-10",
+        "claims.datasets.subsets:main_cifar", ("dataset_subsets_cifar",), _DATA,
+    ),
     "dataset_coefficients": Claim(
         "Networks learn from transform coefficients about as well as from pixels; Table II",
         "claims.datasets.coefficients", ("dataset_coefficients",), _DATA,

@@ -175,23 +175,32 @@ def speed(result: Row) -> str:
 
 
 def subsets(result: Row) -> str:
-    """Accuracy by ranking and size."""
-    found = {(row["share"], row["ranking"]): 100 * statistics.mean(row["accuracy"]) for row in result["rows"]}
+    """Accuracy by ranking and size, and what `select` would choose: the best on the validation images."""
+    found, validated = (
+        {(row["share"], row["ranking"]): 100 * statistics.mean(row[of]) for row in result["rows"]}
+        for of in ("accuracy", "validation")
+    )
     shares, rankings = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
-    lines = []
+    lines, worse, failing = [], [], []
     for share in shares:
         best = max(found[share, name] for name in rankings)
-        cells = [_marked(found[share, name], best) for name in rankings]
-        lines.append([f"{share:.0%}", *cells])
+        choice = max(rankings, key=lambda name: validated[share, name])
+        lines.append([f"{share:.0%}", *(_marked(found[share, name], best) for name in rankings),
+                      f"{found[share, choice]:.1f} ({choice})"])  # fmt: skip
+        if found[share, choice] < found[share, "random"]:
+            worse.append(f"{share:.0%}, by {found[share, 'random'] - found[share, choice]:.1f} points")
+        failing += [f"{share:.0%}"] if found[share, "el2n"] < found[share, "random"] else []
     whole = 100 * statistics.mean(result["all"])
     (share, name), best = max(((key, x) for key, x in found.items() if key[0] <= 0.2), key=lambda pair: pair[1])
-    worse = sum(max(found[s, n] for n in rankings) < found[s, "random"] for s in shares)
     said = (
         f"All {result['n']:,} images: {whole:.1f} %. The best at 20 % or less is {best:.1f} % ({name}, {share:.0%}): "
-        f"{best - whole:+.1f} points. The best ranking is worse than random at {worse} of {len(shares)} sizes."
+        f"{best - whole:+.1f} points. `select` chooses on 2,000 validation images; its choice is worse than random at "
+        f"{', '.join(worse) or 'no size'}. The hardest samples (el2n) are worse than random at "
+        f"{', '.join(failing) or 'no size'}."
     )
     return (
-        f"{table(['kept', *rankings], lines)}\n\n{said} Means of {len(result['all'])} seeds. {circumstances(result)}."
+        f"{table(['kept', *rankings, 'chosen'], lines)}\n\n{said} Means of {len(result['all'])} seeds, "
+        f"{result['steps']} steps each. {circumstances(result)}."
     )
 
 
