@@ -221,6 +221,10 @@ CLAIMS = {
         "At equal divergence our files of images are smaller than WebP's, JPEG's and ZFP's; Table I and Figure 7",
         "claims.datasets.codecs", ("dataset_codecs",), f"{_DATA} --images 1000",
     ),
+    "dataset_for_network": Claim(
+        "Images rounded for a network: far smaller at equal divergence, and no larger for other networks",
+        "claims.datasets.for_network", ("dataset_for_network",), f"{_DATA} --images 1000",
+    ),
     "dataset_speed": Claim(
         "In batches our images are decoded faster than Pillow decodes JPEG files; ZFP's coefficients are the library's",
         "claims.datasets.speed", ("dataset_speed",), f"{_DATA} --images 400",

@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from nearzip.datasets.choosing import for_network
     from nearzip.datasets.codecs.base import SampleCodec
     from nearzip.datasets.codecs.registry import CODECS, codec_of
     from nearzip.datasets.evaluating import ImageEvaluator, image_evaluator
@@ -45,6 +46,7 @@ __all__ = [
     "codec_of",
     "coefficients",
     "export",
+    "for_network",
     "image_evaluator",
     "load",
     "mirrored",
@@ -56,6 +58,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "choosing": ("for_network",),
     "codecs.base": ("SampleCodec",),
     "codecs.registry": ("CODECS", "codec_of"),
     "transforms": ("coefficients", "mirrored", "shifted"),

@@ -126,8 +126,9 @@ def select(
     -----
     "Most influential" samples (el2n, margin) fail at small sizes, where they are the hardest and the mislabelled ones;
     that is why a ranking must win against the others, random among them, at the size at hand. `sufficient` is the step
-    for the samples of the alternation of the paper's reference [23] at the networks of the short trainings: the smallest
-    losses. `alternating` goes on from there: train on these samples, keep those whose losses are smallest then, twice.
+    for the samples of the alternation of the paper's reference [23] at the networks of the short trainings: the
+    smallest losses. `alternating` goes on from there: train on these samples, keep those whose losses are smallest
+    then, twice.
     """
     given = np.asarray(labels)
     known = (*RANKINGS, ALTERNATING)
