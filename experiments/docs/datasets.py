@@ -176,22 +176,21 @@ def speed(result: Row) -> str:
 
 def subsets(result: Row) -> str:
     """Accuracy by ranking and size, and what `select` would choose: the best on the validation images."""
-    found, validated = (
-        {(row["share"], row["ranking"]): 100 * statistics.mean(row[of]) for row in result["rows"]}
-        for of in ("accuracy", "validation")
-    )
+    found = {(row["share"], row["ranking"]): row for row in result["rows"]}
     shares, rankings = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
+    tested = {key: 100 * statistics.mean(row["accuracy"]) for key, row in found.items()}
     lines, worse, failing = [], [], []
     for share in shares:
-        best = max(found[share, name] for name in rankings)
-        choice = max(rankings, key=lambda name: validated[share, name])
-        lines.append([f"{share:.0%}", *(_marked(found[share, name], best) for name in rankings),
-                      f"{found[share, choice]:.1f} ({choice})"])  # fmt: skip
-        if found[share, choice] < found[share, "random"]:
-            worse.append(f"{share:.0%}, by {found[share, 'random'] - found[share, choice]:.1f} points")
-        failing += [f"{share:.0%}"] if found[share, "el2n"] < found[share, "random"] else []
+        of_size = {name: tested[share, name] for name in rankings}
+        validated = {name: statistics.mean(found[share, name]["validation"]) for name in rankings}
+        choice = max(validated, key=lambda name: validated[name])
+        cells = [_marked(x, max(of_size.values())) for x in of_size.values()]
+        lines.append([f"{share:.0%}", *cells, f"{of_size[choice]:.1f} ({choice})"])
+        if of_size[choice] < of_size["random"]:
+            worse.append(f"{share:.0%}, by {of_size['random'] - of_size[choice]:.1f} points")
+        failing += [f"{share:.0%}"] if of_size["el2n"] < of_size["random"] else []
     whole = 100 * statistics.mean(result["all"])
-    (share, name), best = max(((key, x) for key, x in found.items() if key[0] <= 0.2), key=lambda pair: pair[1])
+    (share, name), best = max(((key, x) for key, x in tested.items() if key[0] <= 0.2), key=lambda pair: pair[1])
     said = (
         f"All {result['n']:,} images: {whole:.1f} %. The best at 20 % or less is {best:.1f} % ({name}, {share:.0%}): "
         f"{best - whole:+.1f} points. `select` chooses on 2,000 validation images; its choice is worse than random at "
@@ -229,25 +228,91 @@ def attributions(result: Row) -> str:
     )
 
 
+_LAYOUT = {"in-place": "in place", "stacked": "stacked"}
+_KIND = {"pixels": "pixels", "zfp": "ZFP", "dct": "8 x 8 cosines"}
+
+
 def coefficients(result: Row) -> str:
     """Networks that learn from coefficients, beside the paper's Table II."""
+    found = {(row["layout"], row["input"], row["precision"]): row["accuracy"] for row in result["rows"]}
+    inputs = sorted({key[1:] for key in found}, key=lambda key: (list(_KIND).index(key[0]), key[1]))
     lines = []
-    found = {(row["input"], row["precision"]): row["accuracy"] for row in result["rows"]}
-    for (name, precision), accuracy in found.items():
-        paper = _TABLE_II[precision].split() if not name.startswith("DCT") else [""] * len(_TABLE_II_NETWORKS)
-        lines.append([name, f"{precision or ''}", _spread(accuracy), f"{len(accuracy)}", *paper])
-    pixels = statistics.mean(found["pixels", 0])
-    below = {name: 100 * (pixels - statistics.mean(accuracy)) for name, accuracy in found.items()}
-    least = min((lost, *name) for name, lost in below.items() if name[0].startswith("ZFP"))
-    dct = next(lost for name, lost in below.items() if name[0].startswith("DCT"))
+    for kind, precision in inputs:
+        paper = _TABLE_II[precision].split() if kind != "dct" else ["-"] * len(_TABLE_II_NETWORKS)
+        cells = [
+            _spread(found[layout, kind, precision]) if (layout, kind, precision) in found else "-" for layout in _LAYOUT
+        ]
+        lines.append([_KIND[kind], f"{precision or '-'}", *cells, *paper])
+    head = [
+        "input",
+        "precision",
+        *(f"{said}, %" for said in _LAYOUT.values()),
+        *(f"{n} (paper)" for n in _TABLE_II_NETWORKS),
+    ]
     columns = list(zip(*(map(float, row.split()) for precision, row in _TABLE_II.items() if precision), strict=True))
-    paper_gaps = [float(raw) - max(of) for raw, of in zip(_TABLE_II[0].split(), columns, strict=True)]
-    head = ["input", "precision", "here, %", "seeds", *(f"{name} (paper)" for name in _TABLE_II_NETWORKS)]
+    gaps = [float(raw) - max(of) for raw, of in zip(_TABLE_II[0].split(), columns, strict=True)]
+    said = [_nearest(found, layout) for layout in _LAYOUT]
+    most = max(map(len, found.values()))
     return (
-        f"{table(head, lines)}\n\nOf ZFP's coefficients precision {least[2]} comes nearest to pixels: {least[0]:.1f} "
-        f"points below (the paper's networks: {min(paper_gaps):.1f} to {max(paper_gaps):.1f}). 8 x 8 cosines: "
-        f"{dct:.1f} points below. {result['n']:,} training images, {result['epochs']} epochs of strided-small, "
-        f"{result['n_test']:,} test images; after ± the standard deviation of the seeds. {circumstances(result)}."
+        f"{table(head, lines)}\n\n{' '.join(said)} The paper's networks stay {min(gaps):.1f} to {max(gaps):.1f} "
+        f"points below pixels. {result['n']:,} training images, {result['epochs']} epochs, {result['n_test']:,} test "
+        f"images; after ± the standard deviation of {most} seeds, other rows are of one. {circumstances(result)}."
+    )
+
+
+def _nearest(found: dict[tuple[str, str, int], list[float]], layout: str) -> str:
+    """Of several seeds, how far below pixels the best precision is, and the coarsest."""
+    pixels = 100 * statistics.mean(found[layout, "pixels", 0])
+    below = {
+        key[2]: pixels - 100 * statistics.mean(accuracy) for key, accuracy in found.items()
+        if key[:2] == (layout, "zfp") and len(accuracy) > 1
+    }  # fmt: skip
+    best, coarsest = min(below, key=lambda precision: below[precision]), min(below)
+    cosines = found.get((layout, "dct", 0))
+    also = "" if cosines is None else f"; cosines {pixels - 100 * statistics.mean(cosines):.1f}"
+    name = _LAYOUT[layout].capitalize()
+    return (
+        f"{name}, ZFP's coefficients are {below[best]:.1f} points below pixels at precision {best}, "
+        f"{below[coarsest]:.1f} at {coarsest}{also}."
+    )
+
+
+def from_disk(result: Row) -> str:
+    """Images a second of one core, loaded and trained with."""
+    rows = result["images_per_second"]
+    lines = [[name, f"{row['loaded']:,.0f}", f"{row['trained']:,.0f}"] for name, row in rows.items()]
+    head = ["from disk, shuffled, batches of 64", "images a second of one core", "with a step of training"]
+    return f"{table(head, lines)}\n\n1,024 images; the step is strided-small's. {circumstances(result)}."
+
+
+def for_network(result: Row, codecs: Row) -> str:
+    """Images rounded for a network, judged by it and by others, beside plain rounding and WebP."""
+    plain, peers = _by_codec(codecs)[_OURS], _by_codec(codecs)["WebP"]
+    lines, ratios = [], []
+    for target, rows in _by_codec(result).items():
+        own = target.split(" and ")
+        for kl in _TARGETS:
+            sizes = {
+                n: (bytes_at(rows, n, kl), bytes_at(plain, n, kl), bytes_at(peers, n, kl)) for n in codecs["original"]
+            }
+            for name in own:
+                size, flat, webp = sizes[name]
+                if size is None or flat is None:
+                    continue
+                others = [s / f for n, (s, f, _) in sizes.items() if n not in own and s and f]
+                ratios += others
+                between = f"{min(others):.2f} to {max(others):.2f}" if others else "-"
+                lines.append([
+                    target, name, f"{kl:g}", f"{size:.0f}", f"{flat:.0f} ({size / flat:.2f})",
+                    "-" if webp is None else f"{webp:.0f} ({size / webp:.2f})", between,
+                ])  # fmt: skip
+    head = ["rounded for", "judged by", "KL", "bytes", "rounded plainly", "WebP", "others: of plain rounding's bytes"]
+    ms = [row["ms"] for row in result["rows"]]
+    return (
+        f"{table(head, lines)}\n\nIn brackets: what is left of them. For networks that images were not rounded "
+        f"for, files at equal divergence are {min(ratios):.2f} to {max(ratios):.2f} of those of plain rounding. "
+        f"Writing takes {min(ms):.0f} to {max(ms):.0f} ms an image of one core. {result['n']:,} images, equal steps "
+        f"for all coefficients. {circumstances(result)}."
     )
 
 
