@@ -311,8 +311,8 @@ def for_network(result: Row, codecs: Row) -> str:
     return (
         f"{table(head, lines)}\n\nIn brackets: what is left of them. For networks that images were not rounded "
         f"for, files at equal divergence are {min(ratios):.2f} to {max(ratios):.2f} of those of plain rounding. "
-        f"Writing takes {min(ms):.0f} to {max(ms):.0f} ms an image of one core. {result['n']:,} images, equal steps "
-        f"for all coefficients. {circumstances(result)}."
+        f"Writing takes {min(ms):.0f} to {max(ms):.0f} ms an image of one core. {result['n']:,} images, steps "
+        f"calibrated on the same networks. {circumstances(result)}."
     )
 
 

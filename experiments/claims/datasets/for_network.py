@@ -1,6 +1,6 @@
 """Images whose coefficients are rounded for a network: bytes and divergence, on that network and on others.
 
-The same test images, settings and whole files as in `dataset_codecs`.
+Steps are calibrated on the same networks. The same test images and whole files as in `dataset_codecs`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from experiments.claims.datasets.codecs import row
-from experiments.claims.datasets.networks import NAMES, network, test_images
+from experiments.claims.datasets.networks import NAMES, network, test_images, training_images
 from experiments.lab import record
 from experiments.lab.data import CIFAR_MEAN, CIFAR_STD
 from nearzip import datasets
@@ -22,8 +22,8 @@ from nearzip.datasets.codecs.cosine import Cosine
 
 #: Networks that images are rounded for, and steps.
 TARGETS = (
-    (("strided-small",), (26, 50, 70)), (("strided-plain",), (36, 70, 100)), (("mobilenet-small",), (20, 36, 60)),
-    (("strided-small", "mobilenet-small"), (14, 24, 40)), (("vgg-small",), (26, 44)),
+    (("strided-small",), (30, 120, 220)), (("mobilenet-small",), (26, 60, 120)), (("strided-plain",), (45, 120, 220)),
+    (("vgg-small",), (50, 100)), (("strided-small", "mobilenet-small"), (20, 50, 100)),
 )  # fmt: skip
 
 
@@ -42,11 +42,12 @@ def main(arguments: list[str]) -> None:
     for judge in judges.values():
         judge.original(list(images))
     result: dict[str, Any] = {"n": len(images), "rows": []}
+    some, _ = training_images(options.data, 400)
     for names, steps in TARGETS:
+        own = [networks[name] for name in names]
+        relative = datasets.calibrate(own, some, mean=CIFAR_MEAN, std=CIFAR_STD)
         for step in steps:
-            codec = datasets.for_network(
-                [networks[name] for name in names], Cosine(step, 0.42), mean=CIFAR_MEAN, std=CIFAR_STD
-            )
+            codec = datasets.for_network(own, Cosine(step, 0.42, relative), mean=CIFAR_MEAN, std=CIFAR_STD)
             begin = time.process_time()
             datasets.write(io.BytesIO(), images, labels, codec=codec)
             seconds = time.process_time() - begin
