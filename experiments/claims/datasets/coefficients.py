@@ -43,9 +43,13 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     train, test = training_images(options.data, options.images), test_images(options.data, 3000)
-    result: dict[str, Any] = {"n": options.images, "n_test": len(test[0]), "epochs": _EPOCHS, "rows": []}
+    result: dict[str, Any] = {"n": options.images, "n_test": len(test[0]), "epochs": _EPOCHS}
+    result["rows"] = record.finished_rows("dataset_coefficients", **result)
+    done = {(row["layout"], row["input"], row["precision"]) for row in result["rows"]}
     result["images_per_second"] = rates(test[0][:1024], test[1][:1024])
     for layout, kind, precision, seeds in inputs(options.seeds):
+        if (layout, kind, precision) in done:
+            continue
         x, xt = (standardised(kind, precision, layout, train[0], images) for images in (train[0], test[0]))
         found = [accuracy(layout, x, train[1], xt, test[1], seed) for seed in range(seeds)]
         row = {"input": kind, "layout": layout, "precision": precision, "accuracy": found}

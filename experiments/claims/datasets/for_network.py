@@ -41,12 +41,15 @@ def main(arguments: list[str]) -> None:
     }
     for judge in judges.values():
         judge.original(list(images))
-    result: dict[str, Any] = {"n": len(images), "rows": []}
+    result: dict[str, Any] = {"n": len(images), "rows": record.finished_rows("dataset_for_network", n=len(images))}
+    done = {(each["codec"], each["setting"]) for each in result["rows"]}
     some, _ = training_images(options.data, 400)
     for names, steps in TARGETS:
         own = [networks[name] for name in names]
         relative = datasets.calibrate(own, some, mean=CIFAR_MEAN, std=CIFAR_STD)
         for step in steps:
+            if (" and ".join(names), step) in done:
+                continue
             codec = datasets.for_network(own, Cosine(step, 0.42, relative), mean=CIFAR_MEAN, std=CIFAR_STD)
             begin = time.process_time()
             datasets.write(io.BytesIO(), images, labels, codec=codec)
