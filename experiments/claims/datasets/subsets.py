@@ -81,17 +81,19 @@ def measure(
     statistics = statistics_of(labels, everything, fit, predict, None)
     whole = [accuracy(fit(everything, seed), test) for seed in range(options.seeds)]
     print("all", whole)
-    found: dict[str, Any] = {"n": n, "n_test": len(test), "steps": steps, "all": whole, "rows": []}
+    found: dict[str, Any] = {"n": n, "n_test": len(test), "steps": steps, "all": whole}
+    found["rows"] = record.finished_rows(result, **found)
+    done = {(row["share"], row["ranking"]) for row in found["rows"]}
     for share in SHARES:
-        for ranking in rankings:
+        for ranking in (name for name in rankings if (share, name) not in done):
             trials = [
                 fit(subset_of(ranking, statistics, share, seed, fit, predict), seed) for seed in range(options.seeds)
             ]
             row = {"share": share, "ranking": ranking, "accuracy": [accuracy(each, test) for each in trials]}
             found["rows"].append({**row, "validation": [accuracy(each, validation) for each in trials]})
             print(found["rows"][-1], flush=True)
-        # After every size: a shared machine may be needed for something else.
-        record.save(result, found, ("nearzip", "numpy", "torch"))
+            # After every row: a shared machine may be needed for something else.
+            record.save(result, found, ("nearzip", "numpy", "torch"))
 
 
 def outputs(network: nn.Module, inputs: Tensor) -> Tensor:
