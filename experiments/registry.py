@@ -222,7 +222,7 @@ CLAIMS = {
         "claims.datasets.codecs", ("dataset_codecs",), f"{_DATA} --images 1000",
     ),
     "dataset_for_network": Claim(
-        "Images rounded for a network: far smaller at equal divergence, and no larger for other networks",
+        "Images rounded for a network: far smaller at equal divergence, and about as large for other networks",
         "claims.datasets.for_network", ("dataset_for_network",), f"{_DATA} --images 1000",
     ),
     "dataset_speed": Claim(

@@ -55,8 +55,9 @@ def for_network(
     Parameters
     ----------
     modules : torch.nn.Module or several
-        Networks for classes, which return logits (n, classes). Of several the mean divergence counts. Images get
-        nearer for these networks; judge the result on another one before you call it a data set for everybody.
+        Networks for classes, which return logits (n, classes). Of several the mean divergence counts. It is for
+        these networks that images get smaller; judge the result on another one before you call it a data set for
+        everybody.
     codec : str or Cosine
         "nearzip:26", or with steps of `datasets.calibrate`.
     prepare : callable
