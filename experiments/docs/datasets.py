@@ -180,27 +180,30 @@ def subsets(result: Row) -> str:
     shares, rankings = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
     tested = {key: 100 * statistics.mean(row["accuracy"]) for key, row in found.items()}
     lines, worse, failing = [], [], []
+    # Results from before validation images were kept say nothing of a choice.
+    validates = all("validation" in row for row in result["rows"])
     for share in shares:
         of_size = {name: tested[share, name] for name in rankings}
-        validated = {name: statistics.mean(found[share, name]["validation"]) for name in rankings}
-        choice = max(validated, key=lambda name: validated[name])
-        cells = [_marked(x, max(of_size.values())) for x in of_size.values()]
-        lines.append([f"{share:.0%}", *cells, f"{of_size[choice]:.1f} ({choice})"])
-        if of_size[choice] < of_size["random"]:
-            worse.append(f"{share:.0%}, by {of_size['random'] - of_size[choice]:.1f} points")
+        lines.append([f"{share:.0%}", *(_marked(x, max(of_size.values())) for x in of_size.values())])
+        if validates:
+            validated = {name: statistics.mean(found[share, name]["validation"]) for name in rankings}
+            choice = max(validated, key=lambda name: validated[name])
+            lines[-1].append(f"{of_size[choice]:.1f} ({choice})")
+            if of_size[choice] < of_size["random"]:
+                worse.append(f"{share:.0%}, by {of_size['random'] - of_size[choice]:.1f} points")
         failing += [f"{share:.0%}"] if of_size["el2n"] < of_size["random"] else []
     whole = 100 * statistics.mean(result["all"])
     (share, name), best = max(((key, x) for key, x in tested.items() if key[0] <= 0.2), key=lambda pair: pair[1])
     said = (
         f"All {result['n']:,} images: {whole:.1f} %. The best at 20 % or less is {best:.1f} % ({name}, {share:.0%}): "
-        f"{best - whole:+.1f} points. `select` chooses on 2,000 validation images; its choice is worse than random at "
-        f"{', '.join(worse) or 'no size'}. The hardest samples (el2n) are worse than random at "
+        f"{best - whole:+.1f} points. The hardest samples (el2n) are worse than random at "
         f"{', '.join(failing) or 'no size'}."
     )
-    return (
-        f"{table(['kept', *rankings, 'chosen'], lines)}\n\n{said} Means of {len(result['all'])} seeds, "
-        f"{result['steps']} steps each. {circumstances(result)}."
-    )
+    if validates:
+        said += " `select` chooses on 2,000 validation images; its choice is worse than random at "
+        said += f"{', '.join(worse) or 'no size'}."
+    head = ["kept", *rankings, *(["chosen"] if validates else [])]
+    return f"{table(head, lines)}\n\n{said} Means of {len(result['all'])} seeds. {circumstances(result)}."
 
 
 def _marked(value: float, best: float) -> str:
@@ -251,7 +254,7 @@ def coefficients(result: Row) -> str:
     ]
     columns = list(zip(*(map(float, row.split()) for precision, row in _TABLE_II.items() if precision), strict=True))
     gaps = [float(raw) - max(of) for raw, of in zip(_TABLE_II[0].split(), columns, strict=True)]
-    said = [_nearest(found, layout) for layout in _LAYOUT]
+    said = [_nearest(found, layout) for layout in _LAYOUT if (layout, "zfp", 12) in found]
     most = max(map(len, found.values()))
     return (
         f"{table(head, lines)}\n\n{' '.join(said)} The paper's networks stay {min(gaps):.1f} to {max(gaps):.1f} "
