@@ -239,22 +239,22 @@ def coefficients(result: Row) -> str:
     """Networks that learn from coefficients, beside the paper's Table II."""
     found = {(row["layout"], row["input"], row["precision"]): row["accuracy"] for row in result["rows"]}
     inputs = sorted({key[1:] for key in found}, key=lambda key: (list(_KIND).index(key[0]), key[1]))
+    layouts = [layout for layout in _LAYOUT if any(key[0] == layout for key in found)]
     lines = []
     for kind, precision in inputs:
         paper = _TABLE_II[precision].split() if kind != "dct" else ["-"] * len(_TABLE_II_NETWORKS)
-        cells = [
-            _spread(found[layout, kind, precision]) if (layout, kind, precision) in found else "-" for layout in _LAYOUT
-        ]
+        rows = [found.get((layout, kind, precision)) for layout in layouts]
+        cells = ["-" if row is None else _spread(row) for row in rows]
         lines.append([_KIND[kind], f"{precision or '-'}", *cells, *paper])
     head = [
         "input",
         "precision",
-        *(f"{said}, %" for said in _LAYOUT.values()),
+        *(f"{_LAYOUT[layout]}, %" for layout in layouts),
         *(f"{n} (paper)" for n in _TABLE_II_NETWORKS),
     ]
     columns = list(zip(*(map(float, row.split()) for precision, row in _TABLE_II.items() if precision), strict=True))
     gaps = [float(raw) - max(of) for raw, of in zip(_TABLE_II[0].split(), columns, strict=True)]
-    said = [_nearest(found, layout) for layout in _LAYOUT if (layout, "zfp", 12) in found]
+    said = [_nearest(found, layout) for layout in _LAYOUT if any(key[:2] == (layout, "zfp") for key in found)]
     most = max(map(len, found.values()))
     return (
         f"{table(head, lines)}\n\n{' '.join(said)} The paper's networks stay {min(gaps):.1f} to {max(gaps):.1f} "
@@ -274,10 +274,8 @@ def _nearest(found: dict[tuple[str, str, int], list[float]], layout: str) -> str
     cosines = found.get((layout, "dct", 0))
     also = "" if cosines is None else f"; cosines {pixels - 100 * statistics.mean(cosines):.1f}"
     name = _LAYOUT[layout].capitalize()
-    return (
-        f"{name}, ZFP's coefficients are {below[best]:.1f} points below pixels at precision {best}, "
-        f"{below[coarsest]:.1f} at {coarsest}{also}."
-    )
+    more = "" if best == coarsest else f", {below[coarsest]:.1f} at {coarsest}"
+    return f"{name}, ZFP's coefficients are {below[best]:.1f} points below pixels at precision {best}{more}{also}."
 
 
 def from_disk(result: Row) -> str:
