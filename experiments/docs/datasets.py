@@ -298,13 +298,18 @@ def for_network(result: Row, codecs: Row) -> str:
             }
             for name in own:
                 size, flat, webp = sizes[name]
+                said = ""
+                if size is None:
+                    # No setting tried reaches the divergence: the file of the coarsest is larger than needed.
+                    size = min((row["bytes"] for row in rows if -row["networks"][name]["kl"] <= kl), default=None)
+                    said = "at most "
                 if size is None or flat is None:
                     continue
                 others = [s / f for n, (s, f, _) in sizes.items() if n not in own and s and f]
                 ratios += others
                 between = f"{min(others):.2f} to {max(others):.2f}" if others else "-"
                 lines.append([
-                    target, name, f"{kl:g}", f"{size:.0f}", f"{flat:.0f} ({size / flat:.2f})",
+                    target, name, f"{kl:g}", f"{said}{size:.0f}", f"{flat:.0f} ({size / flat:.2f})",
                     "-" if webp is None else f"{webp:.0f} ({size / webp:.2f})", between,
                 ])  # fmt: skip
     head = ["rounded for", "judged by", "KL", "bytes", "rounded plainly", "WebP", "others: of plain rounding's bytes"]
