@@ -229,6 +229,10 @@ CLAIMS = {
         "At equal divergence our files of images are smaller than WebP's, JPEG's and ZFP's; Table I and Figure 7",
         "claims.datasets.codecs", ("dataset_codecs",), f"{_DATA} --images 1000",
     ),
+    "dataset_for_network": Claim(
+        "Images rounded for a network: far smaller at equal divergence, and about as large for other networks",
+        "claims.datasets.for_network", ("dataset_for_network",), f"{_DATA} --images 1000",
+    ),
     "dataset_speed": Claim(
         "In batches our images are decoded faster than Pillow decodes JPEG files; ZFP's coefficients are the library's",
         "claims.datasets.speed", ("dataset_speed",), f"{_DATA} --images 400",
@@ -236,6 +240,14 @@ CLAIMS = {
     "dataset_subsets": Claim(
         "A subset of the training images, well chosen, trains as well as all of them",
         "claims.datasets.subsets", ("dataset_subsets",), _DATA,
+    ),
+    "dataset_subsets_cifar": Claim(
+        "The same on CIFAR-10",
+        "claims.datasets.subsets:main_cifar", _measured("dataset_subsets_cifar"), _DATA,
+    ),
+    "dataset_coefficients": Claim(
+        "Networks learn from transform coefficients about as well as from pixels; Table II",
+        "claims.datasets.coefficients", ("dataset_coefficients",), _DATA,
     ),
     "dataset_attributions": Claim(
         "What a network looks at on decoded images, by codec at equal size; Figure 8",

@@ -34,7 +34,7 @@ _OF_TABLE_I = (
 
 def bytes_at(rows: list[Row], network: str, kl: float) -> float | None:
     """Bytes an image at a divergence, between the two settings around it (log of the divergence, straight)."""
-    points = sorted((-row["networks"][network]["kl"], row["bytes"]) for row in rows)
+    points = sorted((-row["networks"][network]["kl"], row["bytes"]) for row in rows if network in row["networks"])
     for (low, large), (high, small) in itertools.pairwise(points):
         if 0 < low <= kl <= high:
             share = math.log(kl / low) / math.log(high / low)
@@ -175,24 +175,35 @@ def speed(result: Row) -> str:
 
 
 def subsets(result: Row) -> str:
-    """Accuracy by ranking and size."""
-    found = {(row["share"], row["ranking"]): 100 * statistics.mean(row["accuracy"]) for row in result["rows"]}
+    """Accuracy by ranking and size, and what `select` would choose: the best on the validation images."""
+    found = {(row["share"], row["ranking"]): row for row in result["rows"]}
     shares, rankings = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
-    lines = []
+    tested = {key: 100 * statistics.mean(row["accuracy"]) for key, row in found.items()}
+    lines, worse, failing = [], [], []
+    # Results from before validation images were kept say nothing of a choice.
+    validates = all("validation" in row for row in result["rows"])
     for share in shares:
-        best = max(found[share, name] for name in rankings)
-        cells = [_marked(found[share, name], best) for name in rankings]
-        lines.append([f"{share:.0%}", *cells])
+        of_size = {name: tested[share, name] for name in rankings}
+        lines.append([f"{share:.0%}", *(_marked(x, max(of_size.values())) for x in of_size.values())])
+        if validates:
+            validated = {name: statistics.mean(found[share, name]["validation"]) for name in rankings}
+            choice = max(validated, key=lambda name: validated[name])
+            lines[-1].append(f"{of_size[choice]:.1f} ({choice})")
+            if of_size[choice] < of_size["random"]:
+                worse.append(f"{share:.0%}, by {of_size['random'] - of_size[choice]:.1f} points")
+        failing += [f"{share:.0%}"] if of_size["el2n"] < of_size["random"] else []
     whole = 100 * statistics.mean(result["all"])
-    (share, name), best = max(((key, x) for key, x in found.items() if key[0] <= 0.2), key=lambda pair: pair[1])
-    worse = sum(max(found[s, n] for n in rankings) < found[s, "random"] for s in shares)
+    (share, name), best = max(((key, x) for key, x in tested.items() if key[0] <= 0.2), key=lambda pair: pair[1])
     said = (
         f"All {result['n']:,} images: {whole:.1f} %. The best at 20 % or less is {best:.1f} % ({name}, {share:.0%}): "
-        f"{best - whole:+.1f} points. The best ranking is worse than random at {worse} of {len(shares)} sizes."
+        f"{best - whole:+.1f} points. The hardest samples (el2n) are worse than random at "
+        f"{', '.join(failing) or 'no size'}."
     )
-    return (
-        f"{table(['kept', *rankings], lines)}\n\n{said} Means of {len(result['all'])} seeds. {circumstances(result)}."
-    )
+    if validates:
+        said += " `select` chooses on 2,000 validation images; its choice is worse than random at "
+        said += f"{', '.join(worse) or 'no size'}."
+    head = ["kept", *rankings, *(["chosen"] if validates else [])]
+    return f"{table(head, lines)}\n\n{said} Means of {len(result['all'])} seeds. {circumstances(result)}."
 
 
 def _marked(value: float, best: float) -> str:
@@ -220,25 +231,94 @@ def attributions(result: Row) -> str:
     )
 
 
+_LAYOUT = {"in-place": "in place", "stacked": "stacked"}
+_KIND = {"pixels": "pixels", "zfp": "ZFP", "dct": "8 x 8 cosines"}
+
+
 def coefficients(result: Row) -> str:
     """Networks that learn from coefficients, beside the paper's Table II."""
+    found = {(row["layout"], row["input"], row["precision"]): row["accuracy"] for row in result["rows"]}
+    inputs = sorted({key[1:] for key in found}, key=lambda key: (list(_KIND).index(key[0]), key[1]))
+    layouts = [layout for layout in _LAYOUT if any(key[0] == layout for key in found)]
     lines = []
-    found = {(row["input"], row["precision"]): row["accuracy"] for row in result["rows"]}
-    for (name, precision), accuracy in found.items():
-        paper = _TABLE_II[precision].split() if not name.startswith("DCT") else [""] * len(_TABLE_II_NETWORKS)
-        lines.append([name, f"{precision or ''}", _spread(accuracy), f"{len(accuracy)}", *paper])
-    pixels = statistics.mean(found["pixels", 0])
-    below = {name: 100 * (pixels - statistics.mean(accuracy)) for name, accuracy in found.items()}
-    least = min((lost, *name) for name, lost in below.items() if name[0].startswith("ZFP"))
-    dct = next(lost for name, lost in below.items() if name[0].startswith("DCT"))
+    for kind, precision in inputs:
+        paper = _TABLE_II[precision].split() if kind != "dct" else ["-"] * len(_TABLE_II_NETWORKS)
+        rows = [found.get((layout, kind, precision)) for layout in layouts]
+        cells = ["-" if row is None else _spread(row) for row in rows]
+        lines.append([_KIND[kind], f"{precision or '-'}", *cells, *paper])
+    head = [
+        "input",
+        "precision",
+        *(f"{_LAYOUT[layout]}, %" for layout in layouts),
+        *(f"{n} (paper)" for n in _TABLE_II_NETWORKS),
+    ]
     columns = list(zip(*(map(float, row.split()) for precision, row in _TABLE_II.items() if precision), strict=True))
-    paper_gaps = [float(raw) - max(of) for raw, of in zip(_TABLE_II[0].split(), columns, strict=True)]
-    head = ["input", "precision", "here, %", "seeds", *(f"{name} (paper)" for name in _TABLE_II_NETWORKS)]
+    gaps = [float(raw) - max(of) for raw, of in zip(_TABLE_II[0].split(), columns, strict=True)]
+    said = [_nearest(found, layout) for layout in _LAYOUT if any(key[:2] == (layout, "zfp") for key in found)]
+    most = max(map(len, found.values()))
     return (
-        f"{table(head, lines)}\n\nOf ZFP's coefficients precision {least[2]} comes nearest to pixels: {least[0]:.1f} "
-        f"points below (the paper's networks: {min(paper_gaps):.1f} to {max(paper_gaps):.1f}). 8 x 8 cosines: "
-        f"{dct:.1f} points below. {result['n']:,} training images, {result['epochs']} epochs of strided-small, "
-        f"{result['n_test']:,} test images; after ± the standard deviation of the seeds. {circumstances(result)}."
+        f"{table(head, lines)}\n\n{' '.join(said)} The paper's networks stay {min(gaps):.1f} to {max(gaps):.1f} "
+        f"points below pixels. {result['n']:,} training images, {result['epochs']} epochs, {result['n_test']:,} test "
+        f"images; after ± the standard deviation of {most} seeds, other rows are of one. {circumstances(result)}."
+    )
+
+
+def _nearest(found: dict[tuple[str, str, int], list[float]], layout: str) -> str:
+    """Of several seeds, how far below pixels the best precision is, and the coarsest."""
+    pixels = 100 * statistics.mean(found[layout, "pixels", 0])
+    below = {
+        key[2]: pixels - 100 * statistics.mean(accuracy) for key, accuracy in found.items()
+        if key[:2] == (layout, "zfp") and len(accuracy) > 1
+    }  # fmt: skip
+    best, coarsest = min(below, key=lambda precision: below[precision]), min(below)
+    cosines = found.get((layout, "dct", 0))
+    also = "" if cosines is None else f"; cosines {pixels - 100 * statistics.mean(cosines):.1f}"
+    name = _LAYOUT[layout].capitalize()
+    more = "" if best == coarsest else f", {below[coarsest]:.1f} at {coarsest}"
+    return f"{name}, ZFP's coefficients are {below[best]:.1f} points below pixels at precision {best}{more}{also}."
+
+
+def from_disk(result: Row) -> str:
+    """Images a second of one core, loaded and trained with."""
+    rows = result["images_per_second"]
+    lines = [[name, f"{row['loaded']:,.0f}", f"{row['trained']:,.0f}"] for name, row in rows.items()]
+    head = ["from disk, shuffled, batches of 64", "images a second of one core", "with a step of training"]
+    return f"{table(head, lines)}\n\n1,024 images; the step is strided-small's. {circumstances(result)}."
+
+
+def for_network(result: Row, codecs: Row) -> str:
+    """Images rounded for a network, judged by it and by others, beside plain rounding and WebP."""
+    plain, peers = _by_codec(codecs)[_OURS], _by_codec(codecs)["WebP"]
+    lines, ratios = [], []
+    for target, rows in _by_codec(result).items():
+        own = target.split(" and ")
+        for kl in _TARGETS:
+            sizes = {
+                n: (bytes_at(rows, n, kl), bytes_at(plain, n, kl), bytes_at(peers, n, kl)) for n in codecs["original"]
+            }
+            for name in own:
+                size, flat, webp = sizes[name]
+                said = ""
+                if size is None:
+                    # No setting tried reaches the divergence: the file of the coarsest is larger than needed.
+                    size = min((row["bytes"] for row in rows if -row["networks"][name]["kl"] <= kl), default=None)
+                    said = "at most "
+                if size is None or flat is None:
+                    continue
+                others = [s / f for n, (s, f, _) in sizes.items() if n not in own and s and f]
+                ratios += others
+                between = f"{min(others):.2f} to {max(others):.2f}" if others else "-"
+                lines.append([
+                    target, name, f"{kl:g}", f"{said}{size:.0f}", f"{flat:.0f} ({size / flat:.2f})",
+                    "-" if webp is None else f"{webp:.0f} ({size / webp:.2f})", between,
+                ])  # fmt: skip
+    head = ["rounded for", "judged by", "KL", "bytes", "rounded plainly", "WebP", "others: of plain rounding's bytes"]
+    ms = [row["ms"] for row in result["rows"]]
+    return (
+        f"{table(head, lines)}\n\nIn brackets: what is left of them. For networks that images were not rounded "
+        f"for, files at equal divergence are {min(ratios):.2f} to {max(ratios):.2f} of those of plain rounding. "
+        f"Writing takes {min(ms):.0f} to {max(ms):.0f} ms an image of one core. {result['n']:,} images, steps "
+        f"calibrated on the same networks. {circumstances(result)}."
     )
 
 

@@ -54,7 +54,9 @@ def long_runs(damaged: Row, fuzzed: Row) -> str:
         ["fuzzing", f"{len(fuzzed['targets'])} targets, {fuzzed['executions']:,} executions, "
          f"{fuzzed['cpu_seconds'] / 3600:.1f} hours of one core", f"{_findings(fuzzed)} findings"],
     ]  # fmt: skip
-    where = f"{circumstances(damaged)}. Fuzzing: commit {commits(fuzzed['commit'][:7])}, {fuzzed['date'][:10]}."
+    later = [target["commit"] for target in fuzzed["targets"].values() if "commit" in target]
+    dates = sorted({fuzzed["date"][:10], *(t["date"] for t in fuzzed["targets"].values() if "date" in t)})
+    where = f"{circumstances(damaged)}. Fuzzing: commit {commits(fuzzed['commit'][:7], *later)}, {', '.join(dates)}."
     return table(["run", "extent", "outcome"], rows) + f"\n\n{where}"
 
 

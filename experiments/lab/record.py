@@ -68,6 +68,15 @@ def load(name: str) -> dict[str, Any]:
     return load_from(RESULTS, name)
 
 
+def finished_rows(name: str, **same: Any) -> list[dict[str, Any]]:
+    """Rows of a result that was saved row by row at this commit, with these fields: a run that was stopped goes on."""
+    found = load(name)
+    if found.get("commit") != commit() or any(found.get(key) != value for key, value in same.items()):
+        return []
+    rows: list[dict[str, Any]] = found["rows"]
+    return rows
+
+
 def load_from(folder: Path, name: str) -> dict[str, Any]:
     """The same of another folder."""
     path = folder / f"{name}.json"

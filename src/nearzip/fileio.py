@@ -17,9 +17,11 @@ from typing import Any, BinaryIO, cast
 from nearzip.errors import Error, LimitError, MissingFileError, UsageError
 
 __all__ = [
+    "NewFiles",
     "Output",
     "Path_",
     "atomic_file",
+    "atomic_files",
     "atomic_folder",
     "check_folder",
     "check_free",
@@ -270,6 +272,66 @@ def atomic_file(path: Output, force: bool = False, text: bool = False) -> Iterat
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+class NewFiles:
+    """Files that are being written under other names, until all of them are complete."""
+
+    def __init__(self, target: Path):
+        self._target = target
+        self.open: list[tuple[BinaryIO, Path]] = []
+        #: Their names, in the folder of the target: to be set before the block ends.
+        self.names: list[str] = []
+
+    def new(self) -> BinaryIO:
+        """One more file."""
+        temporary = self._target.with_name(f".{self._target.name[:40]}.{secrets.token_hex(6)}.part")
+        stream = io.BufferedRandom(_NamingFile(temporary, self._target))
+        self.open.append((stream, temporary))
+        return stream
+
+
+@contextlib.contextmanager
+def atomic_files(path: Path_, force: bool = False) -> Iterator[NewFiles]:
+    """Files in the folder of `path` that appear under their names when the block ends without an error, all of them.
+
+    Without `force`, an error while they are put in place removes those that are; with it, files that were replaced by
+    then stay replaced.
+
+    Raises
+    ------
+    UsageError
+        A name is taken, and `force` is not given.
+    Error
+        The disk is full or fails.
+    """
+    target = check_free(path, True)
+    files, placed = NewFiles(target), list[Path]()
+    try:
+        with naming_errors("write", target):
+            yield files
+            places = [target.with_name(name) for name in files.names]
+            for (stream, _), place in zip(files.open, places, strict=True):
+                check_free(place, force)
+                stream.flush()
+                _keep_mode(through_links(place), stream.fileno())
+                os.fsync(stream.fileno())
+                stream.close()
+            for (_, temporary), place in zip(files.open, places, strict=True):
+                _put_in_place(temporary, through_links(place), force)
+                placed.append(place)
+            sync_folder(target.absolute().parent)
+    except BaseException:
+        for place in () if force else placed:
+            with contextlib.suppress(OSError):
+                place.unlink()
+        raise
+    finally:
+        for stream, temporary in files.open:
+            with contextlib.suppress(OSError):
+                stream.close()
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 @contextlib.contextmanager

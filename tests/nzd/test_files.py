@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
 import threading
 
@@ -61,6 +62,20 @@ def test_any_sample_is_read_alone_and_in_any_order(codec):
         assert all(np.array_equal(a, whole[i]) for a, i in zip(reader.many(order), order, strict=True))
         with pytest.raises(IndexError):
             reader[41]
+
+
+@pytest.mark.parametrize("codec", [*EXACT, *LOSSY])
+@pytest.mark.parametrize("same", [True, False])
+def test_every_sample_is_an_array_of_its_own(codec, same):
+    images = list(pictures(12)) if same else [pictures(1, 8 + i % 3, 9)[0] for i in range(12)]
+    with datasets.open(written(images, codec=codec, group=4)) as reader:
+        expected = [image.copy() for image in reader]
+        for read in (reader.many, reader.coefficients):
+            found = read([1, 1, 2, -1, 11, 1])
+            assert not any(np.shares_memory(a, b) for a, b in itertools.combinations(found, 2))
+            for sample in found:
+                sample[:] = 0
+        assert all(np.array_equal(a, b) for a, b in zip(reader, expected, strict=True))
 
 
 def test_images_of_different_sizes():

@@ -23,28 +23,31 @@ from nearzip.datasets.codecs.cosine import Cosine
 
 #: Name of a codec: how it is written, and the settings.
 GRID: dict[str, tuple[str, tuple[float, ...]]] = {
-    "nearzip": ("nearzip:{},rounding=0.5", (10, 14, 20, 26, 36, 56, 80)),
-    "WebP": ("webp:{}", (40, 60, 75, 85, 91)),
+    "nearzip": ("nearzip:{},rounding=0.42", (10, 14, 20, 26, 36, 56, 80)),
+    "WebP": ("webp:{}", (20, 40, 60, 75, 85, 91, 95, 98, 100)),
     "JPEG 4:4:4": ("jpeg:{},chroma=4:4:4", (30, 50, 75, 85, 92)),
     "ZFP precision, int32": ("zfp:{},values=int32", (4, 5, 6, 7, 8)),
     "JPEG 4:2:0": ("jpeg:{}", (20, 50, 75, 90, 96)),
     "ZFP precision, float32": ("zfp:{}", (5, 6, 7, 8)),
     "ZFP rate, float32": ("zfp:rate={}", (1, 2, 2.5, 3, 4)),
 }
-#: Settings of ours with steps that were calibrated on a network.
-CALIBRATED = (14, 24, 34)
-_FITTED = ("vgg-small", "mobilenet-small")
+#: Settings of ours with steps that were calibrated on networks.
+CALIBRATED = (16, 24, 34, 48)
 
 
-def codecs(data: Path) -> Iterator[tuple[str, float, SampleCodec]]:
+def codecs(data: Path) -> Iterator[tuple[str, float, SampleCodec, tuple[str, ...]]]:
+    """Name, setting, codec, and the networks that it is judged by."""
     for name, (form, settings) in GRID.items():
         for setting in settings:
-            yield name, setting, datasets.codec_of(form.format(setting))
+            yield name, setting, datasets.codec_of(form.format(setting)), NAMES
     images, _ = training_images(data, 400)
-    for judge in _FITTED:
-        steps = datasets.calibrate(network(judge, data), images, mean=CIFAR_MEAN, std=CIFAR_STD)
-        for setting in CALIBRATED:
-            yield f"nearzip, calibrated on {judge}", setting, Cosine(setting, 0.5, steps)
+    found = {judge: network(judge, data) for judge in NAMES}
+    for judge in NAMES:
+        others = [found[name] for name in NAMES if name != judge]
+        for said, networks in (("calibrated on it", [found[judge]]), ("calibrated on the others", others)):
+            steps = datasets.calibrate(networks, images, mean=CIFAR_MEAN, std=CIFAR_STD)
+            for setting in CALIBRATED:
+                yield f"nearzip, {said}", setting, Cosine(setting, 0.42, steps), (judge,)
 
 
 def main(arguments: list[str]) -> None:
@@ -62,8 +65,8 @@ def main(arguments: list[str]) -> None:
         )
     clean = {name: dict(judge.original(list(images)).metrics) for name, judge in judges.items()}
     rows = []
-    for codec_name, setting, codec in codecs(options.data):
-        rows.append(row(codec_name, setting, codec, images, labels, judges))
+    for codec_name, setting, codec, by in codecs(options.data):
+        rows.append(row(codec_name, setting, codec, images, labels, {name: judges[name] for name in by}))
         print(rows[-1], flush=True)
     result: dict[str, Any] = {"n": len(images), "raw_bytes": images[0].size, "original": clean, "rows": rows}
     record.save("dataset_codecs", result, ("nearzip", "numpy", "torch", "pillow", "zfpy"))

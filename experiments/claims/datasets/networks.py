@@ -1,7 +1,7 @@
 """The networks that evaluate images, and CIFAR-10's images as they are stored.
 
-vgg-small is the shared trace; the others are the set `datasets` of the traces: with batch norm and without, as a
-matched pair, and one of depthwise convolutions.
+vgg-small is the shared trace, resnet-20 that of the set `correctness`; the others are the set `datasets` of the traces:
+with batch norm and without, as a matched pair, and one of depthwise convolutions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from experiments.lab.networks import NETWORKS
 from experiments.lab.trace_sets import traces_folder, version_files
 from experiments.lab.traces import folder
 
-NAMES = ("vgg-small", "mobilenet-small", "strided-small", "strided-plain")
+NAMES = ("vgg-small", "mobilenet-small", "resnet-20", "strided-small", "strided-plain")
+_SETS = {"resnet-20": "correctness"}
 WITHOUT_NORMS = ("strided-plain",)
 
 
@@ -30,9 +31,10 @@ def network(name: str, data: Path) -> nn.Module:
             raise SystemExit(f"{data}: the shared traces are neither there nor beside it")
         path = shared / name / "008.safetensors"
     else:
-        files = version_files(traces_folder() / "datasets" / name)
+        of = _SETS.get(name, "datasets")
+        files = version_files(traces_folder() / of / name)
         if not files:
-            raise SystemExit(f"{name} is not trained: scripts/bench traces --set datasets")
+            raise SystemExit(f"{name} is not trained: scripts/bench traces --set {of} --only {name}")
         path = files[-1]
     module = NETWORKS[name]()
     module.load_state_dict(load_file(path))

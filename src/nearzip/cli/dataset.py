@@ -20,7 +20,7 @@ from nearzip.cli.console import (
     warn,
 )
 from nearzip.cli.running import OneLineGroup, common_options, showing_warnings
-from nearzip.cli.transfer import force_option
+from nearzip.cli.transfer import force_option, size_of
 from nearzip.errors import UsageError
 from nearzip.fileio import check_outputs
 
@@ -57,6 +57,9 @@ def source_options(function: Any) -> Any:
 @click.option("--plan", type=_FILE, metavar="PLAN.json", help="The codec that 'nearzip dataset tune' found.")
 @click.option("--group", type=click.IntRange(min=1), metavar="N", help="Samples of a group, which has one checksum.  "
               "[default: about 32 KiB]")  # fmt: skip
+@click.option("--shards", type=click.IntRange(min=1), metavar="N", help="Write N files: OUT-00000-of-0000N.nzd ..")
+@click.option("--shard-size", callback=size_of, metavar="SIZE", help="As many files as it takes for none to have more "
+              "bytes of samples, such as 500MB.")  # fmt: skip
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that encode.")
 @source_options
 @force_option
@@ -67,6 +70,8 @@ def compress(
     codec: str | None,
     plan: str | None,
     group: int | None,
+    shards: int | None,
+    shard_size: int | None,
     jobs: int,
     split: str | None,
     mode: str | None,
@@ -75,7 +80,7 @@ def compress(
     force: bool,
     as_json: bool,
 ) -> int:
-    """Write SOURCE as one .nzd file: single samples can be read, and are checked."""
+    """Write SOURCE as a .nzd file, or several: single samples can be read, and are checked."""
     from nearzip.datasets import Plan, load, write
     from nearzip.datasets.workers import processes
 
@@ -88,11 +93,12 @@ def compress(
     with showing_warnings() as warned, progress("dataset compress", as_json, "samples") as watch, processes(jobs):
         written = write(
             output_of(output), samples, codec=codec, plan=None if plan is None else Plan.load(plan), group=group,
-            force=force, progress=watch,
+            shards=shards, shard_size=shard_size, force=force, progress=watch,
         )  # fmt: skip
     seconds = time.perf_counter() - started
     document = {
-        "output": output, "codec": written.codec, "samples": written.n_samples, "bytes": written.n_bytes,
+        "output": output, "files": list(written.files), "codec": written.codec, "samples": written.n_samples,
+        "bytes": written.n_bytes,
         "index_bytes": written.index_bytes, "bytes_per_sample": written.bytes_per_sample,
         "raw_bytes": written.raw_bytes, "shares": written.shares(), "seconds": seconds, "warnings": warned,
     }  # fmt: skip
@@ -106,7 +112,7 @@ def compress(
 def _summary(output: str, written: Any, seconds: float) -> str:
     shares = ", ".join(f"{100 * share:.2f} % of {name}" for name, share in written.shares().items())
     return facts([
-        ("wrote", output),
+        ("wrote", output if len(written.files) < 2 else f"{written.files[0]} and {len(written.files) - 1} more"),
         ("samples", f"{written.n_samples} by {written.codec}"),
         ("size", f"{human_bytes(written.n_bytes)}, {written.bytes_per_sample:.1f} bytes a sample with container and "
                  f"index ({human_bytes(written.index_bytes)})"),
@@ -120,14 +126,15 @@ def _summary(output: str, written: Any, seconds: float) -> str:
 @click.option("--verify", is_flag=True, help="Read and decode every sample.")
 @common_options
 def inspect(file: str, verify: bool, as_json: bool) -> int:
-    """Show what a .nzd file holds. Exit code 12 with --verify if anything in it is damaged."""
+    """Show what a data set holds. Exit code 12 with --verify if anything in it is damaged."""
     from nearzip.datasets import open as open_dataset
 
     with open_dataset(file) as reader:
         wrong = reader.verify() if verify else []
         shares = {"raw": reader.n_bytes / reader.raw_bytes} if reader.raw_bytes else {}
         document = {
-            "file": file, "samples": len(reader), "bytes": reader.n_bytes, "index_bytes": reader.index_bytes,
+            "file": file, "files": reader.files, "shard": None if reader.shard is None else reader.shard.number,
+            "samples": len(reader), "bytes": reader.n_bytes, "index_bytes": reader.index_bytes,
             "bytes_per_sample": reader.n_bytes / len(reader), "raw_bytes": reader.raw_bytes, "shares": shares,
             "codec": reader.codec.to_json(), "dtype": reader.spec.dtype, "channels": reader.spec.channels,
             "shape": reader.same_shape, "groups": reader.groups, "group_samples": reader.group_samples,
@@ -146,6 +153,8 @@ def inspect(file: str, verify: bool, as_json: bool) -> int:
 def _facts(d: Mapping[str, Any], codec: str) -> str:
     shape = "different shapes" if d["shape"] is None else " x ".join(map(str, d["shape"]))
     return facts([
+        ("files", d["files"] if d["files"] > 1 else None),
+        ("shard", d["shard"]),
         ("samples", f"{d['samples']}, {d['dtype']}, {shape}"),
         ("codec", codec),
         ("size", f"{human_bytes(d['bytes'])} of {human_bytes(d['raw_bytes'])}: {d['bytes_per_sample']:.1f} bytes a "

@@ -11,18 +11,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from nearzip.datasets.choosing import for_network
     from nearzip.datasets.codecs.base import SampleCodec
     from nearzip.datasets.codecs.registry import CODECS, codec_of
     from nearzip.datasets.evaluating import ImageEvaluator, image_evaluator
     from nearzip.datasets.exporting import export
+    from nearzip.datasets.format import Shard
     from nearzip.datasets.importing import load
     from nearzip.datasets.loading import Dataset
     from nearzip.datasets.plans import Plan
-    from nearzip.datasets.reading import Reader
-    from nearzip.datasets.reading import open_dataset as open
+    from nearzip.datasets.reading import FileReader, Reader
     from nearzip.datasets.samples import Samples
     from nearzip.datasets.selecting import select
     from nearzip.datasets.sensitivity import calibrate
+    from nearzip.datasets.shards import ShardedReader
+    from nearzip.datasets.shards import open_dataset as open
     from nearzip.datasets.transforms import coefficients, mirrored, shifted
     from nearzip.datasets.tuning import tune
     from nearzip.datasets.writing import Written, write
@@ -30,16 +33,20 @@ if TYPE_CHECKING:
 __all__ = [
     "CODECS",
     "Dataset",
+    "FileReader",
     "ImageEvaluator",
     "Plan",
     "Reader",
     "SampleCodec",
     "Samples",
+    "Shard",
+    "ShardedReader",
     "Written",
     "calibrate",
     "codec_of",
     "coefficients",
     "export",
+    "for_network",
     "image_evaluator",
     "load",
     "mirrored",
@@ -51,18 +58,21 @@ __all__ = [
 ]
 
 _HOMES = {
+    "choosing": ("for_network",),
     "codecs.base": ("SampleCodec",),
     "codecs.registry": ("CODECS", "codec_of"),
     "transforms": ("coefficients", "mirrored", "shifted"),
     "evaluating": ("ImageEvaluator", "image_evaluator"),
     "exporting": ("export",),
+    "format": ("Shard",),
     "importing": ("load",),
     "loading": ("Dataset",),
     "plans": ("Plan",),
-    "reading": ("Reader", "open"),
+    "reading": ("FileReader", "Reader"),
     "samples": ("Samples",),
     "selecting": ("select",),
     "sensitivity": ("calibrate",),
+    "shards": ("ShardedReader", "open"),
     "tuning": ("tune",),
     "writing": ("Written", "write"),
 }

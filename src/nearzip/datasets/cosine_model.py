@@ -17,7 +17,7 @@ from nearzip.datasets.tables import frequencies_of, group_contexts, solved
 from nearzip.errors import CorruptError
 from nearzip.tensors import Array
 
-__all__ = ["Fit", "Parts", "fit", "read", "with_tables", "write"]
+__all__ = ["Fit", "Parts", "fit", "read", "shifts_of", "with_tables", "write"]
 
 _MEAN, _SCALE, _DC, _BORDERS = 18, 16, 8, 4
 _ONE = 1024  # weights are in units of 2^-10
@@ -120,11 +120,11 @@ def fit(samples: Iterable[Fit], steps: Array, color: bool) -> Parts:
     scale = np.zeros((channels, _SCALE, 64), np.int16)
     dc_scale = np.zeros((channels, _BORDERS, _DC), np.int16)
     start = _start(samples)
-    whole = np.rint(np.clip(steps.reshape(channels, 64) * 16, 1, 65535)).astype(np.uint16)
+    whole = _sixteenths(steps)
     blank = np.zeros((1, _core.STATIC_TOKENS), np.uint16)
     blank[0, 0] = 1 << 14
     none = np.zeros(_core.DCT_CONTEXTS, np.uint8)
-    first = Parts(channels, color, mean, scale, dc_mean, dc_scale, start, none, blank, whole, _shifts(samples, whole))
+    first = Parts(channels, color, mean, scale, dc_mean, dc_scale, start, none, blank, whole, shifts_of(samples, steps))
     moments = _moments(first, samples)
     mean, dc_mean = solved(moments[0]), solved(moments[2])
     mean = mean.reshape(channels, 64, _MEAN).transpose(0, 2, 1).copy()
@@ -153,9 +153,15 @@ def _start(samples: list[Fit]) -> Array:
     return np.minimum(np.rint(np.asarray(total) / max(1, n)), 255).astype(np.uint8).reshape(-1, 64)
 
 
-def _shifts(samples: list[Fit], steps: Array) -> Array:
+def _sixteenths(steps: Array) -> Array:
+    """Steps in grey levels as the file has them: (channels, 64) uint16."""
+    return np.asarray(np.rint(np.clip(steps.reshape(len(steps), 64) * 16, 1, 65535)).astype(np.uint16))
+
+
+def shifts_of(samples: list[Fit], steps: Array) -> Array:
     """Where the mean of what was rounded to 1, 2 and above lies below the multiple of the step, in 1/16 of a level."""
     channels = len(steps)
+    steps = _sixteenths(steps)
     sums, numbers = np.zeros((2, channels, 3, 64))
     for sample in samples:
         levels = np.abs(sample.levels.reshape(-1, channels, 64)).astype(np.int32)

@@ -12,6 +12,7 @@ from nearzip.tensors import Array
 
 __all__ = [
     "BASIS",
+    "COLORS",
     "MAX_LEVEL",
     "SIDE",
     "blocks_of",
@@ -35,7 +36,7 @@ BASIS = np.array(
     np.float32,
 )
 #: ITU-R BT.601 with the full range of values, as in JPEG files: luma and two chromas of red, green and blue.
-_COLORS = np.array(
+COLORS = np.array(
     [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]],
     np.float32,
 )
@@ -44,7 +45,7 @@ _COLORS = np.array(
 def to_luma_chroma(values: Array) -> Array:
     """Red, green and blue (.., 3) as luma and chroma; further channels stay as they are. float32."""
     out = np.array(values, np.float32)
-    out[..., :3] = values[..., :3].astype(np.float32) @ _COLORS.T
+    out[..., :3] = values[..., :3].astype(np.float32) @ COLORS.T
     return out
 
 
@@ -52,7 +53,7 @@ def chroma_gradients(gradients: Array) -> Array:
     """Gradients by red, green and blue (.., 3) as gradients by luma and chroma; others stay as they are. float32."""
     out = np.array(gradients, np.float32)
     if out.shape[-1] >= 3:
-        out[..., :3] = out[..., :3] @ np.linalg.inv(_COLORS)
+        out[..., :3] = out[..., :3] @ np.linalg.inv(COLORS)
     return out
 
 
@@ -93,7 +94,7 @@ def pixels_of(found: Array, height: int, width: int, color: bool) -> Array:
     image = values.transpose(0, 1, 4, 2, 5, 3).reshape(n, rows * SIDE, columns * SIDE, channels)[:, :height, :width]
     if color:
         image = image.copy()
-        image[..., :3] = image[..., :3] @ np.linalg.inv(_COLORS).T
+        image[..., :3] = image[..., :3] @ np.linalg.inv(COLORS).T
     return np.asarray(image + 128)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import nearzip._core as _core
 from nearzip import strictjson
 from nearzip.datasets.samples import DTYPES, Spec
+from nearzip.datasets.shard_names import MAX_SHARDS
 from nearzip.digests import DIGEST_BYTES, digest
 from nearzip.errors import CorruptError, LimitError, UsageError
 from nearzip.framing import FOOTER_BYTES, HEADER_BYTES, Frame, Source
@@ -23,11 +24,21 @@ from nearzip.limits import Limits
 from nearzip.strictjson import Kinds, as_list, fields, integer, text
 from nearzip.tensors import Array
 
-__all__ = ["Document", "FileWriter", "Layout", "is_dataset", "pack_numbers", "read_layout", "unpack_numbers"]
+__all__ = [
+    "Document",
+    "FileWriter",
+    "Layout",
+    "Shard",
+    "is_dataset",
+    "pack_numbers",
+    "read_layout",
+    "unpack_numbers",
+]
 
 MAGIC = b"\x89NZDS\r\n\x1a"
-FORMAT_VERSION = 1
-_FRAME = Frame(MAGIC, FORMAT_VERSION, "data set", "a data set of nearzip (.nzd)")
+#: Of a data set in one file, and of one in several.
+ONE_FILE, SHARDED = 1, 2
+_FRAME = Frame(MAGIC, SHARDED, "data set", "a data set of nearzip (.nzd)")
 #: Samples of a file: their lengths are held in memory.
 MAX_SAMPLES = 1 << 28
 _MAX_COLUMNS = 256
@@ -62,6 +73,51 @@ def unpack_numbers(data: bytes, n: int) -> Array:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """Which part of a data set in several files a file is.
+
+    Parameters
+    ----------
+    set_id : bytes
+        The same in all files of the data set, and in no others: a digest of all their samples.
+    number : int
+        From 0.
+    samples : tuple of int
+        Numbers of samples of all files, in their order.
+    """
+
+    set_id: bytes
+    number: int
+    samples: tuple[int, ...]
+
+    @property
+    def of(self) -> int:
+        """Number of files."""
+        return len(self.samples)
+
+    @property
+    def first(self) -> int:
+        """The number that the first sample of the file has in the whole data set."""
+        return sum(self.samples[: self.number])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"id": self.set_id.hex(), "number": self.number, "samples": self.samples}
+
+    @staticmethod
+    def from_json(value: Any, n_samples: int) -> Shard:
+        """From an untrusted index. Raises CorruptError."""
+        where = "index, set"
+        d = fields(value, where, {"id": str, "number": int, "samples": list})
+        samples = tuple(integer(n, f"{where}, samples", 1, MAX_SAMPLES) for n in d["samples"])
+        if not samples or len(samples) > MAX_SHARDS or sum(samples) > MAX_SAMPLES:
+            raise CorruptError(f"{where}: has no valid number of files and samples")
+        number = integer(d["number"], f"{where}, number", 0, len(samples) - 1)
+        if samples[number] != n_samples:
+            raise CorruptError(f"{where}: says {samples[number]} samples of this file, which has {n_samples}")
+        return Shard(_digest_in(d["id"], f"{where}, id"), number, samples)
+
+
+@dataclass(frozen=True)
 class Document:
     """The index as JSON has it.
 
@@ -82,6 +138,8 @@ class Document:
         Of each: its dtype and the shape of one value; or "texts".
     parts : dict of str to (length, digest)
         Parts behind the groups, in the order of the file: "groups", "lengths", "shared", "shapes", "column/NAME".
+    shard : Shard or None
+        Of a data set in several files.
     """
 
     n_samples: int
@@ -95,6 +153,11 @@ class Document:
     columns: Mapping[str, Mapping[str, Any]]
     parts: Mapping[str, tuple[int, bytes]]
     writer: str
+    shard: Shard | None = None
+
+    @property
+    def version(self) -> int:
+        return ONE_FILE if self.shard is None else SHARDED
 
     @property
     def n_groups(self) -> int:
@@ -115,6 +178,7 @@ class Document:
             "metadata": self.metadata,
             "columns": self.columns,
             "parts": {name: [length, found.hex()] for name, (length, found) in self.parts.items()},
+            **({} if self.shard is None else {"set": self.shard.to_json()}),
         }
         return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
@@ -127,9 +191,10 @@ _KINDS: Kinds = {
 }  # fmt: skip
 
 
-def _document(data: bytes, limits: Limits) -> Document:
+def _document(data: bytes, limits: Limits, version: int) -> Document:
     """The index from untrusted JSON. Raises CorruptError, LimitError."""
-    d = fields(strictjson.load(data, "index", limits.depth), "index", _KINDS)
+    kinds: Kinds = _KINDS if version == ONE_FILE else {**_KINDS, "set": dict}
+    d = fields(strictjson.load(data, "index", limits.depth), "index", kinds)
     n = integer(d["samples"], "index, samples", 1, MAX_SAMPLES)
     spec = Spec(d["dtype"], integer(d["rank"], "index, rank", 0, 8), d["channels"])
     if spec.dtype not in DTYPES or (spec.channels is not None and (spec.dtype, spec.rank) != ("uint8", 3)):
@@ -155,6 +220,7 @@ def _document(data: bytes, limits: Limits) -> Document:
     return Document(
         n, integer(d["group"], "index, group", 1, MAX_SAMPLES), spec, shape, integer(d["unit"], "index, unit", 1, 256),
         d["codec"], tuple(d["classes"]), d["metadata"], columns, parts, d["writer"],
+        Shard.from_json(d["set"], n) if "set" in d else None,
     )  # fmt: skip
 
 
@@ -177,13 +243,17 @@ def _column(value: Any, where: str) -> dict[str, Any]:
 
 def _part(value: Any, where: str) -> tuple[int, bytes]:
     length, found = as_list(value, where, 2)
+    return integer(length, where, 0), _digest_in(found, where)
+
+
+def _digest_in(value: Any, where: str) -> bytes:
     try:
-        raw = bytes.fromhex(text(found, where))
+        raw = bytes.fromhex(text(value, where))
     except ValueError:
         raw = b""
     if len(raw) != DIGEST_BYTES:
         raise CorruptError(f"{where}: has no checksum")
-    return integer(length, where, 0), raw
+    return raw
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------
@@ -192,10 +262,10 @@ def _part(value: Any, where: str) -> tuple[int, bytes]:
 class FileWriter:
     """Writes a file front to back: groups, parts, index."""
 
-    def __init__(self, stream: BinaryIO):
+    def __init__(self, stream: BinaryIO, version: int = ONE_FILE):
         self._stream = stream
         self._offset = 0
-        self._header = _FRAME.header(FORMAT_VERSION)
+        self._header = _FRAME.header(version)
         self._groups: list[bytes] = []
         self.parts: dict[str, tuple[int, bytes]] = {}
         self._write(self._header)
@@ -212,9 +282,13 @@ class FileWriter:
         self.parts[name] = (len(data), digest(data))
         self._write(data)
 
+    @property
+    def group_digests(self) -> bytes:
+        return b"".join(self._groups)
+
     def add_groups_part(self) -> None:
         """The checksums of the groups."""
-        self.add_part("groups", b"".join(self._groups))
+        self.add_part("groups", self.group_digests)
 
     def finish(self, document: Document) -> int:
         """Write index and footer; the length of the file."""
@@ -271,9 +345,9 @@ def read_layout(source: Source, limits: Limits) -> Layout:
     LimitError
         It declares more than `limits` allow.
     """
-    _, raw, stored_bytes = _FRAME.read(source, limits)
+    version, raw, stored_bytes = _FRAME.read(source, limits)
     try:
-        document = _document(raw, limits)
+        document = _document(raw, limits, version)
         at = source.size - FOOTER_BYTES - stored_bytes
         part_at = {}
         for name, (length, _) in reversed(list(document.parts.items())):

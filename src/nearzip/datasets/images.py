@@ -93,7 +93,8 @@ def decode_image(data: bytes | memoryview, shape: tuple[int, ...], formats: tupl
         if (image.height, image.width) != shape[:2] or getattr(image, "n_frames", 1) > 1:
             raise CorruptError("image: has another size than the index says")
         wanted = next(mode for mode, channels in MODES.items() if channels == shape[2])
-        pixels = np.asarray(image if image.mode == wanted else image.convert(wanted))
+        # A copy: what Pillow shows of its own memory cannot be written to.
+        pixels = np.array(image if image.mode == wanted else image.convert(wanted))
     except CorruptError:
         raise
     except Exception as error:  # Pillow's plug-ins raise nearly anything on damaged files

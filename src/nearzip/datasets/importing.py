@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from nearzip.datasets.importers import arrays, cifar, folders, idx, parquet, tars
-from nearzip.datasets.reading import open_dataset
 from nearzip.datasets.samples import Samples
+from nearzip.datasets.shard_names import expanded
+from nearzip.datasets.shards import open_dataset
 from nearzip.errors import MissingFileError, UsageError
 from nearzip.sources import is_url
 
@@ -45,7 +46,7 @@ def load(
     `data_batch_1.bin`, a folder with them      CIFAR-10 and CIFAR-100 in the binary or the Python version
     `x.tar`                                     WebDataset: `key.jpg` with `key.cls` or `key.json`
     `x.parquet`                                 Hugging Face's columns of bytes, `{"bytes": .., "path": ..}`
-    `x.nzd`, a URL of one                       a data set of ours
+    `x.nzd`, a URL of one, a list of its files  a data set of ours, in one file or in several
     ==========================================  =====================================================================
 
     Parameters
@@ -66,7 +67,7 @@ def load(
     """
     if split not in (None, "train", "test"):
         raise UsageError(f"split is 'train' or 'test', not {split!r}")
-    if is_url(place):
+    if is_url(place) or expanded(place) is not None:
         return open_dataset(place)
     if not isinstance(place, (str, os.PathLike)):
         raise UsageError(f"a data set is a path or a URL here, not {type(place).__name__}")

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from nearzip.datasets.reading import Reader, open_dataset
+from nearzip.datasets.reading import Reader
+from nearzip.datasets.shards import open_dataset
 from nearzip.datasets.transforms import coefficients
 from nearzip.errors import UsageError
 from nearzip.limits import Limits
@@ -17,14 +18,15 @@ __all__ = ["Dataset"]
 
 
 class Dataset(torch.utils.data.Dataset[Any]):
-    """A `.nzd` file as a map-style dataset.
+    """A data set of ours, in one file or in several, as a map-style dataset.
 
     An item is the sample itself, or (sample, columns..) with the columns asked for. Batches are fetched with
     `__getitems__`, which reads each group once.
 
     Parameters
     ----------
-    place : path, URL, bytes or Reader
+    place : path, URL, bytes, list of files or Reader
+        As for `datasets.open`.
     as_ : str
         "pixels": uint8 (channels, height, width), or arrays as they were stored. "float": pixels as float32 in [0, 1].
         "dct": 8x8 cosine coefficients, float32 (channels * 64, rows, columns) in units of 255 grey levels, without a

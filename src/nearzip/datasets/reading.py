@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,8 +17,8 @@ from nearzip.datasets.codecs.base import Pieces, SampleCodec, Shape
 from nearzip.datasets.codecs.cosine import CosineCoder
 from nearzip.datasets.codecs.registry import codec_from_json
 from nearzip.datasets.cosines import coefficients
-from nearzip.datasets.format import Layout, read_layout, unpack_numbers
-from nearzip.datasets.samples import Samples
+from nearzip.datasets.format import Layout, Shard, read_layout, unpack_numbers
+from nearzip.datasets.samples import Samples, Spec
 from nearzip.digests import digest
 from nearzip.errors import CorruptError, Error, LimitError, NotFoundError, UsageError
 from nearzip.limits import Limits
@@ -27,7 +28,7 @@ from nearzip.stages.external import unpack_zstd
 from nearzip.strictjson import as_list, load, texts
 from nearzip.tensors import Array
 
-__all__ = ["Reader", "open_dataset"]
+__all__ = ["FileReader", "Reader", "places_of"]
 
 #: Groups whose bytes were checked are kept, up to so many bytes: neighbours are often asked for next.
 _KEPT_BYTES = 4 << 20
@@ -42,20 +43,110 @@ _ZSTD_COLUMN, _NUMBERS_COLUMN = 0, 1
 
 
 class Reader(Samples):
-    """An open data set: a sequence of arrays.
+    """An open data set: a sequence of arrays, in one file (`FileReader`) or in several (`ShardedReader`).
 
-    Threads may share it. It can be pickled where its file has a name; a forked process reopens the file.
+    Threads may share it. It can be pickled where its files have names; a forked process reopens them.
 
     Attributes
     ----------
+    name : str
+        Path or URL.
     codec : SampleCodec
+    spec : Spec
     classes : tuple of str
     metadata : dict of str to str
     columns : mapping of str to array or list of str
         Read when asked for: `reader.columns["label"]`.
     n_bytes : int
-        Of the file.
+        Of all files.
+    index_bytes : int
+        Of them, everything but the samples themselves: headers, indexes, checksums, tables, columns.
+    groups, group_samples : int
+        Number of groups; samples of a group.
+    same_shape : tuple of int or None
+        The shape that all samples share; None if they differ.
+    files : int
+        Number of files.
+    shard : Shard or None
+        Which part of a data set in several files this one is, where it was opened alone.
     """
+
+    name: str
+    codec: SampleCodec
+    spec: Spec
+    n_bytes: int
+    index_bytes: int
+    groups: int
+    group_samples: int
+    same_shape: Shape | None
+    files: int
+    shard: Shard | None = None
+
+    @abstractmethod
+    def shape(self, i: int) -> Shape:
+        """The shape of sample `i`."""
+
+    @property
+    @abstractmethod
+    def raw_bytes(self) -> int:
+        """Bytes of all samples as uncompressed arrays."""
+
+    @abstractmethod
+    def many(self, indices: Sequence[int]) -> list[Array]:
+        """The samples `indices`, in that order, each an array of its own. Each group of samples is read only once.
+
+        Images of `nearzip` and `lossless` are decoded several times as fast in batches of 16 and more.
+        """
+
+    @abstractmethod
+    def coefficients(self, indices: Sequence[int]) -> list[Array]:
+        """8x8 cosine coefficients of images: (rows, columns, channels, 8, 8) float32 in grey levels.
+
+        Of files of our codec they are read from the file, without decoding pixels.
+        """
+
+    @abstractmethod
+    def verify(self) -> list[str]:
+        """Read and check everything. Returns one line for each fault; an empty list if there is none."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close all files."""
+
+    def __getitem__(self, i: int) -> Array:
+        """One sample. Raises IndexError, CorruptError, LimitError."""
+        return self.many([i])[0]
+
+    def some(self, begin: int, end: int) -> list[Array]:
+        return self.many(range(begin, end))
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Array]: ...
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<nearzip data set {self.name}: {len(self)} samples, {self.codec}, {self.n_bytes} bytes>"
+
+
+def places_of(indices: Sequence[int], n: int) -> list[int]:
+    """Numbers of samples from 0, negative ones from the end. Raises IndexError."""
+    numbers = [int(i) for i in indices]
+    for k, i in enumerate(numbers):
+        if not -n <= i < n:
+            raise IndexError(f"sample {i} of {n}")
+        numbers[k] = i + n if i < 0 else i
+    return numbers
+
+
+class FileReader(Reader):
+    """One open file."""
+
+    files = 1
 
     def __init__(self, place: Any, limits: Limits | None = None):
         self._place, self._limits = place, limits or Limits()
@@ -73,6 +164,9 @@ class Reader(Samples):
             self._source.close()
             raise
         self.spec, self.classes, self.metadata = document.spec, document.classes, document.metadata
+        self.shard = document.shard
+        #: What files of one data set have in common.
+        self.described = (dict(document.columns), document.classes, dict(document.metadata))
         self.columns: Mapping[str, Any] = _Columns(self)
         self.n_bytes = self._source.size
         self._kept: OrderedDict[int, memoryview] = OrderedDict()
@@ -92,12 +186,6 @@ class Reader(Samples):
         self.__dict__.update(state)
         self._open()
 
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.close()
-
     def close(self) -> None:
         self._source.close()
 
@@ -110,36 +198,29 @@ class Reader(Samples):
     def __len__(self) -> int:
         return self._layout.document.n_samples
 
-    def __repr__(self) -> str:
-        return f"<nearzip data set {self._source.name}: {len(self)} samples, {self.codec}, {self.n_bytes} bytes>"
-
     @property
-    def name(self) -> str:
-        """The file's path or URL."""
+    def name(self) -> str:  # type: ignore[override]
         return self._source.name
 
     @property
-    def index_bytes(self) -> int:
-        """Bytes of everything but the samples themselves: header, index, checksums, tables, columns."""
+    def index_bytes(self) -> int:  # type: ignore[override]
         return self._layout.index_bytes
 
     @cached_property
     def raw_bytes(self) -> int:
-        """Bytes of all samples as uncompressed arrays."""
         values = sum(int(np.prod(self.shape(i))) for i in range(len(self))) if self._shapes is not None else (
             len(self) * int(np.prod(self._layout.document.shape or ())))  # fmt: skip
         return values * np.dtype(self.spec.dtype).itemsize
 
     @property
-    def groups(self) -> int:
+    def groups(self) -> int:  # type: ignore[override]
         return self._layout.document.n_groups
 
     @property
-    def group_samples(self) -> int:
+    def group_samples(self) -> int:  # type: ignore[override]
         return self._layout.document.group_samples
 
     def shape(self, i: int) -> Shape:
-        """The shape of sample `i`."""
         if self._shapes is None:
             shape = self._layout.document.shape
             assert shape is not None
@@ -147,8 +228,7 @@ class Reader(Samples):
         return tuple(int(x) for x in self._shapes[i])
 
     @property
-    def same_shape(self) -> Shape | None:
-        """The shape that all samples share; None if they differ."""
+    def same_shape(self) -> Shape | None:  # type: ignore[override]
         return self._layout.document.shape
 
     def _read_shapes(self) -> Array | None:
@@ -164,25 +244,10 @@ class Reader(Samples):
 
     # ---- samples -----------------------------------------------------------------------------------------------
 
-    def __getitem__(self, i: int) -> Array:
-        """One sample. Raises IndexError, CorruptError, LimitError."""
-        return self.many([i])[0]
-
-    def some(self, begin: int, end: int) -> list[Array]:
-        return self.many(range(begin, end))
-
     def many(self, indices: Sequence[int]) -> list[Array]:
-        """The samples `indices`, in that order. Each group of samples is read only once.
-
-        Images of `nearzip` and `lossless` are decoded several times as fast in batches of 16 and more.
-        """
         return self._each(indices, "decode")
 
     def coefficients(self, indices: Sequence[int]) -> list[Array]:
-        """8x8 cosine coefficients of images: (rows, columns, channels, 8, 8) float32 in grey levels.
-
-        Of files of our codec they are read from the file, without decoding pixels.
-        """
         if not self.spec.is_image:
             raise UsageError(f"{self.name}: holds {self.spec}; only images have cosine coefficients")
         if isinstance(self._coder, CosineCoder):
@@ -209,12 +274,7 @@ class Reader(Samples):
     def _each(self, indices: Sequence[int], action: str) -> list[Array]:
         if self._process != os.getpid():
             self._open()  # a fork shares the place in the file with its parent on some systems
-        n = len(self)
-        numbers = [int(i) for i in indices]
-        for k, i in enumerate(numbers):
-            if not -n <= i < n:
-                raise IndexError(f"sample {i} of {n}")
-            numbers[k] = i + n if i < 0 else i
+        numbers = places_of(indices, len(self))
         if self._coder.in_groups:
             return self._whole_groups(numbers, action)
         most = self._together
@@ -276,7 +336,8 @@ class Reader(Samples):
             first = group * self.group_samples
             samples = self._of_group(group, action)
             for k in places:
-                found[k] = samples[numbers[k] - first]
+                # Copies: a sample that is asked for twice comes twice, and one does not keep its group in memory.
+                found[k] = samples[numbers[k] - first].copy()
         return found
 
     def _of_group(self, group: int, action: str) -> list[Array]:
@@ -335,7 +396,6 @@ class Reader(Samples):
         return data
 
     def verify(self) -> list[str]:
-        """Read and check the whole file. Returns one line for each fault; an empty list if there is none."""
         size = self.group_samples
         columns = (_failure(self.columns.__getitem__, name) for name in self.columns)
         groups = (_failure(self.some, at, min(at + size, len(self))) for at in range(0, len(self), size))
@@ -353,7 +413,7 @@ def _failure(read: Callable[..., Any], *arguments: Any) -> str | None:
 class _Columns(Mapping[str, Any]):
     """Columns by name. Each is read at its first access."""
 
-    def __init__(self, reader: Reader):
+    def __init__(self, reader: FileReader):
         self._reader = reader
         self._read: dict[str, Any] = {}
 
@@ -402,22 +462,3 @@ def _unpacked(described: Mapping[str, Any], data: bytes, n: int, file_bytes: int
     if len(raw) != count * dtype.itemsize:
         raise CorruptError("it has another length than the index says")
     return np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype).reshape(n, *shape)
-
-
-def open_dataset(place: Any, limits: Limits | None = None) -> Reader:
-    """Open a `.nzd` file.
-
-    Parameters
-    ----------
-    place : path, URL, bytes or binary stream
-        Of URLs that fsspec knows, only the index and the groups asked for are fetched.
-    limits : Limits
-        What reading may take; `output_bytes` counts for one sample here (256 MiB).
-
-    Raises
-    ------
-    CorruptError, TruncatedError
-        Not a data set, damaged, or cut short.
-    NewerFormatError, LimitError, NotFoundError
-    """
-    return Reader(place, limits)

@@ -13,13 +13,16 @@ from nearzip.datasets.rankings import RANKINGS, Statistics, chosen
 from nearzip.errors import BudgetError, Error, UsageError
 from nearzip.tensors import Array
 
-__all__ = ["Selection", "Tried", "select", "statistics_of"]
+__all__ = ["ALTERNATING", "Selection", "Tried", "select", "statistics_of", "subset_of"]
 
 #: Shares of every class that are tried, the smallest first.
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 _RANKINGS = ("random", "el2n", "forgetting", "coverage", "coverage-30", "herding")
 #: Short trainings whose statistics rank the samples.
 _RUNS = 3
+#: A ranking that trains: the paper's reference [23].
+ALTERNATING = "alternating"
+_ROUNDS = 2
 
 
 class Train(Protocol):
@@ -103,7 +106,8 @@ def select(
     features : callable
         features(network) -> (n, d), for "herding".
     rankings : sequence of str
-        "random" (class-balanced), "el2n", "margin", "forgetting", "coverage", "coverage-30", "herding", "sufficient".
+        "random" (class-balanced), "el2n", "margin", "forgetting", "coverage", "coverage-30", "herding", "sufficient",
+        "alternating".
     shares : sequence of float
         Sizes, as shares of every class.
     seeds : sequence of int
@@ -122,12 +126,15 @@ def select(
     -----
     "Most influential" samples (el2n, margin) fail at small sizes, where they are the hardest and the mislabelled ones;
     that is why a ranking must win against the others, random among them, at the size at hand. `sufficient` is the step
-    for the samples of the alternation of the paper's reference [23] at a fixed network: the smallest losses.
+    for the samples of the alternation of the paper's reference [23] at the networks of the short trainings: the
+    smallest losses. `alternating` goes on from there: train on these samples, keep those whose losses are smallest
+    then, twice.
     """
     given = np.asarray(labels)
-    unknown = [name for name in rankings if name not in RANKINGS]
+    known = (*RANKINGS, ALTERNATING)
+    unknown = [name for name in rankings if name not in known]
     if unknown or not rankings:
-        raise UsageError(f"rankings are some of {', '.join(RANKINGS)}, not {unknown[:1] or 'none'}")
+        raise UsageError(f"rankings are some of {', '.join(known)}, not {unknown[:1] or 'none'}")
     if given.ndim != 1 or given.dtype.kind not in "iu" or not len(given):
         raise UsageError("labels are whole numbers, one for each training sample")
     if not all(0 < share < 1 for share in shares) or not seeds:
@@ -145,8 +152,7 @@ def select(
         for name in rankings:
             metrics, indices = [], everything
             for seed in seeds:
-                values = RANKINGS[name](statistics, share, np.random.default_rng(seed))
-                indices = chosen(values, given, share)
+                indices = subset_of(name, statistics, share, seed, train, predict)
                 metrics.append(evaluate(train(indices, seed, None)))
             found = Tried(name, share, len(indices), float(np.mean(metrics)), tuple(metrics))
             at_size.append((found, indices))
@@ -161,6 +167,21 @@ def select(
         f"no subset tried loses at most {max_loss:g}: the best, {best.share:.0%} by {best.ranking}, reaches "
         f"{best.metric:.4f} of {original:.4f}; give larger shares, or allow more"
     )
+
+
+def subset_of(
+    name: str, statistics: Statistics, share: float, seed: int, train: Train, predict: Callable[[Any], Array]
+) -> Array:
+    """Indices of the samples that a ranking keeps. Arguments as for `select`."""
+    labels = statistics.labels
+    ranking = RANKINGS["sufficient" if name == ALTERNATING else name]
+    indices = chosen(ranking(statistics, share, np.random.default_rng(seed)), labels, share)
+    if name == ALTERNATING:
+        for number in range(_ROUNDS):
+            # Separate seeds, as for the statistics.
+            found = np.asarray(predict(train(indices, 2000 + _ROUNDS * seed + number, None)))
+            indices = chosen(found[np.arange(len(labels)), labels], labels, share)
+    return indices
 
 
 def _named(name: str, function: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nearzip.datasets.cosines import BASIS, SIDE, blocks_of, chroma_gradients
+from nearzip.datasets.preparing import Normalised
 from nearzip.errors import UsageError
 from nearzip.tensors import Array
 
@@ -62,22 +63,12 @@ def calibrate(
         raise UsageError("no network is given")
     total = np.zeros((array.shape[3], SIDE, SIDE))
     for network in networks:
-        found = _information(network, array, prepare or _Normalised(mean, std), batch, seed)
+        found = _information(network, array, prepare or Normalised(mean, std), batch, seed)
         total += found / found.sum()
     steps = 1 / np.sqrt(np.maximum(total, total.max() * 1e-12))
     relative = steps / np.exp(np.log(steps).mean())
     relative = np.clip(relative, 1 / _FACTOR, _FACTOR)
     return tuple(float(s) for s in np.round(relative / np.exp(np.log(relative).mean()), 4).reshape(-1))
-
-
-class _Normalised:
-    def __init__(self, mean: Sequence[float] | None, std: Sequence[float] | None):
-        self._mean, self._std = mean, std
-
-    def __call__(self, values: Tensor) -> Tensor:
-        if self._mean is not None:
-            values = values - torch.tensor(self._mean).view(1, -1, 1, 1)
-        return values if self._std is None else values / torch.tensor(self._std).view(1, -1, 1, 1)
 
 
 def _information(

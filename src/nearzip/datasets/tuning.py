@@ -15,8 +15,8 @@ from nearzip.budget.intervals import Interval, check_confidence, interval
 from nearzip.datasets.codecs.base import SampleCodec
 from nearzip.datasets.codecs.ladders import ladder
 from nearzip.datasets.plans import Plan, Trial
-from nearzip.datasets.reading import open_dataset
 from nearzip.datasets.samples import ListSamples, Samples, Spec, samples_of
+from nearzip.datasets.shards import open_dataset
 from nearzip.datasets.writing import write
 from nearzip.errors import BudgetError, NotShownError, UsageError
 from nearzip.tensors import Array

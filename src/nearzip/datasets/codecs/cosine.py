@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -63,18 +63,27 @@ class Cosine(SampleCodec):
 
     def learn(self, chunks: Iterable[Sequence[Array]], spec: Spec) -> bytes:
         assert spec.channels is not None
-        steps, color = self._absolute(spec.channels), spec.channels >= 3
-        parts = cosine_model.fit(self._fitted(chunks, steps, color), steps, color)
+        steps, color = self.absolute_steps(spec.channels), spec.channels >= 3
+        parts = self._model(chunks, steps, color)
         counts = np.zeros(_core.DCT_CONTEXTS * _core.STATIC_TOKENS, np.uint32)
         model = parts.model()
         for chunk in chunks:
             for _, images in by_shape(chunk):
-                levels = levels_of(coefficients(images, color), steps, self.rounding)
+                levels = self.levels(images, coefficients(images, color), steps)
                 model.count(*levels.shape[1:3], levels.reshape(-1), counts)
         found = counts.reshape(_core.DCT_CONTEXTS, _core.STATIC_TOKENS).astype(np.int64)
         return cosine_model.write(cosine_model.with_tables(parts, found))
 
-    def _absolute(self, channels: int) -> Array:
+    def _model(self, chunks: Iterable[Sequence[Array]], steps: Array, color: bool) -> cosine_model.Parts:
+        """What all images share but the tables."""
+        return cosine_model.fit(self._fitted(chunks, steps, color), steps, color)
+
+    def levels(self, images: Array, raw: Array, steps: Array) -> Array:
+        """The levels of images' coefficients `raw`: (n, rows, columns, channels, 8, 8) int16."""
+        return levels_of(raw, steps, self.rounding)
+
+    def absolute_steps(self, channels: int) -> Array:
+        """Steps in grey levels: (channels, 8, 8)."""
         relative = np.ones(channels * 64) if not self.steps else np.array(self.steps)
         # As the file has them, so that the encoder rounds to what the decoder restores.
         whole = np.clip(np.rint(16 * self.step * relative), _FINEST, 65535)
@@ -84,21 +93,21 @@ class Cosine(SampleCodec):
         found = []
         for _, images in by_shape(spread(chunks, _FITTED_VALUES)):
             raw = coefficients(images, color)
-            found.append(cosine_model.Fit(levels_of(raw, steps, self.rounding), raw))
+            found.append(cosine_model.Fit(self.levels(images, raw, steps), raw))
         return found
 
     def coder(self, shared: bytes, spec: Spec) -> CosineCoder:
         parts = cosine_model.read(shared)
         if parts.channels != spec.channels or parts.color != (parts.channels >= 3):
             raise CorruptError("the model of the images is of another number of channels")
-        return CosineCoder(parts, self.rounding)
+        return CosineCoder(parts, self.levels)
 
 
 class CosineCoder(Coder):
     """The native coder with one model."""
 
-    def __init__(self, parts: cosine_model.Parts, rounding: float):
-        self.parts, self._rounding = parts, rounding
+    def __init__(self, parts: cosine_model.Parts, levels: Callable[[Array, Array, Array], Array]):
+        self.parts, self._levels = parts, levels
         self._model = parts.model()
         self._steps = (parts.steps / 16).reshape(-1, SIDE, SIDE)
 
@@ -106,7 +115,7 @@ class CosineCoder(Coder):
         return encoded_stacks(self._encode, samples)
 
     def _encode(self, images: Array, lengths: Array) -> bytes:
-        levels = levels_of(coefficients(images, self.parts.color), self._steps, self._rounding)
+        levels = self._levels(images, coefficients(images, self.parts.color), self._steps)
         data: bytes = self._model.encode(*levels.shape[1:3], levels.reshape(-1), lengths)
         return data
 
