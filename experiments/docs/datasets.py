@@ -272,10 +272,14 @@ def _nearest(found: dict[tuple[str, str, int], list[float]], layout: str) -> str
     }  # fmt: skip
     best, coarsest = min(below, key=lambda precision: below[precision]), min(below)
     cosines = found.get((layout, "dct", 0))
-    also = "" if cosines is None else f"; cosines {pixels - 100 * statistics.mean(cosines):.1f}"
+    also = "" if cosines is None else f"; cosines are {_from_pixels(pixels - 100 * statistics.mean(cosines))}"
     name = _LAYOUT[layout].capitalize()
-    more = "" if best == coarsest else f", {below[coarsest]:.1f} at {coarsest}"
-    return f"{name}, ZFP's coefficients are {below[best]:.1f} points below pixels at precision {best}{more}{also}."
+    more = "" if best == coarsest else f", {_from_pixels(below[coarsest])} at {coarsest}"
+    return f"{name}, ZFP's coefficients are {_from_pixels(below[best])} pixels at precision {best}{more}{also}."
+
+
+def _from_pixels(below: float) -> str:
+    return f"{abs(below):.1f} points {'below' if below >= 0 else 'above'}"
 
 
 def from_disk(result: Row) -> str:
