@@ -41,7 +41,7 @@ class NearzipCalibratedPeer(_Method):
     method = "nearzip"
 
     def settings(self, unit: float) -> list[Setting]:
-        return [{"step": float(f"{unit * factor:.4g}")} for factor in (4, 8, 16, 32, 64)]
+        return [{"step": float(f"{unit * factor:.4g}")} for factor in (4, 8, 16, 32, 64, 128)]
 
     def encode(self, new: Tensors, base: Tensors, setting: Setting) -> bytes:
         import nearzip as nz
