@@ -75,6 +75,7 @@ BLOCKS = (
     Block("docs/calibration.md", "calibrated", ("fidelity",), bits.calibrated),
     Block("docs/calibration.md", "limit", ("limit", "fidelity"), bits.limit),
     Block("docs/calibration.md", "cost", ("calibration",), accuracy.calibration),
+    Block("docs/calibration.md", "scale", ("calibration_scale",), accuracy.calibration_scale),
     Block("docs/cost-model.md", "cost-model", ("cost_model",), costs.measured),
     Block("docs/cost-model.md", "computed", ("cost_model",), costs.computed),
     Block("docs/cost-model.md", "small", ("small",), costs.small),

@@ -109,7 +109,8 @@ def _files_settings(network: str, one: Row) -> str:
 def _files_verdict(network: str, one: Row) -> str:
     ours = one["rows"][0]
     kept = "within" if ours["lost_on_test"] <= one["max_loss"] + 1e-9 else "more than"
-    return f"{network} lost {100 * ours['lost_on_test']:.2f} points on test images, {kept} its budget."
+    lost = 100 * ours["lost_on_test"]
+    return f"{network} {'lost' if lost >= 0 else 'gained'} {abs(lost):.2f} points on test images, {kept} its budget."
 
 
 def _commits(result: Row) -> list[str]:
