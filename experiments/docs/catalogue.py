@@ -116,6 +116,7 @@ BLOCKS = (
     Block("docs/papers/datasets.md", "norms", ("dataset_codecs",), datasets.norms),
     Block("docs/papers/datasets.md", "speed", ("dataset_speed",), datasets.speed),
     Block("docs/papers/datasets.md", "subsets", ("dataset_subsets",), datasets.subsets),
+    Block("docs/papers/datasets.md", "subsets-cifar", ("dataset_subsets_cifar",), datasets.subsets),
     Block("docs/papers/datasets.md", "coefficients", ("dataset_coefficients",), datasets.coefficients),
     Block("docs/papers/datasets.md", "from-disk", ("dataset_coefficients",), datasets.from_disk),
     Block("docs/papers/datasets.md", "for-network", ("dataset_for_network", "dataset_codecs"), datasets.for_network),
