@@ -14,7 +14,7 @@ from nearzip.errors import BudgetError
 #: Budget, epochs of one recovery, images of an epoch (None: all), and the least share of the sweep.
 SETTINGS: dict[str, tuple[float, int, int | None, float]] = {
     "digits": (0.01, 12, None, 2.0**-7),
-    "lenet-300-100": (0.002, 8, 20_000, 2.0**-8),
+    "lenet-300-100": (0.01, 8, 20_000, 2.0**-8),
 }
 _SWEEP = 30
 #: Searches: trainings, and parameters of `condense.tune`.
