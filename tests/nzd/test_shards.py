@@ -337,6 +337,9 @@ def test_in_the_shell():
     assert np.array_equal(np.stack(list(datasets.open("x.nzd"))), IMAGES)
     assert run("compress", "x.npz", "-o", "y.nzd", "--shard-size", "10kB").exit_code == 0
     assert run("compress", "x.npz", "-o", "-", "--shards", 2).exit_code == 2
+    Path("x-00001-of-00002.nzd").write_bytes(b"")
+    done = run("inspect", "x.nzd")
+    assert (done.exit_code, "x-00001-of-00002.nzd: the file is empty" in done.stderr) == (0, True)
     os.remove("x-00001-of-00002.nzd")
     done = run("inspect", "x.nzd")
     assert (done.exit_code, len(done.stderr.strip().splitlines())) == (10, 1)
