@@ -463,3 +463,24 @@ def test_an_evaluator_that_wavers_is_said(network):
     values = iter([1.0] * 3 + [0.0] * 100)
     with pytest.raises((UsageError, BudgetError)):
         condense.compress(network, keep=0.5, evaluate=lambda t: next(values), max_loss=0.1, bound="lossless")
+
+
+def test_sparse_layers_with_several_names_or_hooks():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = self.again = nn.Linear(8, 8)
+            self.hooked = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.hooked(self.again(self.first(x)))
+
+    net = Net()
+    for weight in (net.first.weight, net.hooked.weight):
+        weight.data[1:] = 0
+    hook = net.hooked.register_forward_hook(lambda layer, inputs, output: output + 1)
+    x, found = torch.ones(2, 8), condense.sparse(net, 0.5)
+    assert found.first is found.again
+    assert type(found.first).__name__ == "SparseLinear"
+    assert torch.allclose(found(x), net(x), atol=1e-5)
+    hook.remove()

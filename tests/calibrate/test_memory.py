@@ -18,7 +18,7 @@ from nearzip.calibrate.rounding import round_matrix, triangular  # noqa: E402
 from nearzip.calibrate.scratch import Scratch  # noqa: E402
 from nearzip.calibrate.sensitivity import gather  # noqa: E402
 from nearzip.calibrate.uses import Piece, Use, watching  # noqa: E402
-from nearzip.errors import UsageError  # noqa: E402
+from nearzip.errors import Error, UsageError  # noqa: E402
 from tests.calibrate.networks import Attention, Tied, convolutions, images, words  # noqa: E402
 
 NETWORKS = {
@@ -68,7 +68,7 @@ def test_a_full_disk_is_an_error(monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(Error, match=r"TMPDIR.*No space"):
         Scratch(0).zeros(4, 4)
 
 

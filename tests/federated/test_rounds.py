@@ -509,3 +509,19 @@ def test_nothing_is_left_for_ever(draw, is_drift, bound):
         server.average({0: 1.0})
     apart = np.sqrt(np.mean((true - server.model["w"]) ** 2) / np.mean(step**2))
     assert apart < (20 if is_drift else 12)
+
+
+@pytest.mark.parametrize(("bound", "scale"), [("rms:2", 1e38), ("rms:1e300", 1e9), ("abs:1e39", 1.0)])
+def test_huge_values_and_bounds_end_and_take_a_step_of_float32(bound, scale):
+    update = np.clip(np.random.default_rng(0).normal(0, 1, (50, 50)), -2, 2).astype(np.float32) * np.float32(scale)
+    model = {"w": np.zeros((50, 50), np.float32)}
+    server, client = Server(model), Client(bound=bound)
+    client.receive(server.broadcast("a"))
+    message = client.send({"w": update})
+    held = as_model(model)
+    sent = read_message(message, held, model_id(held)).arrays()["w"]
+    left = update.astype(np.float64) - sent
+    if bound.startswith("rms"):
+        assert np.square(left / scale).sum() < 0.99 * np.square(update.astype(np.float64) / scale).sum()
+    else:
+        assert not sent.any()

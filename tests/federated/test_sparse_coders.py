@@ -10,7 +10,7 @@ import pytest
 import nearzip as nz
 from nearzip.errors import CorruptError, UsageError
 from nearzip.federated import Client, Server
-from nearzip.stages import FLOATS, Chain, Coded, Context, Huffman, Pipeline, Rans, RawBytes
+from nearzip.stages import FLOATS, Chain, Coded, Context, Huffman, Pipeline, Rans, RawBytes, UniformStep
 from nearzip.stages import SymbolBytes as RawKeys
 from nearzip.stages.bits import AdaptivePrefix, FixedBits, KeyHuffman
 from nearzip.stages.bloom import BloomIndex, filter_bits
@@ -294,3 +294,14 @@ def test_an_integer_of_a_stage_is_an_integer(value):
         Pipeline((MinMaxSketch(keys, tables, buckets=value),))
     with pytest.raises(UsageError, match=r"not \[1\]"):
         nz.compress({"w": np.ones(9, np.float32)}, method="skcompress", options={"sketch": [1]})
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.int64(1), True])
+def test_a_number_of_a_stage_is_one_of_python(value):
+    with pytest.raises(UsageError, match="step is a float of Python"):
+        Pipeline((UniformStep(value), Rans()))
+
+
+def test_floats_of_stages_may_be_whole_and_doubles_of_numpy():
+    for value in (1, 0.5, np.float64(0.5)):
+        Pipeline((UniformStep(value), Rans()))

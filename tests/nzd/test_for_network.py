@@ -92,3 +92,41 @@ def test_what_cannot_be_chosen_for_is_refused(arguments, message):
     options = {"rounds": rest[1]} if len(rest) > 1 else {}
     with pytest.raises(UsageError, match=message):
         datasets.for_network(modules, *rest[:1], **options)
+
+
+def test_images_of_equal_bytes_and_other_shapes():
+    net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    images = [np.zeros((8, 16, 1), np.uint8), np.zeros((16, 8, 1), np.uint8)]
+    with datasets.open(written(images, datasets.for_network(net, "nearzip:40"))) as reader:
+        assert [image.shape for image in reader] == [(8, 16, 1), (16, 8, 1)]
+
+
+def test_the_same_bytes_when_written_again():
+    images, codec = pictures(20), datasets.for_network(network(), "nearzip:40")
+    assert written(images, codec) == written(images, codec)
+
+
+def test_layers_stay_in_their_modes_and_gradients_need_not_be_enabled():
+    net = network().train()
+    net[1].eval()
+    with torch.no_grad():
+        written(pictures(10), datasets.for_network(net, "nearzip:40"))
+        datasets.calibrate(net, pictures(10))
+    assert [layer.training for layer in (net, *net)] == [True, True, False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        (lambda x: x.flatten(1) * float("nan"), "not finite"),
+        (lambda x: x.flatten(1).sum(1), "returns logits"),
+        (lambda x: (x.flatten(1),), "returns logits"),
+    ],
+)
+def test_outputs_that_are_no_finite_logits_are_refused(outputs, message):
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            return outputs(x)
+
+    with pytest.raises(UsageError, match=message):
+        written(pictures(4), datasets.for_network(Net(), "nearzip:40"))

@@ -337,6 +337,37 @@ def test_in_the_shell():
     assert np.array_equal(np.stack(list(datasets.open("x.nzd"))), IMAGES)
     assert run("compress", "x.npz", "-o", "y.nzd", "--shard-size", "10kB").exit_code == 0
     assert run("compress", "x.npz", "-o", "-", "--shards", 2).exit_code == 2
+    Path("x-00001-of-00002.nzd").write_bytes(b"")
+    done = run("inspect", "x.nzd")
+    assert (done.exit_code, "x-00001-of-00002.nzd: the file is empty" in done.stderr) == (0, True)
     os.remove("x-00001-of-00002.nzd")
     done = run("inspect", "x.nzd")
     assert (done.exit_code, len(done.stderr.strip().splitlines())) == (10, 1)
+
+
+@pytest.mark.parametrize("name", ["plain", "plain.dat", "x[1].nzd", "x{1..2}.nzd"])
+def test_opened_by_the_name_that_it_was_written_under(name):
+    write(name)
+    with datasets.open(name) as reader:
+        assert (reader.files, len(reader)) == (4, 50)
+
+
+def test_files_of_the_same_images_with_other_labels_are_strangers():
+    write("x.nzd")
+    datasets.write(
+        "y.nzd", IMAGES, np.arange(50) % 7 + 1, shards=4, codec="lossless", group=5, classes=["a", "b"],
+        metadata={"from": "a test"},
+    )  # fmt: skip
+    os.replace("y-00001-of-00004.nzd", "x-00001-of-00004.nzd")
+    with pytest.raises(CorruptError, match="of another data set"):
+        datasets.open("x.nzd")
+
+
+def test_files_smaller_than_a_group():
+    written = datasets.write("x.nzd", IMAGES, codec="lossless", shard_size=2000)
+    with datasets.open("x.nzd") as reader:
+        assert np.array_equal(np.stack(list(reader)), IMAGES)
+    assert len(written.files) > 4
+    for name in written.files:
+        with datasets.open(name) as reader:
+            assert reader.n_bytes - reader.index_bytes <= 2000 or len(reader) == 1

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nearzip.fileio import naming_errors
 from nearzip.tensors import Array
 
 __all__ = ["Scratch"]
@@ -44,7 +45,7 @@ class Scratch:
     _file: Array = field(default_factory=lambda: np.zeros(0, np.uint8), repr=False)
 
     def zeros(self, *shape: int) -> Tensor:
-        """Raises OSError where the disk has no space left."""
+        """Raises Error where the disk has no space left, or no file can be written."""
         n_bytes = 4 * math.prod(shape)
         if self.memory is None or self.n_in_memory + n_bytes <= self.memory:
             self.n_in_memory += n_bytes
@@ -61,7 +62,8 @@ class Scratch:
 
 def _mapped(n_bytes: int) -> Array:
     """Zeros in a file of its own. The blocks are reserved: a full disk found out later would end the process."""
-    with tempfile.TemporaryFile(prefix="nearzip-") as file:
+    folder = os.environ.get("TMPDIR") or tempfile.gettempdir()
+    with naming_errors("hold moments", f"{folder} (TMPDIR)"), tempfile.TemporaryFile(prefix="nearzip-") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, n_bytes)
         else:

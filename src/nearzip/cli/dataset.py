@@ -145,7 +145,7 @@ def inspect(file: str, verify: bool, as_json: bool) -> int:
             print_json("dataset inspect", document)
         else:
             show(_facts(document, str(reader.codec)))
-            for line in wrong:
+            for line in wrong or reader.unreadable:
                 warn(line)
     return 12 if wrong else 0
 

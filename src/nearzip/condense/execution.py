@@ -125,7 +125,7 @@ class SparseLinear(nn.Module):
 def sparse(module: nn.Module, zeros: float = SPARSE_FROM) -> nn.Module:
     """A copy of a network whose linear layers run sparse where at least the share `zeros` of their weights is zero.
 
-    Convolutions stay dense: PyTorch has no sparse ones. The copy is for inference.
+    Convolutions stay dense: PyTorch has no sparse ones; so do layers with hooks. The copy is for inference.
     """
     if not 0 < zeros <= 1:
         raise UsageError(f"zeros is a share, above 0 and at most 1, not {zeros!r}")
@@ -133,15 +133,16 @@ def sparse(module: nn.Module, zeros: float = SPARSE_FROM) -> nn.Module:
     if _is_sparse(found, zeros):
         assert isinstance(found, nn.Linear)
         return SparseLinear(found)
+    replaced: dict[nn.Module, SparseLinear] = {}
     for parent in list(found.modules()):
-        for name, layer in list(parent.named_children()):
-            if _is_sparse(layer, zeros):
+        for name, layer in list(parent._modules.items()):  # a layer may have several names
+            if layer is not None and _is_sparse(layer, zeros):
                 assert isinstance(layer, nn.Linear)
-                setattr(parent, name, SparseLinear(layer))
+                setattr(parent, name, replaced.get(layer) or replaced.setdefault(layer, SparseLinear(layer)))
     return found.eval()
 
 
 def _is_sparse(layer: nn.Module, zeros: float) -> bool:
-    if type(layer) is not nn.Linear or not layer.weight.numel():
+    if type(layer) is not nn.Linear or not layer.weight.numel() or layer._forward_hooks or layer._forward_pre_hooks:
         return False
     return bool((layer.weight == 0).sum() >= zeros * layer.weight.numel())

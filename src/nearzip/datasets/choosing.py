@@ -19,7 +19,7 @@ from nearzip.datasets.codecs.cosine import Cosine
 from nearzip.datasets.codecs.registry import codec_of
 from nearzip.datasets.codecs.stacks import by_shape
 from nearzip.datasets.cosines import BASIS, COLORS, SIDE, coefficients, levels_of
-from nearzip.datasets.preparing import Normalised
+from nearzip.datasets.preparing import Normalised, evaluating
 from nearzip.digests import digest
 from nearzip.errors import UsageError
 from nearzip.tensors import Array
@@ -73,7 +73,7 @@ def for_network(
     Raises
     ------
     UsageError
-        No network, another codec.
+        No network, another codec; when images are written, a network whose outputs are no logits, or not finite.
 
     Examples
     --------
@@ -122,7 +122,10 @@ class ForNetwork(Cosine):
     def _model(self, chunks: Iterable[Sequence[Array]], steps: Array, color: bool) -> cosine_model.Parts:
         for chunk in chunks:
             for _, stack in by_shape(chunk):
-                images = np.stack([image for image in stack if _key(image) not in self._known] or [stack[0]])
+                new = [image for image in stack if _key(image) not in self._known]
+                if not new:
+                    continue
+                images = np.stack(new)
                 raw = coefficients(images, color)
                 plain = levels_of(raw, steps, self.rounding)
                 if self._shifts is None:
@@ -142,7 +145,7 @@ class ForNetwork(Cosine):
 
 
 def _key(image: Array) -> bytes:
-    return digest(image.tobytes())
+    return digest(repr(image.shape).encode(), image.tobytes())
 
 
 @dataclass(frozen=True)
@@ -154,23 +157,17 @@ class _Chooser:
     def levels(self, images: Array, raw: Array, plain: Array, steps: Array, shifts: Array) -> Array:
         """Levels (n, rows, columns, channels, 8, 8) int16 of images, from the nearest ones."""
         n = max(1, _TOGETHER // images[0].size)
-        training = [network.training for network in self.networks]
-        for network in self.networks:
-            network.eval()
-        try:
+        with evaluating(self.networks):
             parts = [
                 self._chosen(images[at : at + n], raw[at : at + n], plain[at : at + n], _Decoder(images, steps, shifts))
                 for at in range(0, len(images), n)
             ]
-        finally:
-            for network, was in zip(self.networks, training, strict=True):
-                network.train(was)
         return np.concatenate(parts)
 
     def _chosen(self, images: Array, raw: Array, plain: Array, decoder: _Decoder) -> Array:
         pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(torch.float32)
         with torch.no_grad():
-            own = [torch.softmax(network(self.prepare(pixels / 255)), 1) for network in self.networks]
+            own = [torch.softmax(_logits(network, self.prepare(pixels / 255)), 1) for network in self.networks]
         values, levels = torch.from_numpy(raw).flatten(1), torch.from_numpy(plain.astype(np.float32)).flatten(1)
         share = torch.ones(len(images))
         divergence, gradients = self._divergence(levels, own, decoder)
@@ -206,6 +203,16 @@ class _Chooser:
             total = total + (p * (p.clamp_min(1e-12).log() - logs)).sum(1) / len(self.networks)
         (gradients,) = torch.autograd.grad(total.sum(), values)
         return total.detach(), gradients
+
+
+def _logits(network: nn.Module, inputs: Tensor) -> Tensor:
+    """A network's outputs, checked once. Raises UsageError."""
+    found = network(inputs)
+    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(inputs):
+        raise UsageError("a network returns logits, a tensor (n, classes)")
+    if not bool(torch.isfinite(found).all()):
+        raise UsageError("the network's outputs for the images are not finite; check its weights, mean and std")
+    return found
 
 
 class _Decoder:

@@ -1,13 +1,28 @@
-"""From pixels in [0, 1] to the input of a network."""
+"""From pixels in [0, 1] to the input of a network, in evaluation mode."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Normalised"]
+__all__ = ["Normalised", "evaluating"]
+
+
+@contextlib.contextmanager
+def evaluating(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """Evaluation mode with gradients, also inside `torch.no_grad()`; afterwards each layer is in the mode it was in."""
+    modes = {layer: layer.training for network in networks for layer in network.modules()}
+    for network in networks:
+        network.eval()
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode
 
 
 class Normalised:

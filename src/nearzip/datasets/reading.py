@@ -109,6 +109,11 @@ class Reader(Samples):
     def verify(self) -> list[str]:
         """Read and check everything. Returns one line for each fault; an empty list if there is none."""
 
+    @property
+    def unreadable(self) -> list[str]:
+        """One line for each of several files that could not be opened; sizes do not count them."""
+        return []
+
     @abstractmethod
     def close(self) -> None:
         """Close all files."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nearzip.datasets.cosines import BASIS, SIDE, blocks_of, chroma_gradients
-from nearzip.datasets.preparing import Normalised
+from nearzip.datasets.preparing import Normalised, evaluating
 from nearzip.errors import UsageError
 from nearzip.tensors import Array
 
@@ -76,10 +76,8 @@ def _information(
 ) -> Array:
     """Mean squared gradients by coefficient: (channels, 8, 8)."""
     generator = torch.Generator().manual_seed(seed)
-    was_training = network.training
-    network.eval()
     total, n = np.zeros((images.shape[3], SIDE, SIDE)), 0
-    try:
+    with evaluating([network]):
         for at in range(0, len(images), batch):
             pixels = torch.from_numpy(images[at : at + batch]).permute(0, 3, 1, 2).to(torch.float32) / 255
             pixels.requires_grad_(True)
@@ -90,6 +88,4 @@ def _information(
             squares = np.square((BASIS @ blocks_of(values) @ BASIS.T).astype(np.float64))
             total += squares.sum((0, 1, 2))
             n += int(np.prod(squares.shape[:3]))
-    finally:
-        network.train(was_training)
     return total / n

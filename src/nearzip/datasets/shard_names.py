@@ -79,6 +79,10 @@ def expanded(place: Any) -> list[Any] | None:
     name = os.fspath(place)
     if not isinstance(name, str) or (not is_url(name) and os.path.exists(name)):
         return None
+    if not is_url(name):
+        found = _complete(name, os.path.basename(name), _local(_of_any_number(name)))
+        if found is not None:
+            return found
     if _BRACES.search(name):
         return _counted(name)
     listed = _remote(name) if is_url(name) else _local
@@ -89,11 +93,13 @@ def expanded(place: Any) -> list[Any] | None:
         if not found:
             raise MissingFileError(f"{name}: no such file")
         return found
+    return _complete(name, PurePosixPath(name).name, listed(_of_any_number(name))) if is_url(name) else None
+
+
+def _of_any_number(name: str) -> str:
+    """The pattern of the files of a data set."""
     stem, suffix = os.path.splitext(name)
-    if suffix != ".nzd":
-        return None
-    whole = PurePosixPath(name).name if is_url(name) else os.path.basename(name)
-    return _complete(name, whole, listed(f"{glob.escape(stem)}-*-of-*{suffix}"))
+    return f"{glob.escape(stem)}-*-of-*{glob.escape(suffix)}"
 
 
 def _counted(name: str) -> list[str]:

@@ -100,6 +100,10 @@ class ShardedReader(Reader):
     def _first(self) -> FileReader:
         return self._readable[0]
 
+    @property
+    def unreadable(self) -> list[str]:
+        return [str(each) for each in self._shards if not isinstance(each, FileReader)]
+
     def __getstate__(self) -> dict[str, Any]:
         for each in self._readable:
             each.__getstate__()  # says why it cannot be sent

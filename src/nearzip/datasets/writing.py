@@ -123,7 +123,8 @@ def write(
         So many files, of about equally many samples: `train.nzd` becomes `train-00000-of-00004.nzd` and so on. Each can
         be opened alone, and all of them as "train.nzd".
     shard_size : int
-        As many files as needed for none to have more bytes of samples than these.
+        As many files as needed for none to have more bytes of samples than these, unless one sample (of `bounded`: one
+        group) has more.
     force : bool
         Replace what exists under this name, in one file or in several.
     progress : callable
@@ -249,8 +250,8 @@ class _Split:
 class _Sink:
     """Coded samples, put into groups and files."""
 
-    def __init__(self, new: Callable[[], _File], split: _Split, group: int | None):
-        self._new, self._split, self.group = new, split, group
+    def __init__(self, new: Callable[[], _File], split: _Split, group: int | None, whole_groups: bool):
+        self._new, self._split, self.group, self._whole_groups = new, split, group, whole_groups
         self.files = [new()]
         self.done = 0
         self._coded: list[bytes] = []
@@ -271,8 +272,12 @@ class _Sink:
     def _flush(self, n: int) -> None:
         coded, most = self._coded[:n], self._split.n_bytes
         own = self.files[-1]
-        if most is not None and own.lengths and own.n_bytes + sum(map(len, coded)) > most:
-            self._next()
+        if most is not None and own.n_bytes + sum(map(len, coded)) > most:
+            if own.lengths:
+                self._next()
+            if not self._whole_groups:
+                n = max(1, int(np.searchsorted(np.cumsum([len(each) for each in coded]), most, "right")))
+                coded = coded[:n]
         self.files[-1].add(coded, self._shapes[:n])
         self.done += n
         del self._coded[:n], self._shapes[:n]
@@ -296,7 +301,7 @@ class _Write:
         """Write all files, which `new` opens."""
         shared = self.codec.learn(_Chunks(self.samples, self.spec), self.spec)
         in_groups = self.codec.coder(shared, self.spec).in_groups
-        sink = _Sink(new, split, group or (self._group_of_arrays() if in_groups else None))
+        sink = _Sink(new, split, group or (self._group_of_arrays() if in_groups else None), in_groups)
         for coded, shapes in self._coded(shared, split, sink.group if in_groups else None):
             sink.add(coded, shapes)
             if self.progress:
@@ -335,7 +340,13 @@ class _Write:
     def _set_id(self, files: list[_File], shared: bytes) -> bytes:
         said = json.dumps(self.codec.to_json(), sort_keys=True).encode()
         lengths = np.concatenate([np.array(each.lengths, "<u8") for each in files])
-        return digest(said, shared, lengths.tobytes(), *(each.file.group_digests for each in files))
+        # Labels, too: files of two writes of the same images are of two data sets.
+        columns = [part for name in sorted(self.samples.columns) for part in (name.encode(), self._content(name))]
+        return digest(said, shared, lengths.tobytes(), *columns, *(each.file.group_digests for each in files))
+
+    def _content(self, name: str) -> bytes:
+        values = self.samples.columns[name]
+        return json.dumps(values).encode() if isinstance(values, list) else np.asarray(values).tobytes()
 
     def _finished(self, own: _File, first: int, shared: bytes, group: int, shard: Shard | None) -> int:
         file, lengths, shapes = own.file, own.lengths, own.shapes

@@ -42,6 +42,8 @@ _FINER = 8.0
 #: some of the way (Stich and Karimireddy, 2020). Where all values are about as large, a step of four root mean squares
 #: carries nothing, and residual and step would grow together for ever.
 _LEAST = 0.02
+#: The largest half of a step: steps are float32.
+_MOST = float(np.finfo(np.float32).max) / 2
 #: Values that this is estimated from.
 _SAMPLE = 1 << 17
 #: Buffers whose values must stay what they are: a running variance that is rounded below zero gives NaN.
@@ -149,6 +151,7 @@ class UpdateCoding:
             total = sum((Statistics.of(update.read(name)) for name in names), Statistics())
             half = float(self.bound.value) * total.rms  # type: ignore[attr-defined]
             half = carrying(half, [update.read(name) for name in names])
+        half = min(half, _MOST)
         # Rounded down to float32, so that the step takes four bytes and the bound still holds; never to zero.
         step = float(np.float32(2 * half * (1 - 2**-22)))
         return step if 0 < step < math.inf else float(np.float32(1e-30))
@@ -159,6 +162,8 @@ def carrying(half: float, arrays: Sequence[Array]) -> float:
     stride = -(-sum(array.size for array in arrays) // _SAMPLE) or 1
     values = np.concatenate([array.reshape(-1)[::stride] for array in arrays]).astype(np.float64)
     whole = float(np.dot(values, values))
+    if 0 < whole < math.inf:
+        half = min(half, _MOST, float(np.abs(values).max()))  # a larger one carries nothing
     while 0 < whole < math.inf and half > 0:
         rest = values - 2 * half * np.rint(values / (2 * half))
         if whole - float(np.dot(rest, rest)) >= _LEAST * whole:

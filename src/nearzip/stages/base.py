@@ -323,12 +323,13 @@ class Stage(ABC):
             values[name] = nested(value) if is_chain else _checked(cls.id, name, known[name], value)  # type: ignore[misc]
         return cls(**values)
 
-    def check_whole_numbers(self) -> None:
-        """Raise UsageError for an integer parameter that was given as anything else: no file would be read with it."""
-        for name in _whole_numbers(type(self)):
+    def check_numbers(self) -> None:
+        """Raise UsageError for a number or truth value given as anything else: no file would be written or read."""
+        for name, hint in _numbers(type(self)):
             value = getattr(self, name)
-            if type(value) is not int:
-                raise UsageError(f"stage {self.id!r}: {name} is an integer, not {repr(value)[:80]}")
+            fits = isinstance(value, (int, float)) and type(value) is not bool if hint is float else type(value) is hint
+            if not fits:
+                raise UsageError(f"stage {self.id!r}: {name} is {_SAID[hint]}, not {repr(value)[:80]}")
 
     @classmethod
     def hints(cls) -> Mapping[str, Any]:
@@ -343,9 +344,12 @@ def _hints_of(kind: type[Stage]) -> Mapping[str, Any]:
     return MappingProxyType({f.name: hints[f.name] for f in fields(kind)})
 
 
+_SAID = {int: "an integer", float: "a float of Python", bool: "true or false"}
+
+
 @functools.cache
-def _whole_numbers(kind: type[Stage]) -> tuple[str, ...]:
-    return tuple(name for name, hint in _hints_of(kind).items() if hint is int)
+def _numbers(kind: type[Stage]) -> tuple[tuple[str, type], ...]:
+    return tuple((name, hint) for name, hint in _hints_of(kind).items() if hint in _SAID)
 
 
 def _is_nested(hint: Any) -> bool:

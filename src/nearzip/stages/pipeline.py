@@ -57,7 +57,7 @@ class Chain(Nested):
         if not self.stages or self.stages[-1].gives is not BYTES:
             raise UsageError("a chain of stages leads to bytes")
         for stage in self.stages:
-            stage.check_whole_numbers()
+            stage.check_numbers()
         for one, next_one in zip(self.stages, self.stages[1:], strict=False):
             if one.gives is not next_one.takes:
                 raise UsageError(
