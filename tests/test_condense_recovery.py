@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from nearzip import condense
 from nearzip.condense.recovery import Job
 from nearzip.condense.training import Training, restimate
 from nearzip.errors import Error, UsageError
+from nearzip.network import steps
 from nearzip.recipes.retrain import Hold
 from nearzip.torch.finetune import holding
 
@@ -326,3 +328,26 @@ def test_statistics_of_batch_norm_are_estimated_anew():
     np.testing.assert_allclose(module[1].running_mean, expected.mean(0), rtol=1e-4, atol=1e-5)
     assert module[1].momentum == 0.1
     assert module.training
+
+
+def test_trainings_in_several_threads_leave_each_other_alone():
+    """PyTorch's own list of hooks fails when another thread adds one during a step."""
+    seen = [0] * 4
+
+    def work(i):
+        layer = nn.Linear(4, 2)
+        optimizer = torch.optim.SGD(layer.parameters(), 0.01)
+        for _ in range(150):
+
+            def after(stepped, *_, mine=optimizer):
+                seen[i] += stepped is mine
+
+            hooks = [steps.before_steps(lambda *_: None), steps.after_steps(after)]
+            layer(torch.ones(3, 4)).sum().backward()
+            optimizer.step()
+            for hook in hooks:
+                hook.remove()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert seen == [150] * 4

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import Optimizer
 
 from nearzip.errors import Error, UsageError
 from nearzip.network.calls import call, device_of, moved
+from nearzip.network.steps import after_steps, before_steps
 
 __all__ = ["TrainEpoch", "Training", "restimate"]
 
@@ -72,7 +73,7 @@ class Training:
                 seen.steps += 1
                 seen.rate += _rate(optimizer)
 
-        hooks = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
+        hooks = [before_steps(before), after_steps(after)]
         module.train()
         try:
             with torch.enable_grad():

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from nearzip.errors import UsageError
 from nearzip.network.arrays import to_torch
+from nearzip.network.steps import after_steps, before_steps
 from nearzip.recipes.by_name import ByName
 from nearzip.recipes.retrain import Hold
 from nearzip.stages.codebook import cluster, nearest
@@ -152,9 +152,9 @@ def holding(module: nn.Module, hold: Hold) -> Iterator[None]:
         if one.tensor.requires_grad
     ]
     if pulls:
-        hooks.append(register_optimizer_step_pre_hook(_Pulling(pulls, hold.weight)))
+        hooks.append(before_steps(_Pulling(pulls, hold.weight)))
     # Momentum and weight decay move what has no gradient: after every step over the module all is put back.
-    hooks.append(register_optimizer_step_post_hook(after_step))
+    hooks.append(after_steps(after_step))
     try:
         yield
         put_back()
