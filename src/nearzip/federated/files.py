@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from nearzip.archive import Archive
 from nearzip.bounds import Statistics, Update
 from nearzip.coding import BoundLike
 from nearzip.errors import CorruptError, Error, UsageError
-from nearzip.federated.coding import EXACT_NAMES, carrying, check_same
+from nearzip.federated.coding import EXACT_NAMES, UpdateCoding, carrying, check_same
 from nearzip.federated.residual import Residual
 from nearzip.tensors import Array, Checkpoint
 
@@ -97,10 +96,11 @@ def _wanted(source: Checkpoint, residual: Mapping[str, Any]) -> dict[str, Array]
 
 def _value(wanted: Mapping[str, Array], held: Checkpoint) -> float:
     """Root mean squares of the update that a value may be off by."""
+    coding = UpdateCoding()
     changes = [
         wanted[name] - held.read(name).astype(np.float32)
         for name in wanted
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in EXACT_NAMES)
+        if not coding.is_exact(held.spec(name))
     ]
     rms = sum((Statistics.of(change) for change in changes), Statistics()).rms
     return carrying(2 * rms, changes) / rms if changes and 0 < rms < math.inf else 2.0
