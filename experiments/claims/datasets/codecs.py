@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.claims.datasets.networks import NAMES, network, test_images, training_images
+from experiments.claims.datasets.networks import NAMES, judges, network, test_images, training_images
 from experiments.lab import record
 from experiments.lab.data import CIFAR_MEAN, CIFAR_STD
 from nearzip import datasets
@@ -57,16 +57,11 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     images, labels = test_images(options.data, options.images)
-    judges = {}
-    for name in NAMES:
-        metrics = ["top1", "agreement", "kl"]
-        judges[name] = datasets.image_evaluator(
-            network(name, options.data), labels, metrics, mean=CIFAR_MEAN, std=CIFAR_STD
-        )
-    clean = {name: dict(judge.original(list(images)).metrics) for name, judge in judges.items()}
+    found = judges({name: network(name, options.data) for name in NAMES}, labels)
+    clean = {name: dict(judge.original(list(images)).metrics) for name, judge in found.items()}
     rows = []
     for codec_name, setting, codec, by in codecs(options.data):
-        rows.append(row(codec_name, setting, codec, images, labels, {name: judges[name] for name in by}))
+        rows.append(row(codec_name, setting, codec, images, labels, {name: found[name] for name in by}))
         print(rows[-1], flush=True)
     result: dict[str, Any] = {"n": len(images), "raw_bytes": images[0].size, "original": clean, "rows": rows}
     record.save("dataset_codecs", result, ("nearzip", "numpy", "torch", "pillow", "zfpy"))

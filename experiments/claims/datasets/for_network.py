@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from experiments.claims.datasets.codecs import row
-from experiments.claims.datasets.networks import NAMES, network, test_images, training_images
+from experiments.claims.datasets.networks import NAMES, judges, network, test_images, training_images
 from experiments.lab import record
 from experiments.lab.data import CIFAR_MEAN, CIFAR_STD
 from nearzip import datasets
@@ -35,11 +35,8 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     images, labels = test_images(options.data, options.images)
     networks = {name: network(name, options.data) for name in NAMES}
-    judges = {
-        name: datasets.image_evaluator(each, labels, ["top1", "agreement", "kl"], mean=CIFAR_MEAN, std=CIFAR_STD)
-        for name, each in networks.items()
-    }
-    for judge in judges.values():
+    by = judges(networks, labels)
+    for judge in by.values():
         judge.original(list(images))
     result: dict[str, Any] = {"n": len(images), "rows": record.finished_rows("dataset_for_network", n=len(images))}
     done = {(each["codec"], each["setting"]) for each in result["rows"]}
@@ -55,7 +52,7 @@ def main(arguments: list[str]) -> None:
             datasets.write(io.BytesIO(), images, labels, codec=codec)
             seconds = time.process_time() - begin
             # A second time with the levels that it knows.
-            found = row(" and ".join(names), step, codec, images, labels, judges)
+            found = row(" and ".join(names), step, codec, images, labels, by)
             result["rows"].append({**found, "ms": round(1000 * seconds / len(images), 2)})
             print(result["rows"][-1], flush=True)
             record.save("dataset_for_network", result, ("nearzip", "numpy", "torch"))

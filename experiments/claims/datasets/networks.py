@@ -6,7 +6,9 @@ with batch norm and without, as a matched pair, and one of depthwise convolution
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from experiments.lab.data import CIFAR_MEAN, CIFAR_STD, Split, held_out_images, 
 from experiments.lab.networks import NETWORKS
 from experiments.lab.trace_sets import traces_folder, version_files
 from experiments.lab.traces import folder
+from nearzip import datasets
 
 NAMES = ("vgg-small", "mobilenet-small", "resnet-20", "strided-small", "strided-plain")
 _SETS = {"resnet-20": "correctness"}
@@ -39,6 +42,15 @@ def network(name: str, data: Path) -> nn.Module:
     module = NETWORKS[name]()
     module.load_state_dict(load_file(path))
     return module.eval()
+
+
+def judges(networks: Mapping[str, nn.Module], labels: np.ndarray) -> dict[str, Any]:
+    """An evaluator of lists of images for each network."""
+    metrics = ["top1", "agreement", "kl"]
+    return {
+        name: datasets.image_evaluator(each, labels, metrics, mean=CIFAR_MEAN, std=CIFAR_STD)
+        for name, each in networks.items()
+    }
 
 
 def pixels(split: Split) -> np.ndarray:
