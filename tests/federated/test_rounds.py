@@ -12,7 +12,7 @@ import pytest
 from nearzip.digests import digest
 from nearzip.errors import CorruptError, Error, UsageError, WrongBaseError
 from nearzip.federated import Client, Server, residual
-from nearzip.federated.coding import as_model, model_id
+from nearzip.federated.coding import as_model, carrying, model_id
 from nearzip.federated.downlink import read_downlink
 from nearzip.federated.message import read_message
 
@@ -525,3 +525,19 @@ def test_huge_values_and_bounds_end_and_take_a_step_of_float32(bound, scale):
         assert np.square(left / scale).sum() < 0.99 * np.square(update.astype(np.float64) / scale).sum()
     else:
         assert not sent.any()
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("half", [1.0, 2.0, 5.0, 100.0])
+def test_a_step_carries_its_part_and_is_no_finer_than_it_must(draw, half):
+    values = DRAWS[draw](np.random.default_rng(0), 4000)
+    half *= np.sqrt(np.mean(values**2))
+
+    def carried(half):
+        rest = values - 2 * half * np.rint(values / (2 * half))
+        return 1 - np.sum(rest**2) / np.sum(values**2)
+
+    found = carrying(half, [values])
+    assert found <= half
+    assert carried(found) >= 0.02
+    assert found == half or carried(min(half, found * 2**0.25)) < 0.02

@@ -98,9 +98,7 @@ def _value(wanted: Mapping[str, Array], held: Checkpoint) -> float:
     """Root mean squares of the update that a value may be off by."""
     coding = UpdateCoding()
     changes = [
-        wanted[name] - held.read(name).astype(np.float32)
-        for name in wanted
-        if not coding.is_exact(held.spec(name))
+        wanted[name] - held.read(name).astype(np.float32) for name in wanted if not coding.is_exact(held.spec(name))
     ]
     rms = sum((Statistics.of(change) for change in changes), Statistics()).rms
     return carrying(2 * rms, changes) / rms if changes and 0 < rms < math.inf else 2.0
